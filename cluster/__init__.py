@@ -1,0 +1,1 @@
+"""Where it runs and what is recorded: Ray, DeepSpeed, MLflow."""

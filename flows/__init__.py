@@ -1,0 +1,1 @@
+"""In what order and when: Prefect flows and the `gpt2` command."""

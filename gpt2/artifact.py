@@ -1,0 +1,237 @@
+"""The one idea between stages: an artifact, a directory with a `manifest.json` that is written last.
+
+An artifact's id is a hash of what it was made from: kind, settings, the ids of its inputs and the code of its
+stage. A stage whose artifact exists has nothing to do; a directory without a manifest that verifies is not an
+artifact. The chain of ids leads from a registered model back to every document.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+class DamagedArtifact(ValueError):
+    """A file of an artifact is missing or is not what its manifest says."""
+
+
+def digest(value: Any) -> str:
+    """Sha256 (hex) of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@cache
+def code_version(*modules: str) -> str:
+    """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does."""
+    hashes = []
+    for name in modules:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None, name
+        tree = ast.parse(Path(spec.origin).read_bytes())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [  # type: ignore[attr-defined]
+                    b for b in body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))
+                ]
+        hashes.append([name, hashlib.sha256(ast.dump(tree).encode()).hexdigest()])
+    return digest(hashes)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an artifact is made from; its `id` is the artifact's name."""
+
+    kind: str
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Name of each input and its id: an artifact's id, or the sha256 of an outside file."""
+    code: tuple[str, ...] = ()
+    """Modules whose code the result depends on."""
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits."""
+        parts = [self.kind, dict(self.spec), dict(self.inputs), code_version(*self.code)]
+        return digest(parts)[:16]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished, read-only directory."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.manifest["id"]
+
+    @property
+    def kind(self) -> str:
+        return self.manifest["kind"]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Figures that the stage recorded: counts, metrics, seconds. Not part of the id."""
+        return self.manifest["info"]
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists; `KeyError` where it does not."""
+        if name not in self.manifest["files"]:
+            raise KeyError(f"artifact {self.kind}/{self.id} has no file {name!r}; it has {sorted(self.manifest['files'])}")
+        return self.path / name
+
+    def verify(self) -> None:
+        """Compare every file's sha256 with the manifest; `DamagedArtifact` names the first that differs."""
+        for name, entry in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                raise DamagedArtifact(f"{path} is missing; delete {self.path} to make it anew")
+            if file_sha256(path) != entry["sha256"]:
+                raise DamagedArtifact(f"{path} is not what its manifest says; delete {self.path} to make it anew")
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest in a directory, or None where it is absent, cut, or does not list files of these sizes."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        sizes_match = all((path / n).stat().st_size == e["size"] for n, e in manifest["files"].items())
+        return manifest if sizes_match else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Hash and fsync every file under `path`, then write `manifest.json`: the directory is complete from then on."""
+    files = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with open(file, "rb") as stream:
+            files[file.relative_to(path).as_posix()] = {
+                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+                "size": file.stat().st_size,
+            }
+            os.fsync(stream.fileno())
+    manifest = {**header, "files": files}
+    write_atomically(path / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    return manifest
+
+
+class Store:
+    """Artifacts under one local or shared directory: `ROOT/KIND/ID/`; work in progress under `ROOT/.partial/`."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root).resolve()
+
+    def path(self, key: Key) -> Path:
+        return self.root / key.kind / key.id
+
+    def partial(self, key: Key) -> Path:
+        """Where the artifact of `key` is being made; survives a kill, so that the stage can go on from it."""
+        return self.root / ".partial" / f"{key.kind}-{key.id}"
+
+    def find(self, key: Key) -> Artifact | None:
+        """The finished artifact of `key`, or None. Names and sizes are checked here, contents by `Artifact.verify`."""
+        return self.get(key.kind, key.id)
+
+    def get(self, kind: str, id: str) -> Artifact | None:
+        """The finished artifact of that kind and id, or None."""
+        path = self.root / kind / id
+        manifest = read_manifest(path)
+        if manifest is None or manifest.get("id") != id:
+            return None
+        return Artifact(path, manifest)
+
+    def require(self, kind: str, id: str) -> Artifact:
+        """Like `get`, but `DamagedArtifact` where there is none; contents are verified."""
+        artifact = self.get(kind, id)
+        if artifact is None:
+            raise DamagedArtifact(f"there is no complete artifact {kind}/{id} in {self.root}; run its stage again")
+        artifact.verify()
+        return artifact
+
+    def make(self, key: Key, build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+        """The artifact of `key`: found, or made by `build(directory)`, which returns figures for `info`.
+
+        `directory` persists between attempts: a stage finds there what a killed attempt left and must check it
+        itself. Two processes that want the same artifact take turns; the second finds it done. A crash leaves
+        no artifact. Files whose name begins with `_` are scratch and are removed at the end.
+        """
+        with self._lock(key):
+            found = self.find(key)
+            if found is not None:
+                return found
+            work = self.partial(key)
+            work.mkdir(parents=True, exist_ok=True)
+            (work / MANIFEST).unlink(missing_ok=True)
+            started = time.time()
+            info = dict(build(work) or {})
+            for scratch in work.glob("_*"):
+                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+            header = {
+                "id": key.id,
+                "kind": key.kind,
+                "spec": dict(key.spec),
+                "inputs": dict(key.inputs),
+                "code": code_version(*key.code),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "info": {"seconds": round(time.time() - started, 2), **info},
+            }
+            manifest = seal(work, header)
+            target = self.path(key)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():  # not an artifact, or `find` had found it
+                shutil.rmtree(target)
+            os.replace(work, target)
+            sync_directory(target.parent)
+            return Artifact(target, manifest)
+
+    @contextmanager
+    def _lock(self, key: Key) -> Iterator[None]:
+        """Held by one process at a time; the system releases it when that process dies."""
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{key.kind}-{key.id}", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,118 @@
+"""What a downstream task is. A new task is one file in `gpt2/tasks/`: everything else follows from this class."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import Field
+
+from gpt2.config import Settings, TrainConfig
+
+if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
+    import pandas as pd
+    from torch import Tensor, nn
+
+    from gpt2.model import GPT2
+    from gpt2.tokenizer import Tokenizer
+
+
+class Dataset(Protocol):
+    """Samples with an index. The training loop decides which indices a rank reads at a step."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """The samples as CPU tensors, keyword arguments of the module's `forward`.
+
+        `seed` is the same on all ranks at a step: randomness (negatives, say) drawn from it is shared.
+        """
+        ...
+
+
+class TaskSettings(Settings):
+    """What the settings of every task have; a task's own `Settings` class adds to it."""
+
+    enabled: bool = True
+    """Whether the pipeline runs this task."""
+    source: str = Field(..., min_length=1)
+    """The labelled data: a file, a directory or `sample:NAME`."""
+    train: TrainConfig
+    """Fine-tuning: length, batches, rates."""
+
+
+class Task(ABC):
+    """A downstream task: its data, its module, its evaluation and the model that people pull."""
+
+    name: ClassVar[str]
+    """Identifier, as in `gpt2-NAME`, the registered model."""
+    title: ClassVar[str]
+    """For people."""
+    primary: ClassVar[str]
+    """The metric that the gate compares."""
+    higher_is_better: ClassVar[bool] = True
+    floor: ClassVar[str]
+    """The simple baseline, a key of the report's `baselines`, that a model must beat to be promoted."""
+    Settings: ClassVar[type[TaskSettings]]
+    code: ClassVar[tuple[str, ...]] = ()
+    """Modules besides the task's own that its result depends on."""
+    input_example: ClassVar[Any]
+    """What one passes to `predict`."""
+    params: ClassVar[Mapping[str, Any]] = {}
+    """Optional parameters of `predict` and their defaults."""
+
+    @abstractmethod
+    def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
+        """Read `source`, write the examples, split into train, validation and test, to `out`; return counts.
+
+        Raises `ValueError` naming file, value and remedy where the data can't be used.
+        """
+
+    @abstractmethod
+    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Dataset:
+        """Training samples of a split (`train` or `validation`)."""
+
+    @abstractmethod
+    def module(self, model: GPT2, examples: Path) -> nn.Module:
+        """The model with the task's head: `forward(**batch)` returns the mean loss of a batch's samples, a scalar."""
+
+    @abstractmethod
+    def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, out: Path) -> None:
+        """Write what `predictor` needs: config.json, *.safetensors, tokenizer.json, task.json. No pickle."""
+
+    @abstractmethod
+    def predictor(self, directory: Path) -> Predictor:
+        """The model that `save` wrote, ready for use."""
+
+    @abstractmethod
+    def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
+        """Evaluate the saved model on the test split; see `gpt2.report.write` for the report's form."""
+
+
+class Predictor(Protocol):
+    def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame: ...
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """The downstream tasks by name: every module of `gpt2.tasks` has one, `TASK`."""
+    import gpt2.tasks
+
+    found = {}
+    for module in pkgutil.iter_modules(gpt2.tasks.__path__):
+        task: Task = importlib.import_module(f"gpt2.tasks.{module.name}").TASK
+        found[task.name] = task
+    return dict(sorted(found.items()))
+
+
+def task(name: str) -> Task:
+    """The task of that name; `ValueError` lists those that exist."""
+    try:
+        return tasks()[name]
+    except KeyError:
+        raise ValueError(f"there is no task {name!r}; the tasks are: {', '.join(tasks())}") from None
