@@ -1,0 +1,95 @@
+"""A Ray to work on: the one that `RAY_ADDRESS` names, or a local one that ends with this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import psutil
+import ray
+
+from cluster.config import ClusterConfig
+from cluster.home import ray_folder
+
+_starting = threading.Lock()
+OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
+
+
+class NotEnoughResources(ValueError):
+    """The cluster can't hold the job."""
+
+
+def connect() -> None:
+    """Attach to the Ray that `RAY_ADDRESS` names, or start a local one; does nothing when connected."""
+    with _starting:
+        if ray.is_initialized():
+            return
+        common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        if address := os.environ.get("RAY_ADDRESS"):
+            ray.init(address=address, **common)
+            return
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            num_cpus=psutil.cpu_count() or 1,
+            _temp_dir=str(ray_folder()),
+            **common,
+        )
+
+
+def disconnect() -> None:
+    """Leave Ray; a local one that this process started ends, with all its processes."""
+    with _starting:
+        if ray.is_initialized():
+            ray.shutdown()
+
+
+def check_resources(config: ClusterConfig) -> None:
+    """Raise `NotEnoughResources` where the cluster can never hold the workers: Ray would wait for ever."""
+    have = ray.cluster_resources()
+    need = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * config.use_gpu}
+    for name, amount in need.items():
+        if amount > have.get(name, 0) + 1e-6:
+            raise NotEnoughResources(
+                f"cluster.num_workers={config.num_workers} need {amount:g} {name}s, the cluster has "
+                f"{have.get(name, 0):g}; lower cluster.num_workers or cluster.cpus_per_worker, or add nodes"
+            )
+
+
+def jobs_at_once(config: ClusterConfig) -> int:
+    """How many trainings of this size fit on the cluster at the same time, at least one."""
+    have = ray.cluster_resources()
+    fits = [have.get("CPU", 1) // (config.num_workers * config.cpus_per_worker)]
+    if config.use_gpu:
+        fits.append(have.get("GPU", 0) // config.num_workers)
+    return max(1, int(min(fits)))
+
+
+def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float = 1) -> Iterator[Any]:
+    """Call `function` on each tuple of arguments, on the cluster's workers; yield results as they come.
+
+    At most two calls per core are in flight, so memory does not grow with the number of calls. The first
+    error ends the rest and is raised as the function raised it.
+    """
+    connect()
+    remote = ray.remote(num_cpus=cpus, max_retries=2)(function)
+    limit = max(2, int(2 * ray.cluster_resources().get("CPU", 1) / cpus))
+    running: list[ray.ObjectRef] = []
+    try:
+        for call in arguments:
+            if len(running) >= limit:
+                finished, running = ray.wait(running, num_returns=1)
+                yield from ray.get(finished)
+            running.append(remote.remote(*call))
+        while running:
+            finished, running = ray.wait(running, num_returns=1)
+            yield from ray.get(finished)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)

@@ -1,0 +1,165 @@
+"""Is this machine fit: each check with what was found and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from cluster.home import home
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check's outcome."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    found: str
+    remedy: str = ""
+
+
+def check() -> list[Result]:
+    """Every check; none of them changes anything."""
+    return [run() for run in CHECKS]
+
+
+def judge(name: str, good: bool, found: str, remedy: str, hard: bool = True) -> Result:
+    """ok, or else failed (hard) or warning, with the remedy."""
+    if good:
+        return Result(name, "ok", found)
+    return Result(name, "failed" if hard else "warning", found, remedy)
+
+
+def python() -> Result:
+    return judge("Python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
+
+
+def packages() -> Result:
+    pinned = {"sqlalchemy": (2, 1), "fastapi": (0, 151)}
+    found, bad = [], []
+    for name, below in pinned.items():
+        version = importlib.metadata.version(name)
+        found.append(f"{name} {version}")
+        if tuple(int(p) for p in version.split(".")[:2]) >= below:
+            bad.append(name)
+    remedy = f"install again with `-c constraints.txt`: Prefect's scheduler fails with this {', '.join(bad)}"
+    return judge("packages", not bad, ", ".join(found), remedy)
+
+
+def cores() -> Result:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return judge("CPU", count >= 2, f"{count} cores", "use `--set cluster.num_workers=1` on one core", hard=False)
+
+
+def memory() -> Result:
+    free = psutil.virtual_memory().available / GIB
+    return judge("memory", free >= 5, f"{free:.1f} GiB available", "free memory: the laptop preset needs 5 GiB")
+
+
+def disk() -> Result:
+    free = shutil.disk_usage(home()).free / GIB
+    return judge("disk", free >= 5, f"{free:.1f} GiB free at {home()}", "free 5 GiB, or set GPT2_HOME to another disk")
+
+
+def writable() -> Result:
+    return judge("home", os.access(home(), os.W_OK), str(home()), "make it writable, or set GPT2_HOME elsewhere")
+
+
+def shared_memory() -> Result:
+    path = Path("/dev/shm")
+    if not path.exists():
+        return Result("/dev/shm", "warning", "absent", "Ray will use the disk; mount a tmpfs there")
+    free = shutil.disk_usage(path).free / GIB
+    return judge("/dev/shm", free >= 0.5, f"{free:.1f} GiB free", "start the container with --shm-size=2g", hard=False)
+
+
+def gpu() -> Result:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Result("GPU", "ok", "none: training runs on the CPU")
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return Result("GPU", "ok", names)
+
+
+def compiler() -> Result:
+    found = [c for c in ("g++", "clang++", "ninja") if shutil.which(c)]
+    good = "ninja" in found and len(found) > 1
+    remedy = "needed only for `compile: true` and CPU offload: install g++ and ninja"
+    return judge("C++ compiler", good, ", ".join(found) or "none", remedy, hard=False)
+
+
+def port(number: int, use: str) -> Callable[[], Result]:
+    def run() -> Result:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", number))
+            except OSError:
+                remedy = f"it may be {use} itself; else stop what uses it, or start {use} on another port"
+                return Result(f"port {number}", "warning", f"in use ({use}'s)", remedy)
+        return Result(f"port {number}", "ok", f"free for {use}")
+
+    return run
+
+
+def service(name: str, variable: str, path: str, otherwise: str) -> Callable[[], Result]:
+    def run() -> Result:
+        address = os.environ.get(variable)
+        if not address:
+            return Result(name, "ok", otherwise)
+        if not address.startswith("http"):
+            return Result(name, "ok", address)
+        try:
+            with urllib.request.urlopen(address.rstrip("/") + path, timeout=3) as answer:
+                return judge(name, answer.status == 200, f"{address} answers", f"look at the log of {name}")
+        except OSError as error:
+            remedy = f"start {name}, or unset {variable} to use the local one"
+            return Result(name, "failed", f"{address}: {error}", remedy)
+
+    return run
+
+
+def ray_cluster() -> Result:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Result("Ray", "ok", "local, started with a run")
+    host, _, number = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(number)), timeout=3).close()
+    except (OSError, ValueError) as error:
+        remedy = "give RAY_ADDRESS as host:6379 of a running head, or unset it"
+        return Result("Ray", "failed", f"{address}: {error}", remedy)
+    return Result("Ray", "ok", f"{address} answers")
+
+
+CHECKS: tuple[Callable[[], Result], ...] = (
+    python,
+    packages,
+    cores,
+    memory,
+    disk,
+    writable,
+    shared_memory,
+    gpu,
+    compiler,
+    port(4200, "Prefect"),
+    port(5000, "MLflow"),
+    port(8265, "Ray's dashboard"),
+    service("Prefect", "PREFECT_API_URL", "/health", "embedded, started with a run"),
+    service("MLflow", "MLFLOW_TRACKING_URI", "/health", "embedded: a SQLite file in the home"),
+    ray_cluster,
+)

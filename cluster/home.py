@@ -1,0 +1,89 @@
+"""Where local state lives, and the environment that every process of ours runs in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from gpt2.artifact import Store
+
+# Ray's sockets lie this much deeper than its temporary folder; the system allows a socket's path 107 bytes.
+RAY_SOCKET_SUFFIX = 64
+
+QUIET = {
+    # Nothing phones home.
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # Nothing is pickled where JSON will do.
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # Local servers are light, and the first start, with its migrations, takes long on a slow disk.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # A killed process frees its slot.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Logs are read by people.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+    "ALEMBIC_LOG_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+}
+
+
+def home() -> Path:
+    """The folder of all local state: `GPT2_HOME`, or `.gpt2` in the working directory. Made on first use."""
+    path = Path(os.environ.get("GPT2_HOME") or ".gpt2").resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def configure() -> Path:
+    """Set what is not yet set in the environment: the home, the quiet defaults, Prefect's folder. Before any import
+    of Prefect, Ray or MLflow. Returns the home."""
+    path = home()
+    os.environ["GPT2_HOME"] = str(path)
+    os.environ.setdefault("PREFECT_HOME", str(path / "prefect"))
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    return path
+
+
+def store() -> Store:
+    """The artifact store of this home."""
+    return Store(home() / "store")
+
+
+def samples() -> Path:
+    """Where sample data is kept."""
+    return home() / "samples"
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite file in the home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def ray_folder() -> Path:
+    """Ray's temporary folder in the home; behind a short link where the path is too long for its sockets."""
+    folder = home() / "ray"
+    folder.mkdir(exist_ok=True)
+    if len(os.fsencode(folder)) + RAY_SOCKET_SUFFIX <= 107:
+        return folder
+    link = Path(tempfile.gettempdir()) / f"gpt2-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    if not (link.is_symlink() and link.resolve() == folder):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder)
+    return link

@@ -1,0 +1,201 @@
+"""MLflow model versions: register, compare, promote, pull.
+
+A version is usable when its `gpt2.artifact` tag is there: files are uploaded first, and the version, its source
+and its tags are made in one request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+from cluster import pulled
+from cluster.tracking import Run, client
+from gpt2.artifact import Artifact
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+ARTIFACT_TAG = "gpt2.artifact"
+REQUIREMENTS = ("torch", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow")
+
+
+def registered_name(task: str) -> str:
+    """The registry's name for a task's model."""
+    return f"gpt2-{task}"
+
+
+def by_alias(name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points at, or None."""
+    try:
+        return client().get_model_version_by_alias(name, alias)
+    except MlflowException:
+        return None
+
+
+def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
+    """The version made from that artifact, or None."""
+    found = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
+    return max(found, key=lambda v: int(v.version)) if found else None
+
+
+def register(
+    name: str,
+    model: Artifact,
+    run: Run,
+    tags: Mapping[str, str],
+    input_example: Any,
+    params: Mapping[str, Any],
+    output_example: Any,
+) -> ModelVersion:
+    """A version of `name` made from the artifact; the existing one where it is registered already."""
+    if existing := by_artifact(name, model.id):
+        return existing
+    import gpt2
+
+    requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]
+    with quietly():
+        mlflow.set_tracking_uri(client().tracking_uri)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=pulled.__file__,
+            artifacts={"model": str(model.path / "model")},
+            code_paths=[str(Path(gpt2.__file__).parent)],
+            signature=signature(input_example, output_example, params),
+            input_example=(input_example, dict(params)) if params else input_example,
+            pip_requirements=requirements,
+            run_id=run.id,
+        )
+    with contextlib.suppress(MlflowException):  # exists
+        client().create_registered_model(name)
+    return client().create_model_version(
+        name, source=info.model_uri, run_id=run.id, tags={ARTIFACT_TAG: model.id, **tags}, model_id=info.model_id
+    )
+
+
+def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
+    """The signature of a list of texts, or of records whose lists of text may be left out where the example has None."""
+    inferred = infer_signature(None, outputs, dict(params) or None)
+    if isinstance(inputs[0], str):
+        schema = Schema([ColSpec(DataType.string)])
+    else:
+        record = inputs[0]
+        schema = Schema(
+            [ColSpec(Array(DataType.string), name, required=name == next(iter(record))) for name in record]
+        )
+    return ModelSignature(inputs=schema, outputs=inferred.outputs, params=inferred.params)
+
+
+@contextlib.contextmanager
+def quietly():
+    """MLflow's advice for interactive use is not for logs."""
+    loggers = [logging.getLogger(n) for n in ("mlflow", "mlflow.pyfunc", "mlflow.models", "mlflow.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, and why."""
+
+    promote: bool
+    reasons: tuple[str, ...]
+
+
+def gate(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdict:
+    """Better than the simple baseline, and not worse than the champion on the same examples."""
+    metric, up = report["primary"]["name"], report["primary"]["higher_is_better"]
+    value, floor = report["metrics"][metric], report["baselines"][report["floor"]][metric]
+
+    def better(a: float, b: float) -> bool:
+        return a > b if up else a < b
+
+    if not math.isfinite(value):
+        return Verdict(False, (f"{metric} is {value}",))
+    against_floor = f"{metric} {value:.4f} against {floor:.4f} of the baseline '{report['floor']}'"
+    if not better(value, floor):
+        return Verdict(False, (f"not better than the simple baseline: {against_floor}",))
+    if champion is None:
+        return Verdict(True, (f"better than the simple baseline: {against_floor}", "there was no champion"))
+    theirs = champion["metrics"][metric]
+    against_champion = f"{metric} {value:.4f} against the champion's {theirs:.4f} on the same examples"
+    if better(theirs, value):
+        return Verdict(False, (f"worse than the champion: {against_champion}",))
+    return Verdict(
+        True, (f"better than the simple baseline: {against_floor}", f"not worse than the champion: {against_champion}")
+    )
+
+
+def apply(name: str, version: ModelVersion, verdict: Verdict) -> None:
+    """Record the verdict with the version and move the aliases that follow from it."""
+    tags = {"gpt2.verdict": "promoted" if verdict.promote else "refused", "gpt2.reasons": "; ".join(verdict.reasons)}
+    for key, value in tags.items():
+        client().set_model_version_tag(name, version.version, key, value)
+    if verdict.promote:
+        current = by_alias(name, CHAMPION)
+        if current is not None and current.version != version.version:
+            client().set_registered_model_alias(name, PREVIOUS, current.version)
+        client().set_registered_model_alias(name, CHAMPION, version.version)
+
+
+def challenge(name: str, version: ModelVersion) -> None:
+    """Point the alias `challenger` at the version."""
+    client().set_registered_model_alias(name, CHALLENGER, version.version)
+
+
+def describe(name: str, version: ModelVersion, text: str) -> None:
+    """Set the version's description (Markdown)."""
+    client().update_model_version(name, version.version, text)
+
+
+def download(name: str, version: ModelVersion, into: Path) -> Path:
+    """The version's model directory, from the registry."""
+    path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}", dst_path=str(into))
+    return Path(path) / "artifacts" / "model"
+
+
+def load(uri: str) -> Any:
+    """The pyfunc model at `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    client()
+    with quietly():
+        return mlflow.pyfunc.load_model(uri)
+
+
+def versions() -> list[dict[str, Any]]:
+    """Every version of our models, newest first within a name: name, version, aliases, tags, age."""
+    rows = []
+    for model in client().search_registered_models("name LIKE 'gpt2-%'"):
+        aliases: dict[str, list[str]] = {}
+        for alias, number in client().get_registered_model(model.name).aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        for v in sorted(client().search_model_versions(f"name = '{model.name}'"), key=lambda v: -int(v.version)):
+            rows.append(
+                {
+                    "name": model.name,
+                    "version": int(v.version),
+                    "aliases": sorted(aliases.get(str(v.version), [])),
+                    "tags": dict(v.tags),
+                    "created": v.creation_timestamp / 1000,
+                }
+            )
+    return rows

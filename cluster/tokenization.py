@@ -1,0 +1,132 @@
+"""Documents to token shards, spread over the cluster's workers by source file and by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.connect import spread
+from gpt2 import corpus, shards
+from gpt2.artifact import Artifact, Key, Store, digest
+from gpt2.config import CorpusConfig, TokenizerConfig
+from gpt2.tokenizer import Tokenizer
+
+Report = Callable[[str], None]
+COUNTS = [f"{split}_{unit}" for split in ("train", "validation") for unit in ("tokens", "documents", "bytes")]
+
+
+def clean_documents(
+    store: Store, keys: Sequence[Key], paths: Sequence[str], config: CorpusConfig, say: Report
+) -> list[Artifact]:
+    """An artifact of cleaned documents per source file; those that exist are left alone."""
+    missing = [(key, path) for key, path in zip(keys, paths, strict=True) if store.find(key) is None]
+    calls = [(str(store.root), key, path, config) for key, path in missing]
+    for done, (path, info) in enumerate(spread(clean_one, calls) if calls else (), start=1):
+        say(f"cleaned {done} of {len(calls)} files: {path}, {info['documents']:,} documents, {info['bad']:,} bad")
+    return [found for key in keys if (found := store.find(key))]
+
+
+def clean_one(root: str, key: Key, path: str, config: CorpusConfig) -> tuple[str, dict[str, Any]]:
+    """On a worker: clean one file."""
+    return path, Store(root).make(key, lambda out: corpus.clean(path, config, out)).info
+
+
+def pieces_of(documents: Artifact) -> list[Path]:
+    """The pieces of cleaned documents, in order."""
+    return [documents.path / name for name in sorted(documents.manifest["files"]) if name.endswith(".parquet")]
+
+
+def deduplicate(documents: Sequence[Artifact], out: Path) -> dict[str, Any]:
+    """Write which documents are kept, the first of equals, a row of booleans per piece: `keep.npz`."""
+    kept = corpus.deduplicate([piece for artifact in documents for piece in pieces_of(artifact)])
+    np.savez_compressed(out / "keep.npz", **{f"{i:06d}": mask for i, mask in enumerate(kept)})
+    total, unique = sum(len(mask) for mask in kept), sum(int(mask.sum()) for mask in kept)
+    bad = sum(a.info["bad"] for a in documents)
+    return {"documents": total, "unique_documents": unique, "duplicates": total - unique, "bad": bad}
+
+
+def kept_masks(merged: Artifact) -> list[np.ndarray]:
+    """What `deduplicate` wrote."""
+    with np.load(merged.file("keep.npz"), allow_pickle=False) as arrays:
+        return [arrays[name] for name in sorted(arrays.files)]
+
+
+def train_tokenizer(
+    documents: Sequence[Artifact], merged: Artifact, corpus_config: CorpusConfig, config: TokenizerConfig, out: Path
+) -> dict[str, Any]:
+    """Learn a BPE from the training split, at most `config.training_chars` of it spread evenly over the pieces."""
+    pieces = [piece for artifact in documents for piece in pieces_of(artifact)]
+    masks = kept_masks(merged)
+    share = config.training_chars // max(1, len(pieces))
+
+    def texts() -> Iterator[str]:
+        for piece, keep in zip(pieces, masks, strict=True):
+            used = 0
+            for text in shards.training_texts(piece, keep, corpus_config.validation_share):
+                yield text
+                used += len(text)
+                if used >= share:
+                    break
+
+    tokenizer = Tokenizer.train(texts(), config.vocab_size)
+    tokenizer.save(out)
+    return {"vocab_size": tokenizer.vocab_size}
+
+
+def encode(
+    store: Store,
+    documents: Sequence[Artifact],
+    merged: Artifact,
+    tokenizer: Artifact,
+    corpus_config: CorpusConfig,
+    dtype: str,
+    code: tuple[str, ...],
+    out: Path,
+    say: Report,
+) -> dict[str, Any]:
+    """Token shards, an artifact per piece, and `tokens.json`, which lists them. Finished pieces are not done again."""
+    masks = iter(kept_masks(merged))
+    spec = {"dtype": dtype, "validation_share": corpus_config.validation_share}
+    keys, calls = [], []
+    for artifact in documents:
+        for number, piece in enumerate(pieces_of(artifact)):
+            mask = next(masks)
+            inputs = {
+                "documents": artifact.id,
+                "piece": str(number),
+                "keep": digest(np.packbits(mask).tobytes().hex()),
+                "tokenizer": tokenizer.id,
+            }
+            key = Key("shard", spec, inputs, code)
+            keys.append(key)
+            if store.find(key) is None:
+                calls.append((str(store.root), key, str(piece), mask, str(tokenizer.path), spec))
+    tokens = 0
+    for done, info in enumerate(spread(encode_one, calls) if calls else (), start=1):
+        tokens += info["train_tokens"] + info["validation_tokens"]
+        if done % max(1, len(calls) // 5) == 0:
+            say(f"encoded {done} of {len(calls)} pieces, {tokens:,} tokens")
+    made = [store.require("shard", key.id) for key in keys]
+    listing = {
+        "dtype": dtype,
+        **{s: [a.file(f"{s}.bin").relative_to(store.root).as_posix() for a in made] for s in ("train", "validation")},
+    }
+    (out / "tokens.json").write_text(json.dumps(listing, indent=1))
+    return {name: sum(a.info[name] for a in made) for name in COUNTS}
+
+
+def encode_one(
+    root: str, key: Key, piece: str, keep: np.ndarray, tokenizer: str, spec: dict[str, Any]
+) -> dict[str, Any]:
+    """On a worker: encode one piece."""
+
+    def build(out: Path) -> dict[str, Any]:
+        return shards.encode_piece(
+            Path(piece), keep, Tokenizer.load(Path(tokenizer)), spec["dtype"], spec["validation_share"], out
+        )
+
+    return dict(Store(root).make(key, build).info)

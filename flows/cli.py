@@ -1,0 +1,199 @@
+"""The `gpt2` command. Heavy libraries are loaded after the settings have been accepted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from cluster.home import configure
+
+app = App(
+    name="gpt2",
+    help="Your own GPT-2: text in, registered models out.",
+    version=lambda: __import__("gpt2").__version__,
+)
+out = Console()
+err = Console(stderr=True)
+
+Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"]
+
+
+class Refused(Exception):
+    """Something that the user can mend: printed without a traceback, exit code 2."""
+
+
+@app.command
+def run(
+    stage: Stage = "pipeline",
+    *,
+    preset: str = "laptop",
+    config: Path | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+):
+    """Run the whole pipeline, or one stage of it. What is done already is not done again.
+
+    Example: gpt2 run --preset laptop --set pretrain.steps=500
+
+    Args:
+        stage: the part to run.
+        preset: settings to start from: laptop, smoke, gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+        config: a YAML file whose settings go over the preset's.
+        set_: a setting, as in pretrain.optimizer.learning_rate=1e-3; may be given several times.
+        dry_run: print the resolved settings, what would run and how large it is; start nothing.
+    """
+    from flows.config import resolve
+    from flows.plan import make_plan
+
+    settings = resolve(preset, config, set_ or ())
+    plan = make_plan(settings)
+    if dry_run:
+        from flows.dryrun import describe
+
+        describe(settings, plan, out)
+        return
+    from flows.pipeline import STORY, pipeline
+
+    if stage != "pipeline":
+        from cluster.connect import disconnect
+
+        try:
+            out.print(STORY[stage](settings))
+        finally:
+            disconnect()
+        return
+    from flows.summary import summarize
+
+    result = pipeline(settings)
+    summarize(plan, result["seconds"], result["registered"], out)
+
+
+@app.command
+def models():
+    """List the registered models: versions, aliases, verdicts, age.
+
+    Example: gpt2 models
+    """
+    import time
+
+    from rich.table import Table
+
+    from cluster.registry import versions
+
+    rows = versions()
+    if not rows:
+        out.print("No models are registered yet; `gpt2 run` makes some.")
+        return
+    table = Table()
+    for column in ("model", "version", "aliases", "verdict", "age", "artifact"):
+        table.add_column(column)
+    for row in rows:
+        hours = (time.time() - row["created"]) / 3600
+        age = f"{hours / 24:.0f} d" if hours > 48 else f"{hours:.1f} h"
+        tags = row["tags"]
+        aliases = ", ".join(f"@{a}" for a in row["aliases"])
+        verdict = f"{tags.get('gpt2.verdict', '')}: {tags.get('gpt2.reasons', '')}"
+        table.add_row(row["name"], str(row["version"]), aliases, verdict, age, tags.get("gpt2.artifact", ""))
+    out.print(table)
+
+
+@app.command
+def predict(model_uri: str, *, input: Path, output: Path):
+    """Apply a registered model to a file.
+
+    Example: gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        input: .txt, a text per line; .jsonl, an input per line (an object, or a string); .csv or .parquet with a column `text`.
+        output: .jsonl, .csv or .parquet, a row per input.
+    """
+    from flows.files import read_inputs, write_table
+
+    inputs = read_inputs(input)
+    table = load(model_uri).predict(inputs)
+    write_table(table, output)
+    out.print(f"{len(table):,} rows in {output}")
+
+
+@app.command
+def generate(
+    model_uri: str,
+    prompt: str,
+    *,
+    max_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    seed: int = 0,
+):
+    """Continue a text.
+
+    Example: gpt2 generate models:/gpt2-base@champion "This film" --max-tokens 60
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        prompt: the text to continue.
+        max_tokens: at most this many new tokens.
+        temperature: 0 takes the likeliest token; higher is more varied.
+        top_k: sample from the k likeliest tokens; 0 from all.
+        top_p: sample from the likeliest tokens that hold this share of probability.
+        seed: the same seed gives the same text.
+    """
+    params = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    table = load(model_uri).predict([prompt], params=params)
+    out.print(prompt + table["text"].iloc[0], highlight=False, markup=False)
+
+
+@app.command
+def doctor():
+    """Check this machine and name a remedy for what is wrong.
+
+    Example: gpt2 doctor
+    """
+    from cluster.doctor import check
+    from rich.table import Table
+
+    table = Table()
+    for column in ("", "check", "found", "remedy"):
+        table.add_column(column)
+    results = check()
+    for r in results:
+        mark = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}[r.state]
+        table.add_row(mark, r.name, r.found, r.remedy)
+    out.print(table)
+    if any(r.state == "failed" for r in results):
+        sys.exit(1)
+
+
+def load(uri: str) -> Any:
+    """The model at a registry address."""
+    from mlflow.exceptions import MlflowException
+
+    from cluster.registry import load as pull
+
+    if not uri.startswith("models:/"):
+        raise Refused(f"{uri!r} is not a registry address; give models:/NAME@champion (`gpt2 models` lists them)")
+    try:
+        return pull(uri)
+    except MlflowException as error:
+        raise Refused(f"{uri}: {error.message}; `gpt2 models` lists what there is") from None
+
+
+def main() -> None:
+    """Entry point: configuration errors end with exit code 2 and no traceback."""
+    configure()
+    try:
+        app()
+    except (ValueError, Refused) as error:
+        err.print(f"[red]refused:[/] {error}" if not isinstance(error, json.JSONDecodeError) else str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

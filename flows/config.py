@@ -1,0 +1,185 @@
+"""The settings of a whole pipeline: the one schema behind presets, command line, flow parameters and MLflow."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ValidationError, create_model, model_validator
+
+from cluster.config import ClusterConfig
+from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
+from gpt2.task import TaskSettings, tasks
+
+PRESETS = files("flows") / "presets"
+
+if TYPE_CHECKING:
+    TaskSection = Settings
+else:
+    TaskSection = create_model(
+        "Tasks", __base__=Settings, **{name: (task.Settings, task.Settings()) for name, task in tasks().items()}
+    )
+    TaskSection.__doc__ = "The downstream tasks, each with its settings."
+
+
+class PipelineConfig(Settings):
+    """Everything that a pipeline does, from documents to registered models."""
+
+    corpus: CorpusConfig = CorpusConfig()
+    """The text to learn from."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """Text to token ids."""
+    model: ModelShape = ModelShape()
+    """The Transformer's shape."""
+    pretrain: TrainConfig
+    """Pretraining: length, batches, rates."""
+    tasks: TaskSection = TaskSection()
+    """The downstream tasks."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where training runs."""
+
+    @model_validator(mode="after")
+    def _relations(self):
+        for name, train in self.trainings().items():
+            if train.context > self.model.n_positions:
+                raise ValueError(
+                    f"{name}.context={train.context} is longer than model.n_positions={self.model.n_positions}; "
+                    f"lower the context or raise n_positions"
+                )
+            share = train.micro_batch_size * self.cluster.num_workers
+            if train.batch_size % share:
+                raise ValueError(
+                    f"{name}.batch_size={train.batch_size} is not divisible by micro_batch_size="
+                    f"{train.micro_batch_size} x cluster.num_workers={self.cluster.num_workers}; "
+                    f"choose a multiple of {share}"
+                )
+            if train.precision == "fp16" and not self.cluster.use_gpu:
+                raise ValueError(f"{name}.precision=fp16 needs a GPU; use bf16, or set cluster.use_gpu: true")
+        return self
+
+    def task_settings(self, enabled_only: bool = True) -> dict[str, TaskSettings]:
+        """Settings of the tasks by name."""
+        all_settings = {name: getattr(self.tasks, name) for name in type(self.tasks).model_fields}
+        return {n: s for n, s in all_settings.items() if s.enabled or not enabled_only}
+
+    def trainings(self) -> dict[str, TrainConfig]:
+        """Every training's settings by their path in the schema."""
+        return {"pretrain": self.pretrain} | {f"tasks.{n}.train": s.train for n, s in self.task_settings().items()}
+
+    def model_config_with_vocabulary(self) -> ModelConfig:
+        """The complete model configuration."""
+        return ModelConfig.model_validate({**self.model.model_dump(), "vocab_size": self.tokenizer.vocab_size})
+
+
+class InvalidConfig(ValueError):
+    """Settings that were refused: a line for each with field, value and remedy."""
+
+
+def preset_names() -> list[str]:
+    """The shipped presets."""
+    return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
+
+
+def resolve(preset: str = "laptop", file: Path | None = None, changes: Sequence[str] = ()) -> PipelineConfig:
+    """The preset, changed by a YAML file, changed by `a.b=value` items; `InvalidConfig` says what is wrong."""
+    if preset not in preset_names():
+        raise InvalidConfig(f"there is no preset {preset!r}{near(preset, preset_names())}")
+    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    if file is not None:
+        values = merged(values, read_yaml(file))
+    for change in changes:
+        values = merged(values, parse_change(change))
+    return validate(values)
+
+
+def validate(values: Mapping[str, Any]) -> PipelineConfig:
+    """The settings, or `InvalidConfig` with a line for each that is wrong."""
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise InvalidConfig("\n".join(explain(error))) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of settings."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InvalidConfig(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidConfig(f"--config {path} can't be read as YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InvalidConfig(f"--config {path} holds a {type(values).__name__}, not sections such as `pretrain:`")
+    return values
+
+
+def parse_change(text: str) -> dict[str, Any]:
+    """`a.b=value` as nested settings; the value is YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or not all(name.split(".")):
+        raise InvalidConfig(f"--set {text!r} is not of the form section.field=value, as in pretrain.steps=500")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InvalidConfig(f"--set {text!r}: {value!r} is not a YAML value; quote it") from None
+    if isinstance(parsed, str):  # YAML 1.1 takes 6e-4 for text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    for key in reversed(name.split(".")):
+        parsed = {key: parsed}
+    return parsed
+
+
+def merged(base: Any, change: Any) -> Any:
+    """`change` over `base`, section by section."""
+    if isinstance(base, Mapping) and isinstance(change, Mapping):
+        return {**base, **{k: merged(base.get(k), v) for k, v in change.items()}}
+    return change
+
+
+def explain(error: ValidationError) -> list[str]:
+    """A line for each error: field = value: what is wrong and what to do."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: there is no such setting{near(str(item['loc'][-1]), fields_at(item['loc'][:-1]))}")
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        value = item["input"]
+        if item["type"] == "missing":
+            lines.append(f"{path}: is required; set it")
+        elif isinstance(value, (Mapping, BaseModel)):
+            lines.append(f"{path}: {message}" if path else message)
+        else:
+            remedy = "; give a number" if isinstance(value, float) and not math.isfinite(value) else ""
+            lines.append(f"{path} = {value!r}: {message}{remedy}")
+    return lines
+
+
+def fields_at(location: Sequence[str | int]) -> list[str]:
+    """Names of the settings in a section."""
+    model: Any = PipelineConfig
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """A hint: the closest known name, else all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(known)}" if known else ""

@@ -1,0 +1,67 @@
+"""Every model beside its baselines, as a report."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+
+from cluster import evaluation
+from cluster.home import store
+from cluster.tracking import Run
+from flows.config import PipelineConfig, resolve
+from flows.plan import Plan, make_plan
+from flows.stage import make
+from gpt2.artifact import Artifact
+
+
+def publish(name: str, report: Artifact) -> None:
+    """Attach the report's page to the Prefect run."""
+    key = re.sub(r"[^a-z0-9-]", "-", f"report-{name}".lower())
+    create_markdown_artifact(report.file("report.md").read_text(), key=key, description=f"Evaluation of {name}")
+
+
+@task(name="evaluate base model")
+def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
+    """Validation loss, perplexity, bits per byte, sample texts."""
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
+        metrics = evaluation.evaluate_base(model, tokens, config.pretrain.context, out)["metrics"]
+        run.files(out, "report")
+        return metrics
+
+    report = make("evaluate-base", plan.base_report, {}, build)
+    publish("base", report)
+    return report
+
+
+@task(name="evaluate", task_run_name="evaluate {name}")
+def evaluate_task(name: str, plan: Plan) -> Artifact:
+    """The task's metrics beside its baselines on the same examples."""
+    keys = plan.tasks[name]
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        model = store().require(keys.model.kind, keys.model.id)
+        examples = store().require(keys.examples.kind, keys.examples.id)
+        metrics = evaluation.evaluate_task(name, model, examples, out)["metrics"]
+        run.files(out, "report")
+        return metrics
+
+    report = make(f"evaluate-{name}", keys.report, {}, build)
+    publish(name, report)
+    return report
+
+
+@flow(name="evaluate")
+def evaluate(config: PipelineConfig = resolve("laptop")) -> list[str]:
+    """Every model is measured beside its baselines.
+
+    Args:
+        config: the pipeline's settings.
+    """
+    plan = make_plan(config)
+    return [evaluate_base(config, plan).id, *(evaluate_task(name, plan).id for name in plan.tasks)]

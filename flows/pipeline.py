@@ -1,0 +1,44 @@
+"""The whole story: text in, registered models out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefect import flow
+
+from cluster.connect import disconnect
+from flows.config import PipelineConfig, resolve
+from flows.evaluation import evaluate
+from flows.finetuning import finetune
+from flows.pretraining import pretrain
+from flows.registration import register
+from flows.stage import parent_run
+from flows.tokenization import tokenize
+
+STORY = {"tokenize": tokenize, "pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "register": register}
+
+
+@flow(name="pipeline")
+def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
+    """Text becomes token shards, a pretrained GPT-2, fine-tuned models, reports and registry versions.
+
+    Args:
+        config: everything that the pipeline does; start from a preset and change what you need.
+    """
+    seconds, results = {}, {}
+    run = parent_run()
+    try:
+        for name, stage in STORY.items():
+            started = time.monotonic()
+            results[name] = stage(config)
+            seconds[name] = round(time.monotonic() - started, 1)
+    except BaseException:
+        run.end("FAILED")
+        raise
+    finally:
+        disconnect()
+    run.params(config.model_dump(mode="json"))
+    run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
+    run.end()
+    return {"seconds": seconds, "registered": results["register"], "mlflow_run": run.id}

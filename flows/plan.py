@@ -1,0 +1,155 @@
+"""What a pipeline will make: every artifact's key follows from the settings and the sources alone, before any run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.home import samples
+from flows.config import InvalidConfig, PipelineConfig
+from gpt2 import samples as sample_data
+from gpt2.artifact import Key, Store, digest
+from gpt2.config import Settings
+from gpt2.sources import expand, source_id
+from gpt2.task import task
+
+CLEANING = ("gpt2.corpus", "gpt2.readers")
+ENCODING = ("gpt2.shards", "gpt2.tokenizer")
+TRAINING = (
+    "gpt2.model",
+    "gpt2.optim",
+    "gpt2.batches",
+    "gpt2.engine",
+    "gpt2.train",
+    "gpt2.jobs",
+    "gpt2.shards",
+    "cluster.engine",
+    "cluster.zero",
+)
+REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.model")
+STAGES = ("tokenize", "pretrain", "finetune", "evaluate", "register")
+
+
+@dataclass(frozen=True)
+class TaskKeys:
+    """A task's artifacts."""
+
+    source: str
+    examples: Key
+    model: Key
+    report: Key
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The keys of all artifacts of a pipeline."""
+
+    sources: tuple[str, ...]
+    documents: tuple[Key, ...]
+    corpus: Key
+    tokenizer: Key
+    tokens: Key
+    base: Key
+    base_report: Key
+    tasks: dict[str, TaskKeys]
+
+    def by_stage(self) -> Iterator[tuple[str, str, Key]]:
+        """(stage, what, key) in order."""
+        for path, key in zip(self.sources, self.documents, strict=True):
+            yield "tokenize", f"documents of {Path(path).name}", key
+        yield "tokenize", "corpus", self.corpus
+        yield "tokenize", "tokenizer", self.tokenizer
+        yield "tokenize", "tokens", self.tokens
+        yield "pretrain", "base model", self.base
+        for name, keys in self.tasks.items():
+            yield "finetune", f"{name} examples", keys.examples
+            yield "finetune", f"{name} model", keys.model
+        yield "evaluate", "base report", self.base_report
+        for name, keys in self.tasks.items():
+            yield "evaluate", f"{name} report", keys.report
+
+
+def make_plan(config: PipelineConfig) -> Plan:
+    """The plan of a pipeline; `InvalidConfig` where a source is missing or can't be read. Fetches nothing."""
+    sources = tuple(expand_all(config.corpus.sources))
+    cleaning = without(config.corpus, "sources", "validation_share", "max_bad_share")
+    documents = tuple(Key("documents", cleaning, {"source": source_id(s)}, CLEANING) for s in sources)
+    corpus = Key("corpus", {}, {f"{i:06d}": key.id for i, key in enumerate(documents)}, ("gpt2.corpus",))
+    tokenizer = tokenizer_key(config, corpus)
+    tokens = Key(
+        "tokens",
+        {"dtype": config.tokenizer.dtype, "validation_share": config.corpus.validation_share},
+        {"corpus": corpus.id, "tokenizer": tokenizer.id},
+        ENCODING,
+    )
+    model = config.model_config_with_vocabulary()
+    base = Key(
+        "base",
+        {"model": model.identity(), "train": config.pretrain.identity()},
+        {"tokens": tokens.id, "tokenizer": tokenizer.id},
+        TRAINING,
+    )
+    base_report = Key(
+        "base-report", {}, {"model": base.id, "tokens": tokens.id}, (*REPORTING, "gpt2.language_model", "gpt2.generate")
+    )
+    tasks = {name: task_keys(name, config, base, tokenizer) for name in config.task_settings()}
+    return Plan(sources, documents, corpus, tokenizer, tokens, base, base_report, tasks)
+
+
+def tokenizer_key(config: PipelineConfig, corpus: Key) -> Key:
+    if config.tokenizer.kind == "gpt2":
+        return Key("tokenizer", {"kind": "gpt2"}, {"source": sample_data.identity("gpt2-bpe")}, ("gpt2.tokenizer",))
+    spec = {**without(config.tokenizer, "token_dtype"), "validation_share": config.corpus.validation_share}
+    return Key("tokenizer", spec, {"corpus": corpus.id}, ("gpt2.tokenizer",))
+
+
+def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> TaskKeys:
+    settings, kind = config.task_settings()[name], task(name)
+    source = settings.source
+    try:
+        source_hash = source_id(source)
+    except ValueError as error:
+        raise InvalidConfig(f"tasks.{name}.source: {error}") from None
+    code = (f"gpt2.tasks.{name}", *kind.code)
+    examples = Key(f"{name}-examples", without(settings, "enabled", "source", "train"), {"source": source_hash}, code)
+    model = Key(
+        name,
+        {"train": settings.train.identity()},
+        {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id},
+        (*TRAINING, *code),
+    )
+    report = Key(f"{name}-report", {}, {"model": model.id, "examples": examples.id}, (*REPORTING, *code))
+    return TaskKeys(source, examples, model, report)
+
+
+def expand_all(sources: list[str]) -> list[str]:
+    """Files of all sources; samples stay names."""
+    found: list[str] = []
+    for source in sources:
+        try:
+            found += [source] if source.startswith("sample:") else expand([source])
+            if source.startswith("sample:"):
+                sample_data.identity(source.removeprefix("sample:"))
+        except ValueError as error:
+            raise InvalidConfig(f"corpus.sources: {error}") from None
+    return found
+
+
+def local_source(source: str) -> str:
+    """The path of a source; a sample is fetched where it is not there yet."""
+    return sample_data.resolve(source, samples())
+
+
+def without(settings: Settings, *names: str) -> dict:
+    return {k: v for k, v in settings.identity().items() if k not in names}
+
+
+def stages_done(plan: Plan, store: Store) -> list[tuple[str, str, Key, bool]]:
+    """(stage, what, key, done) of every artifact."""
+    return [(stage, what, key, store.find(key) is not None) for stage, what, key in plan.by_stage()]
+
+
+def plan_id(plan: Plan) -> str:
+    """A short name of everything that the plan makes."""
+    return digest([key.id for _, _, key in plan.by_stage()])[:8]

@@ -1,0 +1,87 @@
+"""What every stage does around its work: look whether it is done, record it in MLflow, link both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
+from prefect.runtime import flow_run
+
+from cluster.home import store
+from cluster.tracking import Run
+from gpt2.artifact import Artifact, Key
+
+
+def say(message: str) -> None:
+    """A line for people: in the terminal and in Prefect's log of the run."""
+    logger: Any
+    try:
+        logger = get_run_logger()
+    except MissingContextError:
+        logger = get_logger("gpt2")
+    logger.info(message)
+
+
+def root_flow_run() -> str:
+    """Id of the outermost flow run."""
+    return str(flow_run.root_flow_run_id or flow_run.id or "none")
+
+
+def parent_run() -> Run:
+    """The MLflow run of the whole flow run: made by the first stage that has something to record."""
+    tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", "prefect.flow_run.id": root_flow_run()}
+    if url := flow_run.ui_url:
+        tags["prefect.flow_run.url"] = url
+    return Run.open(f"pipeline {flow_run.name or ''}".strip(), tags | commit_tag())
+
+
+def commit_tag() -> dict[str, str]:
+    """The commit of the working directory's code, where it is a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+
+
+@contextlib.contextmanager
+def recorded(name: str, identity: str, settings: Mapping[str, Any]) -> Iterator[Run]:
+    """An MLflow child run named `name` around the work; a retry of the same work continues the same run."""
+    parent = parent_run()
+    tags = {"gpt2.artifact": identity, "gpt2.stage": name, "prefect.flow_run.id": str(flow_run.id or "")}
+    run = Run.open(name, tags | commit_tag(), parent.id)
+    if settings:
+        with contextlib.suppress(ValueError):
+            run.params(settings)
+    try:
+        yield run
+    except Exception:
+        run.end("FAILED")
+        raise
+    except BaseException:
+        run.end("KILLED")
+        raise
+    run.end()
+    if run.url:
+        create_link_artifact(link=run.url, link_text=f"MLflow run: {name}", key=f"mlflow-{name}")
+
+
+def make(
+    name: str, key: Key, settings: Mapping[str, Any], build: Callable[[Path, Run], Mapping[str, Any] | None]
+) -> Artifact:
+    """The artifact of `key`: found done, or built inside a recorded run."""
+    found = store().find(key)
+    if found is not None:
+        say(f"{name}: done before ({key.kind}/{key.id})")
+        return found
+    with recorded(name, key.id, settings) as run:
+        artifact = store().make(key, lambda out: build(out, run))
+        figures = {k: v for k, v in artifact.info.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        run.metrics(figures)
+        run.files(artifact.path / "manifest.json")
+    say(f"{name}: made {key.kind}/{key.id} in {artifact.info['seconds']:.0f} s")
+    return artifact

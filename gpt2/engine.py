@@ -1,0 +1,125 @@
+"""The seam between the training loop and what executes it: a handful of methods, and the plain PyTorch engine.
+
+The DeepSpeed engine in `cluster.engine` has the same methods; the loop can't tell them apart.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.config import OptimizerConfig, TrainConfig
+from gpt2.optim import parameter_groups
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Engine(Protocol):
+    """What the training loop needs. `rank` of `world_size` processes hold the same module."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def backward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Add the gradients of the batch's mean loss; return that loss, detached, a scalar."""
+        ...
+
+    def update(self, learning_rate: float) -> float:
+        """One optimizer step on the gradients averaged over micro-batches and ranks; return their global norm."""
+        ...
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The batch's mean loss without gradients, a scalar."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The element-wise sum over ranks."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The fp32 parameters by name, on the CPU; called on all ranks, complete on rank 0."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's share of the complete training state."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        ...
+
+
+class TorchEngine:
+    """One process: fp32 master weights, forward and backward under autocast, fused AdamW."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, module: nn.Module, config: TrainConfig, device: str | None = None):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if config.precision == "fp16":
+            raise ValueError("precision=fp16 needs loss scaling, which the plain engine has not; use bf16")
+        self.module = module.to(self.device)
+        self.config = config
+        self.accumulation = config.batch_size // config.micro_batch_size
+        self.optimizer = adamw(module, config.optimizer)
+
+    def _precision(self):
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.config.precision])
+
+    def backward(self, batch: dict[str, Tensor]) -> Tensor:
+        with self._precision():
+            loss = self.module(**to_device(batch, self.device))
+        (loss / self.accumulation).backward()
+        return loss.detach()
+
+    def update(self, learning_rate: float) -> float:
+        clip = self.config.optimizer.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    @torch.no_grad()
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with self._precision():
+            return self.module(**to_device(batch, self.device))
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().float().cpu() for name, p in self.module.named_parameters()}
+
+    def save(self, directory: Path) -> None:
+        torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, directory / "state.pt")
+
+    def load(self, directory: Path) -> None:
+        state = torch.load(directory / "state.pt", map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only."""
+    return torch.optim.AdamW(
+        parameter_groups(module, config.weight_decay),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch's tensors on the device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,126 @@
+"""Weights in and out, in the layout that `transformers` reads as GPT-2. Safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpt2.config import ModelConfig
+from gpt2.model import GPT2
+
+# What our model does; a configuration that says otherwise describes another model.
+FIXED: dict[str, Any] = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+TRANSPOSED = (".qkv.weight", ".attn.proj.weight", ".fc.weight", ".mlp.proj.weight")  # theirs are Conv1D: (in, out)
+THEIRS = {
+    "blocks.": "h.",
+    ".attn.qkv.": ".attn.c_attn.",
+    ".attn.proj.": ".attn.c_proj.",
+    ".mlp.fc.": ".mlp.c_fc.",
+    ".mlp.proj.": ".mlp.c_proj.",
+}
+
+
+def their_name(ours: str) -> str:
+    """`blocks.0.attn.qkv.weight` to `h.0.attn.c_attn.weight`."""
+    for part, replacement in THEIRS.items():
+        ours = ours.replace(part, replacement)
+    return ours
+
+
+def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    c = model.config
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.n_positions,
+        "n_embd": c.n_embd,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_inner": None,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.dropout,
+        "resid_pdrop": c.dropout,
+        "layer_norm_epsilon": c.layer_norm_epsilon,
+        "initializer_range": c.initializer_range,
+        "bos_token_id": c.vocab_size - 1,
+        "eos_token_id": c.vocab_size - 1,
+        **FIXED,
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.T if name.endswith(TRANSPOSED) else tensor
+        tensors[f"transformer.{their_name(name)}"] = value.to("cpu", dtype).contiguous()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(directory: Path) -> GPT2:
+    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU.
+
+    Raises `ValueError` naming the file and what is missing, unexpected, of another shape or not GPT-2.
+    """
+    directory = Path(directory)
+    config = read_config(directory / "config.json")
+    path = directory / "model.safetensors"
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+    found = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
+    found = {n: t for n, t in found.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    head = found.pop("lm_head.weight", None)
+    if head is not None and "wte.weight" in found and not torch.equal(head, found["wte.weight"]):
+        raise ValueError(f"{path}: lm_head.weight differs from wte.weight; GPT-2's head is tied to its embedding")
+    model = GPT2(config)
+    state = {}
+    for name, parameter in model.state_dict().items():
+        theirs = their_name(name)
+        if theirs not in found:
+            raise ValueError(f"{path} has no tensor {theirs!r}; is it the whole model, and does config.json fit it?")
+        value = found.pop(theirs)
+        value = value.T if name.endswith(TRANSPOSED) else value
+        if value.shape != parameter.shape:
+            raise ValueError(f"{path}: {theirs!r} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
+        state[name] = value.float()
+    if found:
+        raise ValueError(f"{path} has tensors that GPT-2 has not: {', '.join(sorted(found)[:5])}")
+    model.load_state_dict(state)
+    return model
+
+
+def read_config(path: Path) -> ModelConfig:
+    """`transformers`' config.json as ours; `ValueError` where it describes another model."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; give a model directory with config.json and model.safetensors") from None
+    except ValueError:
+        raise ValueError(f"{path} is not JSON") from None
+    if not isinstance(values, dict) or values.get("model_type") != "gpt2":
+        raise ValueError(f"{path} does not describe a GPT-2 (model_type: gpt2)")
+    for name, expected in FIXED.items():
+        if values.get(name, expected) != expected:
+            raise ValueError(f"{path}: {name}={values[name]!r} is not supported, only {expected!r}")
+    if values.get("n_inner") not in (None, 4 * values["n_embd"]):
+        raise ValueError(f"{path}: n_inner={values['n_inner']} is not supported, only 4 x n_embd")
+    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
+    chosen = {name: values[name] for name in names if name in values}
+    return ModelConfig.model_validate({**chosen, "dropout": values.get("resid_pdrop", 0.0)})
+
+

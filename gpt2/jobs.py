@@ -1,0 +1,107 @@
+"""A training job as data: what a worker needs to build the module and the datasets, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpt2 import huggingface
+from gpt2.batches import TokenDataset
+from gpt2.config import ModelConfig, Settings, TrainConfig
+from gpt2.model import GPT2
+from gpt2.shards import TokenStream
+from gpt2.task import Dataset, task
+from gpt2.tokenizer import Tokenizer
+
+JOURNAL = "journal.jsonl"
+MODEL = "model"
+
+
+class TokenFiles(Settings):
+    """The token shards of a corpus, in order."""
+
+    train: list[str]
+    validation: list[str]
+    dtype: str
+
+
+class Job(Settings):
+    """One training run. Paths are absolute and reachable by every worker."""
+
+    name: str
+    """`base` for pretraining, else the task."""
+    train: TrainConfig
+    tokenizer: str
+    """Directory of the tokenizer."""
+    output: str
+    """Directory for the journal, checkpoints and, at the end, `model/`."""
+    model: ModelConfig | None = None
+    """Pretraining: the model to initialise."""
+    tokens: TokenFiles | None = None
+    """Pretraining: the data."""
+    base: str | None = None
+    """Fine-tuning: directory of the pretrained model."""
+    examples: str | None = None
+    """Fine-tuning: directory of the task's examples."""
+
+
+class LanguageModel(nn.Module):
+    """Next-token prediction: the mean cross-entropy of (B, T) ids against (B, T) targets."""
+
+    def __init__(self, model: GPT2):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self.model.loss(ids, targets)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A job, built."""
+
+    module: nn.Module
+    gpt2: GPT2
+    training: Dataset
+    validation: Dataset
+    save: Callable[[Path], None]
+    """Write the model that the module holds, in the form that people pull."""
+
+
+def build(job: Job) -> Parts:
+    """The module on the CPU in fp32, with the same initial weights in every process, and the datasets."""
+    torch.manual_seed(job.train.seed)
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    if job.name == "base":
+        assert job.model is not None and job.tokens is not None
+        model = GPT2(job.model)
+        module: nn.Module = LanguageModel(model)
+        training, validation = (token_dataset(job.tokens, split, job.train.context) for split in ("train", "validation"))
+
+        def save(out: Path) -> None:
+            huggingface.save(model, out)
+            tokenizer.save(out)
+    else:
+        assert job.base is not None and job.examples is not None
+        kind, examples = task(job.name), Path(job.examples)
+        model = huggingface.load(Path(job.base))
+        module = kind.module(model, examples)
+        training, validation = (
+            kind.dataset(examples, split, tokenizer, job.train.context) for split in ("train", "validation")
+        )
+
+        def save(out: Path) -> None:
+            kind.save(module, examples, tokenizer, out)
+
+    model.activation_checkpointing = job.train.activation_checkpointing
+    return Parts(module, model, training, validation, save)
+
+
+def token_dataset(files: TokenFiles, split: str, context: int) -> TokenDataset:
+    """The samples of one split of tokenized text."""
+    paths = [Path(p) for p in getattr(files, split)]
+    return TokenDataset(TokenStream(paths, files.dtype), context)

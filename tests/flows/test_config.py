@@ -1,0 +1,165 @@
+"""Wrong settings are refused early, naming field, value and remedy."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve
+from flows.plan import make_plan
+
+CASES = [
+    # (change, what the message must hold)
+    ("pretrain.stepz=5", ["pretrain.stepz", "did you mean 'steps'"]),
+    ("pretain.steps=5", ["pretain", "did you mean 'pretrain'"]),
+    ("pretrain.optimizer.lr=1", ["pretrain.optimizer.lr", "no such setting"]),
+    ("pretrain.optimizer.learning_rate=-0.001", ["learning_rate = -0.001", "greater than 0"]),
+    ("pretrain.optimizer.learning_rate=0", ["learning_rate", "greater than 0"]),
+    ("pretrain.optimizer.learning_rate=.nan", ["learning_rate = nan", "finite"]),
+    ("pretrain.optimizer.learning_rate=.inf", ["learning_rate", "finite"]),
+    ("pretrain.optimizer.learning_rate=fast", ["learning_rate = 'fast'", "number"]),
+    ("pretrain.optimizer.learning_rate=2", ["learning_rate = 2", "less than or equal to 1"]),
+    ("pretrain.optimizer.warmup_steps=100000", ["warmup_steps=100000", "longer than", "at most"]),
+    ("pretrain.optimizer.warmup_steps=-1", ["warmup_steps = -1"]),
+    ("pretrain.optimizer.schedule=linear", ["schedule = 'linear'", "'cosine'"]),
+    ("pretrain.optimizer.beta2=1", ["beta2 = 1", "less than 1"]),
+    ("pretrain.optimizer.final_ratio=1.5", ["final_ratio"]),
+    ("pretrain.optimizer.weight_decay=-1", ["weight_decay"]),
+    ("pretrain.optimizer.clip=-1", ["clip"]),
+    ("pretrain.optimizer.epsilon=0", ["epsilon"]),
+    ("pretrain.optimizer.decay_share=0", ["decay_share"]),
+    ("pretrain.steps=0", ["pretrain.steps = 0", "greater than or equal to 1"]),
+    ("pretrain.steps=1.5", ["pretrain.steps = 1.5", "integer"]),
+    ("pretrain.steps=null", ["neither steps nor epochs"]),
+    ("pretrain.epochs=-1", ["pretrain.epochs = -1"]),
+    ("pretrain.epochs=.nan", ["pretrain.epochs = nan"]),
+    ("pretrain.context=512", ["context=512", "n_positions=256", "lower"]),
+    ("pretrain.context=4", ["context = 4"]),
+    ("pretrain.batch_size=30", ["batch_size=30", "not divisible"]),
+    ("pretrain.micro_batch_size=3", ["micro_batch_size=3", "not divisible"]),
+    ("pretrain.micro_batch_size=0", ["micro_batch_size = 0"]),
+    ("cluster.num_workers=3", ["batch_size=32", "cluster.num_workers=3", "multiple of 24"]),
+    ("cluster.num_workers=0", ["cluster.num_workers = 0"]),
+    ("cluster.zero_stage=4", ["cluster.zero_stage = 4"]),
+    ("cluster.offload_parameters=true", ["offload_parameters", "zero_stage: 3"]),
+    ("cluster.use_gpu=perhaps", ["cluster.use_gpu = 'perhaps'"]),
+    ("cluster.max_failures=-1", ["max_failures"]),
+    ("pretrain.precision=fp8", ["precision = 'fp8'", "'bf16'"]),
+    ("pretrain.precision=fp16", ["fp16 needs a GPU", "bf16"]),
+    ("pretrain.seed=-1", ["seed = -1"]),
+    ("pretrain.checkpoint_every=0", ["checkpoint_every = 0"]),
+    ("pretrain.keep_checkpoints=0", ["keep_checkpoints = 0"]),
+    ("pretrain=5", ["pretrain = 5"]),
+    ("model.n_embd=250", ["n_embd=250", "n_head=4", "multiple of 4"]),
+    ("model.n_layer=0", ["model.n_layer = 0"]),
+    ("model.dropout=1", ["model.dropout = 1"]),
+    ("model.n_positions=128", ["context=256", "n_positions=128"]),
+    ("tokenizer.vocab_size=100", ["vocab_size = 100", "300"]),
+    ("tokenizer.vocab_size=70000", None),  # fits: auto takes uint32
+    ("tokenizer.kind=gpt2", ["50257"]),
+    ("tokenizer.kind=wordpiece", ["tokenizer.kind = 'wordpiece'"]),
+    ("corpus.sources=[]", ["corpus.sources"]),
+    ("corpus.validation_share=0", ["validation_share = 0"]),
+    ("corpus.validation_share=0.9", ["validation_share = 0.9"]),
+    ("corpus.max_bad_share=2", ["max_bad_share = 2"]),
+    ("corpus.min_chars=2000000", ["min_chars=2000000", "max_chars"]),
+    ("corpus.text_field=", ["text_field"]),
+    ("tasks.sentimnt.enabled=true", ["tasks.sentimnt", "did you mean 'sentiment'"]),
+    ("tasks.sentiment.enabled=perhaps", ["tasks.sentiment.enabled"]),
+    ("tasks.sentiment.train.batch_size=31", ["batch_size=31"]),
+    ("nonsense", ["--set 'nonsense'", "section.field=value"]),
+    ("=5", ["--set '=5'"]),
+    ("pretrain.steps=[1", ["not a YAML value"]),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CASES, ids=[c for c, _ in CASES])
+def test_wrong_setting_is_refused(change, expected):
+    if expected is None:
+        resolve("laptop", None, [change])
+        return
+    with pytest.raises(InvalidConfig) as caught:
+        resolve("laptop", None, [change])
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_uint16_must_hold_the_vocabulary():
+    changes = ["tokenizer.vocab_size=70000", "tokenizer.token_dtype=uint16"]
+    with pytest.raises(InvalidConfig, match="does not fit token_dtype=uint16"):
+        resolve("laptop", None, changes)
+
+
+def test_all_errors_are_told_at_once():
+    with pytest.raises(InvalidConfig) as caught:
+        resolve("laptop", None, ["pretrain.steps=0", "model.n_layer=0", "cluster.zero_stage=9"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("/no/such/file.txt", ["corpus.sources", "/no/such/file.txt"]),
+        ("sample:rewiews", ["corpus.sources", "rewiews", "reviews"]),
+        ("pyproject.toml", ["corpus.sources", "pyproject.toml"]),
+    ],
+)
+def test_wrong_source_is_refused(source, expected):
+    with pytest.raises(InvalidConfig) as caught:
+        make_plan(resolve("laptop", None, [f"corpus.sources=[{source!r}]"]))
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_missing_labelled_data_is_refused():
+    with pytest.raises(InvalidConfig, match=r"tasks\.sentiment\.source.*nothing\.csv"):
+        make_plan(resolve("laptop", None, ["tasks.sentiment.source=/nothing.csv"]))
+
+
+def test_presets_are_valid_and_named_in_the_refusal():
+    for name in preset_names():
+        assert isinstance(resolve(name), PipelineConfig)
+    with pytest.raises(InvalidConfig, match="did you mean 'laptop'"):
+        resolve("labtop")
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [\n", "text"])
+def test_config_file_that_is_none(tmp_path, content):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(InvalidConfig, match=r"c\.yaml"):
+        resolve("laptop", path)
+
+
+def test_order_preset_file_changes(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("pretrain: {steps: 111, log_every: 3}\n")
+    config = resolve("laptop", path, ["pretrain.steps=222"])
+    assert (config.pretrain.steps, config.pretrain.log_every) == (222, 3)
+
+
+def test_changes_nest():
+    assert parse_change("a.b.c=1e-3") == {"a": {"b": {"c": 0.001}}}
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+def test_the_command_refuses_within_two_seconds(tmp_path):
+    """The whole process, started cold, without Ray, PyTorch or Prefect."""
+    command = [sys.executable, "-m", "flows.cli", "run", "--set", "pretrain.steps=0"]
+    subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)  # byte code is compiled once
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        times.append(time.monotonic() - started)
+        assert done.returncode == 2
+        assert "pretrain.steps = 0" in done.stderr
+        assert "Traceback" not in done.stderr
+    imports = subprocess.run(
+        [sys.executable, "-X", "importtime", *command[1:]], capture_output=True, text=True, check=False, cwd=tmp_path
+    ).stderr
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in imports.splitlines() if "|" in line}
+    assert not loaded & {"torch", "ray", "prefect", "mlflow", "deepspeed", "pandas"}
+    assert Path(tmp_path / ".gpt2").exists()
