@@ -1,0 +1,90 @@
+"""Which samples each rank reads at each step.
+
+A keyed permutation of the sample indices per epoch (a Feistel network with cycle walking, Black and Rogaway 2002)
+has no state but (seed, epoch, position): a resume costs nothing, the order is the same at any world size, and every
+sample is read exactly once per epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpt2.shards import TokenStream
+
+ROUNDS = 6
+
+
+def permute(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """The images of `index` (values in [0, n)) under the epoch's bijection of [0, n), int64."""
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)
+    value = np.asarray(index, dtype=np.uint64)
+    outside = np.ones(value.shape, dtype=bool)
+    while outside.any():  # walk the cycle until the value is in range: fewer than four steps on average
+        value = np.where(outside, feistel(value, keys, half, mask), value)
+        outside = value >= n
+    return value.astype(np.int64)
+
+
+def feistel(value: np.ndarray, keys: np.ndarray, half: int, mask: np.uint64) -> np.ndarray:
+    """A bijection of [0, 4^half) from any round function."""
+    shift = np.uint64(half)
+    left, right = value >> shift, value & mask
+    for key in keys:
+        left, right = right, left ^ (mix(right ^ key) & mask)
+    return (left << shift) | right
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def sample_indices(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
+    """The (batch_size,) samples of a step, in order: positions step * batch_size onwards, epoch after epoch."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, offsets = np.divmod(positions, n)
+    out = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        out[here] = permute(offsets[here], n, seed, int(epoch))
+    return out
+
+
+def rank_slices(indices: np.ndarray, rank: int, world_size: int, micro_batch_size: int) -> list[np.ndarray]:
+    """The micro-batches of a rank, each (micro_batch_size,): a contiguous share of the global batch."""
+    share = micro_batch_size * world_size
+    if len(indices) % share:
+        raise ValueError(
+            f"batch_size={len(indices)} is not divisible by micro_batch_size={micro_batch_size} x "
+            f"num_workers={world_size}; choose a multiple of {share}"
+        )
+    mine = indices.reshape(world_size, -1)[rank]
+    return list(mine.reshape(-1, micro_batch_size))
+
+
+class TokenDataset:
+    """Samples of `context` tokens and the tokens that follow each, from a stream of documents."""
+
+    def __init__(self, stream: TokenStream, context: int):
+        self.stream, self.context = stream, context
+
+    def __len__(self) -> int:
+        return max(0, len(self.stream) - 1) // self.context
+
+    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """`ids` and `targets`, (B, T) int64: sample i is tokens i T to (i + 1) T, targets one further."""
+        import torch
+
+        rows = np.stack([self.stream.read(i * self.context, self.context + 1) for i in indices])
+        tokens = torch.from_numpy(rows)
+        return {"ids": tokens[:, :-1], "targets": tokens[:, 1:]}

@@ -1,0 +1,316 @@
+"""Documents read from files as streams, each with its line and byte offset, each bad one with its reason.
+
+The readers of `datasets` give up a whole chunk at a bad line and can't say where it was, so lines and CSV records
+are read here, byte by byte exact, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
+
+What happens to what: a document is quarantined (with the reason) for invalid UTF-8, a NUL byte, a lone surrogate,
+JSON that is no object with a text under the key, a CSV record with an unclosed quote or another number of fields than
+the header, and for being empty, too short or too long. A file is refused (`UnreadableFile`) when it is cut or damaged
+under its compression, UTF-16, or lacks the column. Blank lines, a byte order mark and CRLF are accepted silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+import fsspec
+import zstandard
+
+from gpt2.sources import split_suffix
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+BLOCK = 256  # documents handed on at a time
+EXCERPT = 80
+
+
+class UnreadableFile(ValueError):
+    """A file that can't be used at all."""
+
+
+class Document(NamedTuple):
+    """A document, or what is wrong with it."""
+
+    text: str
+    """The text; an excerpt where `reason` is set."""
+    line: int
+    """Line of the decompressed file, from 1; row of a Parquet file, from 1."""
+    byte_offset: int | None
+    """Offset in the decompressed file; None for Parquet."""
+    reason: str | None
+    """Why it is bad; None where it is good."""
+
+
+def stream(path: str, text_field: str, max_bytes: int) -> IterableDataset:
+    """The documents of a file as an `IterableDataset` of blocks: columns `text`, `line`, `byte_offset`, `reason`.
+
+    A line or record longer than `max_bytes` is never held in memory whole.
+    """
+    import datasets
+
+    arguments = {"path": path, "text_field": text_field, "max_bytes": max_bytes}
+    return datasets.IterableDataset.from_generator(blocks, gen_kwargs=arguments)
+
+
+def blocks(path: str, text_field: str, max_bytes: int) -> Iterator[dict[str, list]]:
+    """Blocks of documents in columns."""
+    rows: list[Document] = []
+    for document in documents(path, text_field, max_bytes):
+        rows.append(document)
+        if len(rows) == BLOCK:
+            yield dict(zip(Document._fields, map(list, zip(*rows, strict=True)), strict=True))
+            rows = []
+    if rows:
+        yield dict(zip(Document._fields, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
+    """The documents of one file, in order."""
+    format, compression = split_suffix(path)
+    if format == ".parquet":
+        yield from parquet_documents(path, text_field)
+        return
+    read = {".txt": text_documents, ".jsonl": json_documents, ".csv": csv_documents}[format]
+    try:
+        with fsspec.open(path, "rb") as raw:
+            yield from read(path, Lines(path, decompressed(cast(BinaryIO, raw), compression), max_bytes), text_field)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise UnreadableFile(f"{path} is cut or damaged ({error}); get the file again") from None
+    except OSError as error:
+        raise UnreadableFile(f"{path} can't be read: {error}") from None
+
+
+def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
+    """The bytes of a file; reading raises where a compressed one is cut."""
+    if compression == "gzip":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if compression == "zstd":
+        return io.BufferedReader(Zstandard(raw), 1 << 20)
+    return raw
+
+
+class Zstandard(io.RawIOBase):
+    """Zstandard frames as a stream. `zstandard`'s own reader takes a cut file for a whole one; this one raises."""
+
+    def __init__(self, raw: BinaryIO):
+        self.raw, self.buffer = raw, b""
+        self.frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        while not self.buffer:
+            if self.frame is not None and self.frame.eof:
+                rest, self.frame = self.frame.unused_data, None
+            else:
+                rest = b""
+            data = rest or self.raw.read(1 << 16)
+            if not data:
+                if self.frame is not None:
+                    raise EOFError("the compressed file ends inside a frame")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.buffer = self.frame.decompress(data)
+        count = min(len(target), len(self.buffer))
+        target[:count] = self.buffer[:count]
+        self.buffer = self.buffer[count:]
+        return count
+
+
+class Line(NamedTuple):
+    """A line without its end."""
+
+    data: bytes
+    number: int
+    offset: int
+    too_long: bool
+    odd_quotes: bool
+    """Whether what was left out of a too long line holds an odd number of double quotes."""
+
+
+class Lines:
+    """The lines of a byte stream, with their place; of a too long line only the beginning is kept."""
+
+    def __init__(self, path: str, raw: BinaryIO, max_bytes: int):
+        self.path, self.raw, self.max_bytes = path, raw, max_bytes
+        self.number, self.offset = 0, 0
+        self.returned: deque[Line] = deque()
+
+    def __iter__(self) -> Lines:
+        return self
+
+    def give_back(self, lines: list[Line]) -> None:
+        """Lines to be read again, before the rest."""
+        self.returned.extendleft(reversed(lines))
+
+    def __next__(self) -> Line:
+        if self.returned:
+            return self.returned.popleft()
+        data = self.raw.readline(self.max_bytes + 2)
+        if not data:
+            raise StopIteration
+        offset, size, too_long, quotes = self.offset, len(data), False, 0
+        if not data.endswith(b"\n") and len(data) == self.max_bytes + 2:
+            too_long, last = True, data
+            while last and not last.endswith(b"\n"):
+                last = self.raw.readline(1 << 20)
+                size, quotes = size + len(last), quotes + last.count(b'"')
+        self.number, self.offset = self.number + 1, offset + size
+        if self.number == 1:
+            if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UnreadableFile(f"{self.path} is UTF-16; convert it to UTF-8")
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+        return Line(data, self.number, offset, too_long, quotes % 2 == 1)
+
+
+def good(text: str, line: Line) -> Document:
+    return Document(text, line.number, line.offset, None)
+
+
+def bad(line: Line, reason: str) -> Document:
+    return Document(line.data[: 4 * EXCERPT].decode("utf-8", "replace")[:EXCERPT], line.number, line.offset, reason)
+
+
+def decode(data: bytes) -> tuple[str, str | None]:
+    """(text, what is wrong with it)."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return "", f"invalid UTF-8 at byte {error.start} of the document"
+    return text, "NUL byte" if "\0" in text else None
+
+
+def text_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
+    """A document per line."""
+    for line in lines:
+        if line.too_long:
+            yield bad(line, "too long")
+        elif line.data.strip():
+            text, wrong = decode(line.data)
+            yield bad(line, wrong) if wrong else good(text, line)
+
+
+def json_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
+    """A JSON object per line."""
+    for line in lines:
+        if line.too_long:
+            yield bad(line, "too long")
+        elif line.data.strip():
+            text, wrong = json_text(line.data, text_field)
+            yield bad(line, wrong) if wrong else good(text, line)
+
+
+def json_text(data: bytes, text_field: str) -> tuple[str, str | None]:
+    """(text under the key, what is wrong)."""
+    source, wrong = decode(data)
+    if wrong:
+        return "", wrong
+    try:
+        value = json.loads(source)
+    except ValueError as error:
+        return "", f"not JSON: {error.args[0].splitlines()[0] if error.args else error}"
+    except RecursionError:
+        return "", "JSON nested too deep"
+    if not isinstance(value, dict):
+        return "", f"JSON {type(value).__name__}, not an object"
+    if text_field not in value:
+        return "", f"no key {text_field!r}"
+    text = value[text_field]
+    if not isinstance(text, str):
+        return "", f"{text_field!r} is {type(text).__name__}, not text"
+    if "\0" in text:
+        return "", "NUL byte"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "", "lone surrogate"
+    return text, None
+
+
+def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
+    """A record each (RFC 4180: quoted fields may hold line ends).
+
+    Bytes are read as Latin-1, which loses nothing, and each field is decoded as UTF-8: bad bytes stay local. After a
+    record that never closes its quote, reading goes on at the line after the one where it began.
+    """
+    records = csv_records(lines)
+    header: list[str] | None = None
+    for first, fields, wrong in records:
+        if header is None:
+            header = [decode(f.encode("latin-1"))[0] for f in fields or []]
+            if text_field not in header:
+                raise UnreadableFile(
+                    f"{path} has no column {text_field!r}; it has {', '.join(header)}: set corpus.text_field"
+                )
+            column = header.index(text_field)
+        elif wrong or fields is None:
+            yield bad(first, wrong or "no record")
+        elif len(fields) != len(header):
+            if fields:  # an empty line is no record
+                yield bad(first, f"{len(fields)} fields, the header has {len(header)}")
+        else:
+            text, wrong = decode(fields[column].encode("latin-1"))
+            yield bad(first, wrong) if wrong else good(text, first)
+
+
+def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | None]]:
+    """(first line, fields, what is wrong) of each record."""
+    used: list[Line] = []
+
+    def feed() -> Iterator[str]:
+        for line in lines:
+            used.append(line)
+            closing = '"' if line.odd_quotes else ""
+            yield line.data.decode("latin-1") + closing + "\n"
+
+    csv.field_size_limit(lines.max_bytes + 16)
+    reader = csv.reader(feed(), strict=True)
+    while True:
+        used.clear()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            lines.give_back(used[1:])
+            yield used[0], None, f"CSV: {error}"
+            reader = csv.reader(feed(), strict=True)
+            continue
+        too_long = any(line.too_long for line in used)
+        yield used[0], fields, "too long" if too_long else None
+
+
+def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
+    """A document per row, read by `datasets`."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
+        number = 0
+        for batch in rows.with_format("arrow").iter(BLOCK):
+            if text_field not in batch.column_names:
+                raise UnreadableFile(
+                    f"{path} has no column {text_field!r}; it has {', '.join(batch.column_names)}: set corpus.text_field"
+                )
+            for text in batch.column(text_field).to_pylist():
+                number += 1
+                if not isinstance(text, str):
+                    yield Document("", number, None, f"{text_field!r} is {type(text).__name__}, not text")
+                elif "\0" in text:
+                    yield Document(text[:EXCERPT], number, None, "NUL byte")
+                else:
+                    yield Document(text, number, None, None)
+    except UnreadableFile:
+        raise
+    except Exception as error:  # pyarrow and datasets have many kinds for a damaged file
+        raise UnreadableFile(f"{path} can't be read as Parquet ({str(error).splitlines()[0][:200]}); get it again") from None
