@@ -92,9 +92,7 @@ def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSign
         schema = Schema([ColSpec(DataType.string)])
     else:
         record = inputs[0]
-        schema = Schema(
-            [ColSpec(Array(DataType.string), name, required=name == next(iter(record))) for name in record]
-        )
+        schema = Schema([ColSpec(Array(DataType.string), name, required=name == next(iter(record))) for name in record])
     return ModelSignature(inputs=schema, outputs=inferred.outputs, params=inferred.params)
 
 

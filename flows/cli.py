@@ -156,8 +156,9 @@ def doctor():
 
     Example: gpt2 doctor
     """
-    from cluster.doctor import check
     from rich.table import Table
+
+    from cluster.doctor import check
 
     table = Table()
     for column in ("", "check", "found", "remedy"):

@@ -14,7 +14,7 @@ from gpt2.config import Settings
 from gpt2.sources import expand, source_id
 from gpt2.task import task
 
-CLEANING = ("gpt2.corpus", "gpt2.readers")
+CLEANING = ("gpt2.corpus", "gpt2.readers", "gpt2.sources")
 ENCODING = ("gpt2.shards", "gpt2.tokenizer")
 TRAINING = (
     "gpt2.model",
@@ -27,7 +27,7 @@ TRAINING = (
     "cluster.engine",
     "cluster.zero",
 )
-REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.model")
+REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate", "register")
 
 

@@ -81,7 +81,8 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
 def new_version(name: str, registered: str, model: Artifact, plan: Plan, run: Run) -> Any:
     """A registry version with lineage tags."""
     kind = language_model if name == "base" else task_of(name)
-    examples, params = kind.input_example, kind.params
+    examples = kind.input_example
+    params = language_model.DEFAULTS if name == "base" else task_of(name).params
     predictor = language_model.GeneratorPredictor(model.path / "model") if name == "base" else None
     predictor = predictor or task_of(name).predictor(model.path / "model")
     champion = registry.by_alias(registered, registry.CHAMPION)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.train import train
 from cluster.tracking import Run
+from cluster.train import train
 from flows.stage import say
 from gpt2.jobs import Job
 

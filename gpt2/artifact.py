@@ -100,7 +100,9 @@ class Artifact:
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists; `KeyError` where it does not."""
         if name not in self.manifest["files"]:
-            raise KeyError(f"artifact {self.kind}/{self.id} has no file {name!r}; it has {sorted(self.manifest['files'])}")
+            raise KeyError(
+                f"artifact {self.kind}/{self.id} has no file {name!r}; it has {sorted(self.manifest['files'])}"
+            )
         return self.path / name
 
     def verify(self) -> None:

@@ -133,7 +133,9 @@ class TokenizerConfig(Settings):
     @model_validator(mode="after")
     def _vocabulary_fits(self):
         if self.kind == "gpt2" and self.vocab_size != 50257:
-            raise ValueError(f"vocab_size={self.vocab_size} but GPT-2's own vocabulary has 50257; set vocab_size: 50257")
+            raise ValueError(
+                f"vocab_size={self.vocab_size} but GPT-2's own vocabulary has 50257; set vocab_size: 50257"
+            )
         if self.token_dtype == "uint16" and self.vocab_size > 65536:
             raise ValueError(
                 f"vocab_size={self.vocab_size} does not fit token_dtype=uint16 (65536 ids); use uint32 or auto"

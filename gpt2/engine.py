@@ -101,7 +101,9 @@ class TorchEngine:
         return {name: p.detach().float().cpu() for name, p in self.module.named_parameters()}
 
     def save(self, directory: Path) -> None:
-        torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, directory / "state.pt")
+        torch.save(
+            {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, directory / "state.pt"
+        )
 
     def load(self, directory: Path) -> None:
         state = torch.load(directory / "state.pt", map_location=self.device, weights_only=True)

@@ -122,5 +122,3 @@ def read_config(path: Path) -> ModelConfig:
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
     chosen = {name: values[name] for name in names if name in values}
     return ModelConfig.model_validate({**chosen, "dropout": values.get("resid_pdrop", 0.0)})
-
-

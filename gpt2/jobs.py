@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,14 @@ def build(job: Job) -> Parts:
         assert job.model is not None and job.tokens is not None
         model = GPT2(job.model)
         module: nn.Module = LanguageModel(model)
-        training, validation = (token_dataset(job.tokens, split, job.train.context) for split in ("train", "validation"))
+        training, validation = (
+            token_dataset(job.tokens, split, job.train.context) for split in ("train", "validation")
+        )
 
         def save(out: Path) -> None:
             huggingface.save(model, out)
             tokenizer.save(out)
+            (out / "task.json").write_text(json.dumps({"task": "base"}))
     else:
         assert job.base is not None and job.examples is not None
         kind, examples = task(job.name), Path(job.examples)

@@ -110,8 +110,10 @@ class GPT2(nn.Module):
     def hidden(self, ids: Tensor, caches: list[KeyValues] | None = None) -> Tensor:
         """(B, T) ids to (B, T, C), after the final normalisation. `ValueError` where T exceeds the positions."""
         T = ids.shape[1]
-        if T > self.config.n_positions:
-            raise ValueError(f"{T} tokens do not fit the model's {self.config.n_positions} positions; shorten the input")
+        if self.config.n_positions < T:
+            raise ValueError(
+                f"{T} tokens do not fit the model's {self.config.n_positions} positions; shorten the input"
+            )
         positions = caches[0].positions if caches else torch.arange(T, device=ids.device)
         x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)
         for layer, block in enumerate(self.blocks):

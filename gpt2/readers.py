@@ -313,4 +313,6 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
     except UnreadableFile:
         raise
     except Exception as error:  # pyarrow and datasets have many kinds for a damaged file
-        raise UnreadableFile(f"{path} can't be read as Parquet ({str(error).splitlines()[0][:200]}); get it again") from None
+        raise UnreadableFile(
+            f"{path} can't be read as Parquet ({str(error).splitlines()[0][:200]}); get it again"
+        ) from None

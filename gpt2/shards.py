@@ -44,7 +44,9 @@ def encode_piece(
     with open(out / "train.bin", "wb") as train, open(out / "validation.bin", "wb") as validation:
         for texts, digests in read_piece(piece, keep):
             for text, mark, ids in zip(texts, digests, tokenizer.encode_batch(texts), strict=True):
-                split, stream = ("validation", validation) if is_validation(mark, validation_share) else ("train", train)
+                split, stream = (
+                    ("validation", validation) if is_validation(mark, validation_share) else ("train", train)
+                )
                 stream.write(np.array([*ids, tokenizer.end_of_text], dtype=width).tobytes())
                 counts[f"{split}_tokens"] += len(ids) + 1
                 counts[f"{split}_documents"] += 1
@@ -62,7 +64,9 @@ class TokenStream:
         for path in paths:
             size = path.stat().st_size
             if size % width.itemsize:
-                raise ValueError(f"{path} has {size} bytes, not a multiple of {width.itemsize}: it is cut; tokenize again")
+                raise ValueError(
+                    f"{path} has {size} bytes, not a multiple of {width.itemsize}: it is cut; tokenize again"
+                )
             if size:
                 self.parts.append(np.memmap(path, dtype=width, mode="r"))
         self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)

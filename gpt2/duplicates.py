@@ -1,0 +1,78 @@
+"""Near-duplicates: texts that say the same but for links, names, numbers and a few words."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+NOISE = re.compile(r"https?://\S+|www\.\S+|@\w+|\brt\b|&\w+;|[^\w\s]|[\d_]", re.IGNORECASE)
+PERMUTATIONS, BANDS = 64, 16
+LIKE = 0.7
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without links, handles, punctuation and digits."""
+    return NOISE.sub(" ", text.lower()).split()
+
+
+def shingles(text: str) -> frozenset[int]:
+    """Hashes of the text's word pairs, or of its words where there are fewer than three."""
+    w = words(text)
+    grams = [" ".join(pair) for pair in zip(w, w[1:], strict=False)] if len(w) > 2 else w
+    return frozenset(int.from_bytes(blake2b(g.encode(), digest_size=8).digest(), "little") for g in grams)
+
+
+def groups(texts: Sequence[str]) -> np.ndarray:
+    """(N,) group of each text: the index of the group's first member.
+
+    Texts with a Jaccard similarity of at least 0.7 on word pairs are joined, transitively. Candidates come from
+    MinHash with banding (Broder 1997; Leskovec et al., chapter 3): 16 bands of 4, so that a pair at 0.7 is
+    missed with probability 0.01.
+    """
+    sets = [shingles(t) for t in texts]
+    signatures = minhash(sets)
+    parent = list(range(len(texts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    rows = PERMUTATIONS // BANDS
+    for band in range(BANDS):
+        buckets: dict[bytes, list[int]] = defaultdict(list)
+        part = np.ascontiguousarray(signatures[:, band * rows : (band + 1) * rows])
+        for i, row in enumerate(part):
+            if sets[i]:
+                buckets[row.tobytes()].append(i)
+        for members in buckets.values():
+            first = members[0]
+            for other in members[1:]:
+                a, b = root(first), root(other)
+                if a != b and jaccard(sets[first], sets[other]) >= LIKE:
+                    parent[max(a, b)] = min(a, b)
+    return np.array([root(i) for i in range(len(texts))])
+
+
+def minhash(sets: Sequence[frozenset[int]]) -> np.ndarray:
+    """(N, PERMUTATIONS) signatures, uint64; rows of empty sets are all ones."""
+    generator = np.random.default_rng(0)
+    a = generator.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
+    b = generator.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
+    out = np.full((len(sets), PERMUTATIONS), np.iinfo(np.uint64).max, dtype=np.uint64)
+    for i, members in enumerate(sets):
+        if members:
+            values = np.fromiter(members, dtype=np.uint64)
+            out[i] = (values[:, None] * a + b).min(0)
+    return out
+
+
+def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
+    """|a & b| / |a | b|."""
+    both = len(a & b)
+    return both / (len(a) + len(b) - both) if both else 0.0

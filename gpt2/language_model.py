@@ -1,0 +1,98 @@
+"""The pretrained model itself: how well it predicts held-out text, and the texts that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2 import huggingface, metrics
+from gpt2.generate import generate
+from gpt2.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from gpt2.batches import TokenDataset
+
+NAME, TITLE = "base", "Language model"
+PRIMARY, FLOOR = "bits_per_byte", "unigram"
+PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
+SAMPLE_TOKENS = 60
+input_example = ["This film is"]
+DEFAULTS: dict[str, Any] = {"max_tokens": 50, "temperature": 0.8, "top_k": 50, "top_p": 1.0, "seed": 0}
+
+
+def evaluate(
+    directory: Path, validation: TokenDataset, training: TokenDataset, bytes_per_token: float, out: Path
+) -> dict[str, Any]:
+    """The report of a pretrained model on the whole validation split, beside a unigram model of the training split."""
+    model, tokenizer = huggingface.load(directory), Tokenizer.load(directory)
+    model.eval()
+    nll, tokens = 0.0, 0
+    for start in range(0, len(validation), 16):
+        batch = validation.batch(range(start, min(start + 16, len(validation))), 0)
+        part, count = model.loss_sum(batch["ids"], batch["targets"])
+        nll, tokens = nll + part, tokens + count
+    targets = validation.stream.read(1, tokens)
+    baseline = unigram_nll(training, targets, model.config.vocab_size)
+    prompts = [tokenizer.encode(p) for p in PROMPTS]
+    room = min(SAMPLE_TOKENS, model.config.n_positions - max(map(len, prompts)))
+    written = generate(model, tokenizer.end_of_text, prompts, room, temperature=0.8, top_k=50)
+    samples = [f"{p}{tokenizer.decode(ids)}" for p, ids in zip(PROMPTS, written, strict=True)]
+    return {
+        "task": NAME,
+        "title": TITLE,
+        "primary": {"name": PRIMARY, "higher_is_better": False},
+        "floor": FLOOR,
+        "metrics": metrics.language_model(nll, tokens, tokens * bytes_per_token),
+        "baselines": {FLOOR: metrics.language_model(baseline, tokens, tokens * bytes_per_token)},
+        "counts": {"parameters": model.config.n_parameters, "validation_tokens": tokens},
+        "samples": {"Texts that the model writes": samples},
+        "figures": [],
+    }
+
+
+def unigram_nll(training: TokenDataset, targets: np.ndarray, vocab_size: int) -> float:
+    """Negative log-likelihood (nats) of targets under the training split's token counts, one added to each."""
+    import numpy as np
+
+    counts = np.ones(vocab_size)
+    for part in training.stream.parts:
+        counts += np.bincount(part, minlength=vocab_size)
+    return float(-np.log(counts / counts.sum())[targets].sum())
+
+
+class GeneratorPredictor:
+    """Prompts to texts."""
+
+    def __init__(self, directory: Path):
+        self.model, self.tokenizer = huggingface.load(directory), Tokenizer.load(directory)
+        self.model.eval()
+
+    def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
+        """A row per prompt: `prompt`, and `text`, its continuation.
+
+        `params`: `max_tokens`, `temperature`, `top_k`, `top_p`, `seed`. An empty prompt begins a new document. A
+        prompt that leaves no room for `max_tokens` is refused with a `ValueError`.
+        """
+        import pandas as pd
+
+        prompts = [inputs] if isinstance(inputs, str) else list(inputs)
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise ValueError(f"prompt {i} is {prompt!r}; give a text")
+        chosen = {**DEFAULTS, **params}
+        ids: Sequence[Sequence[int]] = [self.tokenizer.encode(p) or [self.tokenizer.end_of_text] for p in prompts]
+        new = generate(
+            self.model,
+            self.tokenizer.end_of_text,
+            ids,
+            int(chosen["max_tokens"]),
+            float(chosen["temperature"]),
+            int(chosen["top_k"]),
+            float(chosen["top_p"]),
+            int(chosen["seed"]),
+        )
+        return pd.DataFrame({"prompt": prompts, "text": [self.tokenizer.decode(row) for row in new]})

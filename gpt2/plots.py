@@ -1,0 +1,78 @@
+"""The reports' figures: PNG files, each returned as {file, title}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+Figure = dict[str, str]
+INK, ACCENT, PALE = "#222222", "#1f6feb", "#b9c4d0"
+
+
+def finish(figure: Any, out: Path, file: str, title: str) -> Figure:
+    figure.tight_layout()
+    figure.savefig(out / file, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return {"file": file, "title": title}
+
+
+def confusion(matrix: np.ndarray, labels: Sequence[str], out: Path) -> Figure:
+    """Row shares as colours, counts as text."""
+    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(labels), 0.9 + 0.8 * len(labels)))
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i in range(len(labels)):
+        for j in range(len(labels)):
+            colour = "white" if shares[i, j] > 0.5 else INK
+            axes.text(j, i, f"{matrix[i, j]:,}\n{shares[i, j]:.0%}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    return finish(figure, out, "confusion.png", "Confusion matrix (shares of the true class)")
+
+
+def reliability(rows: Sequence[tuple[float, float, int]], out: Path) -> Figure:
+    """Accuracy against confidence; on the diagonal a probability means what it says."""
+    figure, axes = plt.subplots(figsize=(4, 3.6))
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+    confidence, accuracy, counts = zip(*rows, strict=True)
+    sizes = 20 + 180 * np.array(counts) / max(counts)
+    axes.scatter(confidence, accuracy, s=sizes, color=ACCENT, alpha=0.8)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    return finish(figure, out, "reliability.png", "Reliability (the size is the number of texts)")
+
+
+def beside_baselines(metric: str, value: float, baselines: Mapping[str, float], out: Path) -> Figure:
+    """The primary metric of the model and of each baseline."""
+    names = ["this model", *baselines]
+    values = [value, *baselines.values()]
+    figure, axes = plt.subplots(figsize=(5.6, 0.8 + 0.45 * len(names)))
+    bars = axes.barh(names, values, color=[ACCENT] + [PALE] * len(baselines))
+    axes.bar_label(bars, [f"{v:.3f}" for v in values], padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(values))
+    axes.set_xlabel(metric.replace("_", " "))
+    axes.spines[["top", "right"]].set_visible(False)
+    return finish(figure, out, "baselines.png", f"{metric.replace('_', ' ')} beside the baselines")
+
+
+def curve(records: Sequence[Mapping[str, Any]], out: Path) -> Figure:
+    """Training and validation loss by step."""
+    figure, axes = plt.subplots(figsize=(5.6, 3.2))
+    for name, label, colour in (("loss", "training", PALE), ("validation_loss", "validation", ACCENT)):
+        points = [(r["step"], r[name]) for r in records if name in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o" if len(points) < 20 else None)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return finish(figure, out, "curve.png", "Loss while training")

@@ -1,0 +1,292 @@
+"""Sentiment of short texts: one label per text, from any table of texts and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from gpt2.config import OptimizerConfig, TrainConfig
+from gpt2.task import Task, TaskSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import Tensor, nn
+
+    from gpt2.model import GPT2
+    from gpt2.tokenizer import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+MAX_LABELS = 100
+
+
+class SentimentSettings(TaskSettings):
+    """Sentiment monitoring: labelled posts."""
+
+    source: str = Field("sample:posts", min_length=1)
+    """A .csv, .jsonl or .parquet file with a text and a label per row, or `sample:posts`."""
+    text_field: str = Field("text", min_length=1)
+    """The column of the texts."""
+    label_field: str = Field("sentiment", min_length=1)
+    """The column of the labels."""
+    labels: list[str] | None = None
+    """The labels that are allowed; a row with another is refused. Without it, those found in the data."""
+    validation_share: float = Field(0.05, gt=0, le=0.4)
+    """Share of the texts that training is watched on."""
+    test_share: float = Field(0.2, gt=0, le=0.5)
+    """Share of the texts that the report is made from."""
+    train: TrainConfig = TrainConfig(
+        epochs=1,
+        batch_size=64,
+        micro_batch_size=32,
+        context=128,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, schedule="cosine", final_ratio=0.0),
+        eval_samples=512,
+        checkpoint_every=100,
+        log_every=20,
+    )
+    """Fine-tuning: length, batches, rates."""
+
+
+class Sentiment(Task):
+    """Labels with probabilities."""
+
+    name = "sentiment"
+    title = "Sentiment of posts"
+    primary = "macro_f1"
+    floor = "majority class"
+    Settings = SentimentSettings
+    code: ClassVar[tuple[str, ...]] = ("gpt2.heads", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics")
+    input_example: ClassVar[list[str]] = ["The crew was lovely and we landed early", "My bag is lost again"]
+
+    def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
+        """Write train, validation and test.parquet (text, label index) and labels.json; near-duplicates stay together."""
+        from gpt2.duplicates import groups
+
+        table, dropped = read_labelled(source, settings)
+        table["label"], labels = indexed(table["label"], settings, source)
+        group = groups(table["text"].tolist())
+        split = split_groups(table["text"].tolist(), group, settings)
+        counts: dict[str, Any] = dict(dropped)
+        counts["near_duplicates_kept_together"] = int(len(group) - len(set(group.tolist())))
+        for name in SPLITS:
+            part = table[split == name]
+            if part.empty or (name == "train" and part["label"].nunique() < len(labels)):
+                raise ValueError(f"{source}: too few rows ({len(table)}) for a {name} split with every label; add data")
+            part.reset_index(drop=True).to_parquet(out / f"{name}.parquet", index=False)
+            counts[name] = len(part)
+        (out / "labels.json").write_text(json.dumps(labels))
+        return counts
+
+    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> TextDataset:
+        import pandas as pd
+
+        table = pd.read_parquet(examples / f"{split}.parquet")
+        return TextDataset(encode(tokenizer, table["text"].tolist(), context), table["label"].to_numpy())
+
+    def module(self, model: GPT2, examples: Path) -> nn.Module:
+        from gpt2.heads import Classifier
+
+        return Classifier(model, len(json.loads((examples / "labels.json").read_text())))
+
+    def save(self, module: Any, examples: Path, tokenizer: Tokenizer, out: Path) -> None:
+        from safetensors.torch import save_file
+
+        from gpt2 import huggingface
+
+        huggingface.save(module.model, out)
+        tokenizer.save(out)
+        head = {n: p.detach().float().contiguous() for n, p in module.head.state_dict().items()}
+        save_file(head, out / "head.safetensors")
+        labels = json.loads((examples / "labels.json").read_text())
+        (out / "task.json").write_text(json.dumps({"task": self.name, "labels": labels}, indent=1))
+
+    def predictor(self, directory: Path) -> SentimentPredictor:
+        return SentimentPredictor(directory)
+
+    def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
+        import pandas as pd
+
+        from gpt2 import baselines, metrics, plots
+
+        train, test = (pd.read_parquet(examples / f"{s}.parquet") for s in ("train", "test"))
+        predictor = self.predictor(directory)
+        labels, truth = predictor.labels, test["label"].to_numpy()
+        probabilities = predictor.probabilities(test["text"].tolist())
+        others = {
+            "majority class": baselines.majority(train["label"].to_numpy(), len(test), len(labels)),
+            "TF-IDF + logistic regression": baselines.tfidf_logistic_regression(
+                train["text"].tolist(), train["label"].to_numpy(), test["text"].tolist(), len(labels)
+            ),
+        }
+        test["predicted"], test["confidence"] = probabilities.argmax(1), probabilities.max(1)
+        for i, label in enumerate(labels):
+            test[f"probability_{label}"] = probabilities[:, i]
+        test.to_parquet(out / "predictions.parquet", index=False)
+        figures = [
+            plots.confusion(metrics.confusion_matrix(truth, probabilities.argmax(1), len(labels)), labels, out),
+            plots.reliability(metrics.reliability(truth, probabilities), out),
+        ]
+        wrong = test[test["predicted"] != test["label"]].nlargest(8, "confidence")
+        mistakes = [
+            f"{r.text} (is {labels[r.label]}, predicted {labels[r.predicted]} at {r.confidence:.0%})"
+            for r in wrong.itertuples()
+        ]
+        return {
+            "task": self.name,
+            "title": self.title,
+            "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
+            "floor": self.floor,
+            "metrics": metrics.classification(truth, probabilities, labels),
+            "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
+            "counts": {"train": len(train), "test": len(test)},
+            "samples": {"Most confident mistakes": mistakes},
+            "figures": figures,
+        }
+
+
+class TextDataset:
+    """Encoded texts with labels; a batch is `ids` (B, T), `lengths` (B,), `labels` (B,)."""
+
+    def __init__(self, rows: list[list[int]], labels: np.ndarray):
+        self.rows, self.labels = rows, labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
+        import torch
+
+        from gpt2.heads import pad
+
+        ids, lengths = pad([self.rows[i] for i in indices])
+        return {"ids": ids, "lengths": lengths, "labels": torch.from_numpy(self.labels[list(indices)])}
+
+
+class SentimentPredictor:
+    """Texts to labels and probabilities. A text longer than the model's positions is cut at its end."""
+
+    def __init__(self, directory: Path):
+        from safetensors.torch import load_file
+
+        from gpt2 import huggingface
+        from gpt2.heads import Classifier
+        from gpt2.tokenizer import Tokenizer
+
+        self.labels: list[str] = json.loads((directory / "task.json").read_text())["labels"]
+        self.tokenizer = Tokenizer.load(directory)
+        self.module = Classifier(huggingface.load(directory), len(self.labels))
+        self.module.head.load_state_dict(load_file(directory / "head.safetensors"))
+        self.module.eval()
+
+    def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """(N, classes). Texts are sorted by length, so that little padding is computed."""
+        import numpy as np
+        import torch
+
+        from gpt2.heads import pad
+
+        rows = encode(self.tokenizer, texts, self.module.model.config.n_positions)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        out = np.zeros((len(rows), len(self.labels)))
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                logits = self.module.logits(*pad([rows[i] for i in chosen]))
+                out[chosen] = logits.float().softmax(-1).numpy()
+        return out
+
+    def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
+        """A row per text: `label`, and `probability_LABEL` for each. `ValueError` for what is no text."""
+        import pandas as pd
+
+        texts = checked_texts(inputs)
+        probabilities = self.probabilities(texts)
+        columns = {f"probability_{label}": probabilities[:, i] for i, label in enumerate(self.labels)}
+        return pd.DataFrame({"label": [self.labels[i] for i in probabilities.argmax(1)], **columns})
+
+
+def checked_texts(inputs: Any) -> list[str]:
+    """The inputs as texts; `ValueError` names the first that is none."""
+    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"input {i} is {text!r}; give a text that is not empty")
+    return texts
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> list[list[int]]:
+    """Ids of each text, cut to `context` with the end-of-text at the end."""
+    return [[*ids[: context - 1], tokenizer.end_of_text] for ids in tokenizer.encode_batch(texts)]
+
+
+def read_labelled(source: Path, settings: SentimentSettings) -> tuple[pd.DataFrame, dict[str, int]]:
+    """(columns text and label, counts of dropped rows): empty texts, missing labels and exact duplicates go."""
+    table = read_table(source)
+    for field, name in ((settings.text_field, "text_field"), (settings.label_field, "label_field")):
+        if field not in table:
+            raise ValueError(f"{source} has no column {field!r}; it has {', '.join(table.columns)}: set {name}")
+    table = table[[settings.text_field, settings.label_field]].set_axis(["text", "label"], axis=1)
+    rows = len(table)
+    table = table[table["text"].notna() & table["label"].notna()]
+    table = table.assign(text=table["text"].astype(str).str.strip(), label=table["label"].astype(str).str.strip())
+    table = table[(table["text"] != "") & (table["label"] != "")]
+    usable = len(table)
+    table = table.drop_duplicates("text").reset_index(drop=True)
+    return table, {"rows": rows, "empty": rows - usable, "duplicates": usable - len(table)}
+
+
+def read_table(source: Path) -> pd.DataFrame:
+    """A .csv (UTF-8, or Latin-1 where it is not), .jsonl or .parquet file; `ValueError` where it is none."""
+    import pandas as pd
+
+    try:
+        if source.suffix == ".parquet" or source.name.endswith(".parquet.brotli"):
+            return pd.read_parquet(source)
+        if source.suffix == ".jsonl":
+            return pd.read_json(source, lines=True)
+        if source.suffix == ".csv":
+            try:
+                return pd.read_csv(source, dtype=str)
+            except UnicodeDecodeError:
+                return pd.read_csv(source, dtype=str, encoding="latin-1")
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of these
+        raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
+    raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
+
+
+def indexed(column: Any, settings: SentimentSettings, source: Path) -> tuple[Any, list[str]]:
+    """Labels as indices, and the labels in order; `ValueError` for unknown ones, only one, or too many."""
+    found = sorted(set(column))
+    labels = settings.labels or found
+    unknown = [label for label in found if label not in labels]
+    if unknown:
+        raise ValueError(f"{source} has labels {unknown[:5]} that are not among labels={labels}; mend them or add them")
+    if len(found) < 2:
+        raise ValueError(f"{source} has only the label {found}; a classifier needs two or more")
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"{source} has {len(labels)} labels, more than {MAX_LABELS}; is label_field the right column?")
+    return column.map({label: i for i, label in enumerate(labels)}), list(labels)
+
+
+def split_groups(texts: Sequence[str], group: np.ndarray, settings: SentimentSettings) -> np.ndarray:
+    """(N,) name of each text's split, decided by the content of the first text of its group."""
+    from hashlib import blake2b
+
+    import numpy as np
+
+    def place(i: int) -> str:
+        mark = blake2b(texts[group[i]].encode(), digest_size=8)
+        share = int.from_bytes(mark.digest(), "little") / 2**64
+        if share < settings.test_share:
+            return "test"
+        return "validation" if share < settings.test_share + settings.validation_share else "train"
+
+    return np.array([place(i) for i in range(len(texts))])
+
+
+TASK = Sentiment()
