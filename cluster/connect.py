@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -60,13 +60,16 @@ def check_resources(config: ClusterConfig) -> None:
             )
 
 
-def jobs_at_once(config: ClusterConfig) -> int:
-    """How many trainings of this size fit on the cluster at the same time, at least one."""
+def jobs_at_once(jobs: Sequence[ClusterConfig]) -> int:
+    """How many of these trainings, the largest first, fit on the cluster at the same time; at least one."""
     have = ray.cluster_resources()
-    fits = [have.get("CPU", 1) // (config.num_workers * config.cpus_per_worker)]
-    if config.use_gpu:
-        fits.append(have.get("GPU", 0) // config.num_workers)
-    return max(1, int(min(fits)))
+    largest = sorted(jobs, key=lambda j: -j.num_workers * j.cpus_per_worker)
+    for count in range(len(largest), 1, -1):
+        cpus = sum(j.num_workers * j.cpus_per_worker for j in largest[:count])
+        gpus = sum(j.num_workers * j.use_gpu for j in largest[:count])
+        if cpus <= have.get("CPU", 0) and gpus <= have.get("GPU", 0):
+            return count
+    return 1
 
 
 def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float = 1) -> Iterator[Any]:

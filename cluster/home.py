@@ -58,6 +58,8 @@ def configure() -> Path:
     os.environ.setdefault("PREFECT_HOME", str(path / "prefect"))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if "RAY_ADDRESS" not in os.environ:  # a local Ray has no node to lose: it need not pay for watching
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     return path
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature, infer_signature
+from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
 from cluster import pulled
@@ -68,8 +68,11 @@ def register(
     requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]
     with quietly():
         mlflow.set_tracking_uri(client().tracking_uri)
-        info = mlflow.pyfunc.log_model(
+        # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
+        info = Model.log(
+            artifact_path=None,
             name="model",
+            flavor=mlflow.pyfunc,
             python_model=pulled.__file__,
             artifacts={"model": str(model.path / "model")},
             code_paths=[str(Path(gpt2.__file__).parent)],

@@ -45,17 +45,17 @@ class PipelineConfig(Settings):
 
     @model_validator(mode="after")
     def _relations(self):
-        for name, train in self.trainings().items():
+        for name, (train, workers) in self.trainings().items():
             if train.context > self.model.n_positions:
                 raise ValueError(
                     f"{name}.context={train.context} is longer than model.n_positions={self.model.n_positions}; "
                     f"lower the context or raise n_positions"
                 )
-            share = train.micro_batch_size * self.cluster.num_workers
+            share = train.micro_batch_size * workers
             if train.batch_size % share:
                 raise ValueError(
                     f"{name}.batch_size={train.batch_size} is not divisible by micro_batch_size="
-                    f"{train.micro_batch_size} x cluster.num_workers={self.cluster.num_workers}; "
+                    f"{train.micro_batch_size} x num_workers={workers}; "
                     f"choose a multiple of {share}"
                 )
             if train.precision == "fp16" and not self.cluster.use_gpu:
@@ -67,9 +67,18 @@ class PipelineConfig(Settings):
         all_settings = {name: getattr(self.tasks, name) for name in type(self.tasks).model_fields}
         return {n: s for n, s in all_settings.items() if s.enabled or not enabled_only}
 
-    def trainings(self) -> dict[str, TrainConfig]:
-        """Every training's settings by their path in the schema."""
-        return {"pretrain": self.pretrain} | {f"tasks.{n}.train": s.train for n, s in self.task_settings().items()}
+    def trainings(self) -> dict[str, tuple[TrainConfig, int]]:
+        """Every training's settings and number of workers by their path in the schema."""
+        pretrain = {"pretrain": (self.pretrain, self.cluster.num_workers)}
+        tasks = self.task_settings().items()
+        return pretrain | {f"tasks.{n}.train": (s.train, self.task_cluster(n).num_workers) for n, s in tasks}
+
+    def task_cluster(self, name: str) -> ClusterConfig:
+        """Where a task's training runs."""
+        workers = self.task_settings(enabled_only=False)[name].num_workers
+        if workers is None:
+            return self.cluster
+        return ClusterConfig.model_validate({**self.cluster.model_dump(), "num_workers": workers})
 
     def model_config_with_vocabulary(self) -> ModelConfig:
         """The complete model configuration."""

@@ -41,7 +41,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
             base=str(base.path / MODEL),
             examples=str(examples.path),
         )
-        return run_job(job, config.cluster, run)
+        return run_job(job, config.task_cluster(name), run)
 
     return make(f"finetune-{name}", keys.model, config.model_dump(mode="json"), build)
 
@@ -59,7 +59,7 @@ def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
         width = len(names)
     else:
         connect()
-        width = jobs_at_once(config.cluster)
+        width = jobs_at_once([config.task_cluster(name) for name in names])
         say(f"{len(names)} tasks, {min(width, len(names))} at a time")
     ids = []
     for start in range(0, len(names), max(width, 1)):

@@ -64,8 +64,8 @@ class Recommender(nn.Module):
         self.model = model
         self.taste = nn.Linear(model.config.n_embd, width)
         self.item = nn.Linear(model.config.n_embd, width)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.popularity_weight = nn.Parameter(torch.tensor(1.0))
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(10.0)))
+        self.popularity_weight = nn.Parameter(torch.ones(1))
         self.register_buffer("log_popularity", log_popularity, persistent=False)
 
     def embed_items(self, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from gpt2.config import Settings, TrainConfig
+from gpt2.config import Settings, TrainConfig, operational
 
 if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     import pandas as pd
@@ -42,6 +42,8 @@ class TaskSettings(Settings):
     """Whether the pipeline runs this task."""
     source: str = Field(..., min_length=1)
     """The labelled data: a file, a directory or `sample:NAME`."""
+    num_workers: int | None = operational(None, ge=1, le=4096)
+    """Workers of this task's training; without it `cluster.num_workers`. Tasks that fit run at the same time."""
     train: TrainConfig
     """Fine-tuning: length, batches, rates."""
 
