@@ -44,9 +44,7 @@ class Checkpoints:
             differing = {k: (manifest.get(k), v) for k, v in self.header.items() if manifest.get(k) != v}
             if differing:
                 told = ", ".join(f"{k} was {was!r} and is {now!r}" for k, (was, now) in differing.items())
-                raise ValueError(
-                    f"{path} can't be continued: {told}; set it back, or delete {self.folder} to start over"
-                )
+                raise ValueError(f"{path} can't be continued: {told}; set it back, or delete the folder to start over")
             try:
                 Artifact(path, manifest).verify()
                 return path, manifest["step"]

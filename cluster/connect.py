@@ -27,7 +27,7 @@ def connect() -> None:
     with _starting:
         if ray.is_initialized():
             return
-        common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if address := os.environ.get("RAY_ADDRESS"):
             ray.init(address=address, **common)
             return

@@ -19,16 +19,15 @@ def token_files(tokens: Artifact) -> TokenFiles:
     return TokenFiles(dtype=listing["dtype"], **splits)
 
 
-def evaluate_base(model: Artifact, tokens: Artifact, context: int, out: Path) -> dict[str, Any]:
+def evaluate_base(model: Path, tokens: Artifact, context: int, out: Path) -> dict[str, Any]:
     """Evaluate a pretrained model on the validation split."""
-    arguments = (model.path, token_files(tokens), dict(tokens.info), context, out)
+    arguments = (model, token_files(tokens), dict(tokens.info), context, out)
     return next(iter(spread(_evaluate_base, [arguments], cpus=2)))
 
 
-def evaluate_task(name: str, model: Artifact | Path, examples: Artifact, out: Path) -> dict[str, Any]:
+def evaluate_task(name: str, model: Path, examples: Artifact, out: Path) -> dict[str, Any]:
     """Evaluate a task's model on the test split."""
-    path = model.path if isinstance(model, Artifact) else model
-    return next(iter(spread(_evaluate_task, [(name, path, examples.path, out)], cpus=2)))
+    return next(iter(spread(_evaluate_task, [(name, model, examples.path, out)], cpus=2)))
 
 
 def _evaluate_base(path: Path, files: TokenFiles, counts: dict[str, Any], context: int, out: Path) -> dict[str, Any]:

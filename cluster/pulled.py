@@ -4,12 +4,16 @@ MLflow runs this file when a model is loaded. `gpt2` comes with the model, so a 
 tokenizers but neither this project nor a cluster.
 """
 
+from typing import Any
+
 import mlflow
 from mlflow.pyfunc import PythonModel
 
 
 class Pulled(PythonModel):
     """`predict` of the task's predictor."""
+
+    predictor: Any
 
     def load_context(self, context):
         import json

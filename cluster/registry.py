@@ -24,7 +24,7 @@ from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
 from cluster import pulled
-from cluster.tracking import Run, client
+from cluster.tracking import Run, client, experiment_id
 from gpt2.artifact import Artifact
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -67,7 +67,7 @@ def register(
 
     requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]
     with quietly():
-        mlflow.set_tracking_uri(client().tracking_uri)
+        mlflow.set_experiment(experiment_id=experiment_id())  # else its files go to a folder in the working directory
         # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
         info = Model.log(
             artifact_path=None,
@@ -89,7 +89,7 @@ def register(
 
 
 def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
-    """The signature of a list of texts, or of records whose lists of text may be left out where the example has None."""
+    """The signature of a list of texts, or of records of lists of texts, all but the first of them optional."""
     inferred = infer_signature(None, outputs, dict(params) or None)
     if isinstance(inputs[0], str):
         schema = Schema([ColSpec(DataType.string)])
@@ -176,10 +176,15 @@ def download(name: str, version: ModelVersion, into: Path) -> Path:
 
 
 def load(uri: str) -> Any:
-    """The pyfunc model at `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    """The pyfunc model at `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `ValueError` where there is none."""
+    if not uri.startswith("models:/"):
+        raise ValueError(f"{uri!r} is not a registry address; give models:/NAME@champion (`gpt2 models` lists them)")
     client()
-    with quietly():
-        return mlflow.pyfunc.load_model(uri)
+    try:
+        with quietly():
+            return mlflow.pyfunc.load_model(uri)
+    except MlflowException as error:
+        raise ValueError(f"{uri}: {error.message}; `gpt2 models` lists what there is") from None
 
 
 def versions() -> list[dict[str, Any]]:

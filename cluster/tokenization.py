@@ -43,7 +43,7 @@ def pieces_of(documents: Artifact) -> list[Path]:
 def deduplicate(documents: Sequence[Artifact], out: Path) -> dict[str, Any]:
     """Write which documents are kept, the first of equals, a row of booleans per piece: `keep.npz`."""
     kept = corpus.deduplicate([piece for artifact in documents for piece in pieces_of(artifact)])
-    np.savez_compressed(out / "keep.npz", **{f"{i:06d}": mask for i, mask in enumerate(kept)})
+    np.savez_compressed(out / "keep.npz", allow_pickle=False, **{f"{i:06d}": mask for i, mask in enumerate(kept)})
     total, unique = sum(len(mask) for mask in kept), sum(int(mask.sum()) for mask in kept)
     bad = sum(a.info["bad"] for a in documents)
     return {"documents": total, "unique_documents": unique, "duplicates": total - unique, "bad": bad}

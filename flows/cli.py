@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -21,10 +20,6 @@ out = Console()
 err = Console(stderr=True)
 
 Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"]
-
-
-class Refused(Exception):
-    """Something that the user can mend: printed without a traceback, exit code 2."""
 
 
 @app.command
@@ -110,13 +105,14 @@ def predict(model_uri: str, *, input: Path, output: Path):
 
     Args:
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
-        input: .txt, a text per line; .jsonl, an input per line (an object, or a string); .csv or .parquet with a column `text`.
+        input: .txt, a text per line; .jsonl, a string or an object per line; .csv or .parquet with a column `text`.
         output: .jsonl, .csv or .parquet, a row per input.
     """
+    from cluster.registry import load as pull
     from flows.files import read_inputs, write_table
 
     inputs = read_inputs(input)
-    table = load(model_uri).predict(inputs)
+    table = pull(model_uri).predict(inputs)
     write_table(table, output)
     out.print(f"{len(table):,} rows in {output}")
 
@@ -145,8 +141,10 @@ def generate(
         top_p: sample from the likeliest tokens that hold this share of probability.
         seed: the same seed gives the same text.
     """
+    from cluster.registry import load as pull
+
     params = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    table = load(model_uri).predict([prompt], params=params)
+    table = pull(model_uri).predict([prompt], params=params)
     out.print(prompt + table["text"].iloc[0], highlight=False, markup=False)
 
 
@@ -172,27 +170,14 @@ def doctor():
         sys.exit(1)
 
 
-def load(uri: str) -> Any:
-    """The model at a registry address."""
-    from mlflow.exceptions import MlflowException
-
-    from cluster.registry import load as pull
-
-    if not uri.startswith("models:/"):
-        raise Refused(f"{uri!r} is not a registry address; give models:/NAME@champion (`gpt2 models` lists them)")
-    try:
-        return pull(uri)
-    except MlflowException as error:
-        raise Refused(f"{uri}: {error.message}; `gpt2 models` lists what there is") from None
-
-
 def main() -> None:
     """Entry point: configuration errors end with exit code 2 and no traceback."""
     configure()
     try:
         app()
-    except (ValueError, Refused) as error:
-        err.print(f"[red]refused:[/] {error}" if not isinstance(error, json.JSONDecodeError) else str(error))
+    except ValueError as error:
+        err.print("[red]refused:[/]", end=" ")
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -139,10 +140,8 @@ def parse_change(text: str) -> dict[str, Any]:
     except yaml.YAMLError:
         raise InvalidConfig(f"--set {text!r}: {value!r} is not a YAML value; quote it") from None
     if isinstance(parsed, str):  # YAML 1.1 takes 6e-4 for text
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     for key in reversed(name.split(".")):
         parsed = {key: parsed}
     return parsed

@@ -30,7 +30,7 @@ def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
-        metrics = evaluation.evaluate_base(model, tokens, config.pretrain.context, out)["metrics"]
+        metrics = evaluation.evaluate_base(model.path, tokens, config.pretrain.context, out)["metrics"]
         run.files(out, "report")
         return metrics
 
@@ -47,7 +47,7 @@ def evaluate_task(name: str, plan: Plan) -> Artifact:
     def build(out: Path, run: Run) -> dict[str, Any]:
         model = store().require(keys.model.kind, keys.model.id)
         examples = store().require(keys.examples.kind, keys.examples.id)
-        metrics = evaluation.evaluate_task(name, model, examples, out)["metrics"]
+        metrics = evaluation.evaluate_task(name, model.path, examples, out)["metrics"]
         run.files(out, "report")
         return metrics
 

@@ -18,7 +18,9 @@ def read_inputs(path: Path) -> list[Any]:
             inputs: list[Any] = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
         elif path.suffix == ".jsonl":
             inputs = [
-                parse(path, n, line) for n, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1) if line
+                parse(path, n, line)
+                for n, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1)
+                if line.strip()
             ]
         elif path.suffix in (".csv", ".parquet"):
             inputs = column(path)

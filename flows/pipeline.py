@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
 
 from cluster.connect import disconnect
 from flows.config import PipelineConfig, resolve
@@ -16,7 +16,13 @@ from flows.registration import register
 from flows.stage import parent_run
 from flows.tokenization import tokenize
 
-STORY = {"tokenize": tokenize, "pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "register": register}
+STORY: dict[str, Flow] = {
+    "tokenize": tokenize,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "register": register,
+}
 
 
 @flow(name="pipeline")
@@ -26,7 +32,8 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     Args:
         config: everything that the pipeline does; start from a preset and change what you need.
     """
-    seconds, results = {}, {}
+    seconds: dict[str, float] = {}
+    results: dict[str, Any] = {}
     run = parent_run()
     try:
         for name, stage in STORY.items():

@@ -19,6 +19,7 @@ from flows.plan import REPORTING, Plan, make_plan
 from flows.stage import commit_tag, recorded, say
 from gpt2 import language_model
 from gpt2.artifact import Artifact, Key
+from gpt2.task import Predictor
 from gpt2.task import task as task_of
 
 
@@ -83,8 +84,8 @@ def new_version(name: str, registered: str, model: Artifact, plan: Plan, run: Ru
     kind = language_model if name == "base" else task_of(name)
     examples = kind.input_example
     params = language_model.DEFAULTS if name == "base" else task_of(name).params
-    predictor = language_model.GeneratorPredictor(model.path / "model") if name == "base" else None
-    predictor = predictor or task_of(name).predictor(model.path / "model")
+    load = language_model.GeneratorPredictor if name == "base" else task_of(name).predictor
+    predictor: Predictor = load(model.path / "model")
     champion = registry.by_alias(registered, registry.CHAMPION)
     tags = {
         "gpt2.data": (plan.tokens if name == "base" else plan.tasks[name].examples).id,

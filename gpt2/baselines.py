@@ -16,7 +16,7 @@ def majority(train_labels: np.ndarray, n_test: int, n_classes: int) -> np.ndarra
 def tfidf_logistic_regression(
     train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str], n_classes: int
 ) -> np.ndarray:
-    """(n_test, classes) probabilities of logistic regression (C=4) on TF-IDF of 1- and 2-grams (min_df 2, sublinear)."""
+    """(n_test, classes) probabilities of logistic regression (C=4) on sublinear TF-IDF of 1- and 2-grams (min_df 2)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 

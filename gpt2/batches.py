@@ -60,16 +60,22 @@ def sample_indices(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
     return out
 
 
-def rank_slices(indices: np.ndarray, rank: int, world_size: int, micro_batch_size: int) -> list[np.ndarray]:
-    """The micro-batches of a rank, each (micro_batch_size,): a contiguous share of the global batch."""
+def rank_slices(
+    indices: np.ndarray, rank: int, world_size: int, micro_batch_size: int, lengths: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """The micro-batches of a rank, each (micro_batch_size,), dealt in turn from the global batch.
+
+    With the samples' `lengths` the batch is sorted by length first, so that little padding is computed.
+    """
     share = micro_batch_size * world_size
     if len(indices) % share:
         raise ValueError(
             f"batch_size={len(indices)} is not divisible by micro_batch_size={micro_batch_size} x "
             f"num_workers={world_size}; choose a multiple of {share}"
         )
-    mine = indices.reshape(world_size, -1)[rank]
-    return list(mine.reshape(-1, micro_batch_size))
+    if lengths is not None:
+        indices = indices[np.argsort(lengths[indices], kind="stable")]
+    return list(indices.reshape(-1, micro_batch_size)[rank::world_size])
 
 
 class TokenDataset:

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def words(text: str) -> list[str]:
 def shingles(text: str) -> frozenset[int]:
     """Hashes of the text's word pairs, or of its words where there are fewer than three."""
     w = words(text)
-    grams = [" ".join(pair) for pair in zip(w, w[1:], strict=False)] if len(w) > 2 else w
+    grams = [" ".join(pair) for pair in pairwise(w)] if len(w) > 2 else w
     return frozenset(int.from_bytes(blake2b(g.encode(), digest_size=8).digest(), "little") for g in grams)
 
 

@@ -20,23 +20,26 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop_at_eot: bool = True,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, up to its end-of-text.
+    """The new tokens of each prompt: `max_tokens`, or those before end-of-text where that comes first.
 
-    A prompt in a batch gets what it gets alone: prompts of unequal length keep their own positions, and each has
-    its own random numbers, from `seed`. Temperature 0 takes the likeliest token; `top_k` 0 and `top_p` 1 cut
-    nothing off (Fan et al. 2018; Holtzman et al. 2020). Raises `ValueError` for an empty prompt, an id beyond the
-    vocabulary, settings out of range, and what does not fit the model's positions.
+    A prompt in a batch gets what it gets alone: prompts of unequal length keep their own positions, and row i draws
+    its own random numbers, from `seed + i`. Temperature 0 takes the likeliest token; `top_k` 0 and `top_p` 1 cut
+    nothing off (Fan et al. 2018; Holtzman et al. 2020). With `stop_at_eot` false, end-of-text is a token like any
+    other. Raises `ValueError` for an empty prompt, an id beyond the vocabulary, settings out of range, and what does
+    not fit the model's positions.
     """
     check(model, prompts, max_tokens, temperature, top_k, top_p)
-    device = model.wte.weight.device
+    was_training, device = model.training, model.wte.weight.device
+    model.eval()  # no dropout
     rows, longest = len(prompts), max(len(p) for p in prompts)
     caches = [KeyValues(rows, longest + max_tokens, model.config, model.wte.weight) for _ in model.blocks]
     lengths = torch.tensor([len(p) for p in prompts], device=device)
-    ids = torch.full((rows, longest), end_of_text, device=device)
+    ids = torch.full((rows, longest), end_of_text, dtype=torch.long, device=device)
     for i, prompt in enumerate(prompts):
         ids[i, : len(prompt)] = torch.tensor(list(prompt), device=device)
-    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(rows)]
     hidden = read(model, ids, torch.arange(longest, device=device).expand(rows, -1), caches)
     hidden = hidden[torch.arange(rows, device=device), lengths - 1]
     new: list[list[int]] = [[] for _ in prompts]
@@ -44,13 +47,14 @@ def generate(
     for count in range(max_tokens):
         chosen = choose(model.logits(hidden).float(), temperature, top_k, top_p, generators)
         for i, token in enumerate(chosen.tolist()):
-            running[i] = running[i] and token != end_of_text
+            running[i] = running[i] and not (stop_at_eot and token == end_of_text)
             if running[i]:
                 new[i].append(token)
         if not any(running) or count == max_tokens - 1:
             break
         # Padding of short prompts is overwritten here, position by position, before anything attends to it.
         hidden = read(model, chosen[:, None], (lengths + count)[:, None], caches)[:, 0]
+    model.train(was_training)
     return new
 
 
@@ -98,9 +102,10 @@ def check(
         if not prompt:
             raise ValueError(f"prompt {i} is empty; begin with the end-of-text token to write from nothing")
         if len(prompt) + max_tokens > room:
+            left = room - len(prompt)
             raise ValueError(
                 f"prompt {i} has {len(prompt)} tokens, with max_tokens={max_tokens} more than the model's {room} "
-                f"positions; shorten it or lower max_tokens to {max(0, room - len(prompt))}"
+                f"positions; shorten the prompt" + (f" or lower max_tokens to {left}" if left > 0 else "")
             )
         if not all(0 <= token < vocabulary for token in prompt):
             raise ValueError(f"prompt {i} has ids outside 0 to {vocabulary - 1}; use the model's own tokenizer")

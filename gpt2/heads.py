@@ -58,6 +58,8 @@ class Recommender(nn.Module):
     estimate the full softmax and do not depend on how a batch is split over workers.
     """
 
+    log_popularity: Tensor
+
     def __init__(self, model: GPT2, log_popularity: Tensor, width: int = 128):
         """`log_popularity`: (items,) log of each item's smoothed share of the training interactions."""
         super().__init__()

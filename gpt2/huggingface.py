@@ -23,6 +23,8 @@ FIXED: dict[str, Any] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
+# What both call by the same name; left out, it has the published model's value in both.
+NAMES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
 TRANSPOSED = (".qkv.weight", ".attn.proj.weight", ".fc.weight", ".mlp.proj.weight")  # theirs are Conv1D: (in, out)
 THEIRS = {
     "blocks.": "h.",
@@ -41,7 +43,11 @@ def their_name(ours: str) -> str:
 
 
 def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them."""
+    """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them.
+
+    The last id is taken for end-of-text. There is no lm_head: it is tied.
+    """
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     c = model.config
     config = {
@@ -60,6 +66,7 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> No
         "initializer_range": c.initializer_range,
         "bos_token_id": c.vocab_size - 1,
         "eos_token_id": c.vocab_size - 1,
+        "dtype": str(dtype).removeprefix("torch."),
         **FIXED,
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -87,7 +94,8 @@ def load(directory: Path) -> GPT2:
     head = found.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in found and not torch.equal(head, found["wte.weight"]):
         raise ValueError(f"{path}: lm_head.weight differs from wte.weight; GPT-2's head is tied to its embedding")
-    model = GPT2(config)
+    with torch.device("meta"):  # shapes only: the file's tensors become the parameters
+        model = GPT2(config)
     state = {}
     for name, parameter in model.state_dict().items():
         theirs = their_name(name)
@@ -97,10 +105,10 @@ def load(directory: Path) -> GPT2:
         value = value.T if name.endswith(TRANSPOSED) else value
         if value.shape != parameter.shape:
             raise ValueError(f"{path}: {theirs!r} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
-        state[name] = value.float()
+        state[name] = value.float().contiguous()
     if found:
         raise ValueError(f"{path} has tensors that GPT-2 has not: {', '.join(sorted(found)[:5])}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     return model
 
 
@@ -117,8 +125,14 @@ def read_config(path: Path) -> ModelConfig:
     for name, expected in FIXED.items():
         if values.get(name, expected) != expected:
             raise ValueError(f"{path}: {name}={values[name]!r} is not supported, only {expected!r}")
-    if values.get("n_inner") not in (None, 4 * values["n_embd"]):
-        raise ValueError(f"{path}: n_inner={values['n_inner']} is not supported, only 4 x n_embd")
-    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
-    chosen = {name: values[name] for name in names if name in values}
-    return ModelConfig.model_validate({**chosen, "dropout": values.get("resid_pdrop", 0.0)})
+    fields = {name: values[name] for name in NAMES if name in values}
+    dropouts = {name: values.get(name, 0.1) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    if len(set(dropouts.values())) > 1:
+        raise ValueError(f"{path}: {dropouts} is not supported; give the three the same value")
+    try:
+        config = ModelConfig.model_validate({**fields, "dropout": dropouts["resid_pdrop"]})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if values.get("n_inner") not in (None, 4 * config.n_embd):
+        raise ValueError(f"{path}: n_inner={values['n_inner']} is not supported, only {4 * config.n_embd} (4 x n_embd)")
+    return config

@@ -11,8 +11,12 @@ from gpt2.config import OptimizerConfig
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: matrices decay; biases, gains and position embeddings do not."""
-    decayed, plain = [], []
+    """Two groups for AdamW: matrices decay; biases, gains and position embeddings do not (as nanoGPT, Megatron-LM).
+
+    Frozen parameters are in neither; an empty group is left out.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 and "wpe" not in name else plain).append(parameter)
@@ -34,6 +38,6 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
     if config.schedule == "cosine":
         progress = (step - warmup) / max(1, last - warmup)
         return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    decay = max(1, round(config.decay_share * total_steps))
-    progress = (step - (last - decay)) / decay
+    start = max(warmup, last - round(config.decay_share * total_steps))  # wsd: stable up to here
+    progress = (step - start) / max(1, last - start)
     return peak + (final - peak) * min(1.0, max(0.0, progress))

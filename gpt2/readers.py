@@ -300,7 +300,8 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
         for batch in rows.with_format("arrow").iter(BLOCK):
             if text_field not in batch.column_names:
                 raise UnreadableFile(
-                    f"{path} has no column {text_field!r}; it has {', '.join(batch.column_names)}: set corpus.text_field"
+                    f"{path} has no column {text_field!r}; it has {', '.join(batch.column_names)}: "
+                    f"set corpus.text_field"
                 )
             for text in batch.column(text_field).to_pylist():
                 number += 1

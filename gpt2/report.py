@@ -15,9 +15,12 @@ from gpt2 import plots
 REQUIRED = ("task", "title", "primary", "floor", "metrics", "baselines", "counts", "samples", "figures")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}.note{background:#fff7e0;padding:.6rem 1rem;border-left:4px solid #e0a800}
-.good{background:#e9f7ec;padding:.6rem 1rem;border-left:4px solid #2da44e}figure{display:inline-block;margin:0 1rem 1rem 0}
+table{border-collapse:collapse;margin:1rem 0}
+td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}
+.note{background:#fff7e0;padding:.6rem 1rem;border-left:4px solid #e0a800}
+.good{background:#e9f7ec;padding:.6rem 1rem;border-left:4px solid #2da44e}
+figure{display:inline-block;margin:0 1rem 1rem 0}
 figcaption{font-size:.85rem;color:#555}img{max-width:100%}li{margin:.4rem 0}
 """
 

@@ -36,7 +36,7 @@ def training_texts(piece: Path, keep: np.ndarray, validation_share: float) -> It
 def encode_piece(
     piece: Path, keep: np.ndarray, tokenizer: Tokenizer, dtype: str, validation_share: float, out: Path
 ) -> dict[str, Any]:
-    """Write `train.bin` and `validation.bin` (little-endian tokens); return tokens, documents and UTF-8 bytes of each."""
+    """Write `train.bin` and `validation.bin`, little-endian tokens; return tokens, documents, UTF-8 bytes of each."""
     width = np.dtype(dtype).newbyteorder("<")
     if tokenizer.vocab_size - 1 > np.iinfo(width).max:
         raise ValueError(f"a vocabulary of {tokenizer.vocab_size} does not fit token_dtype={dtype}; use uint32")

@@ -18,7 +18,7 @@ def split_suffix(path: str) -> tuple[str, str | None]:
     lower = path.lower()
     for suffix, compression in COMPRESSIONS.items():
         for format in FORMATS:
-            if lower.endswith(format + suffix) and (suffix or lower.endswith(format)):
+            if lower.endswith(format + suffix):
                 return format, compression
     raise ValueError(f"{path} is not one of {', '.join(FORMATS)}, plain or with .gz or .zst; convert or rename it")
 
@@ -33,7 +33,7 @@ def readable(path: str) -> bool:
 
 
 def expand(sources: list[str]) -> list[str]:
-    """The files of all sources, sorted within each; `ValueError` names one that is missing, empty or of no known format."""
+    """The files of all sources, sorted within each; `ValueError` names one that is missing or of no known format."""
     found: list[str] = []
     for source in sources:
         fs, path = fsspec.core.url_to_fs(source)
@@ -55,7 +55,7 @@ def expand(sources: list[str]) -> list[str]:
 
 
 def source_id(source: str) -> str:
-    """What identifies a source's content: sha256 of local files, the store's own key of remote ones, a sample's hash."""
+    """What identifies a source's content: sha256 of local files, the store's own key of remote ones."""
     if source.startswith(samples.PREFIX):
         return samples.identity(source.removeprefix(samples.PREFIX))
     fs, path = fsspec.core.url_to_fs(source)

@@ -121,7 +121,9 @@ def fit(
 def accumulate(engine: Engine, data: Dataset, config: TrainConfig, step: int) -> tuple[float, int]:
     """Forward and backward over this rank's micro-batches of a step; returns mean loss and tokens read."""
     indices = sample_indices(step, config.batch_size, len(data), config.seed)
-    micro_batches = rank_slices(indices, engine.rank, engine.world_size, config.micro_batch_size)
+    micro_batches = rank_slices(
+        indices, engine.rank, engine.world_size, config.micro_batch_size, getattr(data, "lengths", None)
+    )
     total, tokens = torch.zeros((), device=engine.device), 0
     for samples in micro_batches:
         # Dropout follows from (seed, step, samples): resuming needs no generator state.

@@ -178,7 +178,7 @@ class Catalogue:
         weight = (items["popularity"].to_numpy() + 1.0) ** 0.5
         self.draw = weight / weight.sum()
 
-    def history(self, items: Sequence[int], context: int) -> tuple[list[int], list[int], int]:
+    def history(self, items: Sequence[int] | np.ndarray, context: int) -> tuple[list[int], list[int], int]:
         """(ids, position of each item's last token, items left out at the front) of the latest items that fit."""
         first, used = len(items), 1
         while first > 0 and used + len(self.short[items[first - 1]]) <= context:
@@ -233,7 +233,7 @@ class HistoryDataset:
         items_of_step = [*negatives.tolist(), *own]
         where = {item: at for at, item in enumerate(items_of_step)}
         expected = np.minimum(1.0, 1 - (1 - self.catalogue.draw[negatives]) ** min(NEGATIVES, n))
-        ids, _ = pad(rows)
+        histories, _ = pad(rows)
         item_ids, item_lengths = pad([self.catalogue.long[i] for i in items_of_step])
         following = pad_with([[where[x] for x in row] for row in nexts], -1)
         if self.last_only:
@@ -241,7 +241,7 @@ class HistoryDataset:
             keep = torch.arange(following.shape[1]) == last[:, None]
             following = following.masked_fill(~keep, -1)
         return {
-            "ids": ids,
+            "ids": histories,
             "ends": pad_with(ends, 0),
             "following": following,
             "item_ids": item_ids,
@@ -280,7 +280,7 @@ class RecommendationPredictor:
         self.module.load_state_dict(state, strict=False)
         self.module.eval()
 
-    def scores(self, histories: Sequence[Sequence[int]], batch_size: int = 32) -> np.ndarray:
+    def scores(self, histories: Sequence[Sequence[int] | np.ndarray], batch_size: int = 32) -> np.ndarray:
         """(histories, items) scores: estimates of log-probabilities, up to a constant."""
         import numpy as np
         import torch
@@ -297,7 +297,9 @@ class RecommendationPredictor:
                 out.append(self.module.scores(tastes, self.embeddings, self.module.log_popularity).numpy())
         return np.concatenate(out)
 
-    def top(self, scores: np.ndarray, seen: Sequence[int], k: int, among: Sequence[int] | None = None) -> list[int]:
+    def top(
+        self, scores: np.ndarray, seen: Sequence[int] | np.ndarray, k: int, among: Sequence[int] | None = None
+    ) -> list[int]:
         """The k best items that were not seen, of all or of those given."""
         import numpy as np
 

@@ -64,7 +64,7 @@ class Sentiment(Task):
     input_example: ClassVar[list[str]] = ["The crew was lovely and we landed early", "My bag is lost again"]
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet (text, label index) and labels.json; near-duplicates stay together."""
+        """Write train, validation and test.parquet (text, label) and labels.json; near-duplicates stay together."""
         from gpt2.duplicates import groups
 
         table, dropped = read_labelled(source, settings)
@@ -153,7 +153,10 @@ class TextDataset:
     """Encoded texts with labels; a batch is `ids` (B, T), `lengths` (B,), `labels` (B,)."""
 
     def __init__(self, rows: list[list[int]], labels: np.ndarray):
+        import numpy as np
+
         self.rows, self.labels = rows, labels
+        self.lengths = np.array([len(row) for row in rows])
 
     def __len__(self) -> int:
         return len(self.rows)

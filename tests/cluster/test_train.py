@@ -1,0 +1,170 @@
+"""Training on a real Ray with a real DeepSpeed engine: equal to plain PyTorch, and going on after a kill."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.connect import NotEnoughResources, connect, disconnect, spread
+from cluster.train import TrainingFailed, train
+from gpt2 import huggingface
+from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
+from gpt2.engine import TorchEngine
+from gpt2.jobs import Job, TokenFiles, build
+from gpt2.tokenizer import Tokenizer
+from gpt2.train import fit, read_journal
+
+MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, n_positions=32, vocab_size=300)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray(session_home):
+    connect()
+    yield
+    disconnect()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A tokenizer and token shards."""
+    folder = tmp_path_factory.mktemp("inputs")
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list("abcdefgh"), 4)) for _ in range(80)]
+    text = " ".join(generator.choice(words, 4000))
+    Tokenizer.train([text], 300).save(folder)
+    tokens = generator.integers(0, 60, 20_000) * generator.integers(1, 5, 20_000)
+    for split in ("train", "validation"):
+        tokens.astype("<u2").tofile(folder / f"{split}.bin")
+    return folder
+
+
+def job(inputs: Path, output: Path, **changes) -> Job:
+    output.mkdir(exist_ok=True)
+    settings = {
+        "steps": 8,
+        "batch_size": 8,
+        "micro_batch_size": 2,
+        "context": 32,
+        "precision": "fp32",
+        "optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+        "eval_every": 4,
+        "eval_samples": 8,
+        "checkpoint_every": 3,
+        "log_every": 1,
+    }
+    files = {s: [str(inputs / f"{s}.bin")] for s in ("train", "validation")}
+    return Job(
+        name="base",
+        train=TrainConfig.model_validate({**settings, **changes}),
+        tokenizer=str(inputs),
+        output=str(output),
+        model=MODEL,
+        tokens=TokenFiles(dtype="uint16", **files),
+    )
+
+
+def losses(journal: list[dict]) -> list[float]:
+    return [r["loss"] for r in journal if "loss" in r]
+
+
+def on_cluster(work: Job, **cluster) -> list[dict]:
+    config = ClusterConfig(**{"num_workers": 2, "cpus_per_worker": 0.5, "zero_stage": 2, **cluster})
+    return train(work, config, lambda record: None, lambda message: None)
+
+
+@pytest.fixture(scope="module")
+def reference(inputs, tmp_path_factory):
+    """The losses of one process of plain PyTorch."""
+    work = job(inputs, tmp_path_factory.mktemp("plain"))
+    parts = build(work)
+    path = Path(work.output) / "journal.jsonl"
+    fit(TorchEngine(parts.module, work.train), parts.training, parts.validation, work.train, path)
+    return losses(read_journal(path))
+
+
+@pytest.mark.parametrize(("stage", "workers"), [(0, 2), (2, 2), (3, 2), (1, 1)])
+def test_zero_equals_plain_pytorch(inputs, reference, tmp_path, stage, workers):
+    work = job(inputs, tmp_path / "out")
+    journal = on_cluster(work, zero_stage=stage, num_workers=workers)
+    assert losses(journal) == pytest.approx(reference, rel=2e-4)
+    model = huggingface.load(tmp_path / "out" / "model")
+    assert model.config == MODEL
+    norms = [r["grad_norm"] for r in journal if "grad_norm" in r]
+    assert min(norms) > 0
+
+
+def test_killed_worker_resumes_bitwise(inputs, tmp_path):
+    """A worker is killed in mid-training: the run ends by itself with the losses and weights of an unbroken one."""
+    whole = on_cluster(job(inputs, tmp_path / "whole", steps=12))
+    killed = []
+
+    def assassin():
+        while not killed:
+            steps = [r["step"] for r in read_journal(tmp_path / "broken" / "journal.jsonl")]
+            if steps and max(steps) >= 5:
+                for process in psutil.process_iter(["name", "cmdline"]):
+                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                        os.kill(process.pid, signal.SIGKILL)
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=assassin, daemon=True)
+    thread.start()
+    # Slow enough to be hit: evaluation after every step.
+    broken = on_cluster(job(inputs, tmp_path / "broken", steps=12, eval_every=1, eval_samples=400))
+    thread.join(timeout=1)
+    assert killed
+    assert losses(broken) == losses(whole)
+    assert [r["step"] for r in broken if "loss" in r] == list(range(1, 13))
+    weights = [(tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "broken")]
+    assert weights[0] == weights[1]
+
+
+def test_damaged_checkpoint_is_not_used(inputs, tmp_path):
+    """The last checkpoint has a flipped byte: the one before is taken, and the result is the same."""
+    work = job(inputs, tmp_path / "out", keep_checkpoints=3)
+    first = on_cluster(work)
+    weights = (tmp_path / "out/model/model.safetensors").read_bytes()
+    steps = sorted((tmp_path / "out/_checkpoints").glob("step-*"))
+    assert [s.name for s in steps] == ["step-00000003", "step-00000006", "step-00000008"]
+    victim = max((p for p in steps[-1].rglob("*.pt")), key=lambda p: p.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    (tmp_path / "out/model/config.json").unlink()
+    (tmp_path / "out/model").rename(tmp_path / "out/_old")
+    second = on_cluster(work)
+    assert losses(second) == losses(first)
+    assert (tmp_path / "out/model/model.safetensors").read_bytes() == weights
+
+
+def test_another_world_size_is_refused_with_a_remedy(inputs, tmp_path):
+    work = job(inputs, tmp_path / "out", steps=3)
+    on_cluster(work)
+    (tmp_path / "out/model").rename(tmp_path / "out/_old")
+    with pytest.raises(TrainingFailed, match=r"world_size was 2 and is now 1; set it back"):
+        on_cluster(work, num_workers=1)
+
+
+def test_what_can_never_run_is_refused(inputs, tmp_path):
+    with pytest.raises(NotEnoughResources, match=r"need 64 CPUs.*lower cluster.num_workers"):
+        on_cluster(job(inputs, tmp_path / "out", batch_size=128), num_workers=64, cpus_per_worker=1)
+    with pytest.raises(ValueError, match="not divisible"):
+        on_cluster(job(inputs, tmp_path / "out"), num_workers=3)
+
+
+def test_spread_runs_all_and_raises_the_first_error():
+    assert sorted(spread(divide, [(i, 1) for i in range(20)])) == list(range(20))
+    with pytest.raises(ZeroDivisionError):
+        list(spread(divide, [(1, 1), (1, 0)]))
+
+
+def divide(a, b):
+    return a // b

@@ -1,0 +1,227 @@
+"""The model against `transformers`, and the sliced loss against the plain one."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2 import model as model_module
+from gpt2.config import ModelConfig
+from gpt2.huggingface import TRANSPOSED, their_name
+from gpt2.model import GPT2, causal_attention, cross_entropy
+
+SMALL = ModelConfig(vocab_size=300, n_positions=16, n_embd=32, n_layer=2, n_head=4)
+
+
+def reference(model: GPT2) -> GPT2LMHeadModel:
+    """`transformers`' model with the same weights."""
+    c = model.config
+    config = GPT2Config(
+        vocab_size=c.vocab_size,
+        n_positions=c.n_positions,
+        n_embd=c.n_embd,
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        layer_norm_epsilon=c.layer_norm_epsilon,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            theirs.transformer.get_parameter(their_name(name)).copy_(p.T if name.endswith(TRANSPOSED) else p)
+    return theirs
+
+
+def drawn_shape(seed: int) -> tuple[ModelConfig, int, int]:
+    draw = random.Random(seed)
+    heads = draw.choice([1, 2, 3, 4, 8])
+    config = ModelConfig(
+        vocab_size=draw.randint(257, 1200),
+        n_positions=draw.randint(8, 64),
+        n_embd=max(8, heads * draw.choice([4, 8, 12])),
+        n_layer=draw.randint(1, 4),
+        n_head=heads,
+        layer_norm_epsilon=draw.choice([1e-5, 1e-3]),
+        initializer_range=draw.choice([0.02, 0.1]),
+    )
+    return config, draw.randint(1, 5), draw.randint(1, config.n_positions)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_transformers(seed, monkeypatch):
+    """Logits, loss and every gradient, with targets left out and a loss of several slices."""
+    monkeypatch.setattr(model_module, "LOSS_ROWS", 7)
+    monkeypatch.setattr(model_module, "LOSS_SLICE_CPU", 1)
+    config, B, T = drawn_shape(seed)
+    ours = GPT2(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # biases and gains that matter
+        for p in ours.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.02)
+    theirs = reference(ours).train()
+    ids = torch.randint(config.vocab_size, (B, T), generator=generator)
+    targets = torch.randint(config.vocab_size, (B, T), generator=generator)
+    targets[torch.rand(B, T, generator=generator) < 0.2] = -100
+    targets[0, 0] = 1
+
+    logits = theirs(ids).logits
+    assert (ours.logits(ours.hidden(ids)) - logits).abs().max() <= 1e-5
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss.backward()
+    mine = ours.loss(ids, targets)
+    mine.backward()
+    assert abs(mine.item() - loss.item()) <= 1e-5
+    for name, p in ours.named_parameters():
+        expected = theirs.transformer.get_parameter(their_name(name)).grad
+        expected = expected.T if name.endswith(TRANSPOSED) else expected
+        assert (p.grad - expected).abs().max() <= 1e-5, name
+
+
+def test_parameter_count():
+    assert sum(p.numel() for p in GPT2(SMALL).parameters()) == SMALL.n_parameters
+
+
+def test_initialisation():
+    config = ModelConfig(vocab_size=2000, n_positions=256, n_embd=128, n_layer=8, n_head=4)
+    model, again, other = GPT2(config, seed=1), GPT2(config, seed=1), GPT2(config, seed=2)
+    for (name, p), q, r in zip(model.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        if name.endswith("bias"):
+            assert not p.any(), name
+        elif p.ndim == 1:
+            assert (p == 1).all(), name
+        else:
+            assert not torch.equal(p, r), name
+            std = 0.02 / (16**0.5 if name.endswith("proj.weight") else 1)
+            assert p.std().item() == pytest.approx(std, rel=0.05), name
+
+
+def test_causal_and_right_padding():
+    model = GPT2(SMALL, seed=0)
+    ids = torch.randint(300, (2, 12))
+    changed = ids.clone()
+    changed[:, 7:] = 0
+    assert torch.equal(model.hidden(ids)[:, :7], model.hidden(changed)[:, :7])
+    assert torch.allclose(model.hidden(ids[:, :7]), model.hidden(ids)[:, :7], atol=1e-6)
+
+
+def test_too_long():
+    with pytest.raises(ValueError, match="17 tokens do not fit the model's 16 positions; shorten"):
+        GPT2(SMALL).hidden(torch.zeros(1, 17, dtype=torch.long))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 1000])
+def test_sliced_loss_equals_plain(rows, monkeypatch):
+    monkeypatch.setattr(model_module, "LOSS_ROWS", rows)
+    monkeypatch.setattr(model_module, "LOSS_SLICE_CPU", 1)
+    hidden, weight = torch.randn(64, 24, requires_grad=True), torch.randn(500, 24, requires_grad=True)
+    targets = torch.randint(500, (64,))
+    targets[::5] = -100
+    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    sliced = cross_entropy(hidden, weight, targets)
+    assert sliced.item() == pytest.approx(plain.item(), rel=1e-6)
+    for a, b in zip(
+        torch.autograd.grad(sliced * 3, (hidden, weight)), torch.autograd.grad(plain * 3, (hidden, weight)), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_bf16_gradients_are_scaled_exactly():
+    """A mean over 3 targets: 1/3 is not rounded to bf16 (a bias of all gradients), only each result is."""
+    hidden, weight = torch.randn(3, 64).bfloat16().requires_grad_(), torch.randn(999, 64).bfloat16().requires_grad_()
+    loss, inputs = cross_entropy(hidden, weight, torch.tensor([1, 2, 998])), (hidden, weight)
+    whole = torch.autograd.grad(loss, inputs, retain_graph=True)
+    third = torch.autograd.grad(loss / 3, inputs)
+    for a, b in zip(whole, third, strict=True):
+        assert (b.float().norm() / a.float().norm()).item() == pytest.approx(1 / 3, rel=5e-4)
+
+
+def test_loss_of_extreme_logits():
+    """Where the target's probability is below fp32's smallest number."""
+    hidden, weight = torch.full((1, 1), 50.0, requires_grad=True), torch.tensor([[10.0], [-10.0], [0.0]])
+    loss = cross_entropy(hidden, weight, torch.tensor([1]))
+    loss.backward()
+    assert loss.item() == 1000
+    assert hidden.grad.item() == 20
+
+
+def test_bf16_gradients_are_near_fp32():
+    config = ModelConfig(vocab_size=2000, n_positions=64, n_embd=64, n_layer=2, n_head=4, initializer_range=0.1)
+    exact = GPT2(config, seed=0)
+    low = GPT2(config, seed=0).bfloat16()
+    mixed = GPT2(config, seed=0)
+    ids, targets = torch.randint(2000, (8, 64)), torch.randint(2000, (8, 64))
+    loss = exact.loss(ids, targets)
+    loss.backward()
+    low_loss = low.loss(ids, targets)
+    low_loss.backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed_loss = mixed.loss(ids, targets)
+    mixed_loss.backward()
+    assert low_loss.dtype == mixed_loss.dtype == torch.float32
+    assert low_loss.item() == pytest.approx(loss.item(), rel=3e-3)
+    assert mixed_loss.item() == pytest.approx(loss.item(), rel=3e-3)
+    for (name, p), q, r in zip(exact.named_parameters(), low.parameters(), mixed.parameters(), strict=True):
+        if "qkv.bias" in name:
+            continue  # a key's bias has no gradient: softmax ignores it
+        assert (q.grad.float() - p.grad).norm() <= 0.05 * p.grad.norm(), name
+        assert (r.grad - p.grad).norm() <= 0.05 * p.grad.norm(), name
+
+
+@pytest.mark.parametrize("T", [1, 37, 256])
+def test_short_bf16_attention_is_as_exact_as_the_fused_one(T):
+    q, k, v = torch.randn(3, 2, 4, T, 32, requires_grad=True)
+    exact = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    low = [t.detach().bfloat16().requires_grad_() for t in (q, k, v)]
+    ours, fused = causal_attention(*low), F.scaled_dot_product_attention(*low, is_causal=True)
+    direction = torch.randn_like(exact)
+
+    def error(y, inputs):
+        gradients = torch.autograd.grad(y, inputs, direction.to(y.dtype))
+        return torch.stack(
+            [(g.float() - e).norm() / e.norm().clamp_min(1) for g, e in zip(gradients, wanted, strict=True)]
+        )
+
+    wanted = torch.autograd.grad(exact, (q, k, v), direction)
+    assert (ours.float() - exact).norm() <= 0.01 * exact.norm()
+    assert (error(ours, low) <= 1.5 * error(fused, low) + 0.002).all()
+
+
+def test_activation_checkpointing_changes_nothing():
+    model = GPT2(SMALL.model_copy(update={"dropout": 0.1}), seed=0).train()
+    ids = torch.randint(300, (2, 16))
+
+    def gradients():
+        torch.manual_seed(0)
+        model.zero_grad()
+        model.loss(ids, ids).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    plain = gradients()
+    model.activation_checkpointing = True
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+
+
+def test_loss_sum():
+    model = GPT2(SMALL, seed=0)
+    ids, targets = torch.randint(300, (3, 16)), torch.randint(300, (3, 16))
+    targets[1] = -100
+    total, count = model.loss_sum(ids, targets)
+    assert count == 32
+    assert total / count == pytest.approx(model.loss(ids, targets).item(), rel=1e-6)
+    assert model.loss_sum(ids, torch.full_like(targets, -100)) == (0.0, 0)
+
+
+def test_nothing_to_learn_is_a_zero_loss():
+    model = GPT2(SMALL, seed=0)
+    ids = torch.randint(300, (2, 8))
+    loss = model.loss(ids, torch.full_like(ids, -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert not any(p.grad.any() for p in model.parameters())

@@ -1,0 +1,304 @@
+"""Each task from a small made-up data file to a report; and what must never leak does not."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gpt2 import report
+from gpt2.config import ModelConfig
+from gpt2.duplicates import jaccard, shingles
+from gpt2.model import GPT2
+from gpt2.task import task, tasks
+from gpt2.tasks.recommendation import load_examples
+from gpt2.tokenizer import Tokenizer
+
+CONTEXT = 48
+SAVED = {"config.json", "model.safetensors", "head.safetensors", "tokenizer.json", "task.json"}
+SUBJECTS = ["crew", "meal", "seat", "delay", "price", "gate", "bag", "screen", "engine", "coffee", "staff", "website"]
+VERDICTS = {
+    "negative": ["awful", "rude", "broken", "late", "lost"],
+    "positive": ["lovely", "quick", "kind", "great", "warm"],
+}
+
+
+def texts():
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(400):
+        label = ("negative", "positive")[i % 2]
+        words = [*generator.choice(VERDICTS[label], 3), *generator.choice(SUBJECTS, 4)]
+        rows.append((" ".join(generator.permutation(words)), label))
+    rows += [(f"@user{i} the {rows[i][0]}!! http://t.co/{i}", rows[i][1]) for i in range(60)]  # near-duplicates
+    return pd.DataFrame(rows, columns=["text", "sentiment"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train((" ".join(row) for row in texts().itertuples(index=False)), 320)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPT2(ModelConfig(n_layer=1, n_head=2, n_embd=16, n_positions=64, vocab_size=320))
+
+
+@pytest.fixture(scope="module")
+def posts(tmp_path_factory):
+    out = tmp_path_factory.mktemp("posts")
+    texts().to_csv(out / "posts.csv", index=False)
+    kind = task("sentiment")
+    counts = kind.prepare(kind.Settings(), out / "posts.csv", out)
+    return kind, out, counts
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    """40 users walk through 30 films, mostly to the next one; all at the same few seconds."""
+    source, out = tmp_path_factory.mktemp("views"), tmp_path_factory.mktemp("examples")
+    generator, rows = np.random.default_rng(0), []
+    for user in range(40):
+        at, seen = int(generator.integers(30)), set()
+        for second in range(int(generator.integers(5, 20))):
+            if at not in seen:
+                seen.add(at)
+                rows.append((f"u{user}", f"f{at}", second // 3))
+            at = (at + int(generator.choice([1, 1, 1, 5]))) % 30
+    pd.DataFrame(rows, columns=["user", "item", "time"]).to_csv(source / "interactions.csv", index=False)
+    films = [(f"f{i}", f"Film number {i}", "Drama" if i % 2 else "Comedy") for i in range(30)]
+    pd.DataFrame(films, columns=["item", "title", "text"]).to_csv(source / "items.csv", index=False)
+    kind = task("recommendation")
+    counts = kind.prepare(kind.Settings(), source, out)
+    return kind, source, out, counts
+
+
+def trained(kind, model, examples, tokenizer, steps=15):
+    """The task's module after a few steps."""
+    module = kind.module(model, examples).train()
+    data, optimizer = kind.dataset(examples, "train", tokenizer, CONTEXT), torch.optim.AdamW(module.parameters(), 3e-3)
+    generator, losses = np.random.default_rng(0), []
+    for step in range(steps):
+        loss = module(**data.batch(generator.integers(len(data), size=16).tolist(), step))
+        assert loss.shape == () and loss.dtype == torch.float32
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    return module
+
+
+def test_every_task_is_listed_with_valid_defaults():
+    assert list(tasks()) == sorted(tasks()) and {"sentiment", "recommendation"} <= set(tasks())
+    for kind in tasks().values():
+        settings = kind.Settings()
+        assert settings.enabled and settings.source.startswith("sample:")
+    with pytest.raises(ValueError, match="the tasks are: recommendation, sentiment"):
+        task("translation")
+
+
+# Sentiment
+
+
+def test_sentiment_splits_hold_every_text_once(posts):
+    _, out, counts = posts
+    parts = {s: pd.read_parquet(out / f"{s}.parquet") for s in ("train", "validation", "test")}
+    assert {s: len(p) for s, p in parts.items()} == {s: counts[s] for s in parts}
+    everything = pd.concat(parts.values())["text"]
+    assert everything.is_unique and counts["rows"] == len(everything) + counts["duplicates"] + counts["empty"]
+    assert counts["near_duplicates_kept_together"] >= 50
+
+
+def test_no_near_duplicate_crosses_splits(posts):
+    _, out, _ = posts
+    marks = {s: [shingles(t) for t in pd.read_parquet(out / f"{s}.parquet")["text"]] for s in ("train", "test")}
+    closest = max(jaccard(a, b) for a in marks["test"] for b in marks["train"])
+    assert closest < 0.7
+
+
+def test_preparing_twice_gives_the_same_splits(posts, tmp_path):
+    kind, out, _ = posts
+    kind.prepare(kind.Settings(), out / "posts.csv", tmp_path)
+    for split in ("train", "validation", "test"):
+        assert (tmp_path / f"{split}.parquet").read_bytes() == (out / f"{split}.parquet").read_bytes()
+
+
+def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
+    kind, examples, _ = posts
+    module = trained(kind, model, examples, tokenizer)
+    saved, out = tmp_path / "model", tmp_path / "report"
+    saved.mkdir(), out.mkdir()
+    kind.save(module, examples, tokenizer, saved)
+    assert {p.name for p in saved.iterdir()} == SAVED
+    predictor = kind.predictor(saved)
+    asked = ["lovely crew", "awful seat, awful meal", "kind " * 500]
+    answers = predictor.predict(asked, {})
+    probabilities = answers[["probability_negative", "probability_positive"]].to_numpy()
+    assert probabilities.sum(1) == pytest.approx(1)
+    assert answers["label"].tolist() == [predictor.labels[i] for i in probabilities.argmax(1)]
+    module.eval()
+    data = kind.dataset(examples, "validation", tokenizer, 64)
+    batch = data.batch(range(4), 0)
+    expected = module.logits(batch["ids"], batch["lengths"]).softmax(-1)
+    validation = pd.read_parquet(examples / "validation.parquet")["text"].tolist()[:4]
+    assert predictor.probabilities(validation) == pytest.approx(expected.detach().numpy(), abs=1e-5)
+    written = report.write(kind.evaluate(saved, examples, out), out)
+    assert kind.primary in written["metrics"] and kind.floor in written["baselines"]
+    assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
+    assert {f["file"] for f in written["figures"]} <= {p.name for p in out.iterdir()}
+
+
+@pytest.mark.parametrize("bad", ["", "  ", None, 3, b"bytes"])
+def test_sentiment_refuses_what_is_no_text(bad):
+    from gpt2.tasks.sentiment import checked_texts
+
+    with pytest.raises(ValueError, match="input 1"):
+        checked_texts(["fine", bad])
+
+
+def test_bad_rows_are_counted_and_latin_1_is_read(tmp_path):
+    kind, table = task("sentiment"), texts()
+    extra = [
+        ("", "positive"),
+        ("no label here", None),
+        (table.text[0], table.sentiment[0]),
+        ("café très bon", "positive"),
+    ]
+    pd.concat([table, pd.DataFrame(extra, columns=table.columns)]).to_csv(
+        tmp_path / "posts.csv", index=False, encoding="latin-1"
+    )
+    counts = kind.prepare(kind.Settings(), tmp_path / "posts.csv", tmp_path)
+    assert counts["empty"] == 2
+    assert counts["duplicates"] == 1 + int(table.text.duplicated().sum())
+    assert any(
+        "café" in t for s in ("train", "validation", "test") for t in pd.read_parquet(tmp_path / f"{s}.parquet").text
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"labels": ["negative"]}, {}, "positive.*not among"),
+        ({}, {"sentiment": "positive"}, "only the label"),
+        ({"text_field": "body"}, {}, "no column 'body'.*set text_field"),
+        ({}, {"sentiment": [str(i) for i in range(460)]}, "460 labels.*label_field"),
+    ],
+)
+def test_unusable_labels_are_refused(tmp_path, settings, change, message):
+    kind = task("sentiment")
+    texts().assign(**change).to_csv(tmp_path / "posts.csv", index=False)
+    with pytest.raises(ValueError, match=message):
+        kind.prepare(kind.Settings(**settings), tmp_path / "posts.csv", tmp_path)
+
+
+# Recommendation
+
+
+def test_the_future_is_held_out(views):
+    """The last item of a user, by time, is the test, the one before it the validation; neither trains anything."""
+    _, source, examples, counts = views
+    histories, items = load_examples(examples)
+    raw = pd.read_csv(source / "interactions.csv")
+    times = {(u, i): t for u, i, t in raw.itertuples(index=False)}
+    users = pd.read_parquet(examples / "histories.parquet")["user"]
+    for user, history in zip(users, histories, strict=True):
+        seconds = [times[user, items["item"][i]] for i in history]
+        assert seconds == sorted(seconds) and len(set(history)) == len(history)
+    trained_on = Counter(int(i) for h in histories for i in h[:-2])
+    assert items["popularity"].tolist() == [trained_on[i] for i in range(len(items))]
+    assert counts["users"] == len(histories)
+
+
+def test_training_windows_never_reach_what_is_held_out(views, tokenizer):
+    kind, _, examples, _ = views
+    histories, _ = load_examples(examples)
+    training = kind.dataset(examples, "train", tokenizer, CONTEXT)
+    validation = kind.dataset(examples, "validation", tokenizer, CONTEXT)
+    covered = Counter()
+    for i, (user, end) in enumerate(training.windows):
+        assert end <= len(histories[user]) - 2
+        batch = training.batch([i], 0)
+        following = batch["items"][batch["following"][0]].tolist()
+        assert following == histories[user][end - len(following) : end].tolist()
+        covered.update((user, int(x)) for x in following)
+    wanted = {(u, int(x)) for u, h in enumerate(histories) for x in h[1:-2]}
+    assert set(covered) == wanted and set(covered.values()) == {1}  # every training item is a target once
+    assert len(validation) == len(histories)
+    for i, (user, _) in enumerate(validation.windows):
+        batch = validation.batch([i], 0)
+        asked = batch["following"][batch["following"] >= 0]
+        assert batch["items"][asked].tolist() == [histories[user][-2]]
+
+
+def test_ties_in_time_do_not_depend_on_the_file_order(views, tmp_path):
+    kind, source, examples, _ = views
+    raw = pd.read_csv(source / "interactions.csv").sample(frac=1, random_state=1)
+    raw.to_csv(tmp_path / "interactions.csv", index=False)
+    (tmp_path / "items.csv").write_bytes((source / "items.csv").read_bytes())
+    kind.prepare(kind.Settings(), tmp_path, tmp_path)
+    again, _ = load_examples(tmp_path)
+    assert [h.tolist() for h in again] == [h.tolist() for h in load_examples(examples)[0]]
+
+
+def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_path):
+    kind, _, examples, _ = views
+    module = trained(kind, model, examples, tokenizer, steps=20)
+    saved, out = tmp_path / "model", tmp_path / "report"
+    saved.mkdir(), out.mkdir()
+    kind.save(module, examples, tokenizer, saved)
+    assert {p.name for p in saved.iterdir()} == SAVED | {"items.jsonl"}
+    predictor = kind.predictor(saved)
+    asked = [
+        {"history": ["Film number 3", "f4"]},
+        {"history": ["Film number 3"], "candidates": ["Film number 4", "f9"]},
+        {"history": []},
+    ]
+    answers = predictor.predict(asked, {"top_k": 5})
+    first, among, cold = answers["ranking"]
+    assert len(first) == 5 and not {"Film number 3", "Film number 4"} & set(first)
+    assert sorted(among) == ["Film number 4", "Film number 9"] and len(cold) == 5
+    assert all(scores == sorted(scores, reverse=True) for scores in answers["scores"])
+    json.dumps(answers.to_dict("records"), allow_nan=False)
+    histories, items = load_examples(examples)
+    kept = {n: p.detach() for n, p in module.named_parameters()}
+    assert predictor.module.popularity_weight.detach() == pytest.approx(kept["popularity_weight"])
+    torch.testing.assert_close(predictor.module.taste.weight.detach(), kept["taste.weight"])
+    written = report.write(kind.evaluate(saved, examples, out), out)
+    assert kind.primary in written["metrics"] and kind.floor in written["baselines"]
+    ranks = pd.read_parquet(out / "predictions.parquet")
+    assert ranks["test_item"].tolist() == [int(h[-1]) for h in histories]
+    room = np.array([len(items) - len(h) + 1 for h in histories])  # what a user has seen does not compete
+    assert (ranks["rank_model"] >= 1).all() and (ranks["rank_model"] <= room).all()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("Film number 3", "history"),
+        ({"items": []}, "history"),
+        ({"history": ["Film number 99"]}, "not in the catalogue"),
+    ],
+)
+def test_recommendation_refuses_what_it_does_not_know(views, model, tokenizer, tmp_path, record, message):
+    kind, _, examples, _ = views
+    kind.save(kind.module(model, examples), examples, tokenizer, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        kind.predictor(tmp_path).predict([record], {})
+
+
+def test_unusable_interactions_are_refused(views, tmp_path):
+    kind, source, _, _ = views
+    with pytest.raises(ValueError, match="interactions"):
+        kind.prepare(kind.Settings(), tmp_path, tmp_path)
+    raw = pd.read_csv(source / "interactions.csv")
+    (tmp_path / "items.csv").write_bytes((source / "items.csv").read_bytes())
+    raw.replace({"item": {"f1": "f77"}}).to_csv(tmp_path / "interactions.csv", index=False)
+    with pytest.raises(ValueError, match="f77"):
+        kind.prepare(kind.Settings(), tmp_path, tmp_path)
+    raw.head(3).to_csv(tmp_path / "interactions.csv", index=False)
+    with pytest.raises(ValueError, match="users have 4 items"):
+        kind.prepare(kind.Settings(), tmp_path, tmp_path)
