@@ -62,7 +62,13 @@ def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) ->
             name=f"{job.name}-{os.getpid()}-{time.time_ns()}",
             storage_path=str(ray_folder() / "train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=2),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "RAY_CHDIR_TO_TRIAL_DIR": "0"}},
+            worker_runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": threads,
+                    "OMP_WAIT_POLICY": "passive",  # threads that wait leave the cores to the other workers
+                    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+                }
+            },
         ),
         torch_config=TorchConfig(timeout_s=300),
     )

@@ -52,11 +52,14 @@ def groups(texts: Sequence[str]) -> np.ndarray:
             if sets[i]:
                 buckets[row.tobytes()].append(i)
         for members in buckets.values():
-            first = members[0]
-            for other in members[1:]:
-                a, b = root(first), root(other)
-                if a != b and jaccard(sets[first], sets[other]) >= LIKE:
+            seen: list[int] = []  # a member may be like another than the first: compare with one of each distinct text
+            for other in members:
+                like = [k for k in seen if root(k) != root(other) and jaccard(sets[k], sets[other]) >= LIKE]
+                for k in like:
+                    a, b = root(k), root(other)
                     parent[max(a, b)] = min(a, b)
+                if not any(sets[k] == sets[other] for k in seen):
+                    seen.append(other)
     return np.array([root(i) for i in range(len(texts))])
 
 

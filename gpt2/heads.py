@@ -49,62 +49,56 @@ class Classifier(nn.Module):
 
 
 class Recommender(nn.Module):
-    """Next-item prediction over text: a history is its items' texts in order, read once by the causal model.
+    """Next-item prediction by text, with the model as the reader of histories.
 
-    At each item's last token the hidden state, projected, is the taste so far; an item's embedding is the projected
-    mean of the model's reading of its text. Score = scaled cosine + learned weight x log popularity, so that an item
-    nobody has seen still has its text. Trained with a sampled softmax: a position's own next item against negatives
-    that the whole step shares, weighted by how often they are drawn (Bengio and Senecal 2008), so that the scores
-    estimate the full softmax and do not depend on how a batch is split over workers.
+    An item is the mean of its text's token embeddings, so an item that nobody has seen is known by its words. A
+    history is the sequence of its items, one position each, read by the causal model (as in SASRec, Kang and McAuley
+    2018, with words for ids); at each position the hidden state, projected, is the taste so far. Score = scaled
+    cosine of taste and item + learned weight x log popularity. Trained with the full softmax over the catalogue, so
+    the loss of a sample does not depend on the rest of its batch.
     """
 
+    text_ids: Tensor
+    text_lengths: Tensor
     log_popularity: Tensor
 
-    def __init__(self, model: GPT2, log_popularity: Tensor, width: int = 128):
-        """`log_popularity`: (items,) log of each item's smoothed share of the training interactions."""
+    def __init__(self, model: GPT2, texts: list[list[int]], log_popularity: Tensor, width: int = 128):
+        """`texts`: ids of each item's text; `log_popularity`: (items,) log of its smoothed share of interactions."""
         super().__init__()
         self.model = model
-        self.taste = nn.Linear(model.config.n_embd, width)
-        self.item = nn.Linear(model.config.n_embd, width)
+        width_in = model.config.n_embd
+        self.norm = nn.LayerNorm(width_in)
+        self.enter = nn.Linear(width_in, width_in)
+        self.taste = nn.Linear(width_in, width)
+        self.item = nn.Linear(width_in, width)
         self.log_scale = nn.Parameter(torch.full((1,), math.log(10.0)))
         self.popularity_weight = nn.Parameter(torch.ones(1))
+        ids, lengths = pad(texts)
+        self.register_buffer("text_ids", ids, persistent=False)
+        self.register_buffer("text_lengths", lengths, persistent=False)
         self.register_buffer("log_popularity", log_popularity, persistent=False)
 
-    def embed_items(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(N, T) ids of item texts to (N, width) unit vectors."""
-        return F.normalize(self.item(pooled(self.model.hidden(ids), lengths)), dim=-1)
+    def features(self) -> Tensor:
+        """(items, C): each item's words."""
+        return self.norm(pooled(self.model.wte(self.text_ids), self.text_lengths))
 
-    def tastes(self, ids: Tensor, ends: Tensor) -> Tensor:
-        """(B, T) ids of histories and (B, P) positions of items' last tokens to (B, P, width) unit vectors."""
-        hidden = self.model.hidden(ids)
-        at = ends.clamp_min(0)[:, :, None].expand(-1, -1, hidden.shape[-1])
-        return F.normalize(self.taste(hidden.gather(1, at)), dim=-1)
+    def tastes(self, history: Tensor, features: Tensor) -> Tensor:
+        """(B, P) item indices, padded on the right, to (B, P, width) unit vectors."""
+        hidden = self.model.read(self.enter(features)[history])
+        return F.normalize(self.taste(hidden), dim=-1)
 
-    def scores(self, tastes: Tensor, items: Tensor, log_popularity: Tensor) -> Tensor:
-        """(..., width) tastes against (N, width) items: (..., N)."""
-        return self.log_scale.exp() * tastes @ items.T + self.popularity_weight * log_popularity
+    def embeddings(self, features: Tensor) -> Tensor:
+        """(items, width) unit vectors."""
+        return F.normalize(self.item(features), dim=-1)
 
-    def forward(
-        self,
-        ids: Tensor,
-        ends: Tensor,
-        following: Tensor,
-        item_ids: Tensor,
-        item_lengths: Tensor,
-        items: Tensor,
-        log_expected: Tensor,
-    ) -> Tensor:
-        """Mean over samples of the mean loss over their positions.
+    def scores(self, tastes: Tensor, embeddings: Tensor) -> Tensor:
+        """(..., width) tastes against (items, width): (..., items)."""
+        return self.log_scale.exp() * tastes @ embeddings.T + self.popularity_weight * self.log_popularity
 
-        `ids` (B, T), `ends` (B, P) positions of items' last tokens, `following` (B, P) index of the next item in the
-        step's `items` (N,), -1 where there is none. `item_ids` (N, T') are the items' texts; `log_expected` (N,) is
-        the log of how often an item is drawn as a negative, -inf for an item that is only somebody's next.
-        """
-        embedded = self.embed_items(item_ids, item_lengths)
-        logits = self.scores(self.tastes(ids, ends), embedded, self.log_popularity[items]).float()
-        own = F.one_hot(following.clamp_min(0), len(items)).bool()
-        logits = torch.where(own, logits, logits - log_expected.clamp_min(-80).float())
-        logits = logits.masked_fill(~own & log_expected.isinf(), float("-inf"))
+    def forward(self, history: Tensor, following: Tensor) -> Tensor:
+        """Mean over samples of the mean loss over positions: (B, P) items read, (B, P) items next, -1 for none."""
+        features = self.features()
+        logits = self.scores(self.tastes(history, features), self.embeddings(features)).float()
         losses = F.cross_entropy(logits.flatten(0, 1), following.flatten(), ignore_index=-1, reduction="none")
         losses = losses.view(following.shape)
         return (losses.sum(1) / (following >= 0).sum(1).clamp_min(1)).mean()

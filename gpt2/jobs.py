@@ -93,13 +93,13 @@ def build(job: Job) -> Parts:
         assert job.base is not None and job.examples is not None
         kind, examples = task(job.name), Path(job.examples)
         model = huggingface.load(Path(job.base))
-        module = kind.module(model, examples)
+        module = kind.module(model, examples, tokenizer)
         training, validation = (
             kind.dataset(examples, split, tokenizer, job.train.context) for split in ("train", "validation")
         )
 
         def save(out: Path) -> None:
-            kind.save(module, examples, tokenizer, out)
+            kind.save(module, examples, tokenizer, job.train.context, out)
 
     model.activation_checkpointing = job.train.activation_checkpointing
     return Parts(module, model, training, validation, save)

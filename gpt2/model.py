@@ -131,13 +131,15 @@ class GPT2(nn.Module):
 
     def hidden(self, ids: Tensor, caches: list[KeyValues] | None = None) -> Tensor:
         """(B, T) ids to (B, T, C), after the final normalisation. `ValueError` where T exceeds the positions."""
-        T = ids.shape[1]
+        return self.read(self.wte(ids), caches)
+
+    def read(self, x: Tensor, caches: list[KeyValues] | None = None) -> Tensor:
+        """(B, T, C) embeddings, without positions, to (B, T, C), after the final normalisation."""
+        T = x.shape[1]
         if self.config.n_positions < T:
-            raise ValueError(
-                f"{T} tokens do not fit the model's {self.config.n_positions} positions; shorten the input"
-            )
-        positions = caches[0].positions if caches else torch.arange(T, device=ids.device)
-        x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)
+            raise ValueError(f"{T} tokens are more than the model's {self.config.n_positions} positions; shorten them")
+        positions = caches[0].positions if caches else torch.arange(T, device=x.device)
+        x = F.dropout(x + self.wpe(positions), self.config.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)

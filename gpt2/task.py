@@ -80,11 +80,11 @@ class Task(ABC):
         """Training samples of a split (`train` or `validation`)."""
 
     @abstractmethod
-    def module(self, model: GPT2, examples: Path) -> nn.Module:
+    def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         """The model with the task's head: `forward(**batch)` returns the mean loss of a batch's samples, a scalar."""
 
     @abstractmethod
-    def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, out: Path) -> None:
+    def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         """Write what `predictor` needs: config.json, *.safetensors, tokenizer.json, task.json. No pickle."""
 
     @abstractmethod

@@ -17,15 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-    from gpt2.heads import Recommender
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
 ITEM_TOKENS = 32
 """An item's text is cut to this many tokens."""
-HISTORY_ITEM_TOKENS = 12
-"""Inside a history an item's title is cut to this many tokens."""
-NEGATIVES = 256
 
 
 class RecommendationSettings(TaskSettings):
@@ -35,16 +31,16 @@ class RecommendationSettings(TaskSettings):
     """A folder with `interactions.*` (user, item, time) and `items.*` (item, title, text), .csv, .jsonl or .parquet;
     or `sample:movielens`."""
     train: TrainConfig = TrainConfig(
-        epochs=1,
+        epochs=4,
         batch_size=32,
         micro_batch_size=16,
-        context=192,
+        context=50,
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10, schedule="cosine", final_ratio=0.0),
         eval_samples=128,
         checkpoint_every=50,
         log_every=10,
     )
-    """Fine-tuning: length, batches, rates."""
+    """Fine-tuning: length, batches, rates. The context counts items: the latest of a history."""
 
 
 class Recommendation(Task):
@@ -93,19 +89,18 @@ class Recommendation(Task):
         return {"users": len(usable), "items": len(items), "interactions": len(interactions)}
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> HistoryDataset:
-        histories, items = load_examples(examples)
-        held = {"train": 2, "validation": 1}[split]
-        catalogue = Catalogue(items, tokenizer)
-        return HistoryDataset([h[: len(h) - held] for h in histories], catalogue, context, last_only=split != "train")
+        histories, _ = load_examples(examples)
+        if split == "validation":
+            return HistoryDataset([h[:-1] for h in histories], context, last_only=True)
+        return HistoryDataset([h[:-2] for h in histories], context)
 
-    def module(self, model: GPT2, examples: Path) -> nn.Module:
+    def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         from gpt2.heads import Recommender
 
         _, items = load_examples(examples)
-        return Recommender(model, log_popularity(items))
+        return Recommender(model, texts(items, tokenizer), log_popularity(items))
 
-    def save(self, module: Any, examples: Path, tokenizer: Tokenizer, out: Path) -> None:
-        import torch
+    def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
 
         from gpt2 import huggingface
@@ -113,13 +108,10 @@ class Recommendation(Task):
         huggingface.save(module.model, out)
         tokenizer.save(out)
         _, items = load_examples(examples)
-        module.eval()
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
-        with torch.inference_mode():
-            embeddings = embed_catalogue(module.float(), Catalogue(items, tokenizer))
-        save_file(head | {"items": embeddings.contiguous()}, out / "head.safetensors")
+        save_file(head, out / "head.safetensors")
         items.to_json(out / "items.jsonl", orient="records", lines=True, force_ascii=False)
-        (out / "task.json").write_text(json.dumps({"task": self.name, "items": len(items)}, indent=1))
+        (out / "task.json").write_text(json.dumps({"task": self.name, "context": context}, indent=1))
 
     def predictor(self, directory: Path) -> RecommendationPredictor:
         return RecommendationPredictor(directory)
@@ -166,96 +158,32 @@ class Recommendation(Task):
         }
 
 
-class Catalogue:
-    """The items' texts as ids: long for an item's own embedding, short inside histories."""
-
-    def __init__(self, items: pd.DataFrame, tokenizer: Tokenizer):
-        self.end = tokenizer.end_of_text
-        texts = [f"{r.title}: {r.text}" if r.text else str(r.title) for r in items.itertuples()]
-        self.long = [[*ids[: ITEM_TOKENS - 1], self.end] for ids in tokenizer.encode_batch(texts)]
-        short = tokenizer.encode_batch([str(t) for t in items["title"]])
-        self.short = [[*ids[: HISTORY_ITEM_TOKENS - 1], self.end] for ids in short]
-        weight = (items["popularity"].to_numpy() + 1.0) ** 0.5
-        self.draw = weight / weight.sum()
-
-    def history(self, items: Sequence[int] | np.ndarray, context: int) -> tuple[list[int], list[int], int]:
-        """(ids, position of each item's last token, items left out at the front) of the latest items that fit."""
-        first, used = len(items), 1
-        while first > 0 and used + len(self.short[items[first - 1]]) <= context:
-            first -= 1
-            used += len(self.short[items[first]])
-        ids, ends = [self.end], []
-        for item in items[first:]:
-            ids += self.short[item]
-            ends.append(len(ids) - 1)
-        return ids, ends, first
-
-
 class HistoryDataset:
-    """Windows of users' histories; every item but the first of a history is to be predicted from those before it."""
+    """Windows of histories: `history` (B, P) item indices and `following` (B, P), the item after each, -1 for none."""
 
-    def __init__(self, histories: Sequence[np.ndarray], catalogue: Catalogue, context: int, last_only: bool):
-        self.histories, self.catalogue, self.context = histories, catalogue, context
+    def __init__(self, histories: Sequence[np.ndarray], context: int, last_only: bool = False):
+        """Every step of every history is in one window; with `last_only` only its last step counts."""
+        self.windows: list[np.ndarray] = []  # context + 1 items at most, the next window begins with the last of one
+        for items in histories:
+            ends = [len(items)] if last_only else range(len(items), 1, -context)
+            self.windows += [items[max(0, end - context - 1) : end] for end in ends]
         self.last_only = last_only
-        self.windows: list[tuple[int, int]] = []  # (user, end of the window, exclusive)
-        for user, items in enumerate(histories):
-            end = len(items)
-            while end >= 2:
-                self.windows.append((user, end))
-                if last_only:
-                    break
-                _, ends, _ = catalogue.history(items[: end - 1], context)
-                end -= max(1, len(ends))
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """`ids`, `ends`, `following` of the windows, and the step's items: shared negatives and the windows' own."""
-        import numpy as np
         import torch
 
-        from gpt2.heads import pad
-
-        generator = np.random.default_rng(seed)
-        n = len(self.catalogue.long)
-        negatives = np.unique(generator.choice(n, size=min(NEGATIVES, n), p=self.catalogue.draw))
-        rows, ends, nexts = [], [], []
-        for i in indices:
-            user, end = self.windows[i]
-            items = self.histories[user][:end]
-            ids, places, first = self.catalogue.history(items[:-1], self.context)
-            rows.append(ids)
-            ends.append(places)
-            nexts.append([int(item) for item in items[first + 1 :]])
-        drawn = set(negatives.tolist())
-        own = sorted({item for row in nexts for item in row} - drawn)
-        items_of_step = [*negatives.tolist(), *own]
-        where = {item: at for at, item in enumerate(items_of_step)}
-        expected = np.minimum(1.0, 1 - (1 - self.catalogue.draw[negatives]) ** min(NEGATIVES, n))
-        histories, _ = pad(rows)
-        item_ids, item_lengths = pad([self.catalogue.long[i] for i in items_of_step])
-        following = pad_with([[where[x] for x in row] for row in nexts], -1)
-        if self.last_only:
-            last = torch.tensor([len(row) - 1 for row in nexts])
-            keep = torch.arange(following.shape[1]) == last[:, None]
-            following = following.masked_fill(~keep, -1)
-        return {
-            "ids": histories,
-            "ends": pad_with(ends, 0),
-            "following": following,
-            "item_ids": item_ids,
-            "item_lengths": item_lengths,
-            "items": torch.tensor(items_of_step),
-            "log_expected": torch.tensor([*np.log(expected), *[-np.inf] * len(own)], dtype=torch.float32),
-        }
-
-
-def pad_with(rows: list[list[int]], value: int) -> Tensor:
-    """(B, longest) int64."""
-    from gpt2.heads import pad
-
-    return pad(rows, value)[0]
+        chosen = [self.windows[i] for i in indices]
+        shape = (len(chosen), max(len(w) for w in chosen) - 1)
+        history, following = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
+        for row, window in enumerate(chosen):
+            items = torch.from_numpy(window.copy())
+            history[row, : len(items) - 1] = items[:-1]
+            first = len(items) - 2 if self.last_only else 0
+            following[row, first : len(items) - 1] = items[first + 1 :]
+        return {"history": history, "following": following}
 
 
 class RecommendationPredictor:
@@ -269,32 +197,41 @@ class RecommendationPredictor:
         from gpt2.heads import Recommender
         from gpt2.tokenizer import Tokenizer
 
-        self.items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
-        self.titles = self.items["title"].tolist()
-        self.index = {title: i for i, title in enumerate(self.titles)}
-        self.index |= {str(item): i for i, item in enumerate(self.items["item"]) if str(item) not in self.index}
-        self.catalogue = Catalogue(self.items, Tokenizer.load(directory))
-        self.module: Recommender = Recommender(huggingface.load(directory), log_popularity(self.items))
-        state = load_file(directory / "head.safetensors")
-        self.embeddings = state.pop("items")
-        self.module.load_state_dict(state, strict=False)
+        items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
+        self.titles = items["title"].tolist()
+        self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
+        self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
+        trunk, tokenizer = huggingface.load(directory), Tokenizer.load(directory)
+        self.module = Recommender(trunk, texts(items, tokenizer), log_popularity(items))
+        self.context = json.loads((directory / "task.json").read_text())["context"]
+        head = load_file(directory / "head.safetensors")
+        missing = [
+            n for n in self.module.load_state_dict(head, strict=False).missing_keys if not n.startswith("model.")
+        ]
+        if missing:
+            raise ValueError(f"{directory / 'head.safetensors'} lacks {', '.join(missing)}; get the model again")
         self.module.eval()
 
-    def scores(self, histories: Sequence[Sequence[int] | np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """(histories, items) scores: estimates of log-probabilities, up to a constant."""
+    def scores(self, histories: Sequence[Sequence[int] | np.ndarray], batch_size: int = 64) -> np.ndarray:
+        """(histories, items) scores: estimates of log-probabilities, up to a constant.
+
+        The latest items of a long history count, as many as in training; an empty one has popularity alone.
+        """
         import numpy as np
         import torch
 
         from gpt2.heads import pad
 
-        context, out = self.module.model.config.n_positions, []
+        out = []
         with torch.inference_mode():
+            features = self.module.features()
+            embeddings = self.module.embeddings(features)
             for start in range(0, len(histories), batch_size):
-                read = [self.catalogue.history(h, context) for h in histories[start : start + batch_size]]
-                ids, _ = pad([ids for ids, _, _ in read])
-                ends = torch.tensor([[ends[-1]] if ends else [0] for _, ends, _ in read])
-                tastes = self.module.tastes(ids, ends)[:, 0]
-                out.append(self.module.scores(tastes, self.embeddings, self.module.log_popularity).numpy())
+                rows = [[int(i) for i in h[-self.context :]] for h in histories[start : start + batch_size]]
+                ids, lengths = pad(rows)
+                tastes = self.module.tastes(ids, features)
+                last = tastes[torch.arange(len(rows)), lengths.clamp_min(1) - 1] * (lengths > 0)[:, None]
+                out.append(self.module.scores(last, embeddings).numpy())
         return np.concatenate(out)
 
     def top(
@@ -328,7 +265,7 @@ class RecommendationPredictor:
         scores = self.scores([h or [] for h in histories])
         rows = []
         for row, history, among in zip(scores, histories, candidates, strict=True):
-            best = self.top(row, history or [], top_k, among or None)
+            best = self.top(row, history or [], top_k, among)
             rows.append({"ranking": [self.titles[i] for i in best], "scores": [float(row[i]) for i in best]})
         return pd.DataFrame(rows)
 
@@ -361,14 +298,10 @@ def log_popularity(items: pd.DataFrame) -> Tensor:
     return (counts / counts.sum()).log()
 
 
-def embed_catalogue(module: Recommender, catalogue: Catalogue, batch_size: int = 128) -> Tensor:
-    """(items, width) embeddings of the whole catalogue."""
-    import torch
-
-    from gpt2.heads import pad
-
-    starts = range(0, len(catalogue.long), batch_size)
-    return torch.cat([module.embed_items(*pad(catalogue.long[s : s + batch_size])) for s in starts])
+def texts(items: pd.DataFrame, tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of each item's title and text."""
+    told = [f"{title}: {text}" if text else title for title, text in zip(items["title"], items["text"], strict=True)]
+    return [ids[:ITEM_TOKENS] or [tokenizer.end_of_text] for ids in tokenizer.encode_batch(told)]
 
 
 def tie_break(user: Any, item: Any) -> str:

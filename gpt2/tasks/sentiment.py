@@ -88,12 +88,12 @@ class Sentiment(Task):
         table = pd.read_parquet(examples / f"{split}.parquet")
         return TextDataset(encode(tokenizer, table["text"].tolist(), context), table["label"].to_numpy())
 
-    def module(self, model: GPT2, examples: Path) -> nn.Module:
+    def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         from gpt2.heads import Classifier
 
         return Classifier(model, len(json.loads((examples / "labels.json").read_text())))
 
-    def save(self, module: Any, examples: Path, tokenizer: Tokenizer, out: Path) -> None:
+    def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
 
         from gpt2 import huggingface

@@ -112,7 +112,7 @@ def test_causal_and_right_padding():
 
 
 def test_too_long():
-    with pytest.raises(ValueError, match="17 tokens do not fit the model's 16 positions; shorten"):
+    with pytest.raises(ValueError, match="17 tokens are more than the model's 16 positions; shorten"):
         GPT2(SMALL).hidden(torch.zeros(1, 17, dtype=torch.long))
 
 

@@ -78,7 +78,7 @@ def views(tmp_path_factory):
 
 def trained(kind, model, examples, tokenizer, steps=15):
     """The task's module after a few steps."""
-    module = kind.module(model, examples).train()
+    module = kind.module(model, examples, tokenizer).train()
     data, optimizer = kind.dataset(examples, "train", tokenizer, CONTEXT), torch.optim.AdamW(module.parameters(), 3e-3)
     generator, losses = np.random.default_rng(0), []
     for step in range(steps):
@@ -132,7 +132,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     module = trained(kind, model, examples, tokenizer)
     saved, out = tmp_path / "model", tmp_path / "report"
     saved.mkdir(), out.mkdir()
-    kind.save(module, examples, tokenizer, saved)
+    kind.save(module, examples, tokenizer, CONTEXT, saved)
     assert {p.name for p in saved.iterdir()} == SAVED
     predictor = kind.predictor(saved)
     asked = ["lovely crew", "awful seat, awful meal", "kind " * 500]
@@ -218,20 +218,19 @@ def test_training_windows_never_reach_what_is_held_out(views, tokenizer):
     histories, _ = load_examples(examples)
     training = kind.dataset(examples, "train", tokenizer, CONTEXT)
     validation = kind.dataset(examples, "validation", tokenizer, CONTEXT)
-    covered = Counter()
-    for i, (user, end) in enumerate(training.windows):
-        assert end <= len(histories[user]) - 2
+    targets = Counter()
+    for i in range(len(training)):
         batch = training.batch([i], 0)
-        following = batch["items"][batch["following"][0]].tolist()
-        assert following == histories[user][end - len(following) : end].tolist()
-        covered.update((user, int(x)) for x in following)
-    wanted = {(u, int(x)) for u, h in enumerate(histories) for x in h[1:-2]}
-    assert set(covered) == wanted and set(covered.values()) == {1}  # every training item is a target once
+        read, following = batch["history"][0].tolist(), batch["following"][0].tolist()
+        assert read[1:] == following[:-1]  # each is asked for what comes next
+        targets.update(following)
+    assert targets == Counter(int(x) for h in histories for x in h[1:-2])  # every training item is a target once
     assert len(validation) == len(histories)
-    for i, (user, _) in enumerate(validation.windows):
+    for i, history in enumerate(histories):
         batch = validation.batch([i], 0)
-        asked = batch["following"][batch["following"] >= 0]
-        assert batch["items"][asked].tolist() == [histories[user][-2]]
+        asked = batch["following"] >= 0
+        assert batch["following"][asked].tolist() == [history[-2]]
+        assert history[-1] not in batch["history"][0].tolist()[: int(asked[0].nonzero()) + 1]
 
 
 def test_ties_in_time_do_not_depend_on_the_file_order(views, tmp_path):
@@ -249,7 +248,7 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
     module = trained(kind, model, examples, tokenizer, steps=20)
     saved, out = tmp_path / "model", tmp_path / "report"
     saved.mkdir(), out.mkdir()
-    kind.save(module, examples, tokenizer, saved)
+    kind.save(module, examples, tokenizer, CONTEXT, saved)
     assert {p.name for p in saved.iterdir()} == SAVED | {"items.jsonl"}
     predictor = kind.predictor(saved)
     asked = [
@@ -285,7 +284,7 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
 )
 def test_recommendation_refuses_what_it_does_not_know(views, model, tokenizer, tmp_path, record, message):
     kind, _, examples, _ = views
-    kind.save(kind.module(model, examples), examples, tokenizer, tmp_path)
+    kind.save(kind.module(model, examples, tokenizer), examples, tokenizer, CONTEXT, tmp_path)
     with pytest.raises(ValueError, match=message):
         kind.predictor(tmp_path).predict([record], {})
 
