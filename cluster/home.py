@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from gpt2.artifact import Store
 
 # Ray's sockets lie this much deeper than its temporary folder; the system allows a socket's path 107 bytes.
 RAY_SOCKET_SUFFIX = 64
+
+CONTENTS = {"store", "mlflow", "prefect", "ray", "samples"}
+"""What we put into a home."""
 
 QUIET = {
     # Nothing phones home.
@@ -38,6 +42,7 @@ QUIET = {
     "ALEMBIC_LOG_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }
@@ -78,13 +83,28 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
 
 
+def clean() -> Path:
+    """Remove the home, and Ray's link to it. `ValueError` for a folder that is not a home of ours."""
+    folder = home()
+    strangers = [p.name for p in folder.iterdir() if p.name not in CONTENTS]
+    if strangers:
+        raise ValueError(f"{folder} holds {strangers[0]!r}, which is not ours; remove it yourself or mend GPT2_HOME")
+    ray_link(folder / "ray").unlink(missing_ok=True)
+    shutil.rmtree(folder)
+    return folder
+
+
+def ray_link(folder: Path) -> Path:
+    return Path(tempfile.gettempdir()) / f"gpt2-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+
+
 def ray_folder() -> Path:
     """Ray's temporary folder in the home; behind a short link where the path is too long for its sockets."""
     folder = home() / "ray"
     folder.mkdir(exist_ok=True)
     if len(os.fsencode(folder)) + RAY_SOCKET_SUFFIX <= 107:
         return folder
-    link = Path(tempfile.gettempdir()) / f"gpt2-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    link = ray_link(folder)
     if not (link.is_symlink() and link.resolve() == folder):
         link.unlink(missing_ok=True)
         link.symlink_to(folder)

@@ -23,7 +23,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-from cluster import pulled
 from cluster.tracking import Run, client, experiment_id
 from gpt2.artifact import Artifact
 
@@ -73,7 +72,7 @@ def register(
             artifact_path=None,
             name="model",
             flavor=mlflow.pyfunc,
-            python_model=pulled.__file__,
+            python_model=str(Path(__file__).with_name("pulled.py")),
             artifacts={"model": str(model.path / "model")},
             code_paths=[str(Path(gpt2.__file__).parent)],
             signature=signature(input_example, output_example, params),

@@ -170,6 +170,24 @@ def doctor():
         sys.exit(1)
 
 
+@app.command
+def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):
+    """Remove the local state: artifacts, runs, registered models, samples, all in GPT2_HOME. Nothing else.
+
+    Example: gpt2 clean --yes
+
+    Args:
+        yes: do it without asking.
+    """
+    from cluster.home import clean as remove
+    from cluster.home import home
+
+    if not yes and input(f"Remove {home()} with all models and runs in it? [y/N] ").strip().lower() != "y":
+        out.print("Nothing was removed.")
+        return
+    out.print(f"Removed {remove()}", highlight=False)
+
+
 def main() -> None:
     """Entry point: configuration errors end with exit code 2 and no traceback."""
     configure()

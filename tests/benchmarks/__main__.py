@@ -1,0 +1,21 @@
+"""`make bench`: each benchmark prints one table, peers measured in the same run.
+
+python -m tests.benchmarks [tokenization] [training] [overhead]
+"""
+
+import sys
+
+from cluster.home import configure
+
+configure()
+
+from tests.benchmarks import overhead, tokenization, training  # noqa: E402
+
+BENCHMARKS = {"tokenization": tokenization.run, "training": training.run, "overhead": overhead.run}
+chosen = sys.argv[1:] or list(BENCHMARKS)
+unknown = set(chosen) - set(BENCHMARKS)
+if unknown:
+    sys.exit(f"there is no benchmark {unknown.pop()!r}; there are: {', '.join(BENCHMARKS)}")
+for name in chosen:
+    print(f"\n## {name}\n")
+    BENCHMARKS[name]()

@@ -1,0 +1,56 @@
+"""What a pipeline costs besides its work: wall time of a run in an empty home, less the time inside the loops."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gpt2.artifact import read_manifest
+from gpt2.train import read_journal
+
+WORK = ("documents", "corpus", "tokenizer", "tokens", "base-report", "sentiment-report", "recommendation-report")
+EXAMPLES = ("sentiment-examples", "recommendation-examples")
+
+
+def run(preset: str = "laptop") -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | {"GPT2_HOME": str(home)}
+        command = [sys.executable, "-m", "flows.cli", "run", "--preset", preset]
+        walls = []
+        for _ in range(2):
+            started = time.perf_counter()
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-2000:]
+            walls.append(time.perf_counter() - started)
+        manifests = [read_manifest(p.parent) for p in home.glob("store/*/*/manifest.json")]
+        seconds = {m["kind"]: m["info"]["seconds"] for m in manifests if m and m["kind"] in (*WORK, *EXAMPLES)}
+        spans = [loop_span(p) for p in home.glob("store/*/*/journal.jsonl")]
+    training = union(spans)
+    work = sum(seconds.values()) + training
+    print("| | s |")
+    print("|---|---|")
+    print(f"| `gpt2 run --preset {preset}`, empty home | {walls[0]:.0f} |")
+    print(f"| inside tokenization, training and evaluation | {work:.0f} |")
+    print(f"| overhead | {walls[0] - work:.0f} |")
+    print(f"| the same again, nothing to do | {walls[1]:.0f} |")
+    tables = re.search(r"Models.*?(?=\ngpt2-base)", done.stdout, re.DOTALL)
+    print(tables.group(0) if tables else "")
+
+
+def loop_span(journal: Path) -> tuple[float, float]:
+    """(begin, end) of a training's loop, by its journal; the first step's own time is in its throughput."""
+    times = [r for r in read_journal(journal) if "time" in r]
+    return times[0]["time"], times[-1]["time"]
+
+
+def union(spans: list[tuple[float, float]]) -> float:
+    """Seconds covered by any of the spans: trainings at the same time count once."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total

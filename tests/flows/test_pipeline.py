@@ -1,0 +1,218 @@
+"""The whole pipeline, real at each node, on small made-up data: as a user runs it, in processes of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Home:
+    """A home with one pipeline in it."""
+
+    def __init__(self, folder: Path, changes: list[str]):
+        self.folder, self.changes = folder, changes
+        self.environment = {**os.environ, "GPT2_HOME": str(folder / "home"), "COLUMNS": "200"}
+        for name in ("PREFECT_HOME", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+            self.environment.pop(name, None)
+
+    @property
+    def tracking(self) -> str:
+        return f"sqlite:///{self.folder / 'home' / 'mlflow' / 'mlflow.db'}"
+
+    def command(self, *words: str, more: tuple[str, ...] = ()) -> list[str]:
+        items = [w for change in (*self.changes, *more) for w in ("--set", change)]
+        return [sys.executable, "-m", "flows.cli", *words, "--preset", "smoke", *items]
+
+    def run(self, *more: str) -> str:
+        return self.call(self.command("run", more=more))
+
+    def call(self, command: list[str], code: int = 0) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=self.folder, env=self.environment, timeout=400
+        )
+        assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]
+        return done.stdout + done.stderr
+
+    def artifacts(self) -> set[str]:
+        return {f"{p.parent.parent.name}/{p.parent.name}" for p in self.folder.glob("home/store/*/*/manifest.json")}
+
+    def python(self, program: str, folder: Path) -> str:
+        environment = {k: v for k, v in self.environment.items() if k != "GPT2_HOME"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=folder, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, small_data, small_changes):
+    folder = tmp_path_factory.mktemp("pipeline")
+    mine = folder / "corpus.jsonl"
+    shutil.copy(small_data["corpus"], mine)
+    return Home(folder, [*small_changes, f"corpus.sources=[{mine}]"])
+
+
+@pytest.fixture(scope="module")
+def first_run(home):
+    """Killed once in pretraining, then run to the end."""
+    process = subprocess.Popen(
+        home.command("run", more=("pretrain.checkpoint_every=1",)),
+        cwd=home.folder,
+        env=home.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not list(home.folder.glob("home/store/.partial/base-*/_checkpoints/step-*/manifest.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not any(a.startswith("base/") for a in home.artifacts())
+    return home.run()
+
+
+def test_a_killed_run_goes_on_and_ends_well(home, first_run):
+    assert "encode: done before" in first_run  # what was finished is not done again
+    steps = [int(s) for s in re.findall(r"base: step (\d+), loss", first_run)]
+    assert steps[-1] == 6
+    assert "Traceback" not in first_run
+    assert first_run.count("WARNING") == 0, [line for line in first_run.splitlines() if "WARNING" in line]
+    for name in ("gpt2-base", "gpt2-sentiment", "gpt2-recommendation"):
+        assert re.search(rf"{name} v1", first_run)
+    assert not (home.folder / "mlruns").exists()  # nothing outside the home
+
+
+def test_again_nothing_is_done(home, first_run):
+    before = home.artifacts()
+    started = time.monotonic()
+    text = home.run()
+    seconds = time.monotonic() - started
+    assert home.artifacts() == before
+    assert "made " not in text
+    print(f"second run: {seconds:.1f} s")
+    # The summary is the same but for the times.
+    strip = re.compile(r"\d+ s")
+    tables = [strip.sub("", t[t.index("Models") : t.index("Use the models")]) for t in (first_run, text)]
+    assert tables[0] == tables[1]
+
+
+def test_dry_run_tells_what_is_done(home, first_run):
+    text = home.call(home.command("run", "--dry-run"))
+    assert "would run" not in text
+    text = home.call(home.command("run", "--dry-run", more=("tasks.sentiment.train.optimizer.learning_rate=0.01",)))
+    waiting = [line for line in text.splitlines() if "would run" in line]
+    assert len(waiting) == 2 and all("sentiment" in line for line in waiting)
+    text = home.call(home.command("run", "--dry-run", more=("pretrain.optimizer.learning_rate=0.01",)))
+    assert {line.split("│")[1].strip() for line in text.splitlines() if "would run" in line} == {
+        "pretrain",
+        "finetune",
+        "evaluate",
+    }
+
+
+def test_one_task_changed_runs_that_task_alone(home, first_run):
+    before = home.artifacts()
+    text = home.run("tasks.sentiment.train.optimizer.learning_rate=0.01")
+    kinds = sorted(a.split("/")[0] for a in home.artifacts() - before)
+    # The champion, if there is one, is measured again on the same examples: it has been, so it is not.
+    assert [k for k in kinds if k != "sentiment-report"] == ["sentiment"]
+    assert "gpt2-sentiment v2" in text and "gpt2-base v1" in text
+
+
+def test_models_serve_other_processes(home, first_run, tmp_path):
+    """Another process in another folder, knowing only the tracking URI."""
+    program = f"""
+import json, mlflow
+mlflow.set_tracking_uri({home.tracking!r})
+load = mlflow.pyfunc.load_model
+s = load("models:/gpt2-sentiment/1").predict(["a good fine film", "bad dull awful"])
+assert list(s.columns) == ["label", "probability_negative", "probability_neutral", "probability_positive"], s.columns
+assert abs(s.iloc[:, 1:].sum(axis=1) - 1).max() < 1e-5
+g = load("models:/gpt2-base/1")
+one = g.predict(["film plot"], params={{"max_tokens": 8, "temperature": 1.0, "seed": 3}})
+two = g.predict(["film plot"], params={{"max_tokens": 8, "temperature": 1.0, "seed": 3}})
+assert one["text"].tolist() == two["text"].tolist()
+r = load("models:/gpt2-recommendation/1").predict(
+    [{{"history": ["Film dull (1980)"], "candidates": ["Plot bad (1981)"]}}], params={{"top_k": 3}})
+print(json.dumps([s["label"].tolist(), r["ranking"].tolist()[0]]))
+"""
+    program = program.replace("Film dull (1980)", "Film dull (1980)")
+    labels, ranking = json.loads(home.python(program, tmp_path).splitlines()[-1])
+    assert set(labels) <= {"negative", "neutral", "positive"} and len(labels) == 2
+    assert len(ranking) == 1
+
+
+def test_no_pickle_in_what_is_registered(home, first_run):
+    files = [p for p in home.folder.glob("home/mlflow/artifacts/**/*") if p.is_file()]
+    suffixes = {p.suffix for p in files}
+    assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
+    assert ".safetensors" in suffixes
+
+
+def test_base_model_equals_transformers(home, first_run):
+    import torch
+    import transformers
+
+    from gpt2 import huggingface
+
+    [model] = home.folder.glob("home/store/base/*/model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+    ours = huggingface.load(model).eval()
+    ids = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (theirs(ids).logits - ours.logits(ours.hidden(ids))).abs().max() <= 1e-5
+
+
+def test_command_line_uses_the_models(home, first_run):
+    (home.folder / "posts.txt").write_text("a good fine film\nbad dull awful\n")
+    predict = [sys.executable, "-m", "flows.cli", "predict", "models:/gpt2-sentiment/1"]
+    home.call([*predict, "--input", "posts.txt", "--output", "scored.jsonl"])
+    rows = [json.loads(line) for line in (home.folder / "scored.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and "label" in rows[0]
+    text = home.call([*predict, "--input", "none.txt", "--output", "scored.jsonl"], code=2)
+    assert "none.txt" in text and "Traceback" not in text
+    generate = [sys.executable, "-m", "flows.cli", "generate", "models:/gpt2-base/1", "film", "--max-tokens", "5"]
+    assert home.call(generate).startswith("film")
+    text = home.call([*generate[:-4], "models:/gpt2-nothing@champion", "film"], code=2)
+    assert "gpt2-nothing" in text and "Traceback" not in text
+    listed = home.call([sys.executable, "-m", "flows.cli", "models"])
+    assert "gpt2-recommendation" in listed and "@challenger" in listed
+
+
+def test_one_run_tree_in_mlflow(home, first_run, tmp_path):
+    program = f"""
+import json
+from mlflow import MlflowClient
+c = MlflowClient({home.tracking!r})
+[e] = [e for e in c.search_experiments() if e.name == "gpt2-pipeline"]
+runs = c.search_runs([e.experiment_id], max_results=1000)
+print(json.dumps([[r.info.run_name, r.info.status, r.data.tags, sorted(r.data.metrics)] for r in runs]))
+"""
+    runs = json.loads(home.python(program, tmp_path).splitlines()[-1])
+    parents = [r for r in runs if r[2].get("gpt2.level") == "pipeline"]
+    children = [r for r in runs if "mlflow.parentRunId" in r[2]]
+    assert parents and len(parents) + len(children) == len(runs)
+    pretrain = [r for r in children if r[0] == "pretrain"]
+    assert len(pretrain) == 1  # the killed attempt's run was continued
+    assert pretrain[0][1] == "FINISHED"
+    assert {"loss", "validation_loss", "tokens_per_second", "peak_share"} <= set(pretrain[0][3])
+
+
+def test_added_document_runs_what_depends_on_it(home, first_run):
+    source = Path(next(c for c in reversed(home.changes) if c.startswith("corpus.sources="))[16:-1])
+    source.write_text(source.read_text() + json.dumps({"text": "One more film of the night city."}) + "\n")
+    text = home.call(home.command("run", "--dry-run"))
+    done = [line.split("│")[2].strip() for line in text.splitlines() if "│ done" in line]
+    assert done == ["recommendation examples", "sentiment examples"]
