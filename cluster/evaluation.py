@@ -34,7 +34,7 @@ def _evaluate_base(path: Path, files: TokenFiles, counts: dict[str, Any], contex
     _threads()
     from gpt2 import language_model, report
     from gpt2.jobs import token_dataset
-    from gpt2.train import read_journal
+    from gpt2.journal import read_journal
 
     content = language_model.evaluate(
         path / MODEL,
@@ -49,8 +49,8 @@ def _evaluate_base(path: Path, files: TokenFiles, counts: dict[str, Any], contex
 def _evaluate_task(name: str, path: Path, examples: Path, out: Path) -> dict[str, Any]:
     _threads()
     from gpt2 import report
+    from gpt2.journal import read_journal
     from gpt2.task import task
-    from gpt2.train import read_journal
 
     content = task(name).evaluate(path / MODEL, examples, out)
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)

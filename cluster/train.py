@@ -10,17 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-
 from cluster.config import ClusterConfig
 from cluster.connect import check_resources, connect
 from cluster.home import ray_folder
 from cluster.zero import accumulation_steps
 from gpt2.jobs import JOURNAL, MODEL, Job
-from gpt2.train import read_journal
+from gpt2.journal import read_journal
 
 
 class TrainingFailed(RuntimeError):
@@ -48,6 +43,10 @@ def train(
 
 
 def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) -> None:
+    # Here, because they load PyTorch: a run that has nothing to train need not wait for it.
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     threads = str(max(1, int(cluster.cpus_per_worker)))
     trainer = TorchTrainer(
         worker,
@@ -74,7 +73,7 @@ def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) ->
     )
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except TrainingFailedError as error:
         raise TrainingFailed(f"training {job.name!r} failed: {cause(error)}") from None
 
 
@@ -111,7 +110,7 @@ def worker(config: dict[str, str]) -> None:
     header = {"world_size": engine.world_size, "zero_stage": cluster.zero_stage, "job": identity(job)}
     checkpoints = Checkpoints(output / "_checkpoints", job.train.keep_checkpoints, header, warn=print)
     peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
-    flops = parts.gpt2.config.flops_per_token(job.train.context)
+    flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.name == "base")
     fit(engine, parts.training, parts.validation, job.train, output / JOURNAL, checkpoints, flops, peak)
     weights = engine.weights()
     if engine.rank == 0:

@@ -22,6 +22,7 @@ TRAINING = (
     "gpt2.batches",
     "gpt2.engine",
     "gpt2.train",
+    "gpt2.heads",
     "gpt2.jobs",
     "gpt2.shards",
     "cluster.engine",

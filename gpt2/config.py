@@ -79,9 +79,13 @@ class ModelConfig(ModelShape):
         block = 12 * d * d + 13 * d
         return (self.vocab_size + self.n_positions) * d + self.n_layer * block + 2 * d
 
-    def flops_per_token(self, context: int) -> int:
-        """Training FLOPs per token, 6 N + 12 n_layer n_embd T (PaLM, appendix B), N without position embeddings."""
-        return 6 * (self.n_parameters - self.n_positions * self.n_embd) + 12 * self.n_layer * self.n_embd * context
+    def flops_per_token(self, context: int, with_head: bool = True) -> int:
+        """Training FLOPs per token, 6 N + 12 n_layer n_embd T (PaLM, appendix B).
+
+        N leaves out the position embeddings and, without the language model's head, the token embeddings.
+        """
+        looked_up = self.n_positions + (0 if with_head else self.vocab_size)
+        return 6 * (self.n_parameters - looked_up * self.n_embd) + 12 * self.n_layer * self.n_embd * context
 
 
 SIZES: dict[str, ModelShape] = {

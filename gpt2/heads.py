@@ -1,4 +1,4 @@
-"""What a task puts on the model: a classifier, and a recommender that reads histories as text."""
+"""What a training puts on the model: a next-token loss, a classifier, a recommender."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def pooled(hidden: Tensor, lengths: Tensor) -> Tensor:
     """(B, T, C) to (B, C): the mean over each row's first `lengths` positions."""
     inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
     return (hidden * inside[:, :, None]).sum(1) / lengths[:, None].to(hidden.dtype)
+
+
+class LanguageModel(nn.Module):
+    """Next-token prediction: the mean cross-entropy of (B, T) ids against (B, T) targets."""
+
+    def __init__(self, model: GPT2):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self.model.loss(ids, targets)
 
 
 class Classifier(nn.Module):

@@ -6,17 +6,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from gpt2 import huggingface
 from gpt2.batches import TokenDataset
 from gpt2.config import ModelConfig, Settings, TrainConfig
-from gpt2.model import GPT2
 from gpt2.shards import TokenStream
 from gpt2.task import Dataset, task
 from gpt2.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a driver describes jobs without loading PyTorch
+    from torch import nn
+
+    from gpt2.model import GPT2
 
 JOURNAL = "journal.jsonl"
 MODEL = "model"
@@ -50,17 +51,6 @@ class Job(Settings):
     """Fine-tuning: directory of the task's examples."""
 
 
-class LanguageModel(nn.Module):
-    """Next-token prediction: the mean cross-entropy of (B, T) ids against (B, T) targets."""
-
-    def __init__(self, model: GPT2):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return self.model.loss(ids, targets)
-
-
 @dataclass(frozen=True)
 class Parts:
     """A job, built."""
@@ -75,6 +65,12 @@ class Parts:
 
 def build(job: Job) -> Parts:
     """The module on the CPU in fp32, with the same initial weights in every process, and the datasets."""
+    import torch
+
+    from gpt2 import huggingface
+    from gpt2.heads import LanguageModel
+    from gpt2.model import GPT2
+
     torch.manual_seed(job.train.seed)
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     if job.name == "base":

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2 import huggingface, metrics
-from gpt2.generate import generate
+from gpt2 import metrics
 from gpt2.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,6 +27,9 @@ def evaluate(
     directory: Path, validation: TokenDataset, training: TokenDataset, bytes_per_token: float, out: Path
 ) -> dict[str, Any]:
     """The report of a pretrained model on the whole validation split, beside a unigram model of the training split."""
+    from gpt2 import huggingface
+    from gpt2.generate import generate
+
     model, tokenizer = huggingface.load(directory), Tokenizer.load(directory)
     model.eval()
     nll, tokens = 0.0, 0
@@ -68,6 +70,8 @@ class GeneratorPredictor:
     """Prompts to texts."""
 
     def __init__(self, directory: Path):
+        from gpt2 import huggingface
+
         self.model, self.tokenizer = huggingface.load(directory), Tokenizer.load(directory)
         self.model.eval()
 
@@ -78,6 +82,8 @@ class GeneratorPredictor:
         prompt that leaves no room for `max_tokens` is refused with a `ValueError`.
         """
         import pandas as pd
+
+        from gpt2.generate import generate
 
         prompts = [inputs] if isinstance(inputs, str) else list(inputs)
         for i, prompt in enumerate(prompts):

@@ -28,7 +28,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """The samples as CPU tensors, keyword arguments of the module's `forward`.
+        """The samples as CPU tensors, keyword arguments of the module's `forward`; the first is what the model reads.
 
         `seed` is the same on all ranks at a step: randomness (negatives, say) drawn from it is shared.
         """

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ import torch
 from gpt2.batches import rank_slices, sample_indices
 from gpt2.config import TrainConfig
 from gpt2.engine import Engine
+from gpt2.journal import Journal
 from gpt2.optim import learning_rate
 from gpt2.task import Dataset
 
@@ -38,37 +38,6 @@ class NoCheckpoints:
 
     def save(self, engine: Engine, step: int) -> None:
         pass
-
-
-class Journal:
-    """The run's figures, a line of JSON each, written by rank 0: what MLflow, the logs and the curves are made of.
-
-    On a resume the lines of steps that will be done again are dropped, so every step is there once.
-    """
-
-    def __init__(self, path: Path, start_step: int):
-        kept = [line for line in read_journal(path) if line["step"] <= start_step]
-        self.stream = open(path, "w", buffering=1)  # noqa: SIM115 - open as long as the run
-        for line in kept:
-            self.write(line)
-
-    def write(self, record: dict[str, Any]) -> None:
-        self.stream.write(json.dumps(record) + "\n")
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a journal, [] where there is none."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    records = []
-    for line in lines:
-        if line.endswith("\n"):
-            try:
-                records.append(json.loads(line))
-            except ValueError:  # a line that a kill cut, with another attempt's after it
-                continue
-    return records
 
 
 def fit(
@@ -129,7 +98,7 @@ def accumulate(engine: Engine, data: Dataset, config: TrainConfig, step: int) ->
         # Dropout follows from (seed, step, samples): resuming needs no generator state.
         torch.manual_seed(seed_of(config.seed, step, int(samples[0])))
         batch = data.batch(samples.tolist(), seed_of(config.seed, step))
-        tokens += sum(t.numel() for name, t in batch.items() if name.endswith("ids"))
+        tokens += next(iter(batch.values())).numel()
         total += engine.backward(batch)
     return float(total) / len(micro_batches), tokens
 

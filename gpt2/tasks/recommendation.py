@@ -51,7 +51,7 @@ class Recommendation(Task):
     primary = "ndcg_at_10"
     floor = "popularity"
     Settings = RecommendationSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.heads", "gpt2.baselines", "gpt2.metrics")
+    code: ClassVar[tuple[str, ...]] = ("gpt2.baselines", "gpt2.metrics")
     input_example: ClassVar[list[dict[str, Any]]] = [
         {"history": ["Toy Story (1995)", "Aladdin (1992)"], "candidates": ["Lion King, The (1994)", "Psycho (1960)"]}
     ]

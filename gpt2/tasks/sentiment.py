@@ -60,7 +60,7 @@ class Sentiment(Task):
     primary = "macro_f1"
     floor = "majority class"
     Settings = SentimentSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.heads", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics")
+    code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.baselines", "gpt2.metrics")
     input_example: ClassVar[list[str]] = ["The crew was lovely and we landed early", "My bag is lost again"]
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from gpt2.artifact import read_manifest
-from gpt2.train import read_journal
+from gpt2.journal import read_journal
 
 WORK = ("documents", "corpus", "tokenizer", "tokens", "base-report", "sentiment-report", "recommendation-report")
 EXAMPLES = ("sentiment-examples", "recommendation-examples")

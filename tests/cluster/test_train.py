@@ -17,8 +17,9 @@ from gpt2 import huggingface
 from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
 from gpt2.engine import TorchEngine
 from gpt2.jobs import Job, TokenFiles, build
+from gpt2.journal import read_journal
 from gpt2.tokenizer import Tokenizer
-from gpt2.train import fit, read_journal
+from gpt2.train import fit
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, n_positions=32, vocab_size=300)
 
