@@ -22,16 +22,15 @@ def token_files(tokens: Artifact) -> TokenFiles:
 def evaluate_base(model: Path, tokens: Artifact, context: int, out: Path) -> dict[str, Any]:
     """Evaluate a pretrained model on the validation split."""
     arguments = (model, token_files(tokens), dict(tokens.info), context, out)
-    return next(iter(spread(_evaluate_base, [arguments], cpus=2)))
+    return next(iter(spread(_evaluate_base, [arguments])))
 
 
 def evaluate_task(name: str, model: Path, examples: Artifact, out: Path) -> dict[str, Any]:
     """Evaluate a task's model on the test split."""
-    return next(iter(spread(_evaluate_task, [(name, model, examples.path, out)], cpus=2)))
+    return next(iter(spread(_evaluate_task, [(name, model, examples.path, out)])))
 
 
 def _evaluate_base(path: Path, files: TokenFiles, counts: dict[str, Any], context: int, out: Path) -> dict[str, Any]:
-    _threads()
     from gpt2 import language_model, report
     from gpt2.jobs import token_dataset
     from gpt2.journal import read_journal
@@ -47,17 +46,9 @@ def _evaluate_base(path: Path, files: TokenFiles, counts: dict[str, Any], contex
 
 
 def _evaluate_task(name: str, path: Path, examples: Path, out: Path) -> dict[str, Any]:
-    _threads()
     from gpt2 import report
     from gpt2.journal import read_journal
     from gpt2.task import task
 
     content = task(name).evaluate(path / MODEL, examples, out)
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)
-
-
-def _threads() -> None:
-    """Ray gives a task one thread; evaluation reserves two cores."""
-    import torch
-
-    torch.set_num_threads(2)

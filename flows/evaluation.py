@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from cluster import evaluation
 from cluster.home import store
@@ -56,7 +57,7 @@ def evaluate_task(name: str, plan: Plan) -> Artifact:
     return report
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def evaluate(config: PipelineConfig = resolve("laptop")) -> list[str]:
     """Every model is measured beside its baselines.
 
@@ -64,4 +65,5 @@ def evaluate(config: PipelineConfig = resolve("laptop")) -> list[str]:
         config: the pipeline's settings.
     """
     plan = make_plan(config)
-    return [evaluate_base(config, plan).id, *(evaluate_task(name, plan).id for name in plan.tasks)]
+    futures = [evaluate_base.submit(config, plan), *(evaluate_task.submit(name, plan) for name in plan.tasks)]
+    return [future.result().id for future in futures]
