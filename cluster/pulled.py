@@ -4,10 +4,13 @@ MLflow runs this file when a model is loaded. `gpt2` comes with the model, so a 
 tokenizers but neither this project nor a cluster.
 """
 
+import warnings
 from typing import Any
 
 import mlflow
 from mlflow.pyfunc import PythonModel
+
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")  # the signature is given
 
 
 class Pulled(PythonModel):

@@ -86,8 +86,12 @@ class Run:
             client().log_batch(self.id, tags=entries[start : start + BATCH])
 
     def params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings with dotted names, and whole as `config.json`."""
-        flat = [Param(k, v[:6000]) for k, v in flatten(settings).items()]
+        """Log nested settings with dotted names, and whole as `config.json`.
+
+        A parameter of a continued run keeps its first value, as MLflow wants it; `config.json` has the latest.
+        """
+        known = client().get_run(self.id).data.params
+        flat = [Param(k, v[:6000]) for k, v in flatten(settings).items() if k not in known]
         for start in range(0, len(flat), BATCH):
             client().log_batch(self.id, params=flat[start : start + BATCH])
         client().log_dict(self.id, dict(settings), "config.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -36,8 +37,8 @@ def train(
     connect()
     check_resources(cluster)
     output = Path(job.output)
-    if not (output / MODEL / "config.json").exists():
-        with Follow(output / JOURNAL, on_record):
+    with Follow(output / JOURNAL, on_record):
+        if not (output / MODEL / "config.json").exists():
             _run(job, cluster, on_message)
     return read_journal(output / JOURNAL)
 
@@ -107,6 +108,9 @@ def worker(config: dict[str, str]) -> None:
             block.compile()
     engine = DeepSpeedEngine(parts.module, job.train, cluster)
     output = Path(job.output)
+    if engine.rank == 0:
+        lock = open(output / "_lock", "w")  # noqa: SIM115 - held until this process ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of a killed driver may live for some seconds more
     header = {"world_size": engine.world_size, "zero_stage": cluster.zero_stage, "job": identity(job)}
     checkpoints = Checkpoints(output / "_checkpoints", job.train.keep_checkpoints, header, warn=print)
     peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size

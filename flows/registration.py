@@ -81,11 +81,10 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
 
 def new_version(name: str, registered: str, model: Artifact, plan: Plan, run: Run) -> Any:
     """A registry version with lineage tags."""
-    kind = language_model if name == "base" else task_of(name)
-    examples = kind.input_example
-    params = language_model.DEFAULTS if name == "base" else task_of(name).params
     load = language_model.GeneratorPredictor if name == "base" else task_of(name).predictor
+    params = language_model.DEFAULTS if name == "base" else task_of(name).params
     predictor: Predictor = load(model.path / "model")
+    example = list(predictor.input_example)
     champion = registry.by_alias(registered, registry.CHAMPION)
     tags = {
         "gpt2.data": (plan.tokens if name == "base" else plan.tasks[name].examples).id,
@@ -94,7 +93,7 @@ def new_version(name: str, registered: str, model: Artifact, plan: Plan, run: Ru
         "prefect.flow_run.id": str(flow_run.id or ""),
         **commit_tag(),
     }
-    return registry.register(registered, model, run, tags, examples, params, predictor.predict(examples, params))
+    return registry.register(registered, model, run, tags, example, params, predictor.predict(example, params))
 
 
 def description(registered: str, report: dict[str, Any], verdict: registry.Verdict) -> str:

@@ -55,8 +55,7 @@ def recorded(name: str, identity: str, settings: Mapping[str, Any]) -> Iterator[
     tags = {"gpt2.artifact": identity, "gpt2.stage": name, "prefect.flow_run.id": str(flow_run.id or "")}
     run = Run.open(name, tags | commit_tag(), parent.id)
     if settings:
-        with contextlib.suppress(ValueError):
-            run.params(settings)
+        run.params(settings)
     try:
         yield run
     except Exception:

@@ -19,7 +19,6 @@ NAME, TITLE = "base", "Language model"
 PRIMARY, FLOOR = "bits_per_byte", "unigram"
 PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
 SAMPLE_TOKENS = 60
-input_example = ["This film is"]
 DEFAULTS: dict[str, Any] = {"max_tokens": 50, "temperature": 0.8, "top_k": 50, "top_p": 1.0, "seed": 0}
 
 
@@ -68,6 +67,8 @@ def unigram_nll(training: TokenDataset, targets: np.ndarray, vocab_size: int) ->
 
 class GeneratorPredictor:
     """Prompts to texts."""
+
+    input_example = ("This film is",)
 
     def __init__(self, directory: Path):
         from gpt2 import huggingface

@@ -63,8 +63,6 @@ class Task(ABC):
     Settings: ClassVar[type[TaskSettings]]
     code: ClassVar[tuple[str, ...]] = ()
     """Modules besides the task's own that its result depends on."""
-    input_example: ClassVar[Any]
-    """What one passes to `predict`."""
     params: ClassVar[Mapping[str, Any]] = {}
     """Optional parameters of `predict` and their defaults."""
 
@@ -97,6 +95,11 @@ class Task(ABC):
 
 
 class Predictor(Protocol):
+    """A model ready for use."""
+
+    input_example: Any
+    """What one passes to `predict`: a list of texts, or of records."""
+
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame: ...
 
 

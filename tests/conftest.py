@@ -79,7 +79,7 @@ def small_changes(small_data):
         f"corpus.sources=[{small_data['corpus']}]",
         "corpus.validation_share=0.1",
         "tokenizer.vocab_size=300",
-        "pretrain.steps=6",
+        "pretrain.steps=40",
         "pretrain.epochs=100",
         f"tasks.sentiment.source={small_data['posts']}",
         "tasks.sentiment.train.steps=4",

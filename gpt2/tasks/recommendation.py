@@ -52,9 +52,6 @@ class Recommendation(Task):
     floor = "popularity"
     Settings = RecommendationSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.baselines", "gpt2.metrics")
-    input_example: ClassVar[list[dict[str, Any]]] = [
-        {"history": ["Toy Story (1995)", "Aladdin (1992)"], "candidates": ["Lion King, The (1994)", "Psycho (1960)"]}
-    ]
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
 
     def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
@@ -199,6 +196,7 @@ class RecommendationPredictor:
 
         items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
         self.titles = items["title"].tolist()
+        self.input_example = [{"history": self.titles[:2], "candidates": self.titles[2:5]}]
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
         trunk, tokenizer = huggingface.load(directory), Tokenizer.load(directory)

@@ -61,7 +61,6 @@ class Sentiment(Task):
     floor = "majority class"
     Settings = SentimentSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.baselines", "gpt2.metrics")
-    input_example: ClassVar[list[str]] = ["The crew was lovely and we landed early", "My bag is lost again"]
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
         """Write train, validation and test.parquet (text, label) and labels.json; near-duplicates stay together."""
@@ -172,6 +171,8 @@ class TextDataset:
 
 class SentimentPredictor:
     """Texts to labels and probabilities. A text longer than the model's positions is cut at its end."""
+
+    input_example = ("The crew was lovely and we landed early", "My bag is lost again")
 
     def __init__(self, directory: Path):
         from safetensors.torch import load_file

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -40,7 +39,7 @@ CASES = [
     ("pretrain.batch_size=30", ["batch_size=30", "not divisible"]),
     ("pretrain.micro_batch_size=3", ["micro_batch_size=3", "not divisible"]),
     ("pretrain.micro_batch_size=0", ["micro_batch_size = 0"]),
-    ("cluster.num_workers=3", ["batch_size=32", "cluster.num_workers=3", "multiple of 24"]),
+    ("cluster.num_workers=3", ["batch_size=32", "num_workers=3", "multiple of 48"]),
     ("cluster.num_workers=0", ["cluster.num_workers = 0"]),
     ("cluster.zero_stage=4", ["cluster.zero_stage = 4"]),
     ("cluster.offload_parameters=true", ["offload_parameters", "zero_stage: 3"]),
@@ -162,4 +161,3 @@ def test_the_command_refuses_within_two_seconds(tmp_path):
     ).stderr
     loaded = {line.rsplit("|", 1)[-1].strip() for line in imports.splitlines() if "|" in line}
     assert not loaded & {"torch", "ray", "prefect", "mlflow", "deepspeed", "pandas"}
-    assert Path(tmp_path / ".gpt2").exists()

@@ -86,7 +86,7 @@ def first_run(home):
 def test_a_killed_run_goes_on_and_ends_well(home, first_run):
     assert "encode: done before" in first_run  # what was finished is not done again
     steps = [int(s) for s in re.findall(r"base: step (\d+), loss", first_run)]
-    assert steps[-1] == 6
+    assert steps[-1] == 40
     assert "Traceback" not in first_run
     assert first_run.count("WARNING") == 0, [line for line in first_run.splitlines() if "WARNING" in line]
     for name in ("gpt2-base", "gpt2-sentiment", "gpt2-recommendation"):
@@ -145,10 +145,9 @@ one = g.predict(["film plot"], params={{"max_tokens": 8, "temperature": 1.0, "se
 two = g.predict(["film plot"], params={{"max_tokens": 8, "temperature": 1.0, "seed": 3}})
 assert one["text"].tolist() == two["text"].tolist()
 r = load("models:/gpt2-recommendation/1").predict(
-    [{{"history": ["Film dull (1980)"], "candidates": ["Plot bad (1981)"]}}], params={{"top_k": 3}})
+    [{{"history": ["Film dull (1980)"], "candidates": ["Plot fine (1981)"]}}], params={{"top_k": 3}})
 print(json.dumps([s["label"].tolist(), r["ranking"].tolist()[0]]))
 """
-    program = program.replace("Film dull (1980)", "Film dull (1980)")
     labels, ranking = json.loads(home.python(program, tmp_path).splitlines()[-1])
     assert set(labels) <= {"negative", "neutral", "positive"} and len(labels) == 2
     assert len(ranking) == 1
