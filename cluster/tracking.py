@@ -18,6 +18,9 @@ from cluster.home import home, tracking_uri
 
 EXPERIMENT = "gpt2-pipeline"
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description, in Markdown."""
+LOCAL_SERVER = "http://127.0.0.1:5000"
 BATCH = 100  # parameters and tags in one request, MLflow's limit
 
 
@@ -73,12 +76,11 @@ class Run:
         return cls(created.info.run_id)
 
     @property
-    def url(self) -> str | None:
-        """Where people see the run; None for a tracking store without a server."""
+    def url(self) -> str:
+        """Where people see the run: on the tracking server, or where `mlflow ui` shows a local store."""
         uri = tracking_uri()
-        if not uri.startswith("http"):
-            return None
-        return f"{uri.rstrip('/')}/#/experiments/{experiment_id()}/runs/{self.id}"
+        server = uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
+        return f"{server}/#/experiments/{experiment_id()}/runs/{self.id}"
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         entries = [RunTag(k, str(v)) for k, v in tags.items() if v is not None]

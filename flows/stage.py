@@ -12,20 +12,28 @@ from prefect.artifacts import create_link_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_UI_URL
 
 from cluster.home import store
-from cluster.tracking import Run
+from cluster.tracking import NOTE, Run
 from gpt2.artifact import Artifact, Key
+
+LOCAL_SERVER = "http://127.0.0.1:4200"
 
 
 def say(message: str) -> None:
     """A line for people: in the terminal and in Prefect's log of the run."""
+    speaker()(message)
+
+
+def speaker() -> Callable[[str], None]:
+    """`say`, bound to this run, for threads that know nothing of it."""
     logger: Any
     try:
         logger = get_run_logger()
     except MissingContextError:
         logger = get_logger("gpt2")
-    logger.info(message)
+    return logger.info
 
 
 def root_flow_run() -> str:
@@ -35,10 +43,15 @@ def root_flow_run() -> str:
 
 def parent_run() -> Run:
     """The MLflow run of the whole flow run: made by the first stage that has something to record."""
-    tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", "prefect.flow_run.id": root_flow_run()}
-    if url := flow_run.ui_url:
-        tags["prefect.flow_run.url"] = url
+    tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", **prefect_tags(root_flow_run())}
     return Run.open(f"pipeline {flow_run.name or ''}".strip(), tags | commit_tag())
+
+
+def prefect_tags(flow_run_id: str) -> dict[str, str]:
+    """The Prefect run's id and link, for MLflow; a local server shows the runs of an embedded one."""
+    server = (PREFECT_UI_URL.value() or LOCAL_SERVER).rstrip("/")
+    url = f"{server}/runs/flow-run/{flow_run_id}"
+    return {"prefect.flow_run.id": flow_run_id, "prefect.flow_run.url": url, NOTE: f"[Prefect flow run]({url})"}
 
 
 def commit_tag() -> dict[str, str]:
@@ -52,7 +65,7 @@ def commit_tag() -> dict[str, str]:
 def recorded(name: str, identity: str, settings: Mapping[str, Any]) -> Iterator[Run]:
     """An MLflow child run named `name` around the work; a retry of the same work continues the same run."""
     parent = parent_run()
-    tags = {"gpt2.artifact": identity, "gpt2.stage": name, "prefect.flow_run.id": str(flow_run.id or "")}
+    tags = {"gpt2.artifact": identity, "gpt2.stage": name, **prefect_tags(str(flow_run.id or ""))}
     run = Run.open(name, tags | commit_tag(), parent.id)
     if settings:
         run.params(settings)
@@ -65,8 +78,7 @@ def recorded(name: str, identity: str, settings: Mapping[str, Any]) -> Iterator[
         run.end("KILLED")
         raise
     run.end()
-    if run.url:
-        create_link_artifact(link=run.url, link_text=f"MLflow run: {name}", key=f"mlflow-{name}")
+    create_link_artifact(link=run.url, link_text=f"MLflow run: {name}", key=f"mlflow-{name}")
 
 
 def make(

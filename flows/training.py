@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.tracking import Run
 from cluster.train import train
-from flows.stage import say
+from flows.stage import say, speaker
 from gpt2.jobs import Job
 
 
@@ -33,13 +32,15 @@ def recorder(name: str, run: Run) -> Callable[[dict[str, Any]], None]:
     """Takes a journal's records: a line in the log, metrics in MLflow. A continued run goes on where it stopped."""
     logged = {"loss": run.last_step("loss"), "validation_loss": run.last_step("validation_loss")}
 
+    tell = speaker()
+
     def record(entry: dict[str, Any]) -> None:
         kind = "validation_loss" if "validation_loss" in entry else "loss"
         if entry["step"] <= logged[kind]:
             return
         values = {k: v for k, v in entry.items() if k not in ("step", "time")}
         run.metrics(values, entry["step"], entry.get("time"))
-        say(describe(name, entry))
+        tell(describe(name, entry))
 
     return record
 
@@ -54,8 +55,3 @@ def describe(name: str, entry: dict[str, Any]) -> str:
         f"{name}: step {entry['step']}, loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s"
         f"{peak}, {minutes}:{seconds:02d} left"
     )
-
-
-def output(out: Path) -> str:
-    """A job's output directory as its absolute path."""
-    return str(out.resolve())
