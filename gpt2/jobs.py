@@ -77,9 +77,8 @@ def build(job: Job) -> Parts:
         assert job.model is not None and job.tokens is not None
         model = GPT2(job.model)
         module: nn.Module = LanguageModel(model)
-        training, validation = (
-            token_dataset(job.tokens, split, job.train.context) for split in ("train", "validation")
-        )
+        training: Dataset = token_dataset(job.tokens, "train", job.train.context)
+        validation: Dataset = token_dataset(job.tokens, "validation", job.train.context)
 
         def save(out: Path) -> None:
             huggingface.save(model, out)
@@ -90,9 +89,8 @@ def build(job: Job) -> Parts:
         kind, examples = task(job.name), Path(job.examples)
         model = huggingface.load(Path(job.base))
         module = kind.module(model, examples, tokenizer)
-        training, validation = (
-            kind.dataset(examples, split, tokenizer, job.train.context) for split in ("train", "validation")
-        )
+        training = kind.dataset(examples, "train", tokenizer, job.train.context)
+        validation = kind.dataset(examples, "validation", tokenizer, job.train.context)
 
         def save(out: Path) -> None:
             kind.save(module, examples, tokenizer, job.train.context, out)

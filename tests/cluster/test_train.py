@@ -89,7 +89,12 @@ def reference(inputs, tmp_path_factory):
     return losses(read_journal(path))
 
 
-@pytest.mark.parametrize(("stage", "workers"), [(0, 2), (2, 2), (3, 2), (1, 1)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers"), [(2, 2), (3, 2), pytest.param(0, 2, marks=SLOW), pytest.param(1, 1, marks=SLOW)]
+)
 def test_zero_equals_plain_pytorch(inputs, reference, tmp_path, stage, workers):
     work = job(inputs, tmp_path / "out")
     journal = on_cluster(work, zero_stage=stage, num_workers=workers)
