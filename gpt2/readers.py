@@ -18,10 +18,10 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import fsspec
-import zstandard
+import pyarrow as pa
 
 from gpt2.sources import split_suffix
 
@@ -82,10 +82,9 @@ def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
     try:
         with fsspec.open(path, "rb") as raw:
             yield from read(path, Lines(path, decompressed(cast(BinaryIO, raw), compression), max_bytes), text_field)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise UnreadableFile(f"{path} is cut or damaged ({error}); get the file again") from None
-    except OSError as error:
-        raise UnreadableFile(f"{path} can't be read: {error}") from None
+    except (EOFError, zlib.error, OSError) as error:
+        what = "is cut or damaged" if compression else "can't be read"
+        raise UnreadableFile(f"{path} {what} ({error}); get the file again") from None
 
 
 def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
@@ -93,37 +92,9 @@ def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
     if compression == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     if compression == "zstd":
-        return io.BufferedReader(Zstandard(raw), 1 << 20)
+        # pyarrow's reader raises where the file is cut (`zstandard`'s takes that for the end) and holds a bounded part.
+        return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 1 << 20))
     return raw
-
-
-class Zstandard(io.RawIOBase):
-    """Zstandard frames as a stream. `zstandard`'s own reader takes a cut file for a whole one; this one raises."""
-
-    def __init__(self, raw: BinaryIO):
-        self.raw, self.buffer = raw, b""
-        self.frame: Any = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        while not self.buffer:
-            if self.frame is not None and self.frame.eof:
-                rest, self.frame = self.frame.unused_data, None
-            else:
-                rest = b""
-            data = rest or self.raw.read(1 << 16)
-            if not data:
-                if self.frame is not None:
-                    raise EOFError("the compressed file ends inside a frame")
-                return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            self.buffer = self.frame.decompress(data)
-        count = min(len(target), len(self.buffer))
-        target[:count] = self.buffer[:count]
-        self.buffer = self.buffer[count:]
-        return count
 
 
 class Line(NamedTuple):
