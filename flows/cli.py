@@ -53,7 +53,9 @@ def run(
         describe(settings, plan, out)
         return
     from flows.pipeline import STORY, pipeline
+    from flows.stage import without_tracebacks
 
+    without_tracebacks()
     if stage != "pipeline":
         from cluster.connect import disconnect
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,22 @@ def speaker() -> Callable[[str], None]:
     except MissingContextError:
         logger = get_logger("gpt2")
     return logger.info
+
+
+class NoTraceback(logging.Filter):
+    """What a user can mend (`ValueError`) is told in a line; Prefect would print its traceback at every level."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
+        if kind is not None and issubclass(kind, ValueError):
+            record.exc_info, record.exc_text = None, None
+        return True
+
+
+def without_tracebacks() -> None:
+    """Keep the tracebacks of users' mistakes out of the logs of runs in this process."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(NoTraceback())
 
 
 def root_flow_run() -> str:

@@ -209,6 +209,19 @@ print(json.dumps([[r.info.run_name, r.info.status, r.data.tags, sorted(r.data.me
     assert {"loss", "validation_loss", "tokens_per_second", "peak_share"} <= set(pretrain[0][3])
 
 
+def test_bad_documents_stop_the_run_in_a_sentence(tmp_path, small_changes):
+    """Too many bad documents: the counts, the quarantine file and the remedy; no traceback."""
+    lines = [json.dumps({"text": f"document {i} is fine"}) for i in range(90)] + ["not json"] * 10
+    (tmp_path / "mixed.jsonl").write_text("\n".join(lines))
+    home = Home(tmp_path, [*small_changes, f"corpus.sources=[{tmp_path / 'mixed.jsonl'}]"])
+    text = home.call(home.command("run", "tokenize"), code=2)
+    assert "Traceback" not in text
+    assert "10 of 100 documents are bad" in text and "10 not JSON" in text and "max_bad_share" in text
+    [quarantine] = tmp_path.glob("home/store/documents/*/quarantine.jsonl")
+    assert [json.loads(q)["line"] for q in quarantine.read_text().splitlines()] == list(range(91, 101))
+    assert str(quarantine) in text
+
+
 def test_added_document_runs_what_depends_on_it(home, first_run):
     source = Path(next(c for c in reversed(home.changes) if c.startswith("corpus.sources="))[16:-1])
     source.write_text(source.read_text() + json.dumps({"text": "One more film of the night city."}) + "\n")
