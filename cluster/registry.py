@@ -50,6 +50,22 @@ def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
     return max(found, key=lambda v: int(v.version)) if found else None
 
 
+def judged(version: ModelVersion) -> bool:
+    """Whether the gate has decided on the version."""
+    return "gpt2.verdict" in version.tags
+
+
+def row(version: ModelVersion) -> dict[str, Any]:
+    """A judged version for people: model, version, verdict, reasons."""
+    tags = version.tags
+    return {
+        "model": version.name,
+        "version": int(version.version),
+        "verdict": tags["gpt2.verdict"],
+        "reasons": tags["gpt2.reasons"],
+    }
+
+
 def register(
     name: str,
     model: Artifact,

@@ -52,6 +52,12 @@ def run(
 
         describe(settings, plan, out)
         return
+    from flows.summary import registered_before, summarize
+
+    if stage == "pipeline" and (rows := registered_before(plan)):
+        out.print("Nothing to do: every stage was done before.")
+        summarize(plan, rows, out)
+        return
     from flows.pipeline import STORY, pipeline
     from flows.stage import without_tracebacks
 
@@ -64,10 +70,8 @@ def run(
         finally:
             disconnect()
         return
-    from flows.summary import summarize
-
     result = pipeline(settings)
-    summarize(plan, result["seconds"], result["registered"], out)
+    summarize(plan, result["registered"], out)
 
 
 @app.command

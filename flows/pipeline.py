@@ -48,4 +48,4 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     run.params(config.model_dump(mode="json"))
     run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
     run.end()
-    return {"seconds": seconds, "registered": results["register"], "mlflow_run": run.id}
+    return {"registered": results["register"], "mlflow_run": run.id}

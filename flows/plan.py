@@ -29,7 +29,7 @@ TRAINING = (
     "cluster.zero",
 )
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model")
-STAGES = ("tokenize", "pretrain", "finetune", "evaluate", "register")
+STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
     registered = registry.registered_name(name)
     report = json.loads(store().require(report_key.kind, report_key.id).file("report.json").read_text())
     version = registry.by_artifact(registered, model_key.id)
-    if version is None or "gpt2.verdict" not in version.tags:
+    if version is None or not registry.judged(version):
         model = store().require(model_key.kind, model_key.id)
         with recorded(f"register-{name}", report_key.id, {}) as run:
             run.metrics(report["metrics"])
@@ -71,12 +71,7 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
         assert version is not None
     else:
         say(f"register-{name}: done before ({registered} version {version.version})")
-    return {
-        "model": registered,
-        "version": int(version.version),
-        "verdict": version.tags["gpt2.verdict"],
-        "reasons": version.tags["gpt2.reasons"],
-    }
+    return registry.row(version)
 
 
 def new_version(name: str, registered: str, model: Artifact, plan: Plan, run: Run) -> Any:

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.home import home, store, tracking_uri
-from flows.plan import STAGES, Plan
+from flows.plan import STAGES, Plan, stages_done
 from gpt2.artifact import Artifact, Key
 
 
-def summarize(plan: Plan, seconds: dict[str, float], registered: list[dict[str, Any]], console: Console) -> None:
+def summarize(plan: Plan, registered: list[dict[str, Any]], console: Console) -> None:
     """Print stages, models beside their baselines, verdicts, and what to do next."""
-    console.print(stage_table(plan, seconds))
+    console.print(stage_table(plan, registered))
     console.print(model_table(plan, registered))
     for row in registered:
         console.print(f"[bold]{row['model']}[/] version {row['version']} {row['verdict']}: {row['reasons']}")
@@ -24,22 +24,36 @@ def summarize(plan: Plan, seconds: dict[str, float], registered: list[dict[str, 
     console.print(next_steps(), highlight=False)
 
 
-def stage_table(plan: Plan, seconds: dict[str, float]) -> Table:
+def stage_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
+    """A row per artifact, with the time that making it took, now or before."""
     table = Table(title="Stages", title_justify="left")
     for column in ("stage", "result", "time", "artifact"):
         table.add_column(column, justify="right" if column == "time" else "left")
+    cleaning = sum(a.info["seconds"] for key in plan.documents if (a := store().find(key)))
     for stage in STAGES:
         rows = [(what, key) for of, what, key in plan.by_stage() if of == stage and key.kind != "documents"]
-        took = f"{seconds[stage]:.0f} s" if stage in seconds else ""
-        if not rows:
-            table.add_row(stage, "model versions, below", took, "")
         for number, (what, key) in enumerate(rows):
             artifact = store().find(key)
+            seconds = (artifact.info["seconds"] if artifact else 0) + (cleaning if key == plan.corpus else 0)
             table.add_row(
-                "" if number else stage, result(what, key, artifact), "" if number else took, f"{key.kind}/{key.id}"
+                "" if number else stage, result(what, key, artifact), f"{seconds:.0f} s", f"{key.kind}/{key.id}"
             )
         table.add_section()
+    for number, row in enumerate(registered):
+        table.add_row("" if number else "register", row["verdict"], "", f"models:/{row['model']}/{row['version']}")
     return table
+
+
+def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
+    """The rows of the registry where a run of the plan has nothing left to do, else None. Starts nothing."""
+    if not all(done for *_, done in stages_done(plan, store())):
+        return None
+    from cluster import registry  # MLflow: only when there is a registry to ask
+
+    keys = {"base": plan.base} | {name: k.model for name, k in plan.tasks.items()}
+    found = [registry.by_artifact(registry.registered_name(name), key.id) for name, key in keys.items()]
+    versions = [version for version in found if version and registry.judged(version)]
+    return [registry.row(version) for version in versions] if len(versions) == len(keys) else None
 
 
 def result(what: str, key: Key, artifact: Artifact | None) -> str:

@@ -20,6 +20,7 @@ from gpt2.readers import EXCERPT, Document, stream
 QUARANTINE = "quarantine.jsonl"
 SCHEMA = pa.schema([("text", pa.string()), ("digest", pa.binary(16))])
 BUCKET_ROWS = 2_000_000  # digests compared at a time: 32 MB
+LINE_BYTES = 4_000_000  # what a line or record may hold beside the text: other keys and columns
 
 
 class TooManyBadDocuments(ValueError):
@@ -44,12 +45,13 @@ def is_validation(digest: bytes, share: float) -> bool:
 def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
     """Read one file; write pieces `documents-NNNNN.parquet` (text, digest) and `quarantine.jsonl` to `out`.
 
-    Memory holds one piece, whatever the file's size. Returns counts; raises `UnreadableFile`.
+    Memory holds one piece, whatever the file's size. Returns counts: `documents`, their UTF-8 `bytes`, the `bad`
+    ones and their `reasons`, `pieces`. Raises `UnreadableFile`.
     """
     for leftover in out.glob("documents-*.parquet"):
         leftover.unlink()
     reasons: Counter[str] = Counter()
-    total, written, number = 0, 0, 0
+    total, size, written, number = 0, 0, 0, 0
     texts: list[str] = []
     with open(out / QUARANTINE, "w", encoding="utf-8") as quarantine:
         for document in read(path, config):
@@ -61,18 +63,22 @@ def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
                 continue
             texts.append(document.text)
             total += 1
-            written += len(document.text)
+            length = len(document.text.encode())
+            size, written = size + length, written + length
             if written >= config.piece_bytes:
                 write_piece(texts, out / f"documents-{number:05d}.parquet")
                 texts, written, number = [], 0, number + 1
         if texts:
             write_piece(texts, out / f"documents-{number:05d}.parquet")
-    return {"documents": total, "bad": sum(reasons.values()), "reasons": dict(reasons)}
+            number += 1
+    bad = sum(reasons.values())
+    return {"documents": total, "bytes": size, "bad": bad, "reasons": dict(reasons), "pieces": number}
 
 
 def read(path: str, config: CorpusConfig) -> Iterator[Document]:
     """The file's documents, normalised, with their length checked."""
-    for block in stream(path, config.text_field, 4 * config.max_chars):
+    longest = LINE_BYTES + 12 * config.max_chars  # JSON may spell a character in 12 bytes: \ud83c\udfac
+    for block in stream(path, config.text_field, longest):
         for row in zip(*(block[name] for name in Document._fields), strict=True):
             document = Document(*row)
             if document.reason is None:
@@ -135,8 +141,11 @@ def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
             digests.append(found[here])
             places.append(here + start)
         if digests:
-            _, first = np.unique(np.concatenate(digests), return_index=True)
-            keep[np.concatenate(places)[first]] = True
+            marks = np.concatenate(digests)
+            order = np.lexsort((marks["high"], marks["low"]))  # stable: of equals the first stays first
+            marks, new = marks[order], np.ones(len(order), dtype=bool)
+            new[1:] = marks[1:] != marks[:-1]
+            keep[np.concatenate(places)[order[new]]] = True
     return [keep[start : start + count] for start, count in zip(starts, rows, strict=False)]
 
 

