@@ -103,7 +103,7 @@ def test_again_nothing_is_done(home, first_run):
     assert "made " not in text
     print(f"second run: {seconds:.1f} s")
     assert "every stage was done before" in text
-    tables = [t[t.index("│ stage") : t.index("Use the models")] for t in (first_run, text)]
+    tables = [t[t.index("Stages") : t.index("Use the models")] for t in (first_run, text)]
     assert tables[0] == tables[1]
 
 
