@@ -48,6 +48,7 @@ def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) ->
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
     threads = str(max(1, int(cluster.cpus_per_worker)))
     trainer = TorchTrainer(
         worker,

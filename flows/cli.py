@@ -98,9 +98,13 @@ def models():
         age = f"{hours / 24:.0f} d" if hours > 48 else f"{hours:.1f} h"
         tags = row["tags"]
         aliases = ", ".join(f"@{a}" for a in row["aliases"])
-        verdict = f"{tags.get('gpt2.verdict', '')}: {tags.get('gpt2.reasons', '')}"
-        table.add_row(row["name"], str(row["version"]), aliases, verdict, age, tags.get("gpt2.artifact", ""))
+        verdict, artifact = tags.get("gpt2.verdict", "not judged yet"), tags.get("gpt2.artifact", "")
+        table.add_row(row["name"], str(row["version"]), aliases, verdict, age, artifact)
     out.print(table)
+    for row in rows:
+        if "challenger" in row["aliases"]:
+            reasons = row["tags"].get("gpt2.reasons", "")
+            out.print(f"{row['name']} version {row['version']}: {reasons}", highlight=False, markup=False)
 
 
 @app.command
@@ -151,7 +155,7 @@ def generate(
 
     params = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     table = pull(model_uri).predict([prompt], params=params)
-    out.print(prompt + table["text"].iloc[0], highlight=False, markup=False)
+    out.print(prompt + table["text"].iloc[0], highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command
