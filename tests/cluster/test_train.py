@@ -155,7 +155,7 @@ def test_another_world_size_is_refused_with_a_remedy(inputs, tmp_path):
     work = job(inputs, tmp_path / "out", steps=3)
     on_cluster(work)
     (tmp_path / "out/model").rename(tmp_path / "out/_old")
-    with pytest.raises(TrainingFailed, match=r"world_size was 2 and is now 1; set it back"):
+    with pytest.raises(TrainingFailed, match=r"world_size was 2 and is 1; set it back"):
         on_cluster(work, num_workers=1)
 
 
