@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.home import samples
 from flows.config import InvalidConfig, PipelineConfig
 from gpt2 import samples as sample_data
-from gpt2.artifact import Key, Store, digest
+from gpt2.artifact import Key, Store
 from gpt2.config import Settings
 from gpt2.sources import expand, source_id
 from gpt2.task import task
@@ -149,8 +149,3 @@ def without(settings: Settings, *names: str) -> dict:
 def stages_done(plan: Plan, store: Store) -> list[tuple[str, str, Key, bool]]:
     """(stage, what, key, done) of every artifact."""
     return [(stage, what, key, store.find(key) is not None) for stage, what, key in plan.by_stage()]
-
-
-def plan_id(plan: Plan) -> str:
-    """A short name of everything that the plan makes."""
-    return digest([key.id for _, _, key in plan.by_stage()])[:8]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -212,13 +212,6 @@ class TrainConfig(Settings):
     """Steps between lines of progress."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Seeds initialisation, data order, dropout and sampling."""
-
-    @field_validator("epochs")
-    @classmethod
-    def _finite(cls, value):
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"epochs={value} is not a number; give passes over the data, such as 1")
-        return value
 
     @model_validator(mode="after")
     def _relations(self):
