@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import psutil
@@ -14,7 +15,6 @@ import ray
 from cluster.config import ClusterConfig
 from cluster.home import ray_folder
 
-_starting = threading.Lock()
 OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
 
 
@@ -22,29 +22,74 @@ class NotEnoughResources(ValueError):
     """The cluster can't hold the job."""
 
 
+class Keeper(threading.Thread):
+    """Holds the connection: the system ends Ray's processes with the very thread that started them."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="ray-keeper")
+        self.ready: Future[None] = Future()
+        self.leave = threading.Event()
+
+    def run(self) -> None:
+        try:
+            start_or_attach()
+        except BaseException as error:
+            self.ready.set_exception(error)
+            return
+        self.ready.set_result(None)
+        self.leave.wait()
+        ray.shutdown()
+
+
+_keeper: Keeper | None = None
+_changing = threading.Lock()
+
+
+def start_or_attach() -> None:
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **common)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        num_cpus=psutil.cpu_count() or 1,
+        _temp_dir=str(ray_folder()),
+        **common,
+    )
+
+
+def connect_early() -> Keeper | None:
+    """Begin to `connect` in the background; None where this process is connected by other means."""
+    global _keeper
+    with _changing:
+        if _keeper is None and not ray.is_initialized():
+            _keeper = Keeper()
+            _keeper.start()
+        return _keeper
+
+
 def connect() -> None:
     """Attach to the Ray that `RAY_ADDRESS` names, or start a local one; does nothing when connected."""
-    with _starting:
-        if ray.is_initialized():
-            return
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **common)
-            return
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            num_cpus=psutil.cpu_count() or 1,
-            _temp_dir=str(ray_folder()),
-            **common,
-        )
+    global _keeper
+    if keeper := connect_early():
+        try:
+            keeper.ready.result()
+        except BaseException:
+            _keeper = None  # the next call tries again
+            raise
 
 
 def disconnect() -> None:
     """Leave Ray; a local one that this process started ends, with all its processes."""
-    with _starting:
-        if ray.is_initialized():
+    global _keeper
+    with _changing:
+        if _keeper is not None:
+            _keeper.leave.set()
+            _keeper.join()
+            _keeper = None
+        elif ray.is_initialized():
             ray.shutdown()
 
 

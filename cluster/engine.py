@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,15 +19,21 @@ from gpt2.engine import adamw, to_device
 TAG = "state"
 
 
-def prepare_environment(use_gpu: bool) -> None:
+def prepare_environment(use_gpu: bool, compile: bool) -> None:
     """Set what DeepSpeed reads at its import; in a worker, before `DeepSpeedEngine`."""
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    if not compile:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # DeepSpeed's Muon, unused here, would load the compiler for 2 s
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
+    if "mlflow" not in sys.modules:
+        sys.modules["mlflow"] = None  # type: ignore[assignment] # DeepSpeed's autotuner would load it for 1 s
     import deepspeed
 
+    if sys.modules["mlflow"] is None:
+        del sys.modules["mlflow"]
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not use_gpu:
         # An op of inference only, that DeepSpeed would compile here at the cost of a compiler and 90 s.

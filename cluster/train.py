@@ -43,6 +43,13 @@ def train(
     return read_journal(output / JOURNAL)
 
 
+def load() -> None:
+    """Import what launching a training needs: some seconds, that may be spent while something else starts."""
+    import ray.train.torch
+
+    assert ray.train.torch
+
+
 def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) -> None:
     # Here, because they load PyTorch: a run that has nothing to train need not wait for it.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -93,7 +100,7 @@ def worker(config: dict[str, str]) -> None:
     job, cluster = Job.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
     from cluster.engine import DeepSpeedEngine, prepare_environment
 
-    prepare_environment(cluster.use_gpu)
+    prepare_environment(cluster.use_gpu, job.train.compile)
     import torch
 
     from cluster.checkpoints import Checkpoints

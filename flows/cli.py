@@ -58,6 +58,10 @@ def run(
         out.print("Nothing to do: every stage was done before.")
         summarize(plan, rows, out)
         return
+    from flows import early
+
+    out.print("Starting Prefect, Ray and MLflow ...")
+    early.start()
     from flows.pipeline import STORY, pipeline
     from flows.stage import without_tracebacks
 

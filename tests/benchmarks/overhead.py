@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 from gpt2.artifact import read_manifest
@@ -27,10 +28,9 @@ def run(preset: str = "laptop") -> None:
             assert done.returncode == 0, done.stderr[-2000:]
             walls.append(time.perf_counter() - started)
         manifests = [read_manifest(p.parent) for p in home.glob("store/*/*/manifest.json")]
-        seconds = {m["kind"]: m["info"]["seconds"] for m in manifests if m and m["kind"] in (*WORK, *EXAMPLES)}
-        spans = [loop_span(p) for p in home.glob("store/*/*/journal.jsonl")]
-    training = union(spans)
-    work = sum(seconds.values()) + training
+        spans = [made_span(m) for m in manifests if m and m["kind"] in (*WORK, *EXAMPLES)]
+        spans += [loop_span(p) for p in home.glob("store/*/*/journal.jsonl")]
+    work = union(spans)
     print("| | s |")
     print("|---|---|")
     print(f"| `gpt2 run --preset {preset}`, empty home | {walls[0]:.0f} |")
@@ -41,14 +41,21 @@ def run(preset: str = "laptop") -> None:
     print(tables.group(0) if tables else "")
 
 
+def made_span(manifest: dict) -> tuple[float, float]:
+    """(begin, end) of an artifact's making."""
+    end = datetime.strptime(manifest["created"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    return end - manifest["info"]["seconds"], end
+
+
 def loop_span(journal: Path) -> tuple[float, float]:
-    """(begin, end) of a training's loop, by its journal; the first step's own time is in its throughput."""
-    times = [r for r in read_journal(journal) if "time" in r]
-    return times[0]["time"], times[-1]["time"]
+    """(begin, end) of a training's loop, by its journal: the first record comes at the end of the first step."""
+    records = [r for r in read_journal(journal) if "time" in r]
+    first_step = records[0]["seconds_left"] / max(1, records[-1]["step"] - 1)
+    return records[0]["time"] - first_step, records[-1]["time"]
 
 
 def union(spans: list[tuple[float, float]]) -> float:
-    """Seconds covered by any of the spans: trainings at the same time count once."""
+    """Seconds covered by any of the spans: what happens at the same time counts once."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))
