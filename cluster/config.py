@@ -24,8 +24,12 @@ class ClusterConfig(Settings):
     """Keep optimizer states in CPU memory (ZeRO 1 to 3)."""
     offload_parameters: bool = False
     """Keep parameters in CPU memory (ZeRO 3)."""
-    max_failures: int = Field(2, ge=0, le=1000)
+    max_failures: int = Field(10, ge=0, le=1000)
     """Restarts of a failed training, each from the last complete checkpoint."""
+    hang_seconds: float = Field(40, ge=1, le=86400)
+    """A worker without progress for so long, and for ten times its slowest step, is taken for hung and restarted."""
+    verify_replicas: bool = True
+    """Compare the workers' copies of the parameters before each step: a flipped bit is found, not trained on."""
     start_timeout_seconds: int = Field(120, ge=10, le=86400)
     """How long workers may take to start."""
 

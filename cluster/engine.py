@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cluster.config import ClusterConfig
+from cluster.fragments import Fragments
+from cluster.gate import Gate
+from cluster.replicas import Replicas
 from cluster.zero import deepspeed_config
 from gpt2.config import TrainConfig
 from gpt2.engine import adamw, to_device
-
-TAG = "state"
 
 
 def prepare_environment(use_gpu: bool, compile: bool) -> None:
@@ -43,7 +46,14 @@ def prepare_environment(use_gpu: bool, compile: bool) -> None:
 class DeepSpeedEngine:
     """`gpt2.engine.Engine` on `deepspeed.initialize`; torch.distributed must be initialised."""
 
-    def __init__(self, module: nn.Module, train: TrainConfig, cluster: ClusterConfig):
+    def __init__(
+        self,
+        module: nn.Module,
+        train: TrainConfig,
+        cluster: ClusterConfig,
+        alive: Callable[[], None] = lambda: None,
+    ):
+        """`alive` is called after each micro-batch."""
         import deepspeed
 
         self.rank = torch.distributed.get_rank()
@@ -57,26 +67,25 @@ class DeepSpeedEngine:
             model=module, optimizer=adamw(module, train.optimizer), config=config, dist_init_required=False
         )
         self.device = self.engine.device
+        self.fragments = Fragments(self.engine)
+        self.gate = Gate(self.engine)
+        self.replicas = Replicas(self.engine) if cluster.verify_replicas else None
+        self.alive = alive
 
     def backward(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.engine(**to_device(batch, self.device))
         self.engine.backward(loss)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the micro-batch
+        self.alive()
         return loss.detach().float()
 
-    def update(self, learning_rate: float) -> float:
+    def update(self, learning_rate: float, limit: float = math.inf) -> float:
+        if self.replicas:
+            self.replicas.verify()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = None if self.engine.zero_optimization() else self._plain_norm()
-        self.engine.step()
-        told = self.engine.get_global_grad_norm()
-        return float((norm if told is None else told) or 0.0)
-
-    def _plain_norm(self) -> Tensor | None:
-        """ZeRO 0 in fp32 reports no norm; the gradients are averaged already, and not clipped yet."""
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients) if gradients else None
+        return self.gate.step(limit)
 
     @torch.no_grad()
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -85,6 +94,7 @@ class DeepSpeedEngine:
             return self.engine(**to_device(batch, self.device)).float()
         finally:
             self.engine.train()
+            self.alive()
 
     def sum(self, values: Tensor) -> Tensor:
         values = values.to(self.device, torch.float64)
@@ -94,7 +104,7 @@ class DeepSpeedEngine:
     def weights(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        masters = self._unsharded_masters()
+        masters = self.fragments.masters()
         full = {}
         for name, parameter in self.engine.module.named_parameters():
             value = masters.get(parameter)
@@ -103,17 +113,8 @@ class DeepSpeedEngine:
             full[name] = (parameter if value is None else value).detach().float().cpu()
         return full
 
-    def _unsharded_masters(self) -> dict[nn.Parameter, Tensor]:
-        """ZeRO 0 at 16 bits keeps fp32 copies that DeepSpeed's own accessor does not know."""
-        low, high = getattr(self.optimizer, "fp16_groups", None), getattr(self.optimizer, "fp32_groups", None)
-        if self.engine.zero_optimization() or low is None or high is None:
-            return {}
-        return {p: m for ps, ms in zip(low, high, strict=True) for p, m in zip(ps, ms, strict=True)}
-
-    def save(self, directory: Path) -> None:
-        self.engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
+    def snapshot(self) -> Callable[[Path], Path]:
+        return self.fragments.snapshot()
 
     def load(self, directory: Path) -> None:
-        path, _ = self.engine.load_checkpoint(str(directory), tag=TAG)
-        if path is None:  # DeepSpeed only warns, and would start over silently
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
+        self.fragments.load(directory)

@@ -8,7 +8,8 @@ from typing import Any
 
 from cluster.connect import spread
 from gpt2.artifact import Artifact
-from gpt2.jobs import JOURNAL, MODEL, TokenFiles
+from gpt2.jobs import MODEL, TokenFiles
+from gpt2.journal import JOURNAL
 
 
 def token_files(tokens: Artifact) -> TokenFiles:

@@ -1,26 +1,33 @@
-"""Training on Ray: the driver launches a `TorchTrainer`; each worker runs `gpt2.train.fit` on a DeepSpeed engine."""
+"""Training on Ray, the driver's side: it launches a `TorchTrainer` of `cluster.worker` and follows what it tells."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster import worker
 from cluster.config import ClusterConfig
 from cluster.connect import check_resources, connect
 from cluster.home import ray_folder
+from cluster.stopping import stopping
+from cluster.worker import STOP
 from cluster.zero import accumulation_steps
-from gpt2.jobs import JOURNAL, MODEL, Job
-from gpt2.journal import read_journal
+from gpt2.account import describe_failure
+from gpt2.jobs import MODEL, Job
+from gpt2.journal import EVENTS, JOURNAL, Events, read_journal
 
 
 class TrainingFailed(RuntimeError):
-    """The workers failed more often than `cluster.max_failures` allows; the message holds the first cause."""
+    """The workers failed more often than `cluster.max_failures` allows, or gave up; the message holds the cause."""
+
+
+class NotEnoughDisk(ValueError):
+    """The checkpoints would not fit."""
 
 
 def train(
@@ -32,15 +39,46 @@ def train(
     """Train to the end on the cluster, going on from the last complete checkpoint; the model is in `job.output/model`.
 
     `on_record` gets each line of the journal as it comes, `on_message` what people should know. Returns the journal.
+    A SIGTERM makes the workers save and stop at their next step, and then ends this process (`stopping`).
     """
     accumulation_steps(job.train, cluster.num_workers)
+    output = Path(job.output)
+    check_disk(job, output)
     connect()
     check_resources(cluster)
-    output = Path(job.output)
-    with Follow(output / JOURNAL, on_record):
+    begun = time.time()
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["time"] >= begun and (text := describe_event(event)):
+            on_message(f"{job.name}: {text}")
+
+    with Follow(output / JOURNAL, record_key, on_record), Follow(output / EVENTS, event_key, on_event):
         if not (output / MODEL / "config.json").exists():
-            _run(job, cluster, on_message)
+            with stopping(output / STOP) as stopped:
+                _run(job, cluster)
+            if not (output / MODEL / "config.json").exists():
+                stopped()
     return read_journal(output / JOURNAL)
+
+
+def check_disk(job: Job, output: Path) -> None:
+    """Raise `NotEnoughDisk` where the checkpoints that a run keeps at a time can't fit."""
+    if job.model is not None:
+        n = job.model.n_parameters
+    else:
+        weights = Path(job.base or "") / "model.safetensors"
+        n = weights.stat().st_size // 4 if weights.exists() else 0
+    each = 12 * n  # fp32 parameters and two moments
+    there = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
+    kept = job.train.keep_checkpoints + 2  # the best, and the one being written
+    if job.train.archive_every and job.train.steps:
+        kept += job.train.steps // job.train.archive_every
+    need, free = kept * each + 4 * n - there, shutil.disk_usage(output).free
+    if need > free:
+        raise NotEnoughDisk(
+            f"{kept} checkpoints of {each:,} bytes and the model need {need:,} bytes in {output}, which has {free:,} "
+            f"free; make room, lower keep_checkpoints={job.train.keep_checkpoints} or set GPT2_HOME to a larger disk"
+        )
 
 
 def load() -> None:
@@ -50,15 +88,21 @@ def load() -> None:
     assert ray.train.torch
 
 
-def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) -> None:
+def _run(job: Job, cluster: ClusterConfig) -> None:
     # Here, because they load PyTorch: a run that has nothing to train need not wait for it.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from cluster.failures import TellFailures
+
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_seconds)
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
     threads = str(max(1, int(cluster.cpus_per_worker)))
+    output = Path(job.output)
+    Events(output).tell("launch", workers=cluster.num_workers, zero_stage=cluster.zero_stage)
     trainer = TorchTrainer(
-        worker,
+        worker.work,
         train_loop_config={"job": job.model_dump_json(), "cluster": cluster.model_dump_json()},
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
@@ -70,6 +114,7 @@ def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) ->
             name=f"{job.name}-{os.getpid()}-{time.time_ns()}",
             storage_path=str(ray_folder() / "train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=2),
+            callbacks=[TellFailures(str(output))],
             worker_runtime_env={
                 "env_vars": {
                     "OMP_NUM_THREADS": threads,
@@ -83,7 +128,9 @@ def _run(job: Job, cluster: ClusterConfig, on_message: Callable[[str], None]) ->
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise TrainingFailed(f"training {job.name!r} failed: {cause(error)}") from None
+        raise TrainingFailed(f"training {job.name!r} failed: {worker.gave_up(output) or cause(error)}") from None
+    if reason := worker.gave_up(output):
+        raise TrainingFailed(f"training {job.name!r} failed: {reason}")
 
 
 def cause(error: BaseException) -> str:
@@ -91,60 +138,60 @@ def cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None)
     if failures:
         rank, failure = sorted(failures.items())[0]
-        return f"worker {rank}: {str(failure).strip().splitlines()[-1]}"
-    return str(error).strip().splitlines()[-1]
+        return f"worker {rank}: {last_line(failure)}"
+    return last_line(error)
 
 
-def worker(config: dict[str, str]) -> None:
-    """What each worker does: build the job, train, and on rank 0 write the model."""
-    job, cluster = Job.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
-    from cluster.engine import DeepSpeedEngine, prepare_environment
-
-    prepare_environment(cluster.use_gpu, job.train.compile)
-    import torch
-
-    from cluster.checkpoints import Checkpoints
-    from gpt2.engine import DTYPES
-    from gpt2.jobs import build
-    from gpt2.peak import peak_flops
-    from gpt2.train import fit
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    parts = build(job)
-    if job.train.compile:
-        for block in parts.gpt2.blocks:
-            block.compile()
-    engine = DeepSpeedEngine(parts.module, job.train, cluster)
-    output = Path(job.output)
-    if engine.rank == 0:
-        lock = open(output / "_lock", "w")  # noqa: SIM115 - held until this process ends
-        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of a killed driver may live for some seconds more
-    header = {"world_size": engine.world_size, "zero_stage": cluster.zero_stage, "job": identity(job)}
-    checkpoints = Checkpoints(output / "_checkpoints", job.train.keep_checkpoints, header, warn=print)
-    peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
-    flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.name == "base")
-    fit(engine, parts.training, parts.validation, job.train, output / JOURNAL, checkpoints, flops, peak)
-    weights = engine.weights()
-    if engine.rank == 0:
-        final = build(job)
-        final.module.load_state_dict(weights, strict=False)
-        aside = output / f"_{MODEL}"
-        aside.mkdir(exist_ok=True)
-        final.save(aside)
-        aside.rename(output / MODEL)
-    torch.distributed.barrier()
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, its own class with it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """What a checkpoint's state depends on, as JSON."""
-    return json.loads(json.dumps({**job.identity(), "output": None}))
+def describe_event(event: dict[str, Any]) -> str | None:
+    """What people should know of an event, None where it is as it should be."""
+    match event["event"]:
+        case "begin" if event["step"]:
+            again = max(0, event["reached"] - event["step"])
+            return f"goes on from the checkpoint of step {event['step']}, {again} steps to do again"
+        case "failure":
+            return f"{describe_failure(event)}; starting again from the last checkpoint"
+        case "hang":
+            return f"{describe_failure(event)}; its stacks are in {event['stacks']}"
+        case "bad step":
+            return f"step {event['step']} left out: gradient norm {event['norm']}, limit {event['limit']}"
+        case "rollback":
+            first, last = event["batches"][0], event["batches"][-1]
+            return f"back to step {event['to']}; batches {first} to {last} are not read again"
+        case "damaged checkpoint":
+            return f"checkpoint refused: {event['reason']}; going back to the one before"
+        case "changed":
+            changes = {k: v for k, v in event.items() if k not in ("event", "time", "step")}
+            return "goes on with " + ", ".join(f"{k} {now} (was {was})" for k, (was, now) in changes.items())
+        case "preempted":
+            return f"asked to stop: saved at step {event['step']}"
+    return None
+
+
+def record_key(record: dict[str, Any]) -> tuple:
+    return record["step"], "validation_loss" in record
+
+
+def event_key(event: dict[str, Any]) -> tuple:
+    return event["event"], event["time"]
 
 
 class Follow:
-    """Reads a journal while workers write it; each step once, also when a restart writes the steps again."""
+    """Reads a journal while workers write it; each key once, also when a restart writes the steps again."""
 
-    def __init__(self, path: Path, on_record: Callable[[dict[str, Any]], None], every: float = 1.0):
-        self.path, self.on_record, self.every = path, on_record, every
+    def __init__(
+        self,
+        path: Path,
+        key: Callable[[dict[str, Any]], tuple],
+        on_record: Callable[[dict[str, Any]], None],
+        every: float = 1.0,
+    ):
+        self.path, self.key, self.on_record, self.every = path, key, on_record, every
         self.seen: set[tuple] = set()
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -164,7 +211,7 @@ class Follow:
 
     def _read(self) -> None:
         for record in read_journal(self.path):
-            key = (record["step"], "validation_loss" in record)
+            key = self.key(record)
             if key not in self.seen:
                 self.seen.add(key)
                 self.on_record(record)

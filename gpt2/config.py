@@ -179,6 +179,18 @@ class OptimizerConfig(Settings):
     """Largest global gradient norm; 0 switches clipping off."""
 
 
+class GuardConfig(Settings):
+    """Which steps are left out, and when training goes back."""
+
+    max_norm_ratio: float = Field(50, ge=0, le=1e9)
+    """A step with a gradient norm above this many times the median of the last 100 is left out, as is one that is
+    not finite; 0 leaves out only the latter."""
+    max_bad_steps: int = Field(10, ge=1, le=10_000)
+    """After so many such steps in a row training goes back to the last checkpoint and bars their samples."""
+    max_rollbacks: int = Field(3, ge=0, le=1000)
+    """After going back so many times it gives up."""
+
+
 class TrainConfig(Settings):
     """One training run: how long, in what batches, at what precision, and what is saved when."""
 
@@ -196,6 +208,8 @@ class TrainConfig(Settings):
     """Arithmetic of the forward and backward pass; master weights are fp32. fp16 needs a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its learning-rate schedule."""
+    guard: GuardConfig = GuardConfig()
+    """Steps that would do harm."""
     activation_checkpointing: bool = operational(False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = operational(False)
@@ -207,7 +221,9 @@ class TrainConfig(Settings):
     checkpoint_every: int = operational(100, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = operational(2, ge=1, le=1000)
-    """Complete checkpoints kept while training."""
+    """The latest complete checkpoints kept while training; the one with the best validation loss is kept too."""
+    archive_every: int | None = operational(None, ge=1)
+    """Steps between checkpoints that are kept until the training ends."""
     log_every: int = operational(10, ge=1)
     """Steps between lines of progress."""
     seed: int = Field(0, ge=0, le=2**31 - 1)

@@ -5,6 +5,9 @@ The DeepSpeed engine in `cluster.engine` has the same methods; the loop can't te
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -29,8 +32,11 @@ class Engine(Protocol):
         """Add the gradients of the batch's mean loss; return that loss, detached, a scalar."""
         ...
 
-    def update(self, learning_rate: float) -> float:
-        """One optimizer step on the gradients averaged over micro-batches and ranks; return their global norm."""
+    def update(self, learning_rate: float, limit: float = math.inf) -> float:
+        """One optimizer step on the gradients averaged over micro-batches and ranks; return their global norm.
+
+        A norm that is not finite or is above `limit` changes nothing, on any rank.
+        """
         ...
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -45,12 +51,12 @@ class Engine(Protocol):
         """The fp32 parameters by name, on the CPU; called on all ranks, complete on rank 0."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's share of the complete training state."""
+    def snapshot(self) -> Callable[[Path], Path]:
+        """Copy this rank's share of the training state; the result writes it to a folder and returns the file."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what the snapshots of any number of ranks wrote."""
         ...
 
 
@@ -80,12 +86,13 @@ class TorchEngine:
         (loss / self.accumulation).backward()
         return loss.detach()
 
-    def update(self, learning_rate: float) -> float:
-        clip = self.config.optimizer.clip or float("inf")
+    def update(self, learning_rate: float, limit: float = math.inf) -> float:
+        clip = self.config.optimizer.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        if torch.isfinite(norm) and norm <= limit:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
@@ -100,10 +107,14 @@ class TorchEngine:
     def weights(self) -> dict[str, Tensor]:
         return {name: p.detach().float().cpu() for name, p in self.module.named_parameters()}
 
-    def save(self, directory: Path) -> None:
-        torch.save(
-            {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, directory / "state.pt"
-        )
+    def snapshot(self) -> Callable[[Path], Path]:
+        state = copy.deepcopy({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()})
+
+        def write(directory: Path) -> Path:
+            torch.save(state, directory / "state.pt")
+            return directory / "state.pt"
+
+        return write
 
     def load(self, directory: Path) -> None:
         state = torch.load(directory / "state.pt", map_location=self.device, weights_only=True)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # a driver describes jobs without loading PyTorch
 
     from gpt2.model import GPT2
 
-JOURNAL = "journal.jsonl"
 MODEL = "model"
 
 

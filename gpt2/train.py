@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from gpt2.artifact import write_atomically
 from gpt2.batches import rank_slices, sample_indices
 from gpt2.config import TrainConfig
+from gpt2.endings import Preempted
 from gpt2.engine import Engine
-from gpt2.journal import Journal
+from gpt2.guard import Guard
+from gpt2.journal import JOURNAL, Events, Journal, read_journal
 from gpt2.optim import learning_rate
 from gpt2.task import Dataset
+
+QUARANTINE = "_quarantine.json"
+"""Windows of the token stream that training does not read again."""
 
 
 class Checkpoints(Protocol):
     """Where the loop's state is kept; `cluster.checkpoints` has the one that survives anything."""
 
-    def load(self, engine: Engine) -> int:
-        """Bring the engine to the last complete checkpoint; return the steps that it had done, 0 without one."""
+    def load(self, engine: Engine) -> tuple[int, dict[str, Any]]:
+        """Bring the engine to the last good checkpoint; its step and the state given with it, (0, {}) without one."""
         ...
 
-    def save(self, engine: Engine, step: int) -> None:
-        """Keep the engine's state after `step` steps."""
+    def save(self, engine: Engine, step: int, state: dict[str, Any], loss: float | None) -> None:
+        """Begin to keep the engine's state after `step` steps, with JSON of the loop's own and the validation loss."""
+        ...
+
+    def wait(self) -> None:
+        """Return when what was begun is kept."""
         ...
 
 
 class NoCheckpoints:
     """Keeps nothing."""
 
-    def load(self, engine: Engine) -> int:
-        return 0
+    def load(self, engine: Engine) -> tuple[int, dict[str, Any]]:
+        return 0, {}
 
-    def save(self, engine: Engine, step: int) -> None:
+    def save(self, engine: Engine, step: int, state: dict[str, Any], loss: float | None) -> None:
+        pass
+
+    def wait(self) -> None:
         pass
 
 
@@ -45,59 +59,112 @@ def fit(
     training: Dataset,
     validation: Dataset,
     config: TrainConfig,
-    journal_path: Path,
+    folder: Path,
     checkpoints: Checkpoints | None = None,
     flops_per_token: int = 0,
     peak_flops: float = 0.0,
-    on_step: Callable[[int], None] = lambda step: None,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Train to the end, from the last checkpoint if there is one; return the last evaluation.
 
-    `peak_flops` (FLOP/s, of all ranks) turns throughput into a share of what the hardware can do. The samples of
-    a step depend on (seed, step) alone, so a resumed run, at any world size, reads what the unbroken one reads.
+    `folder` gets the journal and the events. `peak_flops` (FLOP/s, of all ranks) turns throughput into a share of
+    what the hardware can do. `must_stop` is asked after each step: where any rank says so, all save and raise
+    `Preempted`. The samples of a step depend on the seed, the step and the quarantine alone, so a resumed run, at
+    any world size, reads what the unbroken one reads. `GaveUp` where too many steps had bad gradients.
     """
     checkpoints = checkpoints or NoCheckpoints()
     total = config.total_steps(len(training))
-    done = checkpoints.load(engine)
-    journal = Journal(journal_path, done) if engine.rank == 0 else None
-    pace = Pace(engine, total, done, flops_per_token, peak_flops)
+    events = Events(folder if engine.rank == 0 else None)
+    begun = time.time()
+    step, state = checkpoints.load(engine)
+    guard = Guard(config.guard, state)
+    guard.quarantined |= kept_quarantine(folder)
+    earlier = read_journal(folder / JOURNAL)
+    reached = max((r["step"] for r in earlier), default=0)
+    last = max((r["time"] for r in earlier if "time" in r), default=None)
+    seconds = round(time.time() - begun, 3)
+    events.tell("begin", step=step, world_size=engine.world_size, reached=reached, last=last, load_seconds=seconds)
+    journal = Journal(folder / JOURNAL, step) if engine.rank == 0 else None
+    pace = Pace(engine, total, step, flops_per_token, peak_flops)
     result: dict[str, float] = {}
-    if done >= total:
+    first = step
+    if step >= total:
         result = evaluate(engine, validation, config)
-    for step in range(done, total):
+    while step < total:
         rate = learning_rate(step, total, config.optimizer)
-        loss, tokens = accumulate(engine, training, config, step)
-        norm = engine.update(rate)
-        pace.add(tokens)
-        number = step + 1
-        last = number == total
-        if number % config.log_every == 0 or last or step == done:
-            loss, all_tokens = engine.sum(torch.tensor([loss / engine.world_size, pace.tokens])).tolist()
-            record = {"step": number, "loss": loss, "learning_rate": rate, "grad_norm": norm}
-            record |= pace.figures(number, all_tokens)
+        window = guard.window(step)
+        loss, tokens = accumulate(engine, training, config, window)
+        norm = engine.update(rate, guard.limit)
+        good = guard.judge(norm, window)
+        if not good:
+            events.tell("bad step", step=step + 1, batch=window, norm=str(norm), limit=str(guard.limit))
+        if guard.must_go_back:
+            step = go_back(engine, checkpoints, guard, events, folder, step)
             if journal:
-                journal.write(record)
-        if number % config.eval_every == 0 or last:
+                journal.rewind(step)
+            pace = Pace(engine, total, step, flops_per_token, peak_flops)
+            first = step
+            continue
+        pace.add(tokens)
+        step += 1
+        last = step == total
+        if step % config.log_every == 0 or last or step == first + 1 or not good:
+            loss, all_tokens = engine.sum(torch.tensor([loss / engine.world_size, pace.tokens])).tolist()
+            record = {"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm}
+            record |= pace.figures(step, all_tokens)
+            if journal:
+                journal.write({**record, "skipped_steps": guard.skipped})
+        if step % config.eval_every == 0 or last:
             result = evaluate(engine, validation, config)
             if journal:
-                journal.write({"step": number, **result})
-        if number % config.checkpoint_every == 0 or last:
-            checkpoints.save(engine, number)
-        on_step(number)
+                journal.write({"step": step, **result})
+        stop = not last and bool(engine.sum(torch.tensor([float(must_stop())])).item())
+        if (step % config.checkpoint_every == 0 and not guard.bad) or last or stop:
+            evaluated = step % config.eval_every == 0 or last
+            checkpoints.save(engine, step, guard.state(), result.get("validation_loss") if evaluated else None)
+        if stop:
+            checkpoints.wait()
+            events.tell("preempted", step=step)
+            raise Preempted(f"stopped at step {step} of {total}; run the same command to go on")
+    checkpoints.wait()
+    events.tell("end", step=step)
     return result
 
 
-def accumulate(engine: Engine, data: Dataset, config: TrainConfig, step: int) -> tuple[float, int]:
-    """Forward and backward over this rank's micro-batches of a step; returns mean loss and tokens read."""
-    indices = sample_indices(step, config.batch_size, len(data), config.seed)
+def go_back(engine: Engine, checkpoints: Checkpoints, guard: Guard, events: Events, folder: Path, step: int) -> int:
+    """Bar the samples of the bad steps and return to the last checkpoint; without one, to before the first of them,
+    as they changed nothing. Returns the step to go on from."""
+    barred = guard.quarantine()
+    if engine.rank == 0:
+        write_atomically(folder / QUARANTINE, json.dumps(sorted(guard.quarantined)).encode())
+    checkpoints.wait()
+    to, state = checkpoints.load(engine)
+    if state:
+        before = Guard(guard.config, state)
+        guard.norms = before.norms
+    else:
+        to = step + 1 - len(barred)
+    events.tell("rollback", step=step + 1, to=to, batches=barred)
+    return to
+
+
+def kept_quarantine(folder: Path) -> set[int]:
+    """Windows that any attempt barred."""
+    path = folder / QUARANTINE
+    return set(json.loads(path.read_text())) if path.exists() else set()
+
+
+def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) -> tuple[float, int]:
+    """Forward and backward over this rank's micro-batches of a window; returns mean loss and tokens read."""
+    indices = sample_indices(window, config.batch_size, len(data), config.seed)
     micro_batches = rank_slices(
         indices, engine.rank, engine.world_size, config.micro_batch_size, getattr(data, "lengths", None)
     )
     total, tokens = torch.zeros((), device=engine.device), 0
     for samples in micro_batches:
-        # Dropout follows from (seed, step, samples): resuming needs no generator state.
-        torch.manual_seed(seed_of(config.seed, step, int(samples[0])))
-        batch = data.batch(samples.tolist(), seed_of(config.seed, step))
+        # Dropout follows from (seed, window, samples): resuming needs no generator state.
+        torch.manual_seed(seed_of(config.seed, window, int(samples[0])))
+        batch = data.batch(samples.tolist(), seed_of(config.seed, window))
         tokens += next(iter(batch.values())).numel()
         total += engine.backward(batch)
     return float(total) / len(micro_batches), tokens

@@ -12,9 +12,11 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.connect import NotEnoughResources, connect, disconnect, spread
-from cluster.train import TrainingFailed, train
+from cluster.train import train
+from cluster.worker import STOP
 from gpt2 import huggingface
 from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
+from gpt2.endings import Preempted
 from gpt2.engine import TorchEngine
 from gpt2.jobs import Job, TokenFiles, build
 from gpt2.journal import read_journal
@@ -84,9 +86,9 @@ def reference(inputs, tmp_path_factory):
     """The losses of one process of plain PyTorch."""
     work = job(inputs, tmp_path_factory.mktemp("plain"))
     parts = build(work)
-    path = Path(work.output) / "journal.jsonl"
-    fit(TorchEngine(parts.module, work.train), parts.training, parts.validation, work.train, path)
-    return losses(read_journal(path))
+    folder = Path(work.output)
+    fit(TorchEngine(parts.module, work.train), parts.training, parts.validation, work.train, folder)
+    return losses(read_journal(folder / "journal.jsonl"))
 
 
 SLOW = pytest.mark.slow
@@ -140,7 +142,7 @@ def test_damaged_checkpoint_is_not_used(inputs, tmp_path):
     weights = (tmp_path / "out/model/model.safetensors").read_bytes()
     steps = sorted((tmp_path / "out/_checkpoints").glob("step-*"))
     assert [s.name for s in steps] == ["step-00000003", "step-00000006", "step-00000008"]
-    victim = max((p for p in steps[-1].rglob("*.pt")), key=lambda p: p.stat().st_size)
+    victim = max(steps[-1].glob("*.safetensors"), key=lambda p: p.stat().st_size)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
@@ -151,12 +153,26 @@ def test_damaged_checkpoint_is_not_used(inputs, tmp_path):
     assert (tmp_path / "out/model/model.safetensors").read_bytes() == weights
 
 
-def test_another_world_size_is_refused_with_a_remedy(inputs, tmp_path):
-    work = job(inputs, tmp_path / "out", steps=3)
-    on_cluster(work)
-    (tmp_path / "out/model").rename(tmp_path / "out/_old")
-    with pytest.raises(TrainingFailed, match=r"world_size was 2 and is 1; set it back"):
-        on_cluster(work, num_workers=1)
+def test_another_world_size_goes_on_by_itself(inputs, reference, tmp_path):
+    """Three steps by two workers at ZeRO 2, then SIGTERM's file; the rest by one at ZeRO 3: the same losses."""
+    work = job(inputs, tmp_path / "out")
+    asked = []
+
+    def stop(record):
+        if record["step"] >= 3 and not asked:
+            asked.append((tmp_path / "out" / STOP).touch())
+
+    config = ClusterConfig(num_workers=2, cpus_per_worker=0.5, zero_stage=2)
+    with pytest.raises(Preempted, match="run the same command to go on"):
+        train(job(inputs, tmp_path / "out", eval_every=1, eval_samples=400), config, stop, print)
+    messages = []
+    config = ClusterConfig(num_workers=1, cpus_per_worker=0.5, zero_stage=3)
+    journal = train(work, config, lambda record: None, messages.append)
+    assert losses(journal) == pytest.approx(reference, rel=2e-4)
+    told = "\n".join(messages)
+    assert "goes on from the checkpoint of step" in told and "placement_world_size 1 (was 2)" in told
+    begins = [e for e in read_journal(tmp_path / "out" / "events.jsonl") if e["event"] == "begin"]
+    assert begins[1]["step"] == begins[1]["reached"]  # no step is done again
 
 
 def test_what_can_never_run_is_refused(inputs, tmp_path):

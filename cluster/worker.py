@@ -1,0 +1,145 @@
+"""What each worker of a training does: build the job, train, and on rank 0 write the model."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ClusterConfig
+from gpt2.artifact import read_manifest
+from gpt2.endings import GaveUp, Preempted
+from gpt2.jobs import MODEL, Job
+from gpt2.journal import EVENTS, Events, read_journal
+
+STOP = "_stop"
+"""A file that asks the workers to save and stop at their next step."""
+STACKS = "_stacks"
+
+
+def work(config: dict[str, str]) -> None:
+    """The training function of each Ray Train worker."""
+    job, cluster = Job.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
+    output = Path(job.output)
+    if gave_up(output):
+        return  # a rank said so before it failed; Ray has started us again to hear it
+    try:
+        train(job, cluster)
+    except Preempted:
+        if not (output / STOP).exists():
+            raise  # this node goes away: Ray goes on elsewhere, and does not count it as a failure
+    except (GaveUp, ValueError, OSError) as error:
+        with contextlib.suppress(OSError):  # the disk may be full
+            Events(output).tell("gave up", reason=str(error))
+        raise
+
+
+def gave_up(output: Path) -> str | None:
+    """Why the latest launch gave up, None where it did not."""
+    for event in reversed(read_journal(output / EVENTS)):
+        if event["event"] == "launch":
+            return None
+        if event["event"] == "gave up":
+            return event["reason"]
+    return None
+
+
+def train(job: Job, cluster: ClusterConfig) -> None:
+    from cluster.engine import DeepSpeedEngine, prepare_environment
+
+    prepare_environment(cluster.use_gpu, job.train.compile)
+    import torch
+
+    from cluster.checkpoints import Checkpoints
+    from cluster.watchdog import Watchdog
+    from gpt2.engine import DTYPES
+    from gpt2.jobs import build
+    from gpt2.peak import peak_flops
+    from gpt2.train import fit
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parts = build(job)
+    if job.train.compile:
+        for block in parts.gpt2.blocks:
+            block.compile()
+    output = Path(job.output)
+    rank = torch.distributed.get_rank()
+    watchdog = Watchdog(cluster.hang_seconds, output / STACKS, rank, Events(output))
+    engine = DeepSpeedEngine(parts.module, job.train, cluster, alive=watchdog.alive)
+    events = Events(output if rank == 0 else None)
+    with alone(output) if rank == 0 else contextlib.nullcontext():
+        header = {
+            "job": identity(job),
+            "placement": {"world_size": engine.world_size, "zero_stage": cluster.zero_stage},
+            "batch_tokens": job.train.batch_size * job.train.context,
+        }
+        checkpoints = Checkpoints(
+            output / "_checkpoints", job.train.keep_checkpoints, job.train.archive_every, header, events, watchdog.alive
+        )
+        peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
+        flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.name == "base")
+        watchdog.start()
+        stop = stop_asked(output)
+        fit(engine, parts.training, parts.validation, job.train, output, checkpoints, flops, peak, stop)
+        watchdog.end()
+        weights = engine.weights()
+        if rank == 0:
+            final = build(job)
+            final.module.load_state_dict(weights, strict=False)
+            aside = output / f"_{MODEL}"
+            aside.mkdir(exist_ok=True)
+            final.save(aside)
+            aside.rename(output / MODEL)
+        torch.distributed.barrier()
+
+
+@contextlib.contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Waits until no other attempt's first worker is alive: those of a killed driver may live for some seconds more."""
+    with open(output / "_lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def stop_asked(output: Path):
+    """Whether the driver, or the cluster that drains this node, wants the training to stop; looks once a second."""
+    last = 0.0
+
+    def asked() -> bool:
+        nonlocal last
+        if time.monotonic() - last < 1:
+            return False
+        last = time.monotonic()
+        if (output / STOP).exists():
+            return True
+        from ray.train import get_preemption_info
+
+        return get_preemption_info() is not None
+
+    return asked
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a checkpoint's state depends on, as JSON: inputs by the id of their artifact, wherever it lies."""
+    described = json.loads(json.dumps({**job.identity(), "output": None}))
+    for name in ("tokenizer", "base", "examples"):
+        if described[name]:
+            described[name] = artifact_id(Path(described[name]))
+    if described["tokens"]:
+        for split in ("train", "validation"):
+            paths = [Path(p) for p in described["tokens"][split]]
+            described["tokens"][split] = [f"{artifact_id(p.parent)}/{p.name}" for p in paths]
+    return described
+
+
+def artifact_id(path: Path) -> str:
+    """The id of the artifact that a path is of or in, else the path."""
+    for folder in (path, path.parent):
+        if manifest := read_manifest(folder):
+            return f"{manifest.get('kind')}/{manifest.get('id')}"
+    return str(path)
