@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 GPT2 := $(BIN)/gpt2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow lint bench clean-state
+.PHONY: help install run test test-slow chaos lint bench clean-state
 
 help:  ## Show this.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,10 +25,13 @@ run: $(STAMP)  ## Run the whole pipeline on the sample data: PRESET=laptop.
 	@$(GPT2) run --preset $(or $(PRESET),laptop)
 
 test: $(STAMP)  ## Run the tests (at most 15 minutes on 2 cores).
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not chaos"
 
 test-slow: $(STAMP)  ## Run the tests that take minutes each.
 	@$(BIN)/python -m pytest -m slow
+
+chaos: $(STAMP)  ## Break training on purpose in every way that we promise to survive (about an hour).
+	@$(BIN)/python -m pytest -m chaos
 
 lint: $(STAMP)  ## Style, types and the direction of imports.
 	@$(BIN)/ruff check .

@@ -109,14 +109,8 @@ class Checkpoints:
         began = time.perf_counter()
         self.wait()
         write = engine.snapshot()
-        facts = {
-            "step": step,
-            "loss": finite(loss),
-            "state": state,
-            "header": self.header,
-            "world_size": engine.world_size,
-        }
-        facts["tokens"] = self.header.get("batch_tokens", 0) * step
+        facts: dict[str, Any] = {"step": step, "loss": finite(loss), "state": state, "header": self.header}
+        facts |= {"world_size": engine.world_size, "tokens": self.header.get("batch_tokens", 0) * step}
         stall = time.perf_counter() - began
 
         def work() -> None:
@@ -194,14 +188,7 @@ class Checkpoints:
                 discard(path)
 
 
-MAY_CHANGE = (
-    "job.train.steps",
-    "job.train.epochs",
-    "job.train.optimizer",
-    "job.train.guard",
-    "placement",
-    "batch_tokens",
-)
+MAY_CHANGE = ("job.train.steps", "job.train.epochs", "job.train.optimizer", "job.train.guard", "placement")
 """Parts of a header that may differ when a run goes on: the schedule, what is skipped, and where it runs."""
 
 

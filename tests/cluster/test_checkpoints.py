@@ -152,7 +152,7 @@ class Failpoints:
 
         class Counted:
             def __init__(self, *arguments, **options):
-                self.stream = builtins.open(*arguments, **options)
+                self.stream = builtins.open(*arguments, **options)  # noqa: SIM115 - closed at exit
 
             def __enter__(self):
                 return self
@@ -171,9 +171,9 @@ class Failpoints:
         kinds = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
         def audit(event, arguments):
-            if event in kinds or (event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT):
-                if "_checkpoints" in str(arguments[0]):
-                    failpoints.hit(event)
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
+            if (event in kinds or writes) and "_checkpoints" in str(arguments[0]):
+                failpoints.hit(event)
 
         sys.addaudithook(audit)
 

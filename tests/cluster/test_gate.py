@@ -37,7 +37,7 @@ def poisoned(folder: Path, stages, precisions) -> list[tuple]:
 
 @pytest.mark.parametrize(
     ("stages", "precisions"),
-    [((0, 2), ("fp32",)), pytest.param((0, 1, 2, 3), ("fp32", "bf16"), marks=pytest.mark.slow)],
+    [((0, 2), ("fp32",)), pytest.param((0, 1, 2, 3), ("fp32", "bf16"), marks=pytest.mark.chaos)],
 )
 def test_bad_step_changes_nothing(tmp_path, stages, precisions):
     for ranks in zip(*run_ranks(2, poisoned, tmp_path, stages, precisions), strict=True):

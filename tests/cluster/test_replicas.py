@@ -34,8 +34,8 @@ def flipped(stages, precision: str, victim: int) -> list[str]:
     ("stages", "precision", "size", "victim"),
     [
         ((0, 2), "bf16", 2, 1),
-        pytest.param((0, 1, 2, 3), "bf16", 2, 0, marks=pytest.mark.slow),
-        pytest.param((0, 1, 2, 3), "fp32", 4, 2, marks=pytest.mark.slow),
+        pytest.param((0, 1, 2, 3), "bf16", 2, 0, marks=pytest.mark.chaos),
+        pytest.param((0, 1, 2, 3), "fp32", 4, 2, marks=pytest.mark.chaos),
     ],
 )
 def test_flipped_bit_is_found_and_the_worker_named(stages, precision, size, victim):
