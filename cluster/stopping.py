@@ -20,6 +20,9 @@ _asked = threading.Event()
 def politely() -> Iterator[None]:
     """In the main thread: a SIGTERM during a training first stops it; then, as at any other time, what it did before
     happens. A second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.getsignal(signal.SIGTERM)
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -31,15 +34,14 @@ def politely() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         signal.raise_signal(signal.SIGTERM)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
-        _asked.clear()
         signal.signal(signal.SIGTERM, before)
+        if _asked.is_set():
+            _asked.clear()
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -114,6 +114,10 @@ class Run:
         else:
             client().log_artifact(self.id, str(path), folder)
 
+    def text(self, text: str, name: str) -> None:
+        """Attach a text."""
+        client().log_text(self.id, text, name)
+
     def end(self, status: str = "FINISHED") -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
         client().set_terminated(self.id, status)

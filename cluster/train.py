@@ -92,8 +92,15 @@ def _run(job: Job, cluster: ClusterConfig) -> None:
     # Here, because they load PyTorch: a run that has nothing to train need not wait for it.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
     from cluster.failures import TellFailures
+
+    class Trainer(TorchTrainer):
+        """Without Ray Data, which we don't use and whose actors take seconds to start."""
+
+        def _create_default_callbacks(self):
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_seconds)
@@ -101,7 +108,7 @@ def _run(job: Job, cluster: ClusterConfig) -> None:
     threads = str(max(1, int(cluster.cpus_per_worker)))
     output = Path(job.output)
     Events(output).tell("launch", workers=cluster.num_workers, zero_stage=cluster.zero_stage)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         worker.work,
         train_loop_config={"job": job.model_dump_json(), "cluster": cluster.model_dump_json()},
         scaling_config=ScalingConfig(

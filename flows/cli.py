@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -61,7 +62,7 @@ def run(
     from flows import early
 
     out.print("Starting Prefect, Ray and MLflow ...")
-    early.start()
+    early.start(settings)
     from flows.pipeline import STORY, pipeline
     from flows.stage import without_tracebacks
 
@@ -205,6 +206,8 @@ def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):
 def main() -> None:
     """Entry point: configuration errors end with exit code 2 and no traceback."""
     configure()
+    # An exit that cleans up: what runs meanwhile may want to save first (`cluster.stopping`).
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except ValueError as error:

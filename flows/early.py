@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
+from cluster.home import samples
+from flows.config import PipelineConfig
+from gpt2.samples import PREFIX, SampleUnavailable, fetch
 
-def start() -> None:
-    """Start Prefect's temporary server (where no other is named), Ray, and MLflow's tables; wait for Prefect.
+
+def start(config: PipelineConfig) -> None:
+    """Start Prefect's temporary server (where no other is named), Ray, MLflow's tables and the download of samples;
+    wait for Prefect.
 
     What goes wrong with Ray shows where it is used. Nothing else may be importing when two threads import: libraries
     with circular imports would be seen half made. So the imports here are one after the other.
@@ -20,6 +26,8 @@ def start() -> None:
     prefect = threading.Thread(target=reach_prefect)
     prefect.start()
 
+    threading.Thread(target=fetch_samples, args=(config,), daemon=True).start()
+
     from cluster.connect import connect_early
 
     connect_early()
@@ -29,3 +37,12 @@ def start() -> None:
     experiment_id()
     load()
     prefect.join()
+
+
+def fetch_samples(config: PipelineConfig) -> None:
+    """Fetch the samples that a run will need; what can't be had shows where it is needed."""
+    sources = [*config.corpus.sources, *(t.source for t in config.task_settings().values())]
+    for source in sources:
+        if source.startswith(PREFIX):
+            with contextlib.suppress(SampleUnavailable, ValueError):
+                fetch(source.removeprefix(PREFIX), samples())

@@ -10,6 +10,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from cluster.connect import connect, jobs_at_once
 from cluster.home import store
+from cluster.stopping import politely
 from cluster.tracking import Run
 from flows.config import PipelineConfig, resolve
 from flows.plan import Plan, local_source, make_plan
@@ -62,7 +63,8 @@ def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
         width = jobs_at_once([config.task_cluster(name) for name in names])
         say(f"{len(names)} tasks, {min(width, len(names))} at a time")
     ids = []
-    for start in range(0, len(names), max(width, 1)):
-        futures = [finetune_task.submit(name, config, plan) for name in names[start : start + width]]
-        ids += [future.result().id for future in futures]
+    with politely():
+        for start in range(0, len(names), max(width, 1)):
+            futures = [finetune_task.submit(name, config, plan) for name in names[start : start + width]]
+            ids += [future.result().id for future in futures]
     return ids

@@ -22,10 +22,12 @@ TRAINING = (
     "gpt2.batches",
     "gpt2.engine",
     "gpt2.train",
+    "gpt2.guard",
     "gpt2.heads",
     "gpt2.jobs",
     "gpt2.shards",
     "cluster.engine",
+    "cluster.gate",
     "cluster.zero",
 )
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model")

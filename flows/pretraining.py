@@ -9,6 +9,7 @@ from prefect import flow, task
 
 from cluster.evaluation import token_files
 from cluster.home import store
+from cluster.stopping import politely
 from cluster.tracking import Run
 from flows.config import PipelineConfig, resolve
 from flows.plan import Plan, make_plan
@@ -47,4 +48,5 @@ def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
     Args:
         config: the pipeline's settings; this stage reads `model`, `pretrain` and `cluster`.
     """
-    return train_base(config, make_plan(config)).id
+    with politely():
+        return train_base(config, make_plan(config)).id

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
 
 from cluster.config import ClusterConfig
 from cluster.tracking import Run
 from cluster.train import train
 from flows.stage import say, speaker
+from gpt2.account import Account, account
 from gpt2.jobs import Job
+from gpt2.journal import EVENTS, read_journal
 
 
 def run_job(job: Job, cluster: ClusterConfig, run: Run) -> dict[str, Any]:
     """Train; returns the figures of the last records."""
-    journal = train(job, cluster, recorder(job.name, run), say)
+    journal = train(job, cluster, recorder(job.name, run), speaker())
+    told = account(journal, read_journal(Path(job.output) / EVENTS))
+    tell(job.name, told, run)
     last: dict[str, Any] = {}
     for record in journal:
         last |= record
@@ -25,7 +33,41 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run) -> dict[str, Any]:
         "validation_loss": last["validation_loss"],
         "tokens_per_second": sorted(rates)[len(rates) // 2],
         "peak_share": last.get("peak_share", 0.0),
+        **told.metrics(),
     }
+
+
+def tell(name: str, told: Account, run: Run) -> None:
+    """Where the time of a training went, in the log, in MLflow and as a page of the Prefect run."""
+    restarts = f", {len(told.restarts)} restarts" if told.restarts else ""
+    say(f"{name}: {told.goodput:.0%} of {told.wall:.0f} s went into steps that count{restarts}")
+    for restart in told.restarts:
+        say(f"{name}: restarted at {clock(restart.time)} after {restart.cause}: {restart.seconds:.0f} s lost")
+    text = page(name, told)
+    run.text(text, "time.md")
+    create_markdown_artifact(text, key=f"time-of-{name}", description=f"Where the time of training {name} went")
+
+
+def page(name: str, told: Account) -> str:
+    """The account as Markdown."""
+    useful = told.wall * told.goodput
+    rows = [("steps that count", useful), *((what, s) for what, s in told.lost.items() if s >= 0.05)]
+    lines = [f"# {name}: goodput {told.goodput:.0%}", "", "| time spent | s | share |", "|---|---|---|"]
+    lines += [f"| {what} | {seconds:.1f} | {seconds / max(told.wall, 1e-9):.0%} |" for what, seconds in rows]
+    if told.restarts:
+        lines += ["", "| restart | cause | noticed after | workers back | state loaded | steps again | lost |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for r in told.restarts:
+            parts = [f"{v:.1f} s" for v in (r.detect, r.restart, r.reload, r.recompute, r.seconds)]
+            lines.append(f"| {clock(r.time)} | {r.cause} | " + " | ".join(parts) + " |")
+    if told.bad_steps:
+        lines += ["", f"{told.bad_steps} steps were left out because of their gradient."]
+    return "\n".join(lines) + "\n"
+
+
+def clock(time: float) -> str:
+    """A time for people."""
+    return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def recorder(name: str, run: Run) -> Callable[[dict[str, Any]], None]:
@@ -40,15 +82,18 @@ def recorder(name: str, run: Run) -> Callable[[dict[str, Any]], None]:
             return
         values = {k: v for k, v in entry.items() if k not in ("step", "time")}
         run.metrics(values, entry["step"], entry.get("time"))
-        tell(describe(name, entry))
+        if text := describe(name, entry):
+            tell(text)
 
     return record
 
 
-def describe(name: str, entry: dict[str, Any]) -> str:
-    """A journal's record for people."""
+def describe(name: str, entry: dict[str, Any]) -> str | None:
+    """A journal's record for people; None for a step left out, which an event tells."""
     if "validation_loss" in entry:
         return f"{name}: step {entry['step']}, validation loss {entry['validation_loss']:.3f}"
+    if "loss" not in entry:
+        return None
     minutes, seconds = divmod(round(entry["seconds_left"]), 60)
     peak = f", {entry['peak_share']:.0%} of peak" if "peak_share" in entry else ""
     return (

