@@ -25,6 +25,41 @@ SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What fp16's dynamic loss scale remembers."""
 
 
+class Saved:
+    """The fragments that any number of ranks wrote into a folder; `ValueError` where there are none."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        paths = sorted(directory.glob("state-*.safetensors"))
+        if not paths:
+            raise ValueError(f"{directory} holds no state-*.safetensors; it is not a checkpoint of this version")
+        self.files = [safe_open(path, framework="pt") for path in paths]
+        self.states = [json.loads(file.metadata()["state"]) for file in self.files]
+        self.keys = [set(file.keys()) for file in self.files]
+        self.step: int = self.states[0]["step"]
+        """Adam's."""
+        self.scale: dict[str, float] = self.states[0]["scale"]
+
+    def names(self) -> list[str]:
+        """Of all parameters."""
+        return sorted({key.split("/", 1)[1] for keys in self.keys for key in keys})
+
+    def whole(self, kind: str, name: str, size: int) -> Tensor:
+        """All `size` fp32 values of a parameter or moment, flat; `ValueError` where some are missing."""
+        whole, found = torch.empty(size, dtype=torch.float32), 0
+        for file, state, present in zip(self.files, self.states, self.keys, strict=True):
+            if f"{kind}/{name}" in present:
+                part = file.get_tensor(f"{kind}/{name}").flatten()
+                start = state["starts"][name]
+                if start + part.numel() > size:
+                    raise ValueError(f"{kind} of {name} in {self.directory} has another shape than the model's")
+                whole[start : start + part.numel()] = part
+                found += part.numel()
+        if found != size:
+            raise ValueError(f"{kind} of {name} in {self.directory} has {found:,} of {size:,} values")
+        return whole
+
+
 class Fragments:
     """Reads and writes the fp32 parameters and moments behind a DeepSpeed engine, at every ZeRO stage."""
 
@@ -68,32 +103,16 @@ class Fragments:
 
     def load(self, directory: Path) -> None:
         """Read what any number of ranks wrote; `ValueError` where a parameter is not there whole."""
-        paths = sorted(directory.glob("state-*.safetensors"))
-        if not paths:
-            raise ValueError(f"{directory} holds no state-*.safetensors; it is not a checkpoint of this version")
-        files = [safe_open(path, framework="pt") for path in paths]
-        states = [json.loads(file.metadata()["state"]) for file in files]
-        keys = [set(file.keys()) for file in files]
-        self._make_moments(states[0]["step"])
+        saved = Saved(directory)
+        self._make_moments(saved.step)
         with torch.no_grad():
             for name, parameter in self.engine.module.named_parameters():
                 size = getattr(parameter, "ds_numel", parameter.numel())
                 for kind in (MASTER, *MOMENTS):
-                    whole, found = torch.empty(size, dtype=torch.float32), 0
-                    for file, state, present in zip(files, states, keys, strict=True):
-                        if f"{kind}/{name}" in present:
-                            part = file.get_tensor(f"{kind}/{name}").flatten()
-                            start = state["starts"][name]
-                            if start + part.numel() > size:
-                                raise ValueError(f"{kind} of {name} in {directory} has another shape than the model's")
-                            whole[start : start + part.numel()] = part
-                            found += part.numel()
-                    if found != size:
-                        raise ValueError(f"{kind} of {name} in {directory} has {found:,} of {size:,} values")
-                    self._put(parameter, kind, whole)
+                    self._put(parameter, kind, saved.whole(kind, name, size))
         for name in self._scale():
-            if name in states[0]["scale"]:
-                setattr(self._scaler(), name, states[0]["scale"][name])
+            if name in saved.scale:
+                setattr(self._scaler(), name, saved.scale[name])
 
     def _scaler(self) -> Any:
         """fp16's dynamic loss scale: ZeRO's, or that of stage 0."""

@@ -112,6 +112,60 @@ def models():
             out.print(f"{row['name']} version {row['version']}: {reasons}", highlight=False, markup=False)
 
 
+checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
+app.command(checkpoints)
+
+
+@checkpoints.default
+def list_checkpoints():
+    """List them: step, tokens seen, validation loss, size, workers.
+
+    Example: gpt2 checkpoints
+    """
+    from cluster.kept import find
+    from flows.tables import checkpoint_table
+
+    found = list(find())
+    if not found:
+        out.print("There are none: no training is under way or was interrupted.")
+        return
+    out.print(checkpoint_table(found))
+
+
+@checkpoints.command(name="verify")
+def verify_checkpoints():
+    """Read every byte of them and compare it with what was written; exit with 1 where one is damaged.
+
+    Example: gpt2 checkpoints verify
+    """
+    from cluster.kept import find
+    from flows.tables import checkpoint_table
+
+    found = list(find())
+    damages = {kept.path: kept.damage() for kept in found}
+    out.print(checkpoint_table(found, damages))
+    for damage in filter(None, damages.values()):
+        err.print(damage, highlight=False, markup=False, soft_wrap=True)
+    if any(damages.values()):
+        sys.exit(1)
+
+
+@checkpoints.command(name="export")
+def export_checkpoint(path: Path, output: Path):
+    """Write the model that a checkpoint holds, as `transformers` and `gpt2` read it.
+
+    Example: gpt2 checkpoints export .gpt2/store/.partial/base-0123/_checkpoints/step-00000100 model/
+
+    Args:
+        path: the checkpoint's folder.
+        output: a new folder.
+    """
+    from cluster.kept import export
+
+    export(path, output)
+    out.print(f"The model of {path.name} is in {output}", highlight=False)
+
+
 @app.command
 def predict(model_uri: str, *, input: Path, output: Path):
     """Apply a registered model to a file.

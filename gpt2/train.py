@@ -117,7 +117,7 @@ def fit(
         if step % config.eval_every == 0 or last:
             result = evaluate(engine, validation, config)
             if journal:
-                journal.write({"step": step, **result})
+                journal.write({"step": step, **result, "time": time.time()})
         stop = not last and bool(engine.sum(torch.tensor([float(must_stop())])).item())
         if (step % config.checkpoint_every == 0 and not guard.bad) or last or stop:
             evaluated = step % config.eval_every == 0 or last

@@ -1,0 +1,231 @@
+"""Trainings whose processes are killed, stopped and asked to leave, at random moments, on a real Ray."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.config import ClusterConfig
+from gpt2.account import account
+from gpt2.journal import EVENTS, JOURNAL, read_journal
+from tests.cluster.test_train import inputs, job, losses
+
+__all__ = ["inputs"]
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+
+WORKER, HEAD = "RayTrainWorker", "gcs_server"
+
+
+class Drive:
+    """A training in a process of its own, started again by `finish` as a person would."""
+
+    def __init__(self, inputs: Path, folder: Path, stage: int = 2, workers: int = 2, hang: float = 40, **changes):
+        folder.mkdir(parents=True)
+        self.output = folder / "out"
+        work = job(inputs, self.output, **{"steps": 40, "eval_every": 1, "eval_samples": 64, **changes})
+        cluster = ClusterConfig(
+            num_workers=workers, cpus_per_worker=0.5, zero_stage=stage, max_failures=50, hang_seconds=hang
+        )
+        (folder / "job.json").write_text(work.model_dump_json())
+        (folder / "cluster.json").write_text(cluster.model_dump_json())
+        self.command = [sys.executable, "-m", "tests.cluster.drive", str(folder / "job.json")]
+        self.command.append(str(folder / "cluster.json"))
+        self.log = folder / "log"
+        self.starts = 0
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        self.starts += 1
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+
+    def family(self) -> list[psutil.Process]:
+        assert self.process is not None
+        try:
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def named(self, name: str) -> list[psutil.Process]:
+        found = []
+        for process in self.family():
+            try:
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    @property
+    def step(self) -> int:
+        return max((r["step"] for r in read_journal(self.output / JOURNAL)), default=0)
+
+    def until(self, reached, seconds: float = 180) -> None:
+        limit = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < limit, self.log.read_text()[-3000:]
+            time.sleep(0.02)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def finish(self, seconds: float = 400) -> None:
+        """Wait for the end, starting a dead driver again, at most five times."""
+        limit = time.monotonic() + seconds
+        while True:
+            assert self.process is not None
+            code = self.process.wait(max(1, limit - time.monotonic()))
+            if code == 0:
+                return
+            assert self.starts < 6, self.log.read_text()[-3000:]
+            self.start()
+
+    def events(self, kind: str) -> list[dict]:
+        return [e for e in read_journal(self.output / EVENTS) if e["event"] == kind]
+
+    def result(self) -> tuple[list[float], bytes]:
+        return losses(read_journal(self.output / JOURNAL)), (self.output / "model/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs, tmp_path_factory):
+    """Losses and weights of undisturbed runs, by ZeRO stage."""
+    results = {}
+
+    def get(stage: int):
+        if stage not in results:
+            drive = Drive(inputs, tmp_path_factory.mktemp("unbroken") / str(stage), stage)
+            drive.start()
+            drive.finish()
+            results[stage] = drive.result()
+        return results[stage]
+
+    return get
+
+
+def strike(drive: Drive, victims: str) -> None:
+    """Kill, as kill -9 does."""
+    if victims == "driver":
+        assert drive.process is not None
+        drive.process.kill()
+        return
+    found = drive.named(HEAD if victims == "head" else WORKER)
+    for process in found[:1] if victims == "worker" else found:
+        process.kill()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("victims", ["worker", "workers", "driver", "head"])
+def test_resume_is_bitwise_exact(inputs, tmp_path, unbroken, stage, victims):
+    """Killed at a random step, wherever it then is: in a step, an evaluation or a save."""
+    expected = unbroken(stage)
+    choice = random.Random(f"{stage}-{victims}")
+    drive = Drive(inputs, tmp_path / "run", stage)
+    drive.start()
+    for _ in range(3 if (stage, victims) == (2, "worker") else 1):
+        at = drive.step + choice.randint(4, 9)
+        drive.until(lambda at=at: drive.step >= at)
+        time.sleep(choice.random() * 0.3)
+        strike(drive, victims)
+    drive.finish()
+    got = drive.result()
+    assert got[0] == expected[0] and got[1] == expected[1]
+    begins = drive.events("begin")
+    assert len(begins) > 1 and all(b["step"] > 0 for b in begins[1:])  # never from the start
+    assert all(b["reached"] - b["step"] <= 2 * 3 for b in begins[1:])  # at most the interval, and a save under way
+
+
+def test_thirty_kills_of_a_worker_need_nobody(inputs, tmp_path):
+    """Each recovery is timed, and the table printed; a whole run of it is in BENCHMARKS.md."""
+    choice = random.Random(0)
+    drive = Drive(inputs, tmp_path / "run", steps=2400, batch_size=4, micro_batch_size=1, eval_every=400, epochs=100)
+    drive.start()
+    for _ in range(30):
+        before = drive.step
+        drive.until(lambda before=before: drive.step > before + 3 and len(drive.named(WORKER)) == 2)
+        time.sleep(choice.random() * 2)
+        workers = drive.named(WORKER)
+        if workers:
+            choice.choice(workers).kill()
+        drive.until(lambda n=len(drive.events("failure")): len(drive.events("failure")) > n)
+        drive.until(lambda n=len(drive.events("failure")): len(drive.events("begin")) > n)
+    assert drive.running and drive.starts == 1
+    told = account(read_journal(drive.output / JOURNAL), read_journal(drive.output / EVENTS))
+    assert len(told.restarts) == 30
+    lost = sorted(r.seconds for r in told.restarts)
+    figures = {
+        n: sorted(getattr(r, n) for r in told.restarts)[15] for n in ("detect", "restart", "reload", "recompute")
+    }
+    print(json.dumps({"p95": lost[28], "median": lost[15], **figures}))
+    assert all(b["reached"] - b["step"] <= 2 * 3 for b in drive.events("begin")[1:])
+    assert drive.process is not None
+    drive.process.kill()
+
+
+def test_a_stopped_worker_is_noticed_and_replaced(inputs, tmp_path, unbroken):
+    drive = Drive(inputs, tmp_path / "run", hang=20)
+    drive.start()
+    drive.until(lambda: drive.step >= 8)
+    drive.named(WORKER)[1].send_signal(signal.SIGSTOP)
+    began = time.time()
+    drive.until(lambda: drive.events("hang") or drive.events("failure"), 60)
+    assert time.time() - began < 60
+    drive.finish()
+    assert drive.starts == 1 and drive.result() == unbroken(2)
+    told = drive.events("hang")
+    assert all(e["seconds"] >= 20 for e in told)
+
+
+def test_a_slow_run_is_no_hang(inputs, tmp_path, unbroken):
+    """A second of allowance, and both workers starved to a crawl: no alarm."""
+    drive = Drive(inputs, tmp_path / "run", hang=3, steps=16, log_every=1)
+    drive.start()
+    drive.until(lambda: drive.step >= 4)
+    for _ in range(10):
+        for worker in drive.named(WORKER):
+            worker.suspend()
+        time.sleep(0.7)
+        for worker in drive.named(WORKER):
+            worker.resume()
+        time.sleep(0.3)
+    drive.finish()
+    assert not drive.events("hang") and not drive.events("failure")
+
+
+def test_sigterm_saves_at_the_next_step_and_leaves(inputs, tmp_path, unbroken):
+    drive = Drive(inputs, tmp_path / "run", checkpoint_every=1000, archive_every=None)
+    drive.start()
+    drive.until(lambda: drive.step >= 10)
+    assert drive.process is not None
+    drive.process.terminate()
+    assert drive.process.wait(60) == 128 + signal.SIGTERM
+    (told,) = drive.events("preempted")
+    assert drive.step - told["step"] <= 1 and not drive.events("failure")
+    drive.start()
+    drive.finish()
+    assert drive.events("begin")[1]["step"] == told["step"]
+    assert drive.result() == unbroken(2)
+
+
+def test_a_killed_driver_leaves_no_orphan(inputs, tmp_path):
+    drive = Drive(inputs, tmp_path / "run")
+    drive.start()
+    drive.until(lambda: drive.step >= 5)
+    family = drive.family()
+    assert len(family) > 5
+    strike(drive, "driver")
+    gone, alive = psutil.wait_procs(family[1:], timeout=30)
+    assert not alive, [p.cmdline() for p in alive]
+    drive.start()
+    drive.finish()
+    assert os.path.exists(drive.output / "model/config.json")
