@@ -98,8 +98,10 @@ SLOW = pytest.mark.slow
     ("stage", "workers"), [(2, 2), (3, 2), pytest.param(0, 2, marks=SLOW), pytest.param(1, 1, marks=SLOW)]
 )
 def test_zero_equals_plain_pytorch(inputs, reference, tmp_path, stage, workers):
-    work = job(inputs, tmp_path / "out")
-    journal = on_cluster(work, zero_stage=stage, num_workers=workers)
+    # Stage 3 with everything that saves memory.
+    work = job(inputs, tmp_path / "out", activation_checkpointing=stage == 3)
+    options = {"offload_optimizer": stage == 3, "offload_parameters": stage == 3}
+    journal = on_cluster(work, zero_stage=stage, num_workers=workers, **options)
     assert losses(journal) == pytest.approx(reference, rel=2e-4)
     model = huggingface.load(tmp_path / "out" / "model")
     assert model.config == MODEL

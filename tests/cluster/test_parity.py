@@ -1,0 +1,60 @@
+"""ZeRO changes nothing: every stage, number of ranks, offload and precision learns what one plain process learns."""
+
+import itertools
+
+import pytest
+import torch
+
+from gpt2.config import OptimizerConfig, TrainConfig
+from tests.cluster.engines import MODEL, engine_of, steps
+from tests.cluster.ranks import run_ranks
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+"""Largest relative difference of any loss. bf16: other sums of rounded numbers, not another algorithm."""
+
+
+def cells(stages, precisions, last: int) -> list[tuple]:
+    """(stage, precision, offload, losses)."""
+    told = []
+    for stage, precision, offload in itertools.product(stages, precisions, (False, True)):
+        if offload and stage == 0:
+            continue
+        options = {"offload_optimizer": offload, "offload_parameters": offload and stage == 3}
+        told.append((stage, precision, offload, steps(engine_of(stage, precision, **options), 0, last)))
+    return told
+
+
+def plain(precision: str, last: int) -> list[float]:
+    """Losses of one process of plain PyTorch."""
+    from gpt2.engine import TorchEngine
+    from gpt2.heads import LanguageModel
+    from gpt2.model import GPT2
+
+    torch.manual_seed(0)
+    config = TrainConfig(
+        steps=last,
+        batch_size=8,
+        micro_batch_size=2,
+        context=16,
+        precision=precision,
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+    )
+    return steps(TorchEngine(LanguageModel(GPT2(MODEL)), config, "cpu"), 0, last)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stages", "precisions", "last"),
+    [
+        ((2,), (2, 3), ("fp32",), 6),
+        pytest.param((1, 2, 4), (0, 1, 2, 3), ("fp32", "bf16"), 20, marks=pytest.mark.chaos),
+    ],
+)
+def test_every_placement_learns_the_same(sizes, stages, precisions, last):
+    expected = {precision: plain(precision, last) for precision in precisions}
+    print("\n| ranks | ZeRO | offload | precision | last loss | largest relative difference |")
+    print("|---|---|---|---|---|---|")
+    for size in sizes:
+        for stage, precision, offload, losses in run_ranks(size, cells, stages, precisions, last)[0]:
+            off = max(abs(a - b) / b for a, b in zip(losses, expected[precision], strict=True))
+            print(f"| {size} | {stage} | {'yes' if offload else 'no'} | {precision} | {losses[-1]:.5f} | {off:.1e} |")
+            assert off <= TOLERANCE[precision], (size, stage, precision, offload)
