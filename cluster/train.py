@@ -150,8 +150,10 @@ def cause(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's message, its own class with it."""
+    """The last line of an error's message, where Python names its class."""
     lines = str(error).strip().splitlines()
+    if any(line.startswith("The actor is dead") for line in lines):  # Ray's guesses at why would fill a screen
+        return "its process died (killed, out of memory or crashed)"
     return lines[-1] if lines else type(error).__name__
 
 

@@ -20,7 +20,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
@@ -96,7 +96,8 @@ def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
     if compression == "zstd":
         # pyarrow's reader raises where the file is cut (`zstandard`'s takes that for the end) and holds a bounded part.
         return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 1 << 20))
-    return raw
+    # Remote files of fsspec can't read a line up to a size.
+    return raw if isinstance(raw, io.BufferedReader) else cast(BinaryIO, io.BufferedReader(cast(Any, raw), 1 << 20))
 
 
 class Line(NamedTuple):

@@ -1,6 +1,6 @@
 """`make bench`: each benchmark prints one table, peers measured in the same run.
 
-python -m tests.benchmarks [tokenization] [training] [overhead]
+python -m tests.benchmarks [tokenization] [training] [overhead] [surviving]
 """
 
 import sys
@@ -9,9 +9,14 @@ from cluster.home import configure
 
 configure()
 
-from tests.benchmarks import overhead, tokenization, training  # noqa: E402
+from tests.benchmarks import overhead, surviving, tokenization, training  # noqa: E402
 
-BENCHMARKS = {"tokenization": tokenization.run, "training": training.run, "overhead": overhead.run}
+BENCHMARKS = {m.__name__.rpartition(".")[2]: m.run for m in (tokenization, training, overhead, surviving)}
+    "tokenization": tokenization.run,
+    "training": training.run,
+    "overhead": overhead.run,
+    "surviving": surviving.run,
+}
 chosen = sys.argv[1:] or list(BENCHMARKS)
 unknown = set(chosen) - set(BENCHMARKS)
 if unknown:

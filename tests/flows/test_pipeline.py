@@ -63,8 +63,8 @@ def home(tmp_path_factory, small_data, small_changes):
 
 
 @pytest.fixture(scope="module")
-def first_run(home):
-    """Killed once in pretraining, then run to the end."""
+def interrupted(home):
+    """Killed in pretraining; what the `gpt2 checkpoints` commands say then."""
     process = subprocess.Popen(
         home.command("run", more=("pretrain.checkpoint_every=1",)),
         cwd=home.folder,
@@ -80,7 +80,35 @@ def first_run(home):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not any(a.startswith("base/") for a in home.artifacts())
+    gpt2 = [sys.executable, "-m", "flows.cli", "checkpoints"]
+    kept = sorted(home.folder.glob("home/store/.partial/base-*/_checkpoints/step-*"))
+    said = {"list": home.call(gpt2), "verify": home.call([*gpt2, "verify"])}
+    said["export"] = home.call([*gpt2, "export", str(kept[-1]), str(home.folder / "exported")])
+    copy = home.folder / "copy"
+    shutil.copytree(kept[-1], copy / kept[-1].name)
+    victim = next((copy / kept[-1].name).glob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    said["damaged"] = home.call([*gpt2, "export", str(copy / kept[-1].name), str(home.folder / "other")], code=2)
+    said["absent"] = home.call([*gpt2, "export", "nowhere", str(home.folder / "other")], code=2)
+    return said
+
+
+@pytest.fixture(scope="module")
+def first_run(home, interrupted):
+    """The killed run, run to the end."""
     return home.run()
+
+
+def test_checkpoints_of_a_killed_run_are_listed_verified_and_exported(home, interrupted):
+    assert re.search(r"base-[0-9a-f]{16} .* whole", interrupted["list"])
+    assert "verified" in interrupted["verify"] and "DAMAGED" not in interrupted["verify"]
+    model = home.python(
+        "from transformers import AutoModelForCausalLM as A; print(A.from_pretrained('exported').config.n_layer)",
+        home.folder,
+    )
+    assert int(model.split()[-1]) >= 1
+    assert "is not what its manifest says" in interrupted["damaged"]
+    assert "nowhere is no checkpoint" in interrupted["absent"]
 
 
 def test_a_killed_run_goes_on_and_ends_well(home, first_run):

@@ -1,9 +1,12 @@
 """Every bad input has a decided outcome: accepted, quarantined with its place, or the file is refused."""
 
 import csv
+import functools
 import gzip
+import http.server
 import io
 import json
+import threading
 import tracemalloc
 
 import pyarrow as pa
@@ -14,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2.readers import UnreadableFile, documents
-from gpt2.sources import expand
+from gpt2.sources import expand, source_id
 
 GOOD = b'{"text": "fine"}\n'
 
@@ -197,3 +200,32 @@ def test_sources(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             expand([source])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder and the address at which a real HTTP server shows it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_remote_files_are_read_like_local_ones(web):
+    folder, address = web
+    rows = [{"text": f"document {i}"} for i in range(300)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (folder / "a.jsonl").write_bytes(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "c.parquet")
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet"):
+        (url,) = expand([f"{address}/{name}"])
+        assert texts(documents(url, "text", 10_000)) == [row["text"] for row in rows], name
+        assert source_id(url) == source_id(url)
+    with pytest.raises(ValueError, match="does not exist"):
+        expand([f"{address}/absent.jsonl"])
