@@ -21,7 +21,7 @@ __all__ = ["inputs"]
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-WORKER, HEAD = "RayTrainWorker", "gcs_server"
+WORKER, HEAD = "RayTrainWorker", ("gcs_server", "raylet/raylet")
 
 
 class Drive:
@@ -119,7 +119,7 @@ def strike(drive: Drive, victims: str) -> None:
         assert drive.process is not None
         drive.process.kill()
         return
-    found = drive.named(HEAD if victims == "head" else WORKER)
+    found = [p for name in HEAD for p in drive.named(name)] if victims == "head" else drive.named(WORKER)
     for process in found[:1] if victims == "worker" else found:
         process.kill()
 
