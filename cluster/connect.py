@@ -50,6 +50,8 @@ def start_or_attach() -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **common)
         return
+    # What is left of a local Ray whose head died looks for it for a minute by default, and is an orphan meanwhile.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     ray.init(
         address="local",
         include_dashboard=False,

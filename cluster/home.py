@@ -26,6 +26,8 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # Signals are ours to handle: Ray's own handler prints a stack of addresses and aborts.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     # Nothing is pickled where JSON will do.
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

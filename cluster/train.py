@@ -154,6 +154,8 @@ def last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if any(line.startswith("The actor is dead") for line in lines):  # Ray's guesses at why would fill a screen
         return "its process died (killed, out of memory or crashed)"
+    if lines and "WORKER_HEALTH_CHECK_TIMEOUT" in lines[-1]:
+        return "it does not answer"
     return lines[-1] if lines else type(error).__name__
 
 

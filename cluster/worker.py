@@ -107,16 +107,16 @@ def alone(output: Path) -> Iterator[None]:
 
 
 def stop_asked(output: Path):
-    """Whether the driver, or the cluster that drains this node, wants the training to stop; looks once a second."""
+    """Whether the driver, or the cluster that drains this node (asked once a second), wants the training to stop."""
     last = 0.0
 
     def asked() -> bool:
         nonlocal last
+        if (output / STOP).exists():
+            return True
         if time.monotonic() - last < 1:
             return False
         last = time.monotonic()
-        if (output / STOP).exists():
-            return True
         from ray.train import get_preemption_info
 
         return get_preemption_info() is not None
