@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from cluster.mirror import Mirror
 from gpt2.artifact import (
     MANIFEST,
     Artifact,
@@ -48,12 +49,14 @@ class Checkpoints:
         header: dict[str, Any],
         events: Events,
         alive: Callable[[], None] = lambda: None,
+        mirror: Mirror | None = None,
         background: bool = True,
     ):
         """`header` says what the state belongs to: a checkpoint of another job is not loaded. `alive` is called
-        while waiting."""
+        while waiting. `mirror` gets a copy of each, and gives the latest back where the folder has none."""
         self.folder, self.keep, self.archive_every = folder, keep, archive_every
         self.header, self.events, self.alive, self.background = header, events, alive, background
+        self.mirror = mirror
         self.attempt = ""
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
@@ -78,6 +81,8 @@ class Checkpoints:
         return manifest["step"], manifest["state"]
 
     def _latest_intact(self) -> tuple[Path, dict[str, Any]] | None:
+        if self.mirror and not any(self.folder.glob("step-*")):
+            self.mirror.fetch(self.folder)
         folders = sorted(self.folder.glob("step-*"), reverse=True)
         for path in folders:
             try:
@@ -149,6 +154,8 @@ class Checkpoints:
             if rank == 0:
                 size = self._seal(aside, facts)
                 self._retain()
+                if self.mirror:
+                    self.mirror.put(self.folder / f"step-{facts['step']:08d}")
                 seconds = round(time.perf_counter() - began, 3)
                 self.events.tell("checkpoint", step=facts["step"], stall=round(stall, 4), seconds=seconds, bytes=size)
         except OSError as error:

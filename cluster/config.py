@@ -30,6 +30,8 @@ class ClusterConfig(Settings):
     """A worker without progress for so long, and for ten times its slowest step, is taken for hung and restarted."""
     verify_replicas: bool = True
     """Compare the workers' copies of the parameters before each step: a flipped bit is found, not trained on."""
+    checkpoint_url: str | None = Field(None, min_length=1)
+    """Where whole checkpoints are copied to as well, any fsspec address: they outlive this disk, as in s3://bucket/ckpt."""
     start_timeout_seconds: int = Field(120, ge=10, le=86400)
     """How long workers may take to start."""
 

@@ -176,6 +176,10 @@ def describe_event(event: dict[str, Any]) -> str | None:
             return f"back to step {event['to']}; batches {first} to {last} are not read again"
         case "damaged checkpoint":
             return f"checkpoint refused: {event['reason']}; going back to the one before"
+        case "not mirrored":
+            return f"{event['path']} was not copied to {event['url']}: {event['reason']}; training goes on without"
+        case "fetched":
+            return f"{event['path']} fetched from {event['url']}"
         case "changed":
             changes = {k: v for k, v in event.items() if k not in ("event", "time", "step")}
             return "goes on with " + ", ".join(f"{k} {now} (was {was})" for k, (was, now) in changes.items())

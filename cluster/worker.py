@@ -56,6 +56,7 @@ def train(job: Job, cluster: ClusterConfig) -> None:
     import torch
 
     from cluster.checkpoints import Checkpoints
+    from cluster.mirror import Mirror
     from cluster.watchdog import Watchdog
     from gpt2.engine import DTYPES
     from gpt2.jobs import build
@@ -78,8 +79,15 @@ def train(job: Job, cluster: ClusterConfig) -> None:
             "placement": {"world_size": engine.world_size, "zero_stage": cluster.zero_stage},
             "batch_tokens": job.train.batch_size * job.train.context,
         }
+        mirror = Mirror(cluster.checkpoint_url, output.name, events) if cluster.checkpoint_url else None
         checkpoints = Checkpoints(
-            output / "_checkpoints", job.train.keep_checkpoints, job.train.archive_every, header, events, watchdog.alive
+            output / "_checkpoints",
+            job.train.keep_checkpoints,
+            job.train.archive_every,
+            header,
+            events,
+            watchdog.alive,
+            mirror,
         )
         peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
         flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.name == "base")
