@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -29,10 +30,11 @@ class Keeper(threading.Thread):
         super().__init__(daemon=True, name="ray-keeper")
         self.ready: Future[None] = Future()
         self.leave = threading.Event()
+        self.reaper: subprocess.Popen | None = None
 
     def run(self) -> None:
         try:
-            start_or_attach()
+            self.reaper = start_or_attach()
         except BaseException as error:
             self.ready.set_exception(error)
             return
@@ -45,11 +47,12 @@ _keeper: Keeper | None = None
 _changing = threading.Lock()
 
 
-def start_or_attach() -> None:
+def start_or_attach() -> subprocess.Popen | None:
+    """Connect; of a local Ray, the process that cleans up after this one."""
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **common)
-        return
+        return None
     # What is left of a local Ray whose head died looks for it for a minute by default, and is an orphan meanwhile.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     ray.init(
@@ -59,6 +62,22 @@ def start_or_attach() -> None:
         num_cpus=psutil.cpu_count() or 1,
         _temp_dir=str(ray_folder()),
         **common,
+    )
+    return end_agents_with_this_process()
+
+
+def end_agents_with_this_process() -> subprocess.Popen:
+    """Ray's agents outlive a killed driver by a minute, which they spend reporting to a head that is gone: a shell
+    that waits for this process's end, however it comes, ends them. It lasts as long as the result is held."""
+    found = [c for raylet in psutil.Process().children() if raylet.name() == "raylet" for c in raylet.children()]
+    agents = [str(c.pid) for c in found if "agent" in " ".join(c.cmdline()).lower()]
+    script = 'read _; sleep 5; for p in "$@"; do grep -qi agent /proc/$p/cmdline && kill -9 $p; done'
+    return subprocess.Popen(
+        ["sh", "-c", script, "agents", *agents],
+        stdin=subprocess.PIPE,  # never written to: its end is ours
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
