@@ -12,7 +12,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.connect import NotEnoughResources, connect, disconnect, spread
-from cluster.train import train
+from cluster.train import NotEnoughDisk, TrainingFailed, train
 from cluster.worker import STOP
 from gpt2 import huggingface
 from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -182,6 +182,24 @@ def test_what_can_never_run_is_refused(inputs, tmp_path):
         on_cluster(job(inputs, tmp_path / "out", batch_size=128), num_workers=64, cpus_per_worker=1)
     with pytest.raises(ValueError, match="not divisible"):
         on_cluster(job(inputs, tmp_path / "out"), num_workers=3)
+
+
+def test_checkpoints_that_can_never_fit_are_refused(inputs, tmp_path):
+    work = job(inputs, tmp_path / "out")
+    huge = work.model_copy(update={"model": ModelConfig(n_layer=200, n_head=16, n_embd=16384)})
+    with pytest.raises(
+        NotEnoughDisk, match=r"4 checkpoints of [\d,]+ bytes and the model need .* lower keep_checkpoints=2"
+    ):
+        on_cluster(huge)
+
+
+def test_what_only_a_worker_sees_is_told_once_and_not_tried_again(inputs, tmp_path):
+    """A split that is too small: its reason, after one more start, and not `max_failures` of them."""
+    work = job(inputs, tmp_path / "out", context=8, steps=None, epochs=1, batch_size=4096, micro_batch_size=1)
+    with pytest.raises(TrainingFailed, match=r"fewer than one global batch \(batch_size=4096\)"):
+        on_cluster(work)
+    launches = [e["event"] for e in read_journal(tmp_path / "out" / "events.jsonl")]
+    assert launches.count("launch") == 1 and launches.count("failure") == 1
 
 
 def test_spread_runs_all_and_raises_the_first_error():
