@@ -30,7 +30,7 @@ from gpt2.artifact import (
     sync_directory,
     write_atomically,
 )
-from gpt2.endings import GaveUp
+from gpt2.endings import GaveUp, NotWritten
 from gpt2.engine import Engine
 from gpt2.journal import Events
 
@@ -250,10 +250,10 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {k: v for part in parts for k, v in part.items()}
 
 
-def not_written(folder: Path, step: int, error: OSError) -> OSError:
+def not_written(folder: Path, step: int, error: OSError) -> NotWritten:
     """The error of a failed save, with what a person needs to mend it."""
     free = shutil.disk_usage(folder).free if folder.exists() else 0
-    return OSError(
+    return NotWritten(
         error.errno or 0,
         f"the checkpoint of step {step} could not be written to {folder} ({error.strerror or error}; {free:,} bytes "
         f"free); the one before is intact: make room and run the same command again",

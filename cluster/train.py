@@ -103,7 +103,8 @@ def _run(job: Job, cluster: ClusterConfig) -> None:
             return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.hang_seconds)
+    # For a worker that is stopped; one that is stuck ends itself before (`cluster.watchdog`).
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * cluster.hang_seconds)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
     threads = str(max(1, int(cluster.cpus_per_worker)))
     output = Path(job.output)

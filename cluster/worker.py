@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from gpt2.artifact import read_manifest
-from gpt2.endings import GaveUp, Preempted
+from gpt2.endings import GaveUp, NotWritten, Preempted
 from gpt2.jobs import MODEL, Job
 from gpt2.journal import EVENTS, Events, read_journal
 
@@ -33,7 +33,7 @@ def work(config: dict[str, str]) -> None:
     except Preempted:
         if not (output / STOP).exists():
             raise  # this node goes away: Ray goes on elsewhere, and does not count it as a failure
-    except (GaveUp, ValueError, OSError) as error:
+    except (GaveUp, ValueError, NotWritten) as error:
         with contextlib.suppress(OSError):  # the disk may be full
             Events(output).tell("gave up", reason=str(error))
         raise

@@ -40,7 +40,7 @@ def size_table(config: PipelineConfig) -> Table:
         table.add_row("arithmetic", f"{flops:.2e} FLOP")
     table.add_row("memory per worker", f"{memory_bytes(config) / 2**30:.1f} GiB")
     table.add_row("workers", f"{workers} x {'GPU' if config.cluster.use_gpu else 'CPU'}")
-    table.add_row("checkpoint", f"{12 * model.n_parameters / 2**30 + 2 * model.n_parameters / 2**30:.2f} GiB")
+    table.add_row("checkpoint", f"{12 * model.n_parameters / 2**30:.2f} GiB")
     return table
 
 

@@ -13,6 +13,7 @@ RESTART = "restarting workers"
 RELOAD = "loading checkpoints"
 RECOMPUTE = "steps done again"
 SAVE = "waiting for checkpoints"
+LOST = "lost its connection to another worker"
 
 
 @dataclass(frozen=True)
@@ -104,4 +105,6 @@ def describe_failure(event: dict[str, Any]) -> str:
     """A failure in words."""
     if event["event"] == "hang":
         return f"worker {event['rank']} made no progress for {event['seconds']:g} s"
-    return "; ".join(f"worker {rank}: {reason}" for rank, reason in event["workers"].items())
+    told = {rank: LOST if "by peer" in reason else reason for rank, reason in event["workers"].items()}
+    causes = {rank: reason for rank, reason in told.items() if reason != LOST} or told  # the others only follow
+    return "; ".join(f"worker {rank}: {reason}" for rank, reason in causes.items())

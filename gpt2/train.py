@@ -81,9 +81,9 @@ def fit(
     guard.quarantined |= kept_quarantine(folder)
     earlier = read_journal(folder / JOURNAL)
     reached = max((r["step"] for r in earlier), default=0)
-    last = max((r["time"] for r in earlier if "time" in r), default=None)
+    latest = max((r["time"] for r in earlier if "time" in r), default=None)
     seconds = round(time.time() - begun, 3)
-    events.tell("begin", step=step, world_size=engine.world_size, reached=reached, last=last, load_seconds=seconds)
+    events.tell("begin", step=step, world_size=engine.world_size, reached=reached, last=latest, load_seconds=seconds)
     journal = Journal(folder / JOURNAL, step) if engine.rank == 0 else None
     pace = Pace(engine, total, step, flops_per_token, peak_flops)
     result: dict[str, float] = {}

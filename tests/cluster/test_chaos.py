@@ -227,3 +227,32 @@ def test_a_killed_driver_leaves_no_orphan(inputs, tmp_path):
     drive.start()
     drive.finish()
     assert os.path.exists(drive.output / "model/config.json")
+
+
+def test_a_draining_node_is_left_in_time(inputs, tmp_path, unbroken, monkeypatch):
+    """Ray drains the node of a worker, as a cloud does before it takes a machine back: saved, and on with another."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+        drive = Drive(inputs, tmp_path / "run", workers=1, checkpoint_every=1000, eval_samples=600)
+        drive.start()
+        drive.until(lambda: drive.step >= 6)
+        raylets = {n: psutil.Process(n.all_processes["raylet"][0].process.pid) for n in nodes}
+        (home,) = [
+            n for n, raylet in raylets.items() if any(WORKER in " ".join(c.cmdline()) for c in raylet.children())
+        ]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+        command += ["--node-id", home.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        command += ["--reason-message", "taken back", "--deadline-remaining-seconds", "30"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        drive.until(lambda: len(drive.events("begin")) > 1)
+        drive.finish()
+    finally:
+        cluster.shutdown()
+    told = drive.events("preempted")
+    assert told and drive.events("begin")[1]["step"] == told[0]["step"] and drive.starts == 1
+    assert losses(read_journal(drive.output / JOURNAL)) == pytest.approx(unbroken(2)[0], rel=1e-5)

@@ -10,7 +10,7 @@ def test_a_run_with_a_failure_and_a_dead_driver():
         {"event": "launch", "time": 100.0},
         {"event": "begin", "time": 110.0, "step": 0, "reached": 0, "last": None, "load_seconds": 0.0},
         {"event": "checkpoint", "time": 120.5, "step": 10, "stall": 0.5},
-        {"event": "failure", "time": 132.0, "workers": {"1": "its process died"}},
+        {"event": "failure", "time": 132.0, "workers": {"0": "Connection reset by peer", "1": "its process died"}},
         {"event": "begin", "time": 145.0, "step": 10, "reached": 19, "last": 129.0, "load_seconds": 2.0},
         {"event": "bad step", "time": 156.0, "step": 21},
         {"event": "launch", "time": 200.0},
