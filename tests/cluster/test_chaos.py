@@ -233,6 +233,7 @@ def test_a_draining_node_is_left_in_time(inputs, tmp_path, unbroken, monkeypatch
     """Ray drains the node of a worker, as a cloud does before it takes a machine back: saved, and on with another."""
     from ray.cluster_utils import Cluster
 
+    expected = unbroken(2)[0]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -255,4 +256,4 @@ def test_a_draining_node_is_left_in_time(inputs, tmp_path, unbroken, monkeypatch
         cluster.shutdown()
     told = drive.events("preempted")
     assert told and drive.events("begin")[1]["step"] == told[0]["step"] and drive.starts == 1
-    assert losses(read_journal(drive.output / JOURNAL)) == pytest.approx(unbroken(2)[0], rel=1e-5)
+    assert losses(read_journal(drive.output / JOURNAL)) == pytest.approx(expected, rel=1e-5)
