@@ -38,7 +38,8 @@ class Gate:
             self.optimizer.overflow_checker.has_overflow = self._has_overflow
 
     def step(self, limit: float) -> float:
-        """Apply the gradient where its norm is finite and at most `limit`; the norm, before clipping."""
+        """Apply the gradient where its norm is finite and at most `limit`; the norm, before clipping, or 0 where the
+        loss scale of fp16 was too high."""
         self.limit, self.norm = limit, math.inf
         if self.plain:
             self.norm = float(self._total_norm())
@@ -50,14 +51,20 @@ class Gate:
                 finally:
                     self.optimizer.step = step
                 return self.norm
+        scale = self._scale()
         self.engine.step()
+        if scale > 1 and not math.isfinite(self.norm):
+            return 0.0  # fp16 only: DeepSpeed has lowered the loss scale, which may have been all that was wrong
         return self.norm
+
+    def _scale(self) -> float:
+        return float(getattr(self.optimizer, "loss_scale", 1.0))
 
     def _applicable(self, norm: float) -> bool:
         return math.isfinite(norm) and norm <= self.limit
 
     def _unscaled(self, norm: Any) -> float:
-        value = float(norm) / float(getattr(self.optimizer, "loss_scale", 1.0))
+        value = float(norm) / self._scale()
         return value if value >= 0 else math.nan  # DeepSpeed's sign for one that is not finite
 
     def _scaled_norm(self, *arguments: Any, **options: Any) -> Tensor:
@@ -73,7 +80,7 @@ class Gate:
         return groups if self._applicable(self.norm) else [INVALID.to(self.engine.device)]
 
     def _has_overflow(self, parameters: Any, *arguments: Any, **options: Any) -> bool:
-        self.norm = float(self._total_norm()) / float(getattr(self.optimizer, "cur_scale", 1.0))
+        self.norm = float(self._total_norm()) / self._scale()
         return not self._applicable(self.norm) or self._overflow(parameters, *arguments, **options)
 
     def _total_norm(self) -> Tensor:

@@ -35,7 +35,8 @@ class Engine(Protocol):
     def update(self, learning_rate: float, limit: float = math.inf) -> float:
         """One optimizer step on the gradients averaged over micro-batches and ranks; return their global norm.
 
-        A norm that is not finite or is above `limit` changes nothing, on any rank.
+        A norm that is not finite or is above `limit` changes nothing, on any rank; 0 where fp16's loss scale was
+        lowered instead.
         """
         ...
 

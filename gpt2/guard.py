@@ -61,6 +61,8 @@ class Guard:
 
     def judge(self, norm: float, window: int) -> bool:
         """Whether the step of that gradient norm counted; remembers it."""
+        if norm == 0:  # no step was due, or fp16 lowered its loss scale: it says nothing of the usual
+            return True
         good = math.isfinite(norm) and norm <= self.limit
         if good:
             self.norms.append(norm)

@@ -29,6 +29,12 @@ def test_a_bad_norm_is_left_out_and_no_healthy_one_after_it(norm):
     assert guard.bad == [] and guard.skipped == 1
 
 
+def test_a_norm_of_zero_is_neither_bad_nor_usual():
+    guard = warm()
+    before = guard.state()
+    assert guard.judge(0.0, WARM) and guard.state() == before
+
+
 def test_before_it_knows_the_usual_only_numbers_that_are_none_are_bad():
     guard = Guard(GuardConfig())
     assert guard.judge(1e9, 0) and not guard.judge(math.nan, 1)
