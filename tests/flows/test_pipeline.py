@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +78,10 @@ def interrupted(home):
     while not list(home.folder.glob("home/store/.partial/base-*/_checkpoints/step-*/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    psutil.wait_procs(family, timeout=60)  # workers outlive their driver by some seconds, and save meanwhile
     assert not any(a.startswith("base/") for a in home.artifacts())
     gpt2 = [sys.executable, "-m", "flows.cli", "checkpoints"]
     kept = sorted(home.folder.glob("home/store/.partial/base-*/_checkpoints/step-*"))
