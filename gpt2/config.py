@@ -7,7 +7,7 @@ records. Nothing here imports PyTorch, so a wrong value is refused before anythi
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -55,6 +55,50 @@ class ModelShape(Settings):
     """Added to the variance in layer normalisation."""
     initializer_range: float = Field(0.02, gt=0, le=1)
     """Standard deviation of initial weights; residual projections get 1/sqrt(2 n_layer) of it."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """GPT-2's learned position embeddings, or rotary ones (Su et al. 2021)."""
+    norm: Literal["layer", "rms", "none"] = "layer"
+    """Layer normalisation (Ba et al. 2016), RMS normalisation (Zhang and Sennrich 2019), or none."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """Before each branch, as GPT-2, or after the sum, as the first Transformer."""
+    residual: bool = True
+    """Each branch adds to the stream; without it, it replaces it (to show why that fails)."""
+    activation: Literal["gelu_tanh", "gelu", "relu", "relu2", "tanh", "swiglu"] = "gelu_tanh"
+    """The MLP's non-linearity: GPT-2's GELU in its tanh form, the exact one, ReLU, its square (So et al. 2021), tanh,
+    or SwiGLU (Shazeer 2020) in an MLP of the same number of parameters."""
+    bias: bool = True
+    """Biases in linear layers and layer normalisation."""
+    qk_norm: bool = False
+    """Queries and keys of unit RMS (Henry et al. 2020)."""
+    value_residual: bool = False
+    """Each layer's values are mixed with the first layer's in a learned proportion (Zhou et al. 2024)."""
+    tied_head: bool = True
+    """The head is the token embedding, as GPT-2's; otherwise a matrix of its own."""
+    zero_init: bool = False
+    """Residual projections, and a head of its own, start at zero."""
+
+    @model_validator(mode="after")
+    def _rotary_turns_pairs(self):
+        if self.positions == "rotary" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"positions=rotary turns pairs, but a head is n_embd / n_head = {self.n_embd // self.n_head} wide; "
+                f"choose an even width"
+            )
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Of an attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def n_inner(self) -> int:
+        """Width inside the MLP: 4 n_embd; 8/3 of it, to a multiple of 8, for SwiGLU's three matrices."""
+        return 8 * round(self.n_embd / 3) if self.activation == "swiglu" else 4 * self.n_embd
+
+    def beyond_gpt2(self) -> dict[str, Any]:
+        """The fields by which this is not GPT-2's architecture, with their values."""
+        return {name: getattr(self, name) for name in SWITCHES if getattr(self, name) != default(name)}
 
     @model_validator(mode="after")
     def _heads_divide_width(self):
@@ -66,6 +110,25 @@ class ModelShape(Settings):
         return self
 
 
+SWITCHES = (
+    "positions",
+    "norm",
+    "norm_placement",
+    "residual",
+    "activation",
+    "bias",
+    "qk_norm",
+    "value_residual",
+    "tied_head",
+)
+"""The fields that decide which tensors there are and what is computed from them."""
+
+
+def default(switch: str) -> Any:
+    """GPT-2's value."""
+    return ModelShape.model_fields[switch].default
+
+
 class ModelConfig(ModelShape):
     """A complete GPT-2 configuration."""
 
@@ -74,17 +137,24 @@ class ModelConfig(ModelShape):
 
     @property
     def n_parameters(self) -> int:
-        """Parameters with the head tied to the token embedding: 12 n_layer n_embd^2 and the small terms."""
-        d = self.n_embd
-        block = 12 * d * d + 13 * d
-        return (self.vocab_size + self.n_positions) * d + self.n_layer * block + 2 * d
+        """Parameters; GPT-2's are (vocab_size + n_positions + 2) n_embd + n_layer (12 n_embd^2 + 13 n_embd)."""
+        d, inner, bias = self.n_embd, self.n_inner, int(self.bias)
+        first = inner * (2 if self.activation == "swiglu" else 1)
+        norm = {"layer": d + d * bias, "rms": d, "none": 0}[self.norm]
+        block = 4 * d * d + d * first + inner * d + bias * (4 * d + first + d) + 2 * norm + int(self.value_residual)
+        final = norm if self.norm_placement == "pre" else 0
+        return d * (self.vocab_size + self._looked_up()) + self.n_layer * block + final
+
+    def _looked_up(self) -> int:
+        """Rows of embeddings besides those that are the head."""
+        return (self.n_positions if self.positions == "learned" else 0) + (0 if self.tied_head else self.vocab_size)
 
     def flops_per_token(self, context: int, with_head: bool = True) -> int:
         """Training FLOPs per token, 6 N + 12 n_layer n_embd T (PaLM, appendix B).
 
         N leaves out the position embeddings and, without the language model's head, the token embeddings.
         """
-        looked_up = self.n_positions + (0 if with_head else self.vocab_size)
+        looked_up = self._looked_up() + (0 if with_head else self.vocab_size)
         return 6 * (self.n_parameters - looked_up * self.n_embd) + 12 * self.n_layer * self.n_embd * context
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.model import GPT2
+from gpt2.model import GPT2, Packed
 
 
 def pad(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
@@ -18,6 +18,12 @@ def pad(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
     return ids, lengths
+
+
+def pack(padded: Tensor, lengths: Tensor) -> tuple[Tensor, Packed]:
+    """(B, T, ...) and (B,) lengths to the (N, ...) that are no padding, and where they are."""
+    inside = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    return padded[inside], Packed(lengths)
 
 
 def pooled(hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -49,9 +55,9 @@ class Classifier(nn.Module):
 
     def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) ids, padded on the right, to (B, classes)."""
-        hidden = self.model.hidden(ids)
-        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
-        features = torch.cat([pooled(hidden, lengths), last], dim=-1)
+        tokens, packed = pack(ids, lengths)
+        hidden = self.model.hidden(tokens, packed=packed)
+        features = torch.cat([packed.means(hidden), hidden[packed.last]], dim=-1)
         return self.head(F.dropout(features, self.dropout, self.training))
 
     def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
@@ -93,9 +99,9 @@ class Recommender(nn.Module):
         """(items, C): each item's words."""
         return self.norm(pooled(self.model.wte(self.text_ids), self.text_lengths))
 
-    def tastes(self, history: Tensor, features: Tensor) -> Tensor:
-        """(B, P) item indices, padded on the right, to (B, P, width) unit vectors."""
-        hidden = self.model.read(self.enter(features)[history])
+    def tastes(self, items: Tensor, packed: Packed, features: Tensor) -> Tensor:
+        """(N,) item indices of packed histories to (N, width) unit vectors."""
+        hidden = self.model.read(self.enter(features)[items], packed=packed)
         return F.normalize(self.taste(hidden), dim=-1)
 
     def embeddings(self, features: Tensor) -> Tensor:
@@ -108,8 +114,11 @@ class Recommender(nn.Module):
 
     def forward(self, history: Tensor, following: Tensor) -> Tensor:
         """Mean over samples of the mean loss over positions: (B, P) items read, (B, P) items next, -1 for none."""
-        features = self.features()
-        logits = self.scores(self.tastes(history, features), self.embeddings(features)).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), following.flatten(), ignore_index=-1, reduction="none")
-        losses = losses.view(following.shape)
-        return (losses.sum(1) / (following >= 0).sum(1).clamp_min(1)).mean()
+        known = following >= 0
+        places = torch.arange(1, history.shape[1] + 1, device=history.device)
+        items, packed = pack(history, (known * places).amax(1).clamp_min(1))
+        counted, features = pack(known, packed.lengths)[0], self.features()
+        tastes = self.tastes(items, packed, features)[counted]
+        logits = self.scores(tastes, self.embeddings(features)).float()
+        losses = F.cross_entropy(logits, following[known], reduction="none")
+        return (losses / known.sum(1)[packed.text[counted]]).sum() / len(history)

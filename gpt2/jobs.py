@@ -66,7 +66,7 @@ def build(job: Job) -> Parts:
     """The module on the CPU in fp32, with the same initial weights in every process, and the datasets."""
     import torch
 
-    from gpt2 import huggingface
+    from gpt2 import weights
     from gpt2.heads import LanguageModel
     from gpt2.model import GPT2
 
@@ -80,13 +80,13 @@ def build(job: Job) -> Parts:
         validation: Dataset = token_dataset(job.tokens, "validation", job.train.context)
 
         def save(out: Path) -> None:
-            huggingface.save(model, out)
+            weights.save(model, out)
             tokenizer.save(out)
             (out / "task.json").write_text(json.dumps({"task": "base"}))
     else:
         assert job.base is not None and job.examples is not None
         kind, examples = task(job.name), Path(job.examples)
-        model = huggingface.load(Path(job.base))
+        model = weights.load(Path(job.base))
         module = kind.module(model, examples, tokenizer)
         training = kind.dataset(examples, "train", tokenizer, job.train.context)
         validation = kind.dataset(examples, "validation", tokenizer, job.train.context)

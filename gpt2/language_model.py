@@ -26,10 +26,10 @@ def evaluate(
     directory: Path, validation: TokenDataset, training: TokenDataset, bytes_per_token: float, out: Path
 ) -> dict[str, Any]:
     """The report of a pretrained model on the whole validation split, beside a unigram model of the training split."""
-    from gpt2 import huggingface
+    from gpt2 import weights
     from gpt2.generate import generate
 
-    model, tokenizer = huggingface.load(directory), Tokenizer.load(directory)
+    model, tokenizer = weights.load(directory), Tokenizer.load(directory)
     model.eval()
     nll, tokens = 0.0, 0
     for start in range(0, len(validation), 16):
@@ -71,9 +71,9 @@ class GeneratorPredictor:
     input_example = ("This film is",)
 
     def __init__(self, directory: Path):
-        from gpt2 import huggingface
+        from gpt2 import weights
 
-        self.model, self.tokenizer = huggingface.load(directory), Tokenizer.load(directory)
+        self.model, self.tokenizer = weights.load(directory), Tokenizer.load(directory)
         self.model.eval()
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), whole: embeddings, attention, MLP, block, head, loss.
+"""GPT-2 (Radford et al. 2019), whole: embeddings, attention, MLP, block, head, loss; and what has been found since.
 
 Shapes: B batch, T time, C width, V vocabulary.
 """
@@ -6,6 +6,8 @@ Shapes: B batch, T time, C width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt2.config import ModelConfig
 
 IGNORED = -100
+ROTARY_BASE = 10_000.0
 # Logits that the loss holds at a time: on a CPU as many as its cache has room for, on a GPU as many as keep it busy.
 LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**21, 2**26
 LOSS_ROWS = 256  # but no fewer rows, whatever the vocabulary: thinner matrix products are slow
@@ -22,26 +25,89 @@ SHORT = 512  # tokens up to which a CPU attends faster by plain matrix products
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal multi-head self-attention, with what was found since: each a switch of `ModelShape`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.n_head, self.dropout, self.qk_norm = config.n_head, config.dropout, config.qk_norm
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, config.bias)
+        self.value_mix = nn.Parameter(torch.full((1,), 0.5)) if config.value_residual else None
 
-    def forward(self, x: Tensor, cache: KeyValues | None = None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = (
-            t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in self.qkv(x).split(C, dim=-1)
-        )  # (B, heads, T, C / heads)
-        y = (
-            causal_attention(q, k, v, self.dropout if self.training else 0.0)
-            if cache is None
-            else cache.attend(q, k, v)
-        )
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.proj(y), self.dropout, self.training)
+    def forward(
+        self, x: Tensor, attend: Attend, rotation: tuple[Tensor, Tensor] | None, first: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(..., C) to (..., C), and the values (..., heads, C / heads) of the first layer, for those above it."""
+        q, k, v = (t.unflatten(-1, (self.n_head, -1)) for t in self.qkv(x).chunk(3, dim=-1))
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        first = v if first is None else first
+        if self.value_mix is not None:
+            v = torch.lerp(v, first, self.value_mix.to(v.dtype))
+        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        return F.dropout(self.proj(y.flatten(-2)), self.dropout, self.training), first
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Queries, keys and values (..., heads, C / heads) and a dropout probability to (..., heads, C / heads)."""
+
+
+def attend_rows(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """(B, T, heads, d): each row by itself."""
+    return causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout).transpose(1, 2)
+
+
+class Packed:
+    """Texts of unequal length end to end, without padding: (N, ...) tokens of `lengths` (B,), which sum to N.
+
+    Everything is computed on the N tokens but attention, which reads each text alone, in a padded copy: for texts
+    that are short beside the width, a small part of the work. (Zeng et al. 2022, ByteTransformer.)
+    """
+
+    def __init__(self, lengths: Tensor):
+        self.lengths, self.rows, self.longest = lengths, len(lengths), int(lengths.max())
+        starts = lengths.cumsum(0) - lengths
+        text = torch.repeat_interleave(torch.arange(self.rows, device=lengths.device), lengths)
+        self.positions = torch.arange(len(text), device=lengths.device) - starts[text]
+        """(N,): each token's place in its text."""
+        self.last = starts + lengths - 1
+        """(B,): each text's last token."""
+        self.text = text
+        """(N,): each token's text."""
+        self.slots = text * self.longest + self.positions
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(N, ...) to (B, T, ...), zeros behind each text."""
+        padded = packed.new_zeros(self.rows * self.longest, *packed.shape[1:])
+        return padded.index_copy(0, self.slots, packed).unflatten(0, (self.rows, self.longest))
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(B, T, ...) to (N, ...)."""
+        return padded.flatten(0, 1).index_select(0, self.slots)
+
+    def means(self, packed: Tensor) -> Tensor:
+        """(N, C) to (B, C): the mean of each text."""
+        sums = packed.new_zeros(self.rows, packed.shape[1]).index_add(0, self.text, packed)
+        return sums / self.lengths[:, None].to(packed.dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """(N, heads, d): no token sees another text's."""
+        return self.unpad(attend_rows(self.pad(q), self.pad(k), self.pad(v), dropout))
+
+
+def rotations(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (..., 1, width / 2), of the angles by which heads turn at (...) positions (Su et al. 2021)."""
+    frequencies = ROTARY_BASE ** -torch.arange(0, 1, 2 / width, device=positions.device)
+    angles = (positions[..., None].float() * frequencies)[..., None, :]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(..., heads, d) turned: entry i with entry i + d / 2 (as GPT-NeoX)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
@@ -59,31 +125,67 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
 
 
 class MLP(nn.Module):
-    """Two matrices around GELU in its tanh form."""
+    """Two matrices around a non-linearity; SwiGLU's first is two."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.dropout = config.dropout
-        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout, self.activation = config.dropout, ACTIVATIONS[config.activation]
+        self.fc = nn.Linear(config.n_embd, config.n_inner * (2 if config.activation == "swiglu" else 1), config.bias)
+        self.proj = nn.Linear(config.n_inner, config.n_embd, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.proj(F.gelu(self.fc(x), approximate="tanh")), self.dropout, self.training)
+        return F.dropout(self.proj(self.activation(self.fc(x))), self.dropout, self.training)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(..., 2 H) to (..., H) (Shazeer 2020)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "tanh": torch.tanh,
+    "swiglu": swiglu,
+}
+
+
+def norm(config: ModelConfig) -> nn.Module:
+    """The normalisation of the residual stream that the configuration names."""
+    if config.norm == "layer":
+        return nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, config.layer_norm_epsilon) if config.norm == "rms" else nn.Identity()
 
 
 class Block(nn.Module):
-    """Each branch reads the normalised residual stream and adds to it: x + f(norm(x))."""
+    """Each branch reads the normalised residual stream and adds to it: x + f(norm(x)).
+
+    With `norm_placement: post` it normalises the sum: norm(x + f(x)) (Vaswani et al. 2017). Without `residual` a
+    branch replaces the stream.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.pre, self.residual = config.norm_placement == "pre", config.residual
+        self.ln_1 = norm(config)
         self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_2 = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KeyValues | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+    def forward(
+        self, x: Tensor, attend: Attend, rotation: tuple[Tensor, Tensor] | None = None, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(..., C) to (..., C); the rest as in `Attention`."""
+        y, first = self.attn(self.ln_1(x) if self.pre else x, attend, rotation, first)
+        x = x + y if self.residual else y
+        if not self.pre:
+            x = self.ln_1(x)
+        y = self.mlp(self.ln_2(x) if self.pre else x)
+        x = x + y if self.residual else y
+        return (x if self.pre else self.ln_2(x)), first
 
 
 class KeyValues:
@@ -94,18 +196,20 @@ class KeyValues:
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.positions = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store (B, heads, T, d) keys and values at `positions` (B, T); attend to what is at or before each."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+        """Store (B, T, heads, d) keys and values at `positions` (B, T); attend to what is at or before each."""
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         index = self.positions[:, None, :, None].expand_as(k)
         self.keys.scatter_(2, index, k)
         self.values.scatter_(2, index, v)
         end = int(self.positions.max()) + 1
         seen = torch.arange(end, device=q.device) <= self.positions[:, None, :, None]  # (B, 1, T, end)
-        return F.scaled_dot_product_attention(q, self.keys[:, :, :end], self.values[:, :, :end], attn_mask=seen)
+        y = F.scaled_dot_product_attention(q, self.keys[:, :, :end], self.values[:, :, :end], attn_mask=seen)
+        return y.transpose(1, 2)
 
 
 class GPT2(nn.Module):
-    """The language model. Batches are padded on the right: causal attention never looks there."""
+    """The language model. Batches are padded on the right, which causal attention never sees, or packed."""
 
     def __init__(self, config: ModelConfig, seed: int | None = None):
         """Weights as published; drawn from `seed`, or from PyTorch's global generator without one."""
@@ -113,52 +217,74 @@ class GPT2(nn.Module):
         self.config = config
         self.activation_checkpointing = False  # in training, recompute each block in the backward pass
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_f = norm(config) if config.norm_placement == "pre" else nn.Identity()
+        self.head = None if config.tied_head else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self._initialise(None if seed is None else torch.Generator().manual_seed(seed))
 
     def _initialise(self, generator: torch.Generator | None) -> None:
         """N(0, initializer_range); what adds to the residual stream gets 1/sqrt(2 n_layer) of it (section 2.3)."""
         std = self.config.initializer_range
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or (self.config.zero_init and name.endswith(("proj.weight", "head.weight"))):
                 nn.init.zeros_(parameter)
             elif name.endswith("proj.weight"):
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layer), generator=generator)
             elif parameter.ndim == 2:  # the gains of normalisations stay 1
                 nn.init.normal_(parameter, std=std, generator=generator)
 
-    def hidden(self, ids: Tensor, caches: list[KeyValues] | None = None) -> Tensor:
-        """(B, T) ids to (B, T, C), after the final normalisation. `ValueError` where T exceeds the positions."""
-        return self.read(self.wte(ids), caches)
+    def hidden(self, ids: Tensor, caches: list[KeyValues] | None = None, packed: Packed | None = None) -> Tensor:
+        """(B, T) ids, or (N,) packed ones, to (..., C), after the final normalisation.
 
-    def read(self, x: Tensor, caches: list[KeyValues] | None = None) -> Tensor:
-        """(B, T, C) embeddings, without positions, to (B, T, C), after the final normalisation."""
-        T = x.shape[1]
+        `ValueError` where a text is longer than the positions.
+        """
+        return self.read(self.wte(ids), caches, packed)
+
+    def read(self, x: Tensor, caches: list[KeyValues] | None = None, packed: Packed | None = None) -> Tensor:
+        """(B, T, C) embeddings, or (N, C) packed ones, without positions, to hidden states of the same shape."""
+        T = packed.longest if packed else x.shape[1]
         if self.config.n_positions < T:
             raise ValueError(f"{T} tokens are more than the model's {self.config.n_positions} positions; shorten them")
-        positions = caches[0].positions if caches else torch.arange(T, device=x.device)
-        x = F.dropout(x + self.wpe(positions), self.config.dropout, self.training)
+        if packed:
+            positions = packed.positions
+        else:
+            positions = caches[0].positions if caches else torch.arange(T, device=x.device)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        x = F.dropout(x, self.config.dropout, self.training)
+        rotation = rotations(positions, self.config.head_width, self._dtype(x)) if self.wpe is None else None
+        first = None
         for layer, block in enumerate(self.blocks):
+            attend = caches[layer].attend if caches else packed.attend if packed else attend_rows
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x, first = checkpoint(block, x, attend, rotation, first, use_reentrant=False)
             else:
-                x = block(x, caches[layer] if caches else None)
+                x, first = block(x, attend, rotation, first)
         return self.ln_f(x)
 
+    @staticmethod
+    def _dtype(x: Tensor) -> torch.dtype:
+        """Of the heads: autocast's, or the embeddings'."""
+        return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C): the token embedding, or the head of its own."""
+        return self.wte.weight if self.head is None else self.head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) to (..., V): the head is the token embedding, transposed."""
-        return F.linear(hidden, self.wte.weight)
+        """(..., C) to (..., V)."""
+        return F.linear(hidden, self.head_weight)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy (nats, fp32, scalar) of (B, T) targets; -100 is left out. 0 where nothing is left."""
-        return cross_entropy(self.hidden(ids), self.wte.weight, targets) / (targets != IGNORED).sum().clamp_min(1)
+        return cross_entropy(self.hidden(ids), self.head_weight, targets) / (targets != IGNORED).sum().clamp_min(1)
 
     @torch.no_grad()
     def loss_sum(self, ids: Tensor, targets: Tensor) -> tuple[float, int]:
         """Sum of cross-entropies (nats) of (B, T) targets, and how many there are; -100 is left out."""
-        return float(cross_entropy(self.hidden(ids), self.wte.weight, targets)), int((targets != IGNORED).sum())
+        return float(cross_entropy(self.hidden(ids), self.head_weight, targets)), int((targets != IGNORED).sum())
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -100,9 +100,9 @@ class Recommendation(Task):
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
 
-        from gpt2 import huggingface
+        from gpt2 import weights
 
-        huggingface.save(module.model, out)
+        weights.save(module.model, out)
         tokenizer.save(out)
         _, items = load_examples(examples)
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
@@ -190,7 +190,7 @@ class RecommendationPredictor:
         import pandas as pd
         from safetensors.torch import load_file
 
-        from gpt2 import huggingface
+        from gpt2 import weights
         from gpt2.heads import Recommender
         from gpt2.tokenizer import Tokenizer
 
@@ -199,7 +199,7 @@ class RecommendationPredictor:
         self.input_example = [{"history": self.titles[:2], "candidates": self.titles[2:5]}]
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
-        trunk, tokenizer = huggingface.load(directory), Tokenizer.load(directory)
+        trunk, tokenizer = weights.load(directory), Tokenizer.load(directory)
         self.module = Recommender(trunk, texts(items, tokenizer), log_popularity(items))
         self.context = json.loads((directory / "task.json").read_text())["context"]
         head = load_file(directory / "head.safetensors")
@@ -218,7 +218,7 @@ class RecommendationPredictor:
         import numpy as np
         import torch
 
-        from gpt2.heads import pad
+        from gpt2.heads import pack, pad
 
         out = []
         with torch.inference_mode():
@@ -227,8 +227,8 @@ class RecommendationPredictor:
             for start in range(0, len(histories), batch_size):
                 rows = [[int(i) for i in h[-self.context :]] for h in histories[start : start + batch_size]]
                 ids, lengths = pad(rows)
-                tastes = self.module.tastes(ids, features)
-                last = tastes[torch.arange(len(rows)), lengths.clamp_min(1) - 1] * (lengths > 0)[:, None]
+                items, packed = pack(ids, lengths.clamp_min(1))
+                last = self.module.tastes(items, packed, features)[packed.last] * (lengths > 0)[:, None]
                 out.append(self.module.scores(last, embeddings).numpy())
         return np.concatenate(out)
 

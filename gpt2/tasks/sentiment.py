@@ -95,9 +95,9 @@ class Sentiment(Task):
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
 
-        from gpt2 import huggingface
+        from gpt2 import weights
 
-        huggingface.save(module.model, out)
+        weights.save(module.model, out)
         tokenizer.save(out)
         head = {n: p.detach().float().contiguous() for n, p in module.head.state_dict().items()}
         save_file(head, out / "head.safetensors")
@@ -177,13 +177,13 @@ class SentimentPredictor:
     def __init__(self, directory: Path):
         from safetensors.torch import load_file
 
-        from gpt2 import huggingface
+        from gpt2 import weights
         from gpt2.heads import Classifier
         from gpt2.tokenizer import Tokenizer
 
         self.labels: list[str] = json.loads((directory / "task.json").read_text())["labels"]
         self.tokenizer = Tokenizer.load(directory)
-        self.module = Classifier(huggingface.load(directory), len(self.labels))
+        self.module = Classifier(weights.load(directory), len(self.labels))
         self.module.head.load_state_dict(load_file(directory / "head.safetensors"))
         self.module.eval()
 

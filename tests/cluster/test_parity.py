@@ -53,8 +53,11 @@ def test_every_placement_learns_the_same(sizes, stages, precisions, last):
     expected = {precision: plain(precision, last) for precision in precisions}
     print("\n| ranks | ZeRO | offload | precision | last loss | largest relative difference |")
     print("|---|---|---|---|---|---|")
+    beyond = []
     for size in sizes:
         for stage, precision, offload, losses in run_ranks(size, cells, stages, precisions, last)[0]:
             off = max(abs(a - b) / b for a, b in zip(losses, expected[precision], strict=True))
             print(f"| {size} | {stage} | {'yes' if offload else 'no'} | {precision} | {losses[-1]:.5f} | {off:.1e} |")
-            assert off <= TOLERANCE[precision], (size, stage, precision, offload)
+            if not off <= TOLERANCE[precision]:
+                beyond.append((size, stage, precision, offload))
+    assert not beyond

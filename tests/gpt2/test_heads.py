@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2.config import ModelConfig
-from gpt2.heads import Classifier, Recommender, pad, pooled
+from gpt2.heads import Classifier, Recommender, pack, pad, pooled
 from gpt2.model import GPT2
 from gpt2.tasks.recommendation import HistoryDataset, log_popularity, texts
 from gpt2.tokenizer import Tokenizer
@@ -93,9 +93,10 @@ def test_recommender_in_bf16(recommender, histories):
 def test_loss_is_the_softmax_over_the_catalogue(recommender):
     history, following = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 3]])
     features = recommender.features()
-    scores = recommender.scores(recommender.tastes(history, features), recommender.embeddings(features))
-    assert scores.shape == (1, 3, 30)
-    torch.testing.assert_close(recommender(history, following), F.cross_entropy(scores[0], following[0]))
+    items, packed = pack(history, torch.tensor([3]))
+    scores = recommender.scores(recommender.tastes(items, packed, features), recommender.embeddings(features))
+    assert scores.shape == (3, 30)
+    torch.testing.assert_close(recommender(history, following), F.cross_entropy(scores, following[0]))
 
 
 def test_an_item_is_its_words(model, items, tokenizer):
@@ -108,6 +109,8 @@ def test_an_item_is_its_words(model, items, tokenizer):
 
 def test_tastes_do_not_see_later_films(recommender):
     features = recommender.features()
-    first, second = (recommender.tastes(torch.tensor([[3, 4, last]]), features) for last in (5, 9))
-    torch.testing.assert_close(first[:, :2], second[:, :2])
-    assert not torch.allclose(first[:, 2], second[:, 2])
+    first, second = (
+        recommender.tastes(*pack(torch.tensor([[3, 4, last]]), torch.tensor([3])), features) for last in (5, 9)
+    )
+    torch.testing.assert_close(first[:2], second[:2])
+    assert not torch.allclose(first[2], second[2])

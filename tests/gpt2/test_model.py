@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2 import model as model_module
 from gpt2.config import ModelConfig
 from gpt2.huggingface import TRANSPOSED, their_name
-from gpt2.model import GPT2, causal_attention, cross_entropy
+from gpt2.model import GPT2, KeyValues, Packed, causal_attention, cross_entropy, rotate, rotations
 
 SMALL = ModelConfig(vocab_size=300, n_positions=16, n_embd=32, n_layer=2, n_head=4)
 
@@ -225,3 +225,104 @@ def test_nothing_to_learn_is_a_zero_loss():
     loss.backward()
     assert loss.item() == 0
     assert not any(p.grad.any() for p in model.parameters())
+
+
+SWITCHED = [
+    {},
+    {"positions": "rotary", "norm": "rms", "bias": False, "qk_norm": True, "activation": "relu2"},
+    {"value_residual": True, "tied_head": False, "zero_init": True},
+    {"activation": "swiglu", "norm_placement": "post"},
+    {"norm": "none", "residual": False, "activation": "tanh"},
+    {"positions": "rotary", "value_residual": True, "bias": False},
+]
+
+
+def switched(changes: dict, seed: int = 0) -> GPT2:
+    """A small model with random biases and gains, and nothing at zero."""
+    model = GPT2(ModelConfig.model_validate({**SMALL.model_dump(), **changes}), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.05)
+    return model
+
+
+@pytest.mark.parametrize("changes", SWITCHED)
+def test_parameters_of_every_architecture(changes):
+    model = switched(changes)
+    assert sum(p.numel() for p in model.parameters()) == model.config.n_parameters
+
+
+@pytest.mark.parametrize("changes", SWITCHED)
+def test_packed_equals_one_by_one(changes):
+    """Hidden states and gradients of texts end to end are those of each text alone."""
+    model = switched(changes)
+    lengths = torch.tensor([3, 16, 1, 7])
+    ids = torch.randint(300, (int(lengths.sum()),), generator=torch.Generator().manual_seed(1))
+    together = model.hidden(ids, packed=Packed(lengths))
+    together.square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    alone = torch.cat([model.hidden(text[None])[0] for text in ids.split(lengths.tolist())])
+    alone.square().sum().backward()
+    torch.testing.assert_close(together, alone)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_means_and_places():
+    packed, values = Packed(torch.tensor([2, 1])), torch.tensor([[1.0], [3.0], [5.0]])
+    assert packed.means(values).tolist() == [[2.0], [5.0]]
+    assert packed.last.tolist() == [1, 2] and packed.positions.tolist() == [0, 1, 0]
+    assert packed.pad(values)[..., 0].tolist() == [[1.0, 3.0], [5.0, 0.0]]
+    assert torch.equal(packed.unpad(packed.pad(values)), values)
+
+
+def test_packed_text_too_long():
+    with pytest.raises(ValueError, match="17 tokens are more than"):
+        GPT2(SMALL).hidden(torch.zeros(17, dtype=torch.long), packed=Packed(torch.tensor([17])))
+
+
+@pytest.mark.parametrize("changes", SWITCHED)
+def test_cached_equals_whole(changes):
+    model = switched(changes).eval()
+    ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(1))
+    caches = [KeyValues(2, 9, model.config, model.wte.weight) for _ in model.blocks]
+    steps = []
+    for part in ids.split([4, 1, 3, 1], dim=1):
+        start = sum(s.shape[1] for s in steps)
+        for cache in caches:
+            cache.positions = torch.arange(start, start + part.shape[1]).expand(2, -1)
+        steps.append(model.hidden(part, caches))
+    torch.testing.assert_close(torch.cat(steps, dim=1), model.hidden(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    q, k = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    at = [rotations(torch.tensor([place]), 8, torch.float32) for place in range(12)]
+    scores = [float((rotate(q, *at[i]) * rotate(k, *at[i - 3])).sum()) for i in range(3, 12)]
+    assert max(scores) - min(scores) < 1e-5
+    assert abs(scores[0] - float((rotate(q, *at[5]) * rotate(k, *at[0])).sum())) > 1e-3
+
+
+def test_rotary_equals_transformers():
+    """Against the rotation of GPT-NeoX."""
+    from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
+
+    x = torch.randn(1, 2, 7, 8, generator=torch.Generator().manual_seed(0))  # (B, heads, T, d)
+    cos, sin = rotations(torch.arange(7), 8, torch.float32)
+    theirs = apply_rotary_pos_emb(x, x, cos.repeat(1, 1, 2)[:, 0][None], sin.repeat(1, 1, 2)[:, 0][None])[0]
+    torch.testing.assert_close(rotate(x.transpose(1, 2), cos, sin).transpose(1, 2), theirs)
+
+
+def test_first_values_reach_the_layers_above():
+    model = switched({"value_residual": True})
+    before = model.hidden(torch.tensor([[1, 2, 3]]))
+    with torch.no_grad():
+        model.blocks[1].attn.value_mix.zero_()
+    assert not torch.allclose(before, model.hidden(torch.tensor([[1, 2, 3]])))
+
+
+def test_odd_heads_do_not_turn():
+    with pytest.raises(ValueError, match="a head is n_embd / n_head = 3 wide; choose an even width"):
+        ModelConfig(vocab_size=300, n_embd=24, n_head=8, positions="rotary")

@@ -1,0 +1,65 @@
+"""A model's directory, config.json and model.safetensors: GPT-2's layout where it can hold the model, else our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gpt2 import huggingface
+from gpt2.config import ModelConfig
+from gpt2.model import GPT2
+
+LAYOUT = "gpt2_pipeline"
+"""`model_type` of a model that `transformers` has no class for."""
+
+
+def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model; `transformers` reads the directory where the architecture is GPT-2's."""
+    if not model.config.beyond_gpt2():
+        huggingface.save(model, directory, dtype)
+        return
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {"model_type": LAYOUT, "architecture": model.config.model_dump(mode="json")}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(directory: Path) -> GPT2:
+    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU.
+
+    Raises `ValueError` naming the file and what is wrong with it.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        values = None  # for the other reader to tell
+    if not isinstance(values, dict) or values.get("model_type") != LAYOUT:
+        return huggingface.load(directory)
+    try:
+        config = ModelConfig.model_validate(values.get("architecture"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    path = directory / "model.safetensors"
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+    with torch.device("meta"):  # shapes only: the file's tensors become the parameters
+        model = GPT2(config)
+    expected = model.state_dict()
+    for what, names in (("has no", expected.keys() - found), ("has the unexpected", found.keys() - expected.keys())):
+        if names:
+            raise ValueError(f"{path} {what} tensor {min(names)!r}; does config.json fit it?")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise ValueError(f"{path}: {name!r} is {tuple(found[name].shape)}, config.json says {tuple(tensor.shape)}")
+    model.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+    return model
