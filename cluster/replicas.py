@@ -76,7 +76,9 @@ def sum_bits(tensors: list[Tensor]) -> Tensor:
     for tensor in tensors:
         values = tensor.detach().flatten()
         whole = 8 // values.element_size()
-        body = len(values) // whole * whole if values.storage_offset() % whole == 0 else 0
+        if values.storage_offset() % whole:  # a view of eight bytes must begin on one
+            values = values.clone()
+        body = len(values) // whole * whole
         sums.append(values[:body].view(torch.int64).sum())  # eight bytes at a time: a cast would cost more
         sums.append(values[body:].view({2: torch.int16, 4: torch.int32}[values.element_size()]).sum())
     return torch.stack(sums).sum()

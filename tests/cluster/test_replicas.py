@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from cluster.replicas import sum_bits
 from tests.cluster.engines import backward, engine_of, steps
 from tests.cluster.ranks import run_ranks
 
@@ -42,3 +43,12 @@ def test_flipped_bit_is_found_and_the_worker_named(stages, precision, size, vict
     for messages in run_ranks(size, flipped, stages, precision, victim):
         for stage, message in zip(stages, messages, strict=True):
             assert re.search(rf"worker {victim} differ", message), (stage, message)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("offset", range(5))
+@pytest.mark.parametrize("length", [0, 1, 7, 8])
+def test_a_sum_of_bits_depends_on_the_values_only(dtype, offset, length):
+    values = torch.randn(16, generator=torch.Generator().manual_seed(length)).to(dtype)
+    piece = values[offset : offset + length]
+    assert sum_bits([piece]) == sum_bits([piece.clone()])
