@@ -63,11 +63,15 @@ class DeepSpeedEngine:
         if cluster.offload_optimizer:
             # Offloaded states step on the CPU: torch's AdamW does it without a compiled extension.
             config["zero_force_ds_cpu_optimizer"] = False
+        optimizer = adamw(module, train.optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0  # for a step that DeepSpeed takes at stage 0 in half precision, to make moments
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=adamw(module, train.optimizer), config=config, dist_init_required=False
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
         self.device = self.engine.device
         self.fragments = Fragments(self.engine)
+        self.fragments.forget_steps()
         self.gate = Gate(self.engine)
         self.replicas = Replicas(self.engine) if cluster.verify_replicas else None
         self.alive = alive

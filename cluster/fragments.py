@@ -114,6 +114,11 @@ class Fragments:
             if name in saved.scale:
                 setattr(self._scaler(), name, saved.scale[name])
 
+    def forget_steps(self) -> None:
+        """Undo what an optimizer counted while it was made: Adam's correction of its first steps would be too weak."""
+        if self.stage == 0:
+            self.inner.state.clear()
+
     def _scaler(self) -> Any:
         """fp16's dynamic loss scale: ZeRO's, or that of stage 0."""
         return getattr(self.wrapper, "loss_scaler", None) or getattr(self.wrapper, "loss_scale_config", None)
