@@ -30,7 +30,8 @@ class Drive:
     def __init__(self, inputs: Path, folder: Path, stage: int = 2, workers: int = 2, hang: float = 40, **changes):
         folder.mkdir(parents=True)
         self.output = folder / "out"
-        work = job(inputs, self.output, **{"steps": 40, "eval_every": 1, "eval_samples": 64, **changes})
+        defaults = {"steps": 40, "epochs": 5, "batch_size": 32, "eval_every": 1, "eval_samples": 64}
+        work = job(inputs, self.output, **{**defaults, **changes})
         cluster = ClusterConfig(
             num_workers=workers, cpus_per_worker=0.5, zero_stage=stage, max_failures=50, hang_seconds=hang
         )
@@ -64,6 +65,11 @@ class Drive:
             except psutil.Error:
                 continue
         return found
+
+    @property
+    def saving(self) -> int:
+        """The step that is being saved, or 0."""
+        return max((int(p.name.split("-")[1]) for p in self.output.glob("_checkpoints/.writing-*")), default=0)
 
     @property
     def step(self) -> int:
@@ -124,19 +130,31 @@ def strike(drive: Drive, victims: str) -> None:
         process.kill()
 
 
+VICTIMS, MOMENTS = ("worker", "workers", "driver", "head"), ("step", "epoch", "save")
+EPOCH = 19  # the next step ends the first pass over the 625 samples
+
+
+def reach(drive: Drive, moment: str, choice: random.Random) -> None:
+    """Wait for a random moment in a step, most of which is accumulation, in a save, or as an epoch ends."""
+    at = EPOCH if moment == "epoch" else drive.step + choice.randint(4, 9)
+    if moment == "save":
+        drive.until(lambda: drive.saving >= at)
+    else:
+        drive.until(lambda: drive.step >= at)
+        time.sleep(choice.random() * (0.05 if moment == "epoch" else 0.3))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("victims", ["worker", "workers", "driver", "head"])
+@pytest.mark.parametrize("victims", VICTIMS)
 def test_resume_is_bitwise_exact(inputs, tmp_path, unbroken, stage, victims):
-    """Killed at a random step, wherever it then is: in a step, an evaluation or a save."""
     expected = unbroken(stage)
     choice = random.Random(f"{stage}-{victims}")
     # Workers outlive the head for some seconds: they should not be through by then.
     drive = Drive(inputs, tmp_path / "run", stage, eval_samples=600 if victims == "head" else 64)
     drive.start()
-    for _ in range(3 if (stage, victims) == (2, "worker") else 1):
-        at = drive.step + choice.randint(4, 9)
-        drive.until(lambda at=at: drive.step >= at)
-        time.sleep(choice.random() * 0.3)
+    moment = MOMENTS[(stage + VICTIMS.index(victims)) % 3]
+    for each in MOMENTS if (stage, victims) == (2, "worker") else (moment,):
+        reach(drive, each, choice)
         strike(drive, victims)
     drive.finish()
     got = drive.result()
