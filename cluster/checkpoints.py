@@ -50,13 +50,15 @@ class Checkpoints:
         events: Events,
         alive: Callable[[], None] = lambda: None,
         mirror: Mirror | None = None,
+        earlier: Mirror | None = None,
         background: bool = True,
     ):
         """`header` says what the state belongs to: a checkpoint of another job is not loaded. `alive` is called
-        while waiting. `mirror` gets a copy of each, and gives the latest back where the folder has none."""
+        while waiting. `mirror` gets a copy of each, and gives the latest back where the folder has none; then
+        `earlier`, another training's, gives its latest."""
         self.folder, self.keep, self.archive_every = folder, keep, archive_every
         self.header, self.events, self.alive, self.background = header, events, alive, background
-        self.mirror = mirror
+        self.mirror, self.earlier = mirror, earlier
         self.attempt = ""
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
@@ -81,8 +83,9 @@ class Checkpoints:
         return manifest["step"], manifest["state"]
 
     def _latest_intact(self) -> tuple[Path, dict[str, Any]] | None:
-        if self.mirror and not any(self.folder.glob("step-*")):
-            self.mirror.fetch(self.folder)
+        for source in (self.mirror, self.earlier):
+            if source and not any(self.folder.glob("step-*")):
+                source.fetch(self.folder)
         folders = sorted(self.folder.glob("step-*"), reverse=True)
         for path in folders:
             try:
@@ -97,6 +100,8 @@ class Checkpoints:
                 f"none of the {len(folders)} checkpoints in {self.folder} is intact; bring one back from a copy, or "
                 f"delete the folder to start over"
             )
+        if self.earlier:
+            raise ValueError(f"{self.earlier.url} holds no whole checkpoint to continue from")
         return None
 
     def _check(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -195,7 +200,10 @@ class Checkpoints:
                 discard(path)
 
 
-MAY_CHANGE = ("job.train.steps", "job.train.epochs", "job.train.optimizer", "job.train.guard", "placement")
+MAY_CHANGE = (
+    *(f"job.train.{name}" for name in ("steps", "epochs", "optimizer", "guard", "continue_from")),
+    "placement",
+)
 """Parts of a header that may differ when a run goes on: the schedule, what is skipped, and where it runs."""
 
 

@@ -1,7 +1,8 @@
-"""The checkpoints of trainings that have not ended: found, verified, exported to the plain model format."""
+"""The checkpoints of trainings that have not ended, or that kept their last: found, verified, continued, exported."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from typing import Any
 
 from cluster.checkpoints import verify
 from cluster.home import store
+from cluster.mirror import Mirror
 from gpt2.artifact import DamagedArtifact, read_manifest
+from gpt2.journal import Events
+
+CHECKPOINTS, STATE = "_checkpoints", "state"
+"""Folders of checkpoints: of a training under way, and of one that has ended."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint of an unfinished training."""
+    """A checkpoint."""
 
     path: Path
     manifest: dict[str, Any] | None
@@ -24,7 +30,8 @@ class Kept:
     @property
     def training(self) -> str:
         """`base-<id>` of the artifact that the training makes."""
-        return self.path.parent.parent.name
+        work = self.path.parent.parent
+        return work.name if self.path.parent.name == CHECKPOINTS else f"{work.parent.name}-{work.name}"
 
     @property
     def bytes(self) -> int:
@@ -46,8 +53,39 @@ class Kept:
 
 def find() -> Iterator[Kept]:
     """The checkpoints in the store, by training and step."""
-    for path in sorted(store().root.glob(".partial/*/_checkpoints/step-*")):
-        yield Kept(path, read_manifest(path))
+    for pattern in (f".partial/*/{CHECKPOINTS}/step-*", f"*/*/{STATE}/step-*"):
+        for path in sorted(store().root.glob(pattern)):
+            yield Kept(path, read_manifest(path))
+
+
+def keep_state(output: Path) -> None:
+    """Keep the last checkpoint of a training that has ended as `output/state/step-N`; again after a kill, no harm."""
+    aside = output / f"_{STATE}"
+    if (output / STATE).exists():
+        return
+    aside.mkdir(exist_ok=True)
+    if not any(aside.iterdir()):
+        last = max((output / CHECKPOINTS).glob("step-*"))
+        os.rename(last, aside / last.name)
+    os.rename(aside, output / STATE)
+
+
+def earlier(kind: str, id: str | None, copies: str | None) -> str | None:
+    """Where the checkpoints of the training `kind/id` are: with its model, with its unfinished work, or among the
+    copies at an fsspec address. None for no id; `ValueError` where there are none."""
+    if id is None:
+        return None
+    root = store().root
+    for folder in (root / kind / id / STATE, root / ".partial" / f"{kind}-{id}" / CHECKPOINTS):
+        if any(folder.glob("step-*")):
+            return str(folder)
+    if copies and Mirror(copies, f"{kind}-{id}", Events(None)).steps():
+        return f"{copies.rstrip('/')}/{kind}-{id}"
+    raise ValueError(
+        f"continue_from={id}: there is no checkpoint of {kind}/{id} in {root}; name a training that has not ended "
+        f"(`gpt2 checkpoints` lists them), one that ran with keep_state: true, or set cluster.checkpoint_url to where "
+        f"its copies are"
+    )
 
 
 def export(path: Path, out: Path) -> None:

@@ -57,8 +57,8 @@ class Mirror:
             steps = self.steps()
         except Exception as error:  # whatever that store raises
             raise ValueError(
-                f"cluster.checkpoint_url: {self.url} can't be read ({type(error).__name__}: {error}); check the "
-                f"address and the credentials, or leave it out"
+                f"checkpoints in {self.url} can't be read ({type(error).__name__}: {error}); check "
+                f"cluster.checkpoint_url and the credentials, or leave it out"
             ) from None
         for name in steps:
             aside = folder / f".writing-{name}"

@@ -14,6 +14,7 @@ from cluster import worker
 from cluster.config import ClusterConfig
 from cluster.connect import check_resources, connect
 from cluster.home import ray_folder
+from cluster.kept import keep_state
 from cluster.stopping import stopping
 from cluster.worker import STOP
 from cluster.zero import accumulation_steps
@@ -58,6 +59,8 @@ def train(
                 _run(job, cluster)
             if not (output / MODEL / "config.json").exists():
                 stopped()
+        if job.train.keep_state:
+            keep_state(output)
     return read_journal(output / JOURNAL)
 
 

@@ -79,6 +79,10 @@ def train(job: Job, cluster: ClusterConfig) -> None:
             "placement": {"world_size": engine.world_size, "zero_stage": cluster.zero_stage},
             "batch_tokens": job.train.batch_size * job.train.context,
         }
+        earlier = None
+        if job.earlier:
+            address, _, name = job.earlier.rpartition("/")
+            earlier = Mirror(address, name, events)
         mirror = Mirror(cluster.checkpoint_url, output.name, events) if cluster.checkpoint_url else None
         checkpoints = Checkpoints(
             output / "_checkpoints",
@@ -88,6 +92,7 @@ def train(job: Job, cluster: ClusterConfig) -> None:
             events,
             watchdog.alive,
             mirror,
+            earlier,
         )
         peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
         flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.name == "base")
@@ -134,7 +139,7 @@ def stop_asked(output: Path):
 
 def identity(job: Job) -> dict[str, Any]:
     """What a checkpoint's state depends on, as JSON: inputs by the id of their artifact, wherever it lies."""
-    described = json.loads(json.dumps({**job.identity(), "output": None}))
+    described = json.loads(json.dumps({**job.identity(), "output": None, "earlier": None}))
     for name in ("tokenizer", "base", "examples"):
         if described[name]:
             described[name] = artifact_id(Path(described[name]))

@@ -10,6 +10,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from cluster.connect import connect, jobs_at_once
 from cluster.home import store
+from cluster.kept import earlier
 from cluster.stopping import politely
 from cluster.tracking import Run
 from flows.config import PipelineConfig, resolve
@@ -41,6 +42,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
             output=str(out),
             base=str(base.path / MODEL),
             examples=str(examples.path),
+            earlier=earlier(name, settings.train.continue_from, config.cluster.checkpoint_url),
         )
         return run_job(job, config.task_cluster(name), run)
 

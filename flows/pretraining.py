@@ -9,6 +9,7 @@ from prefect import flow, task
 
 from cluster.evaluation import token_files
 from cluster.home import store
+from cluster.kept import earlier
 from cluster.stopping import politely
 from cluster.tracking import Run
 from flows.config import PipelineConfig, resolve
@@ -35,6 +36,7 @@ def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
             output=str(out),
             model=config.model_config_with_vocabulary(),
             tokens=files,
+            earlier=earlier("base", config.pretrain.continue_from, config.cluster.checkpoint_url),
         )
         return run_job(job, config.cluster, run)
 

@@ -294,6 +294,11 @@ class TrainConfig(Settings):
     """The latest complete checkpoints kept while training; the one with the best validation loss is kept too."""
     archive_every: int | None = operational(None, ge=1)
     """Steps between checkpoints that are kept until the training ends."""
+    keep_state: bool = operational(False)
+    """Keep the last checkpoint with the model: twelve bytes per parameter, for a later `continue_from`."""
+    continue_from: str | None = Field(None, pattern="^[0-9a-f]{16}$")
+    """Id of an earlier training of the same model on the same data, ended with `keep_state` or not ended: this one
+    goes on from its last checkpoint, with another length, learning rate or guard."""
     log_every: int = operational(10, ge=1)
     """Steps between lines of progress."""
     seed: int = Field(0, ge=0, le=2**31 - 1)

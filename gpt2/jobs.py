@@ -44,6 +44,8 @@ class Job(Settings):
     """Pretraining: the model to initialise."""
     tokens: TokenFiles | None = None
     """Pretraining: the data."""
+    earlier: str | None = None
+    """Address of the checkpoints of the training that this one continues."""
     base: str | None = None
     """Fine-tuning: directory of the pretrained model."""
     examples: str | None = None

@@ -14,7 +14,7 @@ import torch
 from gpt2.artifact import write_atomically
 from gpt2.batches import rank_slices, sample_indices
 from gpt2.config import TrainConfig
-from gpt2.endings import Preempted
+from gpt2.endings import GaveUp, Preempted
 from gpt2.engine import Engine
 from gpt2.guard import Guard
 from gpt2.journal import JOURNAL, Events, Journal, read_journal
@@ -77,6 +77,8 @@ def fit(
     events = Events(folder if engine.rank == 0 else None)
     begun = time.time()
     step, state = checkpoints.load(engine)
+    if step > total:
+        raise GaveUp(f"the checkpoint is of step {step}, but training ends at step {total}; set more steps")
     guard = Guard(config.guard, state)
     guard.quarantined |= kept_quarantine(folder)
     earlier = read_journal(folder / JOURNAL)

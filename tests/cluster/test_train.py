@@ -12,6 +12,8 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.connect import NotEnoughResources, connect, disconnect, spread
+from cluster.home import store
+from cluster.kept import earlier, find
 from cluster.train import NotEnoughDisk, TrainingFailed, train
 from cluster.worker import STOP
 from gpt2 import huggingface
@@ -175,6 +177,25 @@ def test_another_world_size_goes_on_by_itself(inputs, reference, tmp_path):
     assert "goes on from the checkpoint of step" in told and "placement_world_size 1 (was 2)" in told
     begins = [e for e in read_journal(tmp_path / "out" / "events.jsonl") if e["event"] == "begin"]
     assert begins[1]["step"] == begins[1]["reached"]  # no step is done again
+
+
+def test_an_ended_training_is_continued_with_more_steps_and_another_rate(inputs):
+    first, second = (store().root / "base" / (digit * 16) for digit in "12")
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    on_cluster(job(inputs, first, keep_state=True))
+    assert [k.training for k in find()] == [f"base-{first.name}"]
+    more = {"steps": 10, "optimizer": OptimizerConfig(learning_rate=5e-3), "continue_from": first.name}
+    work = job(inputs, second, **more).model_copy(update={"earlier": earlier("base", first.name, None)})
+    messages = []
+    config = ClusterConfig(num_workers=2, cpus_per_worker=0.5, zero_stage=2)
+    journal = train(work, config, lambda record: None, messages.append)
+    assert [r["step"] for r in journal if "loss" in r] == [9, 10]
+    told = "\n".join(messages)
+    assert "goes on from the checkpoint of step 8" in told and "learning_rate 0.005 (was 0.01)" in told
+    assert [k.training for k in find()] == [f"base-{first.name}"]  # which is left as it was
+    with pytest.raises(ValueError, match=r"continue_from=3{16}: there is no checkpoint of base/3{16}.*keep_state"):
+        earlier("base", "3" * 16, None)
 
 
 def test_what_can_never_run_is_refused(inputs, tmp_path):
