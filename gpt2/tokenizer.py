@@ -20,8 +20,10 @@ from tokenizers.trainers import BpeTrainer
 from gpt2.config import END_OF_TEXT
 
 FILE = "tokenizer.json"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the same in the two files of older models
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-"""GPT-2's words (openai/gpt-2, `encoder.py`), without needless backtracking."""
+"""GPT-2's words (openai/gpt-2, `encoder.py`), without needless backtracking. Letters and numbers are Unicode 16's."""
+SAMPLE = "A b\tC\n\n  'll 12\u00e9 \u0130e\u0301\ufb01 " + END_OF_TEXT  # what normalisation and stripping would change
 SHORT = 100_000  # characters; on white space ten times as long tiktoken's regular expressions overflow their stack
 
 
@@ -29,13 +31,25 @@ class Tokenizer:
     """Text to ids and back, without loss. The last id is the end-of-text, which user text never becomes."""
 
     def __init__(self, rust: Rust):
-        self.rust = rust
-        self.vocab_size = rust.get_vocab_size()
-        end = rust.token_to_id(END_OF_TEXT)
-        if end is None:
+        """`ValueError` where there is no end-of-text, ids are left out, or text would be lost."""
+        self.rust, vocabulary = rust, rust.get_vocab()
+        self.vocab_size, highest = len(vocabulary), max(vocabulary.values(), default=-1)
+        if END_OF_TEXT not in vocabulary:
             raise ValueError(f"the tokenizer has no {END_OF_TEXT}; it is not a GPT-2 tokenizer")
-        self.end_of_text: int = end
+        if highest != self.vocab_size - 1:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} tokens with ids up to {highest}; a model needs the ids 0 to "
+                f"{self.vocab_size - 1}: was its file edited?"
+            )
+        self.end_of_text = vocabulary[END_OF_TEXT]
         rust.encode_special_tokens = True  # `<|endoftext|>` in a document is text
+        rust.no_truncation()  # a file may ask for both, and lose text
+        rust.no_padding()
+        if (bytes_lost := byte_letters().keys() - vocabulary) or self.decode(self.slowly(SAMPLE)) != SAMPLE:
+            raise ValueError(
+                f"the tokenizer loses text ({len(bytes_lost)} of 256 bytes have no id); it is not a byte-level BPE "
+                f"such as GPT-2's"
+            )
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -60,32 +74,56 @@ class Tokenizer:
 
     @classmethod
     def gpt2(cls, vocabulary: Path, merges: Path) -> Tokenizer:
-        """GPT-2's tokenizer from its published `encoder.json` and `vocab.bpe`."""
-        rust = Rust(BPE.from_file(str(vocabulary), str(merges)))
+        """GPT-2's tokenizer from its published `encoder.json` and `vocab.bpe`; `ValueError` where they are not that."""
+        try:
+            rust = Rust(BPE.from_file(str(vocabulary), str(merges)))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ValueError(f"{vocabulary} and {merges} are not a BPE's vocabulary and merges: {error}") from None
         rust.pre_tokenizer = ByteLevel(add_prefix_space=False)
         rust.decoder = ByteLevelDecoder()
         rust.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
         return cls(rust)
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """From a `tokenizer.json`, or a directory that holds one."""
-        path = path / FILE if path.is_dir() else path
+    def load(cls, path: Path, vocab_size: int | None = None) -> Tokenizer:
+        """From a `tokenizer.json`, or a directory that holds one, or a `vocab.json` with its `merges.txt`.
+
+        Only files of these names are read, whatever others say. With the model's `vocab_size`, `ValueError` where the
+        tokenizer has another.
+        """
+        file = path / FILE if path.is_dir() else path
         try:
-            return cls(Rust.from_str(path.read_text("utf-8")))
+            if path.is_dir() and not file.exists() and (path / VOCABULARY).exists():
+                tokenizer = cls.gpt2(path / VOCABULARY, path / MERGES)
+            else:
+                tokenizer = cls(Rust.from_str(file.read_text("utf-8")))
         except FileNotFoundError:
-            raise ValueError(f"{path} is missing; give a directory with {FILE}") from None
+            raise ValueError(f"{file} is missing; give a directory with {FILE}") from None
         except Exception as error:  # the Rust library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        if vocab_size not in (None, tokenizer.vocab_size):
+            raise ValueError(
+                f"the tokenizer in {path} has {tokenizer.vocab_size} ids, the model {vocab_size}: they don't belong "
+                f"together; give the tokenizer that the model was trained with"
+            )
+        return tokenizer
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json`, which `transformers.PreTrainedTokenizerFast` reads too."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / FILE).write_text(self.rust.to_str(pretty=False), "utf-8")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; `ValueError` for a lone surrogate."""
-        return self.encode_array(text).tolist()
+    def encode(self, text: str, allow_end_of_text: bool = False) -> list[int]:
+        """Ids of a text; `ValueError` for a lone surrogate.
+
+        `<|endoftext|>` in it is text like any other, unless allowed: then it is the end-of-text, which text from
+        outside must not be able to write.
+        """
+        parts = text.split(END_OF_TEXT) if allow_end_of_text else [text]
+        ids = self.encode_array(parts[0]).tolist()
+        for part in parts[1:]:
+            ids += [self.end_of_text, *self.encode_array(part).tolist()]
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
@@ -96,7 +134,11 @@ class Tokenizer:
         [text] = valid([text])
         if self.fast is not None and len(text) <= SHORT:
             return self.fast.encode_to_numpy(text, disallowed_special=())
-        return np.array(self.rust.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        return np.array(self.slowly(text), dtype=np.uint32)
+
+    def slowly(self, text: str) -> list[int]:
+        """Ids of a text, by the merge list alone."""
+        return self.rust.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def fast(self) -> tiktoken.Encoding | None:
@@ -109,8 +151,17 @@ class Tokenizer:
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return self.rust.decode(list(ids), skip_special_tokens=False)
+        """The text of ids: of all that `encode` gives, the text that it was.
+
+        Bytes that are no UTF-8 become U+FFFD. `ValueError` for ids out of range.
+        """
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            strange = min(ids) if min(ids) < 0 else max(ids)
+            raise ValueError(
+                f"id {strange} is not among the tokenizer's, 0 to {self.vocab_size - 1}; are they another one's?"
+            )
+        return self.rust.decode(ids, skip_special_tokens=False)
 
 
 def valid(texts: Iterable[str]) -> Iterator[str]:
