@@ -19,7 +19,7 @@ from cluster.gate import Gate
 from cluster.replicas import Replicas
 from cluster.zero import deepspeed_config
 from gpt2.config import TrainConfig
-from gpt2.engine import adamw, to_device
+from gpt2.engine import adamw, to_device, trained
 
 
 def prepare_environment(use_gpu: bool, compile: bool) -> None:
@@ -110,7 +110,7 @@ class DeepSpeedEngine:
 
         masters = self.fragments.masters()
         full = {}
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameter in trained(self.engine.module):
             value = masters.get(parameter)
             if value is None and self.engine.zero_optimization():
                 value = safe_get_full_fp32_param(parameter)  # a collective: all ranks call it

@@ -2,8 +2,8 @@
 
 DeepSpeed's own checkpoints are pickles that fit one world size and one ZeRO stage. Here each rank writes the pieces
 of the fp32 parameters and Adam moments that it holds, with their place in the whole; any number of ranks at any
-stage puts them together again, bit by bit. This is the idea of DeepSpeed's universal checkpoints (Lian et al. 2024,
-arXiv:2406.18820) without the conversion between.
+stage puts them together again, bit by bit. Frozen parameters are left out: they come from the base model. This is the
+idea of DeepSpeed's universal checkpoints (Lian et al. 2024, arXiv:2406.18820) without the conversion between.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from gpt2.engine import trained
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -78,7 +80,7 @@ class Fragments:
             self._make_moments(0)
         self._link()
         tensors, starts = {}, {}
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameter in trained(self.engine.module):
             for kind in (MASTER, *MOMENTS):
                 start, value = self._held(parameter, kind)
                 if value is not None and value.numel():
@@ -106,7 +108,7 @@ class Fragments:
         saved = Saved(directory)
         self._make_moments(saved.step)
         with torch.no_grad():
-            for name, parameter in self.engine.module.named_parameters():
+            for name, parameter in trained(self.engine.module):
                 size = getattr(parameter, "ds_numel", parameter.numel())
                 for kind in (MASTER, *MOMENTS):
                     self._put(parameter, kind, saved.whole(kind, name, size))

@@ -97,11 +97,12 @@ def export(path: Path, out: Path) -> None:
     except OSError as error:
         raise ValueError(f"{path} is no checkpoint: {error.strerror}; `gpt2 checkpoints` lists them") from None
     from cluster.fragments import MASTER, Saved
+    from gpt2.engine import trained
     from gpt2.jobs import Job, build
 
     parts = build(Job.model_validate(located(manifest["header"]["job"])))
     saved = Saved(path)
-    for name, parameter in parts.module.named_parameters():
+    for name, parameter in trained(parts.module):
         parameter.data.copy_(saved.whole(MASTER, name, parameter.numel()).view_as(parameter))
     out.mkdir(parents=True, exist_ok=True)
     parts.save(out)

@@ -71,7 +71,7 @@ def check_disk(job: Job, output: Path) -> None:
     else:
         weights = Path(job.base or "") / "model.safetensors"
         n = weights.stat().st_size // 4 if weights.exists() else 0
-    each = 12 * n  # fp32 parameters and two moments
+    each = 12 * n if job.adaptation.kind == "full" else 0  # fp32 parameters and two moments; of adapters some MB
     there = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     kept = job.train.keep_checkpoints + 2  # the best, and the one being written
     if job.train.archive_every and job.train.steps:

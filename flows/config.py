@@ -61,6 +61,13 @@ class PipelineConfig(Settings):
                 )
             if train.precision == "fp16" and not self.cluster.use_gpu:
                 raise ValueError(f"{name}.precision=fp16 needs a GPU; use bf16, or set cluster.use_gpu: true")
+        for name, settings in self.task_settings().items():
+            adaptation = settings.adaptation
+            if adaptation.kind == "lora" and adaptation.rank > self.model.n_embd:
+                raise ValueError(
+                    f"tasks.{name}.adaptation.rank={adaptation.rank} is more than the matrices of a model with "
+                    f"n_embd={self.model.n_embd} have; lower the rank"
+                )
         return self
 
     def task_settings(self, enabled_only: bool = True) -> dict[str, TaskSettings]:

@@ -42,6 +42,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
             output=str(out),
             base=str(base.path / MODEL),
             examples=str(examples.path),
+            adaptation=settings.adaptation,
             earlier=earlier(name, settings.train.continue_from, config.cluster.checkpoint_url),
         )
         return run_job(job, config.task_cluster(name), run)

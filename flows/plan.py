@@ -18,6 +18,7 @@ CLEANING = ("gpt2.corpus", "gpt2.readers", "gpt2.sources")
 ENCODING = ("gpt2.shards", "gpt2.tokenizer")
 TRAINING = (
     "gpt2.model",
+    "gpt2.adapters",
     "gpt2.optim",
     "gpt2.batches",
     "gpt2.engine",
@@ -30,7 +31,7 @@ TRAINING = (
     "cluster.gate",
     "cluster.zero",
 )
-REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model")
+REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
@@ -115,10 +116,12 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> T
     except ValueError as error:
         raise InvalidConfig(f"tasks.{name}.source: {error}") from None
     code = (f"gpt2.tasks.{name}", *kind.code)
-    examples = Key(f"{name}-examples", without(settings, "enabled", "source", "train"), {"source": source_hash}, code)
+    examples = Key(
+        f"{name}-examples", without(settings, "enabled", "source", "train", "adaptation"), {"source": source_hash}, code
+    )
     model = Key(
         name,
-        {"train": settings.train.identity()},
+        {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()},
         {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id},
         (*TRAINING, *code),
     )

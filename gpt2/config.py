@@ -261,6 +261,51 @@ class GuardConfig(Settings):
     """After going back so many times it gives up."""
 
 
+class AdaptationConfig(Settings):
+    """Which parameters fine-tuning changes: all, or few beside a pretrained model that stays as it is."""
+
+    kind: Literal["full", "lora", "prefix", "head"] = "full"
+    """All parameters; low-rank changes of matrices (LoRA, Hu et al. 2021); keys and values before every text (prefix
+    tuning, Li and Liang 2021); or the task's head alone. The head is trained in each."""
+    rank: int = Field(8, ge=1, le=1024)
+    """`lora`: rank of each change."""
+    alpha: float = Field(16.0, gt=0, le=10_000)
+    """`lora`: a change is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """`lora`: dropout probability on what enters a change."""
+    targets: list[Literal["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]] = Field(
+        ["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"], min_length=1
+    )
+    """`lora`: the matrices of each block that are changed."""
+    prefix_length: int = Field(16, ge=1, le=1024)
+    """`prefix`: how many keys and values each layer sees before a text."""
+
+    @model_validator(mode="after")
+    def _of_its_kind(self):
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets={self.targets} names a matrix twice; name each once")
+        for kind, names in ADAPTATION_FIELDS.items():
+            for name in names:
+                if kind != self.kind and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is read with kind={kind} only, not with kind={self.kind}; set kind: {kind}"
+                    )
+        return self
+
+    def identity(self) -> dict:
+        """Without what its kind does not read."""
+        return {name: v for name, v in super().identity().items() if name in ("kind", *ADAPTATION_FIELDS[self.kind])}
+
+
+ADAPTATION_FIELDS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "lora": ("rank", "alpha", "dropout", "targets"),
+    "prefix": ("prefix_length",),
+    "head": (),
+}
+"""What each kind of adaptation reads."""
+
+
 class TrainConfig(Settings):
     """One training run: how long, in what batches, at what precision, and what is saved when."""
 

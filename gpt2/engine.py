@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The fp32 parameters by name, on the CPU; called on all ranks, complete on rank 0."""
+        """The fp32 parameters that are trained, by name, on the CPU; called on all ranks, complete on rank 0."""
         ...
 
     def snapshot(self) -> Callable[[Path], Path]:
@@ -120,7 +120,7 @@ class TorchEngine:
         return values
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().float().cpu() for name, p in self.module.named_parameters()}
+        return {name: p.detach().float().cpu() for name, p in trained(self.module)}
 
     def snapshot(self) -> Callable[[Path], Path]:
         state = copy.deepcopy({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()})
@@ -136,6 +136,11 @@ class TorchEngine:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._refresh()
+
+
+def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of what training changes; the others come from the pretrained model."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

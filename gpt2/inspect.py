@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.model import GPT2, IGNORED, Block, KeyValues, cross_entropy
+from gpt2.model import GPT2, IGNORED, Block, KeyValues, Prefix, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ class Watched(KeyValues):
         self.silent: int | None = None
         """A head that puts out nothing."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
+        if prefix is not None:
+            raise ValueError("the model reads a prefix before each text; `gpt2.adapters.use(model, None)` puts it away")
         scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         self.weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2.batches import TokenDataset
-from gpt2.config import ModelConfig, Settings, TrainConfig
+from gpt2.config import AdaptationConfig, ModelConfig, Settings, TrainConfig
 from gpt2.shards import TokenStream
 from gpt2.task import Dataset, task
 from gpt2.tokenizer import Tokenizer
@@ -50,6 +50,8 @@ class Job(Settings):
     """Fine-tuning: directory of the pretrained model."""
     examples: str | None = None
     """Fine-tuning: directory of the task's examples."""
+    adaptation: AdaptationConfig = AdaptationConfig()
+    """Fine-tuning: which parameters it changes."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def build(job: Job) -> Parts:
     import torch
 
     from gpt2 import weights
+    from gpt2.adapters import adapt
     from gpt2.heads import LanguageModel
     from gpt2.model import GPT2
 
@@ -90,6 +93,7 @@ def build(job: Job) -> Parts:
         kind, examples = task(job.name), Path(job.examples)
         model = weights.load(Path(job.base))
         module = kind.module(model, examples, tokenizer)
+        adapt(model, job.adaptation)
         training = kind.dataset(examples, "train", tokenizer, job.train.context)
         validation = kind.dataset(examples, "validation", tokenizer, job.train.context)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt2.config import ModelConfig
+from gpt2.config import AdaptationConfig, ModelConfig
 
 IGNORED = -100
 ROTARY_BASE = 10_000.0
@@ -33,6 +33,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, config.bias)
         self.value_mix = nn.Parameter(torch.full((1,), 0.5)) if config.value_residual else None
+        self.adapters = nn.ModuleDict()
+        self.active: str | None = None
+        """Prefixes by name, and the name of the one in use (`gpt2.adapters`)."""
 
     def forward(
         self, x: Tensor, attend: Attend, rotation: tuple[Tensor, Tensor] | None, first: Tensor | None
@@ -46,17 +49,27 @@ class Attention(nn.Module):
         first = v if first is None else first
         if self.value_mix is not None:
             v = torch.lerp(v, first, self.value_mix.to(v.dtype))
-        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        prefix = None if self.active is None else self.adapters[self.active]()
+        y = attend(q, k, v, self.dropout if self.training else 0.0, prefix)
         return F.dropout(self.proj(y.flatten(-2)), self.dropout, self.training), first
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Queries, keys and values (..., heads, C / heads) and a dropout probability to (..., heads, C / heads)."""
+Prefix = tuple[Tensor, Tensor]
+"""Keys and values (P, heads, C / heads) that every token of every text sees."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, float, Prefix | None], Tensor]
+"""Queries, keys and values (..., heads, C / heads), a dropout probability and a prefix to (..., heads, C / heads)."""
 
 
-def attend_rows(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend_rows(q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None = None) -> Tensor:
     """(B, T, heads, d): each row by itself."""
-    return causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout).transpose(1, 2)
+    if prefix is not None:  # as tokens before the row, whose own results nobody reads
+        before = [t.to(q.dtype).expand(len(q), -1, -1, -1) for t in prefix]
+        q, k, v = (
+            torch.cat([b, t], dim=1) for b, t in zip((torch.zeros_like(before[0]), *before), (q, k, v), strict=True)
+        )
+    y = causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout).transpose(1, 2)
+    return y if prefix is None else y[:, len(prefix[0]) :]
 
 
 class Packed:
@@ -92,9 +105,9 @@ class Packed:
         sums = packed.new_zeros(self.rows, packed.shape[1]).index_add(0, self.text, packed)
         return sums / self.lengths[:, None].to(packed.dtype)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None = None) -> Tensor:
         """(N, heads, d): no token sees another text's."""
-        return self.unpad(attend_rows(self.pad(q), self.pad(k), self.pad(v), dropout))
+        return self.unpad(attend_rows(self.pad(q), self.pad(k), self.pad(v), dropout, prefix))
 
 
 def rotations(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -196,7 +209,7 @@ class KeyValues:
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.positions = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
         """Store (B, T, heads, d) keys and values at `positions` (B, T); attend to what is at or before each."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         index = self.positions[:, None, :, None].expand_as(k)
@@ -204,7 +217,12 @@ class KeyValues:
         self.values.scatter_(2, index, v)
         end = int(self.positions.max()) + 1
         seen = torch.arange(end, device=q.device) <= self.positions[:, None, :, None]  # (B, 1, T, end)
-        y = F.scaled_dot_product_attention(q, self.keys[:, :, :end], self.values[:, :, :end], attn_mask=seen)
+        keys, values = self.keys[:, :, :end], self.values[:, :, :end]
+        if prefix is not None:
+            before = [t.to(q.dtype).transpose(0, 1).expand(len(q), -1, -1, -1) for t in prefix]
+            keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+            seen = F.pad(seen, (len(prefix[0]), 0), value=True)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
         return y.transpose(1, 2)
 
 
@@ -215,6 +233,8 @@ class GPT2(nn.Module):
         """Weights as published; drawn from `seed`, or from PyTorch's global generator without one."""
         super().__init__()
         self.config = config
+        self.adaptations: dict[str, AdaptationConfig] = {}
+        """The adapters that the model carries, by name (`gpt2.adapters`)."""
         self.activation_checkpointing = False  # in training, recompute each block in the backward pass
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd) if config.positions == "learned" else None

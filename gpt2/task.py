@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from gpt2.config import Settings, TrainConfig, operational
+from gpt2.config import AdaptationConfig, Settings, TrainConfig, operational
 
 if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     import pandas as pd
@@ -46,6 +46,8 @@ class TaskSettings(Settings):
     """Workers of this task's training; without it `cluster.num_workers`. Tasks that fit run at the same time."""
     train: TrainConfig
     """Fine-tuning: length, batches, rates."""
+    adaptation: AdaptationConfig = AdaptationConfig()
+    """Fine-tuning: which parameters it changes."""
 
 
 class Task(ABC):

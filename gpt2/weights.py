@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpt2 import huggingface
+from gpt2 import adapters, huggingface
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
 
@@ -18,7 +18,14 @@ LAYOUT = "gpt2_pipeline"
 
 
 def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model; `transformers` reads the directory where the architecture is GPT-2's."""
+    """Write the model; `transformers` reads the directory where the architecture is GPT-2's.
+
+    The LoRA in use is merged into it and written beside it, too; a prefix, which no matrix can hold, only beside it.
+    """
+    for name in model.adaptations:
+        if any(module.active == name for _, module in adapters.carriers(model)):
+            adapters.save(model, Path(directory), name)
+    model = adapters.plain(model)
     if not model.config.beyond_gpt2():
         huggingface.save(model, directory, dtype)
         return
@@ -31,11 +38,18 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> No
 
 
 def load(directory: Path) -> GPT2:
-    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU.
+    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU, with its prefix if it has one.
 
     Raises `ValueError` naming the file and what is wrong with it.
     """
-    directory = Path(directory)
+    model = _load(Path(directory))
+    adapter = adapters.read(directory)
+    if adapter and adapter.kind == "prefix":  # LoRA is in the matrices
+        adapters.load(model, directory)
+    return model
+
+
+def _load(directory: Path) -> GPT2:
     path = directory / "config.json"
     try:
         values = json.loads(path.read_text())
