@@ -1,4 +1,4 @@
-"""What the machine can do: the rate of matrix products, against which training is measured."""
+"""What the machine can do: the rate of matrix products, against which training is measured, and the quickest kind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import torch
 
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
 """Dense bf16 or fp16 FLOP/s by a part of the device's name, from the vendors' data sheets."""
+
+
+def quickest() -> torch.dtype:
+    """The precision in which this CPU scores fastest: bf16 where it multiplies it natively, else fp32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> float:

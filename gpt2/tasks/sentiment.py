@@ -179,13 +179,14 @@ class SentimentPredictor:
 
         from gpt2 import weights
         from gpt2.heads import Classifier
+        from gpt2.peak import quickest
         from gpt2.tokenizer import Tokenizer
 
         self.labels: list[str] = json.loads((directory / "task.json").read_text())["labels"]
         self.tokenizer = Tokenizer.load(directory)
         self.module = Classifier(weights.load(directory), len(self.labels))
         self.module.head.load_state_dict(load_file(directory / "head.safetensors"))
-        self.module.eval()
+        self.module.to(quickest()).eval()
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """(N, classes). Texts are sorted by length, so that little padding is computed."""

@@ -145,7 +145,8 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     batch = data.batch(range(4), 0)
     expected = module.logits(batch["ids"], batch["lengths"]).softmax(-1)
     validation = pd.read_parquet(examples / "validation.parquet")["text"].tolist()[:4]
-    assert predictor.probabilities(validation) == pytest.approx(expected.detach().numpy(), abs=1e-5)
+    # bf16 where the CPU has it
+    assert predictor.probabilities(validation) == pytest.approx(expected.detach().numpy(), abs=5e-3)
     written = report.write(kind.evaluate(saved, examples, out), out)
     assert kind.primary in written["metrics"] and kind.floor in written["baselines"]
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
