@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from cluster.config import ClusterConfig
 from cluster.fragments import Fragments
 from cluster.gate import Gate
+from cluster.muon import Exchange
 from cluster.replicas import Replicas
 from cluster.zero import deepspeed_config
 from gpt2.config import TrainConfig
-from gpt2.engine import adamw, to_device, trained
+from gpt2.engine import to_device, trained
+from gpt2.muon import Muon
+from gpt2.optim import optimizer
 
 
 def prepare_environment(use_gpu: bool, compile: bool) -> None:
@@ -63,15 +66,18 @@ class DeepSpeedEngine:
         if cluster.offload_optimizer:
             # Offloaded states step on the CPU: torch's AdamW does it without a compiled extension.
             config["zero_force_ds_cpu_optimizer"] = False
-        optimizer = adamw(module, train.optimizer)
-        for group in optimizer.param_groups:
+        inner = optimizer(module, train.optimizer)
+        matrices = {p: p.shape for group in inner.param_groups if group.get("parts") for p in group["params"]}
+        for group in inner.param_groups:
             group["lr"] = 0.0  # for a step that DeepSpeed takes at stage 0 in half precision, to make moments
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config, dist_init_required=False
+            model=module, optimizer=inner, config=config, dist_init_required=False
         )
         self.device = self.engine.device
         self.fragments = Fragments(self.engine)
         self.fragments.forget_steps()
+        if isinstance(inner, Muon):
+            inner.directions = Exchange(self.fragments, matrices, self.device)
         self.gate = Gate(self.engine)
         self.replicas = Replicas(self.engine) if cluster.verify_replicas else None
         self.alive = alive

@@ -1,7 +1,7 @@
 """A rank's share of the training state as named fragments of parameters, in safetensors.
 
 DeepSpeed's own checkpoints are pickles that fit one world size and one ZeRO stage. Here each rank writes the pieces
-of the fp32 parameters and Adam moments that it holds, with their place in the whole; any number of ranks at any
+of the fp32 parameters and moments that it holds, with their place in the whole; any number of ranks at any
 stage puts them together again, bit by bit. Frozen parameters are left out: they come from the base model. This is the
 idea of DeepSpeed's universal checkpoints (Lian et al. 2024, arXiv:2406.18820) without the conversion between.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gpt2.engine import trained
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's; Muon has the first."""
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What fp16's dynamic loss scale remembers."""
 
@@ -39,12 +41,16 @@ class Saved:
         self.states = [json.loads(file.metadata()["state"]) for file in self.files]
         self.keys = [set(file.keys()) for file in self.files]
         self.step: int = self.states[0]["step"]
-        """Adam's."""
+        """The optimizer's."""
         self.scale: dict[str, float] = self.states[0]["scale"]
 
     def names(self) -> list[str]:
         """Of all parameters."""
         return sorted({key.split("/", 1)[1] for keys in self.keys for key in keys})
+
+    def kinds(self, name: str) -> set[str]:
+        """What there is of a parameter."""
+        return {kind for kind in (MASTER, *MOMENTS) for keys in self.keys if f"{kind}/{name}" in keys}
 
     def whole(self, kind: str, name: str, size: int) -> Tensor:
         """All `size` fp32 values of a parameter or moment, flat; `ValueError` where some are missing."""
@@ -62,6 +68,20 @@ class Saved:
         return whole
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What a rank steps on of a parameter: `count` values from `start`, at `place` of a tensor of the optimizer's."""
+
+    flat: Tensor
+    place: int
+    start: int
+    count: int
+
+    def of(self, values: Tensor) -> Tensor:
+        """Its part of values laid out as the tensor: those of a moment, say."""
+        return values.view(-1)[self.place : self.place + self.count]
+
+
 class Fragments:
     """Reads and writes the fp32 parameters and moments behind a DeepSpeed engine, at every ZeRO stage."""
 
@@ -69,23 +89,23 @@ class Fragments:
         self.engine, self.wrapper = engine, engine.optimizer
         self.stage: int = engine.zero_optimization_stage()
         self.inner: torch.optim.Optimizer = getattr(self.wrapper, "optimizer", self.wrapper)
+        self.group_of = {p: i for i, group in enumerate(getattr(self.wrapper, "bit16_groups", [])) for p in group}
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
 
     def snapshot(self) -> Callable[[Path], Path]:
         """Copy this rank's fragments; the result writes them into a folder, in any thread, and returns the file."""
-        step = self._adam_step()
+        step = self._step()
         if step is None:  # every step so far was skipped
             step = 0
             self._make_moments(0)
-        self._link()
         tensors, starts = {}, {}
         for name, parameter in trained(self.engine.module):
-            for kind in (MASTER, *MOMENTS):
-                start, value = self._held(parameter, kind)
-                if value is not None and value.numel():
-                    tensors[f"{kind}/{name}"] = value.detach().to("cpu", copy=True).contiguous()
-                    starts[name] = start
+            piece = self.piece(parameter)
+            if piece.count and (self.stage or self.rank == 0):  # without ZeRO all have the same
+                starts[name] = piece.start
+                for kind, values in self._values(piece.flat).items():
+                    tensors[f"{kind}/{name}"] = piece.of(values).detach().to("cpu", copy=True)
         state = json.dumps({"step": step, "starts": starts, "scale": self._scale()})
         file = f"state-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
 
@@ -104,14 +124,25 @@ class Fragments:
         return write
 
     def load(self, directory: Path) -> None:
-        """Read what any number of ranks wrote; `ValueError` where a parameter is not there whole."""
+        """Read what any number of ranks wrote; `ValueError` where a parameter is not there whole, or is another
+        optimizer's."""
         saved = Saved(directory)
         self._make_moments(saved.step)
         with torch.no_grad():
             for name, parameter in trained(self.engine.module):
                 size = getattr(parameter, "ds_numel", parameter.numel())
-                for kind in (MASTER, *MOMENTS):
-                    self._put(parameter, kind, saved.whole(kind, name, size))
+                piece = self.piece(parameter)
+                wanted = self._values(piece.flat)
+                if (other := saved.kinds(name)) and other != wanted.keys():
+                    raise ValueError(
+                        f"{directory} has {', '.join(sorted(other))} of {name}, but the optimizer needs "
+                        f"{', '.join(sorted(wanted))}; set optimizer.kind to what it was"
+                    )
+                for kind, values in wanted.items():
+                    whole = saved.whole(kind, name, size)
+                    piece.of(values).copy_(whole[piece.start : piece.start + piece.count])
+                    if kind == MASTER:
+                        self._follow(parameter, piece, whole)
         for name in self._scale():
             if name in saved.scale:
                 setattr(self._scaler(), name, saved.scale[name])
@@ -130,75 +161,55 @@ class Fragments:
             return {}
         return {name: getattr(self._scaler(), name) for name in SCALE if hasattr(self._scaler(), name)}
 
-    def _flats(self) -> Iterator[nn.Parameter]:
-        """What the inner optimizer steps on."""
+    def flats(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """What the inner optimizer steps on, in an order that all ranks share, and the group it belongs to."""
         if self.stage == 3:
-            yield from self.wrapper.fp32_partitioned_groups_flat
+            for i, flat in enumerate(self.wrapper.fp32_partitioned_groups_flat):
+                yield flat, self.inner.param_groups[self.wrapper.sub_group_to_group_id[i]]
         else:
-            yield from (p for group in self.inner.param_groups for p in group["params"])
+            yield from ((p, group) for group in self.inner.param_groups for p in group["params"])
 
-    def _adam_step(self) -> int | None:
-        steps = {int(s["step"]) for flat in self._flats() if (s := self.inner.state.get(flat))}
+    def piece(self, parameter: Any) -> Piece:
+        """This rank's share of a parameter; a `count` of 0 where it has none."""
+        if self.stage == 3:
+            group, place, width = self.wrapper.grad_position[self.wrapper.get_param_id(parameter)]
+            start = width * self.rank  # the last rank's piece is padded
+            count = max(0, min(width, parameter.ds_numel - start))
+            return Piece(self.wrapper.fp32_partitioned_groups_flat[group], place, start, count)
+        if self.stage in (1, 2):
+            flat = self.wrapper.single_partition_of_fp32_groups[self.group_of[parameter]]
+            if (mapping := parameter._hp_mapping) is None:
+                return Piece(flat, 0, 0, 0)
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            return Piece(flat, here.start, there.start, there.numel)
+        return Piece(self.masters().get(parameter, parameter), 0, 0, parameter.numel())
+
+    def _values(self, flat: Tensor) -> dict[str, Tensor]:
+        """The fp32 values of parameters and moments in what the optimizer steps on, by kind."""
+        return {MASTER: flat.data} | {
+            kind: v for kind in MOMENTS if (v := self.inner.state[flat].get(kind)) is not None
+        }
+
+    def _step(self) -> int | None:
+        steps = {int(s["step"]) for flat, _ in self.flats() if (s := self.inner.state.get(flat))}
         return max(steps) if steps else None
 
     def _make_moments(self, step: int) -> None:
-        """Adam makes its state at its first step; here it is needed before."""
-        for flat in self._flats():
-            self.inner.state[flat] = {
-                "step": torch.tensor(float(step), device=flat.device),
-                **{kind: torch.zeros_like(flat.data) for kind in MOMENTS},
-            }
-        self._link()
+        """The optimizer makes its state at its first step; here it is needed before."""
+        for flat, group in self.flats():
+            state = self.inner.state[flat]
+            state["step"] = torch.tensor(float(step), device=flat.device)
+            for kind in MOMENTS[:1] if group.get("parts") else MOMENTS:
+                if kind not in state:
+                    state[kind] = torch.zeros_like(flat.data)
 
-    def _link(self) -> None:
-        """Tell ZeRO 1 and 2 of the moments: DeepSpeed does when its first group has some, before the second."""
-        if self.stage in (1, 2):
-            self.wrapper._hp_optimizer_states_linked = False
-            self.wrapper._lazy_init_hp_params_optimizer_state()
-
-    def _held(self, parameter: Any, kind: str) -> tuple[int, Tensor | None]:
-        """(place of the first value, flat values) of this rank's piece of a parameter; None where it has none."""
-        key = None if kind == MASTER else kind
+    def _follow(self, parameter: Any, piece: Piece, whole: Tensor) -> None:
+        """The parameter itself gets the values of its master."""
         if self.stage == 3:
-            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-            width = parameter.ds_tensor.numel()  # the last rank's piece is padded
-            start = width * self.rank
-            value = safe_get_local_optimizer_state(parameter, key) if key else safe_get_local_fp32_param(parameter)
-            return start, value.flatten()[: max(0, parameter.ds_numel - start)]
-        if self.stage in (1, 2):
-            mapping = parameter._hp_mapping
-            return (0, None) if mapping is None else (mapping.lp_fragment_address.start, mapping.get_hp_fragment(key))
-        master = self.masters().get(parameter, parameter)
-        value = self.inner.state[master][key] if key else master.data
-        return 0, value.flatten() if self.rank == 0 else None
-
-    def _put(self, parameter: Any, kind: str, whole: Tensor) -> None:
-        """Take this rank's piece out of a whole parameter or moment; a parameter's own values follow the master's."""
-        key = None if kind == MASTER else kind
-        if self.stage == 3:
-            from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-            width = parameter.ds_tensor.numel()
-            padded = torch.zeros(width * self.world_size)
-            padded[: whole.numel()] = whole
-            piece = padded[width * self.rank : width * (self.rank + 1)]
-            if key:
-                safe_set_local_optimizer_state(parameter, piece, key)
-                return
-            safe_set_local_fp32_param(parameter, piece)
-            parameter.ds_tensor.data.copy_(piece)
+            parameter.ds_tensor.data[: piece.count].copy_(whole[piece.start : piece.start + piece.count])
             if parameter.data.numel() == whole.numel():  # small ones stay whole on every rank
                 parameter.data.copy_(whole.view_as(parameter))
-            return
-        if self.stage in (1, 2):
-            if (mapping := parameter._hp_mapping) is not None:
-                held = mapping.lp_fragment_address
-                mapping.get_hp_fragment(key).data.copy_(whole[held.start : held.start + held.numel])
         else:
-            master = self.masters().get(parameter, parameter)
-            (self.inner.state[master][key] if key else master.data).copy_(whole.view_as(parameter))
-        if key is None:
             parameter.data.copy_(whole.view_as(parameter))
 
     def masters(self) -> dict[nn.Parameter, Tensor]:

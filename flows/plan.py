@@ -19,6 +19,7 @@ ENCODING = ("gpt2.shards", "gpt2.tokenizer")
 TRAINING = (
     "gpt2.model",
     "gpt2.adapters",
+    "gpt2.muon",
     "gpt2.optim",
     "gpt2.batches",
     "gpt2.engine",
@@ -29,6 +30,7 @@ TRAINING = (
     "gpt2.shards",
     "cluster.engine",
     "cluster.gate",
+    "cluster.muon",
     "cluster.zero",
 )
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")

@@ -225,8 +225,11 @@ class TokenizerConfig(Settings):
 
 
 class OptimizerConfig(Settings):
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), or Muon (Jordan et al. 2024) for the matrices inside the blocks and AdamW
+    for all else, at one learning rate: Muon's updates are scaled to AdamW's size (Liu et al. 2025)."""
     learning_rate: float = Field(6e-4, gt=0, le=1)
     """Peak learning rate."""
     final_ratio: float = Field(0.1, ge=0, le=1)
@@ -245,6 +248,8 @@ class OptimizerConfig(Settings):
     """AdamW's decay of the second moment."""
     epsilon: float = Field(1e-8, gt=0, le=1e-2)
     """AdamW's epsilon."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's decay of the average of gradients."""
     clip: float = Field(1.0, ge=0, le=1e6)
     """Largest global gradient norm; 0 switches clipping off."""
 
@@ -322,7 +327,7 @@ class TrainConfig(Settings):
     precision: Literal["bf16", "fp32", "fp16"] = "bf16"
     """Arithmetic of the forward and backward pass; master weights are fp32. fp16 needs a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
     guard: GuardConfig = GuardConfig()
     """Steps that would do harm."""
     activation_checkpointing: bool = operational(False)

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gpt2.config import OptimizerConfig, TrainConfig
-from gpt2.optim import parameter_groups
+from gpt2.config import TrainConfig
+from gpt2.optim import optimizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -79,7 +79,7 @@ class TorchEngine:
         self.pairs = [(master, low) for master, low in pairs if master.requires_grad]
         self.config = config
         self.accumulation = config.batch_size // config.micro_batch_size
-        self.optimizer = adamw(module, config.optimizer)
+        self.optimizer = optimizer(module, config.optimizer)
 
     def backward(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.copy(**to_device(batch, self.device))
@@ -141,17 +141,6 @@ class TorchEngine:
 def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """(name, parameter) of what training changes; the others come from the pretrained model."""
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-
-
-def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only."""
-    return torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

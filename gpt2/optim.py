@@ -1,13 +1,51 @@
-"""Parameter groups and learning-rate schedules."""
+"""Optimizers with their parameter groups, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gpt2.config import OptimizerConfig
+from gpt2.model import MLP, Attention
+from gpt2.muon import Muon
+
+
+def optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only; or Muon for the blocks' matrices."""
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+        "fused": True,
+    }
+    if config.kind == "adamw":
+        return torch.optim.AdamW(parameter_groups(module, config.weight_decay), **options)
+    return Muon(muon_groups(module, config.weight_decay), momentum=config.momentum, **options)
+
+
+def muon_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups without the blocks' matrices, and these, by how many matrices each is: queries, keys and values
+    are three, and SwiGLU's first two."""
+    parts = {p: n for m in module.modules() for p, n in matrices(m) if p.requires_grad}
+    groups = [
+        {**group, "params": [p for p in group["params"] if p not in parts]}
+        for group in parameter_groups(module, weight_decay)
+    ]
+    for n in sorted(set(parts.values())):
+        groups.append({"params": [p for p in parts if parts[p] == n], "weight_decay": weight_decay, "parts": n})
+    return [group for group in groups if group["params"]]
+
+
+def matrices(module: nn.Module) -> list[tuple[Tensor, int]]:
+    """The matrices of an attention or an MLP itself, with how many each is made of."""
+    if isinstance(module, Attention):
+        return [(module.qkv.weight, 3), (module.proj.weight, 1)]
+    if isinstance(module, MLP):
+        return [(module.fc.weight, module.fc.out_features // module.proj.in_features), (module.proj.weight, 1)]
+    return []
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=24, n_positions=16, vocab_size=257)
 
 
-def engine_of(stage: int, precision: str = "fp32", steps: int = 33, **cluster):
+def engine_of(stage: int, precision: str = "fp32", steps: int = 33, kind: str = "adamw", **cluster):
     """A DeepSpeed engine on a language model whose loss is multiplied by `engine.factor[0]`."""
     from cluster.engine import DeepSpeedEngine
     from gpt2.heads import LanguageModel
@@ -23,7 +23,7 @@ def engine_of(stage: int, precision: str = "fp32", steps: int = 33, **cluster):
             return super().forward(**batch) * factor[0]
 
     torch.manual_seed(0)
-    optimizer = OptimizerConfig(learning_rate=1e-2)
+    optimizer = OptimizerConfig(kind=kind, learning_rate=1e-2)
     train = TrainConfig(
         steps=steps, batch_size=8, micro_batch_size=2, context=16, precision=precision, optimizer=optimizer
     )

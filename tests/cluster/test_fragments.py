@@ -14,11 +14,11 @@ from tests.cluster.ranks import run_ranks
 SAVED_AT = 3
 
 
-def begin(folder: Path, stages, precision: str, last: int) -> dict[int, list[float]]:
+def begin(folder: Path, stages, precision: str, last: int, kind: str) -> dict[int, list[float]]:
     """Per stage: train, save at SAVED_AT, train to the end; the losses after the save."""
     losses = {}
     for stage in stages:
-        engine = engine_of(stage, precision)
+        engine = engine_of(stage, precision, kind=kind)
         steps(engine, 0, SAVED_AT)
         save(engine, folder / f"{engine.world_size}-{stage}")
         losses[stage] = steps(engine, SAVED_AT, last)
@@ -26,11 +26,11 @@ def begin(folder: Path, stages, precision: str, last: int) -> dict[int, list[flo
     return losses
 
 
-def go_on(folder: Path, origins, stages, precision: str, last: int) -> dict[tuple, list[float]]:
+def go_on(folder: Path, origins, stages, precision: str, last: int, kind: str) -> dict[tuple, list[float]]:
     """Per stage and origin: load, save again, train to the end, save; the losses."""
     losses = {}
     for stage in stages:
-        engine = engine_of(stage, precision)
+        engine = engine_of(stage, precision, kind=kind)
         for origin in origins:
             engine.load(folder / origin)
             save(engine, folder / f"{origin}-to-{engine.world_size}-{stage}")
@@ -60,22 +60,24 @@ SOME = ((1, 3), (1, 2), ["1-3", "2-1"])
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance", "last", "stages", "sizes", "origins"),
+    ("precision", "kind", "tolerance", "last", "stages", "sizes", "origins"),
     [
-        ("fp32", 1e-5, 8, *SOME),
-        pytest.param("fp32", 1e-5, 33, *ALL, marks=pytest.mark.chaos),
-        pytest.param("bf16", 2e-2, 33, *ALL, marks=pytest.mark.chaos),
+        ("fp32", "adamw", 1e-5, 8, *SOME),
+        pytest.param("fp32", "adamw", 1e-5, 33, *ALL, marks=pytest.mark.chaos),
+        pytest.param("bf16", "adamw", 2e-2, 33, *ALL, marks=pytest.mark.chaos),
+        pytest.param("fp32", "muon", 2e-2, 33, *ALL, marks=pytest.mark.chaos),
+        pytest.param("bf16", "muon", 2e-2, 33, *ALL, marks=pytest.mark.chaos),
     ],
 )
-def test_state_goes_anywhere(tmp_path, precision, tolerance, last, stages, sizes, origins):
+def test_state_goes_anywhere(tmp_path, precision, kind, tolerance, last, stages, sizes, origins):
     """Saved by so many ranks at a stage, a state goes on at any number of ranks and any stage."""
     unbroken = {}
     for size in sizes:
-        ranks = run_ranks(size, begin, tmp_path, stages, precision, last)
+        ranks = run_ranks(size, begin, tmp_path, stages, precision, last, kind)
         unbroken |= {f"{size}-{stage}": ranks[0][stage] for stage in stages}
     for size in sizes:
         here = [*origins, *(f"{size}-{s}" for s in stages if f"{size}-{s}" not in origins)]
-        losses = run_ranks(size, go_on, tmp_path, here, stages, precision, last)[0]
+        losses = run_ranks(size, go_on, tmp_path, here, stages, precision, last, kind)[0]
         for origin, stage in itertools.product(here, stages):
             target = f"{origin}-to-{size}-{stage}"
             assert same(tmp_path / origin, tmp_path / target), target

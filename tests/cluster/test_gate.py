@@ -13,14 +13,14 @@ from tests.cluster.test_fragments import same
 BAD = {"nan": math.nan, "inf": math.inf, "spike": 1000.0}
 
 
-def poisoned(folder: Path, stages, precisions) -> list[tuple]:
-    """(stage, precision, kind, norm of the bad step, norm after it, losses with it, losses without)."""
+def poisoned(folder: Path, stages, precisions, kind: str) -> list[tuple]:
+    """(stage, precision, what is bad, norm of the bad step, norm after it, losses with it, losses without)."""
     told = []
     for stage, precision in itertools.product(stages, precisions):
-        clean = steps(engine_of(stage, precision), 0, 5)
-        for kind, factor in BAD.items():
-            name = f"{stage}-{precision}-{kind}"
-            engine = engine_of(stage, precision)
+        clean = steps(engine_of(stage, precision, kind=kind), 0, 5)
+        for bad, factor in BAD.items():
+            name = f"{stage}-{precision}-{bad}"
+            engine = engine_of(stage, precision, kind=kind)
             losses = steps(engine, 0, 3)
             save(engine, folder / f"{name}-before")
             engine.factor[0] = factor if engine.rank == engine.world_size - 1 else 1.0
@@ -31,19 +31,23 @@ def poisoned(folder: Path, stages, precisions) -> list[tuple]:
             losses += [backward(engine, 3)]
             healthy = engine.update(1e-2, limit=20.0)
             losses += [backward(engine, 4)]
-            told.append((stage, precision, kind, norm, healthy, losses, clean))
+            told.append((stage, precision, bad, norm, healthy, losses, clean))
     return told
 
 
 @pytest.mark.parametrize(
-    ("stages", "precisions"),
-    [((0, 2), ("fp32",)), pytest.param((0, 1, 2, 3), ("fp32", "bf16"), marks=pytest.mark.chaos)],
+    ("stages", "precisions", "kind"),
+    [
+        ((0, 2), ("fp32",), "adamw"),
+        pytest.param((0, 1, 2, 3), ("fp32", "bf16"), "adamw", marks=pytest.mark.chaos),
+        pytest.param((0, 1, 2, 3), ("fp32", "bf16"), "muon", marks=pytest.mark.chaos),
+    ],
 )
-def test_bad_step_changes_nothing(tmp_path, stages, precisions):
-    for ranks in zip(*run_ranks(2, poisoned, tmp_path, stages, precisions), strict=True):
-        for stage, precision, kind, norm, healthy, losses, clean in ranks:
-            name = f"{stage}-{precision}-{kind}"
-            assert math.isfinite(norm) == (kind == "spike") and not norm <= 20.0, name
+def test_bad_step_changes_nothing(tmp_path, stages, precisions, kind):
+    for ranks in zip(*run_ranks(2, poisoned, tmp_path, stages, precisions, kind), strict=True):
+        for stage, precision, bad, norm, healthy, losses, clean in ranks:
+            name = f"{stage}-{precision}-{bad}"
+            assert math.isfinite(norm) == (bad == "spike") and not norm <= 20.0, name
             assert 0 < healthy < 20.0, name
             assert same(tmp_path / f"{name}-before", tmp_path / f"{name}-after"), name
             assert losses == clean, name
