@@ -141,7 +141,11 @@ def of_words(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
         cache.positions = torch.arange(room, device=ids.device).expand(rows, -1)
     model.hidden(ids, caches)
     model.train(was_training)
-    return [tuple(t.transpose(1, 2).flatten(0, 1)[:length].clone() for t in (c.keys, c.values)) for c in caches]  # type: ignore[misc]
+    plain = torch.contiguous_format  # optimizers lay out their moments alike, and checkpoints read them as vectors
+    return [
+        tuple(t.transpose(1, 2).flatten(0, 1)[:length].clone(memory_format=plain) for t in (c.keys, c.values))  # type: ignore[misc]
+        for c in caches
+    ]
 
 
 def carriers(model: GPT2) -> Iterator[tuple[str, LoRALinear | Attention]]:

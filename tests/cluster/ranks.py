@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(world_size, mp_context=context) as pool:
         meeting = f"file://{Path(folder) / 'meeting'}"
         ranks = [pool.submit(_rank, r, world_size, meeting, function, arguments) for r in range(world_size)]
-        return [rank.result(timeout) for rank in ranks]
+        try:
+            for rank in as_completed(ranks, timeout):
+                rank.result()
+        except BaseException:  # the others wait for the one that failed
+            for process in list(pool._processes.values()):
+                process.kill()
+            raise
+        return [rank.result() for rank in ranks]
 
 
 def _rank(rank: int, world_size: int, meeting: str, function: Callable[..., Any], arguments: tuple) -> Any:

@@ -125,7 +125,7 @@ def test_sliced_loss_equals_plain(rows, monkeypatch):
     targets[::5] = -100
     plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     sliced = cross_entropy(hidden, weight, targets)
-    assert sliced.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert sliced.item() == pytest.approx(plain.item(), rel=5e-6)  # 13 sums of fp32 in another order
     for a, b in zip(
         torch.autograd.grad(sliced * 3, (hidden, weight)), torch.autograd.grad(plain * 3, (hidden, weight)), strict=True
     ):
