@@ -1,7 +1,7 @@
 """MLflow model versions: register, compare, promote, pull.
 
-A version is usable when its `gpt2.artifact` tag is there: files are uploaded first, and the version, its source
-and its tags are made in one request.
+Files are uploaded first and read back; then the version, its source and its tags, the manifest of its files among
+them, are made in one request. So a version that is there is whole, or was damaged later, which whoever pulls it finds.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import json
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +25,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
+from cluster.pulling import ABSENT, MANIFEST_TAG, take
 from cluster.tracking import Run, client, experiment_id
 from gpt2.artifact import Artifact
+from gpt2.modelfiles import manifest
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ARTIFACT_TAG = "gpt2.artifact"
@@ -40,13 +44,16 @@ def by_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that an alias points at, or None."""
     try:
         return client().get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise  # the server is away: that is not to say that there is no champion
 
 
 def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
-    """The version made from that artifact, or None."""
+    """The version made from that artifact, or None. One without a manifest can't be pulled and does not count."""
     found = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
+    found = [v for v in found if MANIFEST_TAG in v.tags]
     return max(found, key=lambda v: int(v.version)) if found else None
 
 
@@ -80,6 +87,7 @@ def register(
         return existing
     import gpt2
 
+    files = manifest(model.path / "model")
     requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]
     with quietly():
         mlflow.set_experiment(experiment_id=experiment_id())  # else its files go to a folder in the working directory
@@ -96,11 +104,12 @@ def register(
             pip_requirements=requirements,
             run_id=run.id,
         )
+    with tempfile.TemporaryDirectory() as scratch:  # `RefusedModel` where the upload was cut or altered
+        take(client().get_logged_model(info.model_id).artifact_location, files, Path(scratch) / "read back")
     with contextlib.suppress(MlflowException):  # exists
         client().create_registered_model(name)
-    return client().create_model_version(
-        name, source=info.model_uri, run_id=run.id, tags={ARTIFACT_TAG: model.id, **tags}, model_id=info.model_id
-    )
+    facts = {ARTIFACT_TAG: model.id, MANIFEST_TAG: json.dumps(files, separators=(",", ":")), **tags}
+    return client().create_model_version(name, source=info.model_uri, run_id=run.id, tags=facts, model_id=info.model_id)
 
 
 def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
@@ -182,24 +191,6 @@ def challenge(name: str, version: ModelVersion) -> None:
 def describe(name: str, version: ModelVersion, text: str) -> None:
     """Set the version's description (Markdown)."""
     client().update_model_version(name, version.version, text)
-
-
-def download(name: str, version: ModelVersion, into: Path) -> Path:
-    """The version's model directory, from the registry."""
-    path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}", dst_path=str(into))
-    return Path(path) / "artifacts" / "model"
-
-
-def load(uri: str) -> Any:
-    """The pyfunc model at `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `ValueError` where there is none."""
-    if not uri.startswith("models:/"):
-        raise ValueError(f"{uri!r} is not a registry address; give models:/NAME@champion (`gpt2 models` lists them)")
-    client()
-    try:
-        with quietly():
-            return mlflow.pyfunc.load_model(uri)
-    except MlflowException as error:
-        raise ValueError(f"{uri}: {error.message}; `gpt2 models` lists what there is") from None
 
 
 def versions() -> list[dict[str, Any]]:

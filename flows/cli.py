@@ -173,15 +173,15 @@ def predict(model_uri: str, *, input: Path, output: Path):
     Example: gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl
 
     Args:
-        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory.
         input: .txt, a text per line; .jsonl, a string or an object per line; .csv or .parquet with a column `text`.
         output: .jsonl, .csv or .parquet, a row per input.
     """
-    from cluster.registry import load as pull
     from flows.files import read_inputs, write_table
+    from gpt2 import load
 
     inputs = read_inputs(input)
-    table = pull(model_uri).predict(inputs)
+    table = load(model_uri).predict(inputs)
     write_table(table, output)
     out.print(f"{len(table):,} rows in {output}")
 
@@ -202,7 +202,7 @@ def generate(
     Example: gpt2 generate models:/gpt2-base@champion "This film" --max-tokens 60
 
     Args:
-        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory.
         prompt: the text to continue.
         max_tokens: at most this many new tokens.
         temperature: 0 takes the likeliest token; higher is more varied.
@@ -210,10 +210,10 @@ def generate(
         top_p: sample from the likeliest tokens that hold this share of probability.
         seed: the same seed gives the same text.
     """
-    from cluster.registry import load as pull
+    from gpt2 import load
 
     params = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    table = pull(model_uri).predict([prompt], params=params)
+    table = load(model_uri).predict([prompt], **params)
     out.print(prompt + table["text"].iloc[0], highlight=False, markup=False, soft_wrap=True)
 
 

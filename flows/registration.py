@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
-from cluster import evaluation, registry
+from cluster import evaluation, pulling, registry
 from cluster.home import store, tracking_uri
 from cluster.tracking import Run
 from flows.config import PipelineConfig, resolve
@@ -29,19 +28,16 @@ def champions_report(name: str, plan: Plan, config: PipelineConfig, model_id: st
     champion = registry.by_alias(registered, registry.CHAMPION)
     if champion is None or champion.tags.get(registry.ARTIFACT_TAG) == model_id:
         return None
-    kind = "base" if name == "base" else plan.tasks[name].model.kind
     data = plan.tokens if name == "base" else plan.tasks[name].examples
     champion_id = champion.tags[registry.ARTIFACT_TAG]
     key = Key(f"{name}-report", {}, {"model": champion_id, "data": data.id}, REPORTING)
 
     def build(out: Path) -> dict[str, Any]:
         examples = store().require(data.kind, data.id)
-        with tempfile.TemporaryDirectory() as folder:
-            model = store().get(kind, champion_id)
-            path = model.path if model else registry.download(registered, champion, Path(folder)).parent
-            if name == "base":
-                return evaluation.evaluate_base(path, examples, config.pretrain.context, out)["metrics"]
-            return evaluation.evaluate_task(name, path, examples, out)["metrics"]
+        path = pulling.pull_version(champion).parent
+        if name == "base":
+            return evaluation.evaluate_base(path, examples, config.pretrain.context, out)["metrics"]
+        return evaluation.evaluate_task(name, path, examples, out)["metrics"]
 
     say(f"{registered}: measuring champion version {champion.version} on the same examples")
     return json.loads(store().make(key, build).file("report.json").read_text())
