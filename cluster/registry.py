@@ -1,4 +1,4 @@
-"""MLflow model versions: register, compare, promote, pull.
+"""MLflow model versions: register, compare, list.
 
 Files are uploaded first and read back; then the version, its source and its tags, the manifest of its files among
 them, are made in one request. So a version that is there is whole, or was damaged later, which whoever pulls it finds.
@@ -57,19 +57,24 @@ def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
     return max(found, key=lambda v: int(v.version)) if found else None
 
 
+def verdict_of(version: ModelVersion) -> str:
+    """`promoted`, `refused` or `not judged yet`. A promotion stands, whoever refused the version besides."""
+    return next((word for word in ("promoted", "refused") if f"gpt2.{word}" in version.tags), "not judged yet")
+
+
 def judged(version: ModelVersion) -> bool:
     """Whether the gate has decided on the version."""
-    return "gpt2.verdict" in version.tags
+    return verdict_of(version) != "not judged yet"
 
 
 def row(version: ModelVersion) -> dict[str, Any]:
     """A judged version for people: model, version, verdict, reasons."""
-    tags = version.tags
+    verdict = verdict_of(version)
     return {
         "model": version.name,
         "version": int(version.version),
-        "verdict": tags["gpt2.verdict"],
-        "reasons": tags["gpt2.reasons"],
+        "verdict": verdict,
+        "reasons": version.tags.get(f"gpt2.{verdict}", ""),
     }
 
 
@@ -169,18 +174,6 @@ def gate(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdi
     return Verdict(
         True, (f"better than the simple baseline: {against_floor}", f"not worse than the champion: {against_champion}")
     )
-
-
-def apply(name: str, version: ModelVersion, verdict: Verdict) -> None:
-    """Record the verdict with the version and move the aliases that follow from it."""
-    tags = {"gpt2.verdict": "promoted" if verdict.promote else "refused", "gpt2.reasons": "; ".join(verdict.reasons)}
-    for key, value in tags.items():
-        client().set_model_version_tag(name, version.version, key, value)
-    if verdict.promote:
-        current = by_alias(name, CHAMPION)
-        if current is not None and current.version != version.version:
-            client().set_registered_model_alias(name, PREVIOUS, current.version)
-        client().set_registered_model_alias(name, CHAMPION, version.version)
 
 
 def challenge(name: str, version: ModelVersion) -> None:

@@ -10,7 +10,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
-from cluster import evaluation, pulling, registry
+from cluster import evaluation, promotion, pulling, registry
 from cluster.home import store, tracking_uri
 from cluster.tracking import Run
 from flows.config import PipelineConfig, resolve
@@ -22,24 +22,20 @@ from gpt2.task import Predictor
 from gpt2.task import task as task_of
 
 
-def champions_report(name: str, plan: Plan, config: PipelineConfig, model_id: str) -> dict[str, Any] | None:
-    """The champion's report on the same examples; None where there is no champion."""
-    registered = registry.registered_name(name)
-    champion = registry.by_alias(registered, registry.CHAMPION)
-    if champion is None or champion.tags.get(registry.ARTIFACT_TAG) == model_id:
-        return None
+def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> dict[str, Any]:
+    """The report of another registered version on the same examples."""
+    model_id = version.tags[registry.ARTIFACT_TAG]
     data = plan.tokens if name == "base" else plan.tasks[name].examples
-    champion_id = champion.tags[registry.ARTIFACT_TAG]
-    key = Key(f"{name}-report", {}, {"model": champion_id, "data": data.id}, REPORTING)
+    key = Key(f"{name}-report", {}, {"model": model_id, "data": data.id}, REPORTING)
 
     def build(out: Path) -> dict[str, Any]:
         examples = store().require(data.kind, data.id)
-        path = pulling.pull_version(champion).parent
+        path = pulling.pull_version(version).parent
         if name == "base":
             return evaluation.evaluate_base(path, examples, config.pretrain.context, out)["metrics"]
         return evaluation.evaluate_task(name, path, examples, out)["metrics"]
 
-    say(f"{registered}: measuring champion version {champion.version} on the same examples")
+    say(f"{version.name}: measuring version {version.version} on the same examples")
     return json.loads(store().make(key, build).file("report.json").read_text())
 
 
@@ -58,8 +54,12 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
             run.metrics(report["metrics"])
             version = version or new_version(name, registered, model, plan, run)
             registry.challenge(registered, version)
-            verdict = registry.gate(report, champions_report(name, plan, config, model_key.id))
-            registry.apply(registered, version, verdict)
+
+            def measure(other: Any) -> dict[str, Any]:
+                own = other.tags.get(registry.ARTIFACT_TAG) == model_key.id
+                return report if own else report_of(other, name, plan, config)
+
+            verdict = promotion.decide(registered, version, measure)
             registry.describe(registered, version, description(registered, report, verdict))
         said = "champion" if verdict.promote else "not promoted"
         say(f"{registered} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
