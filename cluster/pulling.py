@@ -126,9 +126,7 @@ def repository(uri: str) -> ArtifactRepository:
 
 def take(uri: str, expected: Manifest, folder: Path) -> None:
     """Download into `folder/model`, which is then there, verified, or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-    try:
+    with scratch_folder() as scratch:
         (scratch / MODEL).mkdir()
         found = repository(uri)
         compare_sizes(expected, listed(found))
@@ -143,6 +141,16 @@ def take(uri: str, expected: Manifest, folder: Path) -> None:
             except (OSError, RefusedModel):
                 shutil.rmtree(folder)
                 scratch.rename(folder)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder beside the pulled models, which may be larger than the system's temporary folder allows."""
+    pulled = home() / "pulled"
+    pulled.mkdir(exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".", dir=pulled))
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

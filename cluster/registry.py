@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import math
-import tempfile
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-from cluster.pulling import ABSENT, MANIFEST_TAG, take
+from cluster.pulling import ABSENT, MANIFEST_TAG, scratch_folder, take
 from cluster.tracking import Run, client, experiment_id
 from gpt2.artifact import Artifact
 from gpt2.modelfiles import manifest
@@ -86,31 +86,42 @@ def register(
     input_example: Any,
     params: Mapping[str, Any],
     output_example: Any,
+    texts: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """A version of `name` made from the artifact; the existing one where it is registered already."""
+    """A version of `name` made from the artifact; the existing one where it is registered already.
+
+    `texts` go among the model's files, by name.
+    """
     if existing := by_artifact(name, model.id):
         return existing
     import gpt2
 
-    files = manifest(model.path / "model")
     requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]
-    with quietly():
-        mlflow.set_experiment(experiment_id=experiment_id())  # else its files go to a folder in the working directory
-        # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
-        info = Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=mlflow.pyfunc,
-            python_model=str(Path(__file__).with_name("pulled.py")),
-            artifacts={"model": str(model.path / "model")},
-            code_paths=[str(Path(gpt2.__file__).parent)],
-            signature=signature(input_example, output_example, params),
-            input_example=(input_example, dict(params)) if params else input_example,
-            pip_requirements=requirements,
-            run_id=run.id,
-        )
-    with tempfile.TemporaryDirectory() as scratch:  # `RefusedModel` where the upload was cut or altered
-        take(client().get_logged_model(info.model_id).artifact_location, files, Path(scratch) / "read back")
+    with scratch_folder() as scratch:
+        staged = scratch / "model"
+        shutil.copytree(model.path / "model", staged)
+        for file, text in (texts or {}).items():
+            (staged / file).write_text(text, "utf-8")
+        files = manifest(staged)
+        with quietly():
+            mlflow.set_experiment(
+                experiment_id=experiment_id()
+            )  # else its files go to a folder in the working directory
+            # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
+            info = Model.log(
+                artifact_path=None,
+                name="model",
+                flavor=mlflow.pyfunc,
+                python_model=str(Path(__file__).with_name("pulled.py")),
+                artifacts={"model": str(staged)},
+                code_paths=[str(Path(gpt2.__file__).parent)],
+                signature=signature(input_example, output_example, params),
+                input_example=(input_example, dict(params)) if params else input_example,
+                pip_requirements=requirements,
+                run_id=run.id,
+            )
+        # `RefusedModel` where the upload was cut or altered
+        take(client().get_logged_model(info.model_id).artifact_location, files, scratch / "read back")
     with contextlib.suppress(MlflowException):  # exists
         client().create_registered_model(name)
     facts = {ARTIFACT_TAG: model.id, MANIFEST_TAG: json.dumps(files, separators=(",", ":")), **tags}
@@ -187,7 +198,10 @@ def describe(name: str, version: ModelVersion, text: str) -> None:
 
 
 def versions() -> list[dict[str, Any]]:
-    """Every version of our models, newest first within a name: name, version, aliases, tags, age."""
+    """Every version of our models, newest first within a name.
+
+    Of each: name, version, aliases, verdict, reasons, tags, created (s since 1970).
+    """
     rows = []
     for model in client().search_registered_models("name LIKE 'gpt2-%'"):
         aliases: dict[str, list[str]] = {}
@@ -199,6 +213,8 @@ def versions() -> list[dict[str, Any]]:
                     "name": model.name,
                     "version": int(v.version),
                     "aliases": sorted(aliases.get(str(v.version), [])),
+                    "verdict": verdict_of(v),
+                    "reasons": v.tags.get(f"gpt2.{verdict_of(v)}", ""),
                     "tags": dict(v.tags),
                     "created": v.creation_timestamp / 1000,
                 }

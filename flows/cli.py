@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from cluster.home import configure
+from flows.commands import registry as models
 
 app = App(
     name="gpt2",
@@ -79,38 +80,8 @@ def run(
     summarize(plan, result["registered"], out)
 
 
-@app.command
-def models():
-    """List the registered models: versions, aliases, verdicts, age.
-
-    Example: gpt2 models
-    """
-    import time
-
-    from rich.table import Table
-
-    from cluster.registry import versions
-
-    rows = versions()
-    if not rows:
-        out.print("No models are registered yet; `gpt2 run` makes some.")
-        return
-    table = Table()
-    for column in ("model", "version", "aliases", "verdict", "age", "artifact"):
-        table.add_column(column)
-    for row in rows:
-        hours = (time.time() - row["created"]) / 3600
-        age = f"{hours / 24:.0f} d" if hours > 48 else f"{hours:.1f} h"
-        tags = row["tags"]
-        aliases = ", ".join(f"@{a}" for a in row["aliases"])
-        verdict, artifact = tags.get("gpt2.verdict", "not judged yet"), tags.get("gpt2.artifact", "")
-        table.add_row(row["name"], str(row["version"]), aliases, verdict, age, artifact)
-    out.print(table)
-    for row in rows:
-        if "challenger" in row["aliases"]:
-            reasons = row["tags"].get("gpt2.reasons", "")
-            out.print(f"{row['name']} version {row['version']}: {reasons}", highlight=False, markup=False)
-
+for command in (models.models, models.promote, models.rollback, models.card, models.reproduce, models.serve):
+    app.command(command)
 
 checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
 app.command(checkpoints)

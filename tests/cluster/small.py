@@ -30,7 +30,7 @@ def model_folder(path: Path, task: str = "sentiment", seed: int = 0) -> Path:
     return out
 
 
-def registered(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None):
+def registered(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None):
     """A version of `name`, registered as the pipeline does it; its model lies in `path/model`."""
     from cluster import registry
     from cluster.tracking import Run
@@ -41,4 +41,4 @@ def registered(name: str, path: Path, task: str = "sentiment", seed: int = 0, ta
     artifact = Artifact(path, {"id": f"{name}-{seed}", "kind": task})
     run = Run.open(f"register-{name}", {"gpt2.test": f"{name}-{seed}"})
     example = list(predictor.input_example)
-    return registry.register(name, artifact, run, tags or {}, example, {}, predictor.predict(example, {}))
+    return registry.register(name, artifact, run, tags or {}, example, {}, predictor.predict(example, {}), texts)
