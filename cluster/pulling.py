@@ -77,6 +77,9 @@ def pull_version(version: ModelVersion) -> Path:
             verify(folder / MODEL, expected)
         except (OSError, RefusedModel):  # not there, or someone damaged it
             take(source(version), expected, folder)
+        else:
+            # What was pulled before is right; the version is to be so, too.
+            compare_sizes(expected, listed(repository(source(version))))
     os.utime(folder)
     forget_unused(folder.parent)
     return folder / MODEL
