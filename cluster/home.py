@@ -13,7 +13,7 @@ from gpt2.artifact import Store
 # Ray's sockets lie this much deeper than its temporary folder; the system allows a socket's path 107 bytes.
 RAY_SOCKET_SUFFIX = 64
 
-CONTENTS = {"store", "mlflow", "prefect", "ray", "samples"}
+CONTENTS = {"store", "mlflow", "prefect", "ray", "samples", "pulled"}
 """What we put into a home."""
 
 QUIET = {

@@ -1,7 +1,7 @@
-"""MLflow model versions: register, compare, promote, pull.
+"""MLflow model versions: register, compare, list.
 
-A version is usable when its `gpt2.artifact` tag is there: files are uploaded first, and the version, its source
-and its tags are made in one request.
+Files are uploaded first and read back; then the version, its source and its tags, the manifest of its files among
+them, are made in one request. So a version that is there is whole, or was damaged later, which whoever pulls it finds.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import json
 import logging
 import math
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +25,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
+from cluster.pulling import ABSENT, MANIFEST_TAG, scratch_folder, take
 from cluster.tracking import Run, client, experiment_id
 from gpt2.artifact import Artifact
+from gpt2.modelfiles import manifest
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ARTIFACT_TAG = "gpt2.artifact"
@@ -40,29 +44,37 @@ def by_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that an alias points at, or None."""
     try:
         return client().get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise  # the server is away: that is not to say that there is no champion
 
 
 def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
-    """The version made from that artifact, or None."""
+    """The version made from that artifact, or None. One without a manifest can't be pulled and does not count."""
     found = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
+    found = [v for v in found if MANIFEST_TAG in v.tags]
     return max(found, key=lambda v: int(v.version)) if found else None
+
+
+def verdict_of(version: ModelVersion) -> str:
+    """`promoted`, `refused` or `not judged yet`. A promotion stands, whoever refused the version besides."""
+    return next((word for word in ("promoted", "refused") if f"gpt2.{word}" in version.tags), "not judged yet")
 
 
 def judged(version: ModelVersion) -> bool:
     """Whether the gate has decided on the version."""
-    return "gpt2.verdict" in version.tags
+    return verdict_of(version) != "not judged yet"
 
 
 def row(version: ModelVersion) -> dict[str, Any]:
     """A judged version for people: model, version, verdict, reasons."""
-    tags = version.tags
+    verdict = verdict_of(version)
     return {
         "model": version.name,
         "version": int(version.version),
-        "verdict": tags["gpt2.verdict"],
-        "reasons": tags["gpt2.reasons"],
+        "verdict": verdict,
+        "reasons": version.tags.get(f"gpt2.{verdict}", ""),
     }
 
 
@@ -74,33 +86,46 @@ def register(
     input_example: Any,
     params: Mapping[str, Any],
     output_example: Any,
+    texts: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """A version of `name` made from the artifact; the existing one where it is registered already."""
+    """A version of `name` made from the artifact; the existing one where it is registered already.
+
+    `texts` go among the model's files, by name.
+    """
     if existing := by_artifact(name, model.id):
         return existing
     import gpt2
 
     requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]
-    with quietly():
-        mlflow.set_experiment(experiment_id=experiment_id())  # else its files go to a folder in the working directory
-        # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
-        info = Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=mlflow.pyfunc,
-            python_model=str(Path(__file__).with_name("pulled.py")),
-            artifacts={"model": str(model.path / "model")},
-            code_paths=[str(Path(gpt2.__file__).parent)],
-            signature=signature(input_example, output_example, params),
-            input_example=(input_example, dict(params)) if params else input_example,
-            pip_requirements=requirements,
-            run_id=run.id,
-        )
+    with scratch_folder() as scratch:
+        staged = scratch / "model"
+        shutil.copytree(model.path / "model", staged)
+        for file, text in (texts or {}).items():
+            (staged / file).write_text(text, "utf-8")
+        files = manifest(staged)
+        with quietly():
+            mlflow.set_experiment(
+                experiment_id=experiment_id()
+            )  # else its files go to a folder in the working directory
+            # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
+            info = Model.log(
+                artifact_path=None,
+                name="model",
+                flavor=mlflow.pyfunc,
+                python_model=str(Path(__file__).with_name("pulled.py")),
+                artifacts={"model": str(staged)},
+                code_paths=[str(Path(gpt2.__file__).parent)],
+                signature=signature(input_example, output_example, params),
+                input_example=(input_example, dict(params)) if params else input_example,
+                pip_requirements=requirements,
+                run_id=run.id,
+            )
+        # `RefusedModel` where the upload was cut or altered
+        take(client().get_logged_model(info.model_id).artifact_location, files, scratch / "read back")
     with contextlib.suppress(MlflowException):  # exists
         client().create_registered_model(name)
-    return client().create_model_version(
-        name, source=info.model_uri, run_id=run.id, tags={ARTIFACT_TAG: model.id, **tags}, model_id=info.model_id
-    )
+    facts = {ARTIFACT_TAG: model.id, MANIFEST_TAG: json.dumps(files, separators=(",", ":")), **tags}
+    return client().create_model_version(name, source=info.model_uri, run_id=run.id, tags=facts, model_id=info.model_id)
 
 
 def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
@@ -162,18 +187,6 @@ def gate(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdi
     )
 
 
-def apply(name: str, version: ModelVersion, verdict: Verdict) -> None:
-    """Record the verdict with the version and move the aliases that follow from it."""
-    tags = {"gpt2.verdict": "promoted" if verdict.promote else "refused", "gpt2.reasons": "; ".join(verdict.reasons)}
-    for key, value in tags.items():
-        client().set_model_version_tag(name, version.version, key, value)
-    if verdict.promote:
-        current = by_alias(name, CHAMPION)
-        if current is not None and current.version != version.version:
-            client().set_registered_model_alias(name, PREVIOUS, current.version)
-        client().set_registered_model_alias(name, CHAMPION, version.version)
-
-
 def challenge(name: str, version: ModelVersion) -> None:
     """Point the alias `challenger` at the version."""
     client().set_registered_model_alias(name, CHALLENGER, version.version)
@@ -184,26 +197,11 @@ def describe(name: str, version: ModelVersion, text: str) -> None:
     client().update_model_version(name, version.version, text)
 
 
-def download(name: str, version: ModelVersion, into: Path) -> Path:
-    """The version's model directory, from the registry."""
-    path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}", dst_path=str(into))
-    return Path(path) / "artifacts" / "model"
-
-
-def load(uri: str) -> Any:
-    """The pyfunc model at `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `ValueError` where there is none."""
-    if not uri.startswith("models:/"):
-        raise ValueError(f"{uri!r} is not a registry address; give models:/NAME@champion (`gpt2 models` lists them)")
-    client()
-    try:
-        with quietly():
-            return mlflow.pyfunc.load_model(uri)
-    except MlflowException as error:
-        raise ValueError(f"{uri}: {error.message}; `gpt2 models` lists what there is") from None
-
-
 def versions() -> list[dict[str, Any]]:
-    """Every version of our models, newest first within a name: name, version, aliases, tags, age."""
+    """Every version of our models, newest first within a name.
+
+    Of each: name, version, aliases, verdict, reasons, tags, created (s since 1970).
+    """
     rows = []
     for model in client().search_registered_models("name LIKE 'gpt2-%'"):
         aliases: dict[str, list[str]] = {}
@@ -215,6 +213,8 @@ def versions() -> list[dict[str, Any]]:
                     "name": model.name,
                     "version": int(v.version),
                     "aliases": sorted(aliases.get(str(v.version), [])),
+                    "verdict": verdict_of(v),
+                    "reasons": v.tags.get(f"gpt2.{verdict_of(v)}", ""),
                     "tags": dict(v.tags),
                     "created": v.creation_timestamp / 1000,
                 }

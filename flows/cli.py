@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from cluster.home import configure
+from flows.commands import registry as models
 
 app = App(
     name="gpt2",
@@ -79,38 +80,8 @@ def run(
     summarize(plan, result["registered"], out)
 
 
-@app.command
-def models():
-    """List the registered models: versions, aliases, verdicts, age.
-
-    Example: gpt2 models
-    """
-    import time
-
-    from rich.table import Table
-
-    from cluster.registry import versions
-
-    rows = versions()
-    if not rows:
-        out.print("No models are registered yet; `gpt2 run` makes some.")
-        return
-    table = Table()
-    for column in ("model", "version", "aliases", "verdict", "age", "artifact"):
-        table.add_column(column)
-    for row in rows:
-        hours = (time.time() - row["created"]) / 3600
-        age = f"{hours / 24:.0f} d" if hours > 48 else f"{hours:.1f} h"
-        tags = row["tags"]
-        aliases = ", ".join(f"@{a}" for a in row["aliases"])
-        verdict, artifact = tags.get("gpt2.verdict", "not judged yet"), tags.get("gpt2.artifact", "")
-        table.add_row(row["name"], str(row["version"]), aliases, verdict, age, artifact)
-    out.print(table)
-    for row in rows:
-        if "challenger" in row["aliases"]:
-            reasons = row["tags"].get("gpt2.reasons", "")
-            out.print(f"{row['name']} version {row['version']}: {reasons}", highlight=False, markup=False)
-
+for command in (models.models, models.promote, models.rollback, models.card, models.reproduce, models.serve):
+    app.command(command)
 
 checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
 app.command(checkpoints)
@@ -173,15 +144,15 @@ def predict(model_uri: str, *, input: Path, output: Path):
     Example: gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl
 
     Args:
-        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory.
         input: .txt, a text per line; .jsonl, a string or an object per line; .csv or .parquet with a column `text`.
         output: .jsonl, .csv or .parquet, a row per input.
     """
-    from cluster.registry import load as pull
     from flows.files import read_inputs, write_table
+    from gpt2 import load
 
     inputs = read_inputs(input)
-    table = pull(model_uri).predict(inputs)
+    table = load(model_uri).predict(inputs)
     write_table(table, output)
     out.print(f"{len(table):,} rows in {output}")
 
@@ -202,7 +173,7 @@ def generate(
     Example: gpt2 generate models:/gpt2-base@champion "This film" --max-tokens 60
 
     Args:
-        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory.
         prompt: the text to continue.
         max_tokens: at most this many new tokens.
         temperature: 0 takes the likeliest token; higher is more varied.
@@ -210,10 +181,10 @@ def generate(
         top_p: sample from the likeliest tokens that hold this share of probability.
         seed: the same seed gives the same text.
     """
-    from cluster.registry import load as pull
+    from gpt2 import load
 
     params = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    table = pull(model_uri).predict([prompt], params=params)
+    table = load(model_uri).predict([prompt], **params)
     out.print(prompt + table["text"].iloc[0], highlight=False, markup=False, soft_wrap=True)
 
 

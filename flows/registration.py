@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
-from cluster import evaluation, registry
-from cluster.home import store, tracking_uri
+from cluster import evaluation, promotion, pulling, registry
+from cluster.home import store
 from cluster.tracking import Run
+from flows import provenance
 from flows.config import PipelineConfig, resolve
 from flows.plan import REPORTING, Plan, make_plan
 from flows.stage import commit_tag, recorded, say
@@ -23,27 +23,20 @@ from gpt2.task import Predictor
 from gpt2.task import task as task_of
 
 
-def champions_report(name: str, plan: Plan, config: PipelineConfig, model_id: str) -> dict[str, Any] | None:
-    """The champion's report on the same examples; None where there is no champion."""
-    registered = registry.registered_name(name)
-    champion = registry.by_alias(registered, registry.CHAMPION)
-    if champion is None or champion.tags.get(registry.ARTIFACT_TAG) == model_id:
-        return None
-    kind = "base" if name == "base" else plan.tasks[name].model.kind
+def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> dict[str, Any]:
+    """The report of another registered version on the same examples."""
+    model_id = version.tags[registry.ARTIFACT_TAG]
     data = plan.tokens if name == "base" else plan.tasks[name].examples
-    champion_id = champion.tags[registry.ARTIFACT_TAG]
-    key = Key(f"{name}-report", {}, {"model": champion_id, "data": data.id}, REPORTING)
+    key = Key(f"{name}-report", {}, {"model": model_id, "data": data.id}, REPORTING)
 
     def build(out: Path) -> dict[str, Any]:
         examples = store().require(data.kind, data.id)
-        with tempfile.TemporaryDirectory() as folder:
-            model = store().get(kind, champion_id)
-            path = model.path if model else registry.download(registered, champion, Path(folder)).parent
-            if name == "base":
-                return evaluation.evaluate_base(path, examples, config.pretrain.context, out)["metrics"]
-            return evaluation.evaluate_task(name, path, examples, out)["metrics"]
+        path = pulling.pull_version(version).parent
+        if name == "base":
+            return evaluation.evaluate_base(path, examples, config.pretrain.context, out)["metrics"]
+        return evaluation.evaluate_task(name, path, examples, out)["metrics"]
 
-    say(f"{registered}: measuring champion version {champion.version} on the same examples")
+    say(f"{version.name}: measuring version {version.version} on the same examples")
     return json.loads(store().make(key, build).file("report.json").read_text())
 
 
@@ -60,11 +53,15 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
         model = store().require(model_key.kind, model_key.id)
         with recorded(f"register-{name}", report_key.id, {}) as run:
             run.metrics(report["metrics"])
-            version = version or new_version(name, registered, model, plan, run)
+            version = version or new_version(name, registered, model, config, plan, report, run)
             registry.challenge(registered, version)
-            verdict = registry.gate(report, champions_report(name, plan, config, model_key.id))
-            registry.apply(registered, version, verdict)
-            registry.describe(registered, version, description(registered, report, verdict))
+
+            def measure(other: Any) -> dict[str, Any]:
+                own = other.tags.get(registry.ARTIFACT_TAG) == model_key.id
+                return report if own else report_of(other, name, plan, config)
+
+            verdict = promotion.decide(registered, version, measure)
+            registry.describe(registered, version, description(registered, version, report, verdict))
         said = "champion" if verdict.promote else "not promoted"
         say(f"{registered} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
         version = registry.by_artifact(registered, model_key.id)
@@ -74,31 +71,39 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
     return registry.row(version)
 
 
-def new_version(name: str, registered: str, model: Artifact, plan: Plan, run: Run) -> Any:
-    """A registry version with lineage tags."""
+def new_version(
+    name: str, registered: str, model: Artifact, config: PipelineConfig, plan: Plan, report: dict[str, Any], run: Run
+) -> Any:
+    """A registry version with its card, the record that it can be reproduced from, and tags."""
     load = language_model.GeneratorPredictor if name == "base" else task_of(name).predictor
     params = language_model.DEFAULTS if name == "base" else task_of(name).params
     predictor: Predictor = load(model.path / "model")
     example = list(predictor.input_example)
     champion = registry.by_alias(registered, registry.CHAMPION)
+    metric = report["primary"]["name"]
     tags = {
+        "gpt2.metric": metric,
+        "gpt2.value": f"{report['metrics'][metric]:.6g}",
+        "gpt2.floor": f"{report['baselines'][report['floor']][metric]:.6g}",
         "gpt2.data": (plan.tokens if name == "base" else plan.tasks[name].examples).id,
         "gpt2.base": plan.base.id,
         "gpt2.parent_version": champion.version if champion else "none",
         "prefect.flow_run.id": str(flow_run.id or ""),
         **commit_tag(),
     }
-    return registry.register(registered, model, run, tags, example, params, predictor.predict(example, params))
+    answer = predictor.predict(example, params)
+    texts = provenance.about(name, config, plan, model, report)
+    return registry.register(registered, model, run, tags, example, params, answer, texts)
 
 
-def description(registered: str, report: dict[str, Any], verdict: registry.Verdict) -> str:
+def description(registered: str, version: Any, report: dict[str, Any], verdict: registry.Verdict) -> str:
     """What the registry's page says of a version."""
     metrics = "\n".join(f"| {k} | {v:.4f} |" for k, v in report["metrics"].items() if isinstance(v, float))
     decision = "Promoted" if verdict.promote else "Not promoted"
     return (
         f"{report['title']}. {decision}: {'; '.join(verdict.reasons)}.\n\n| metric | value |\n|---|---|\n{metrics}\n\n"
-        f"```python\nimport mlflow\nmlflow.set_tracking_uri({tracking_uri()!r})\n"
-        f'model = mlflow.pyfunc.load_model("models:/{registered}@champion")\n```\n'
+        f'```python\nimport gpt2\nmodel = gpt2.load("models:/{registered}/{version.version}")\n```\n'
+        f"The model's card: `gpt2 card models:/{registered}/{version.version}`\n"
     )
 
 

@@ -19,6 +19,12 @@ NAME, TITLE = "base", "Language model"
 PRIMARY, FLOOR = "bits_per_byte", "unigram"
 PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
 SAMPLE_TOKENS = 60
+USE = "The start of models for tasks, and continuing texts of the kind that it learned from. Not a source of facts."
+LIMITS = (
+    "It repeats what is in its training text, prejudices, errors and names included; nothing filters what it writes.",
+    "A model of this size writes fluent passages without sense; it follows no instructions.",
+    "It learned from one corpus: other languages, topics and forms of text are worse by an amount to measure first.",
+)
 DEFAULTS: dict[str, Any] = {"max_tokens": 50, "temperature": 0.8, "top_k": 50, "top_p": 1.0, "seed": 0}
 
 

@@ -67,6 +67,12 @@ class Task(ABC):
     """Modules besides the task's own that its result depends on."""
     params: ClassVar[Mapping[str, Any]] = {}
     """Optional parameters of `predict` and their defaults."""
+    use: ClassVar[str] = "Not stated by the task."
+    """What the model is for, and what not, for its card."""
+    limits: ClassVar[tuple[str, ...]] = ("Not stated by the task.",)
+    """What to know before relying on it, for its card."""
+    example: ClassVar[Any] = "a text"
+    """An input of `predict`, for its card."""
 
     @abstractmethod
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:

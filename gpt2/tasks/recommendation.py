@@ -53,6 +53,13 @@ class Recommendation(Task):
     Settings = RecommendationSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.baselines", "gpt2.metrics")
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
+    use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
+    limits = (
+        "It knows the items of its catalogue only; a new one needs a new training.",
+        "What was popular in its training data is favoured, and what few have chosen is rarely shown.",
+        "It was measured on the last choice of each known user; what people do with recommendations is another thing.",
+    )
+    example: ClassVar[Any] = {"history": ["a title of the catalogue"]}
 
     def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
         """Write items.parquet (item, title, text, popularity) and histories.parquet (user, item indices in order).

@@ -61,6 +61,16 @@ class Sentiment(Task):
     floor = "majority class"
     Settings = SentimentSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.baselines", "gpt2.metrics")
+    use = (
+        "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
+        "person who wrote one of them."
+    )
+    limits = (
+        "It learned the language, topics and labellers' habits of its training data; on other texts, measure it first.",
+        "Irony and mixed feelings are often mistaken, sometimes with high confidence: see the report's mistakes.",
+        "A text longer than the model's positions is cut at its end.",
+    )
+    example = "The crew was lovely and we landed early"
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
         """Write train, validation and test.parquet (text, label) and labels.json; near-duplicates stay together."""

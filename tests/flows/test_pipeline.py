@@ -252,6 +252,25 @@ def test_bad_documents_stop_the_run_in_a_sentence(tmp_path, small_changes):
     assert str(quarantine) in text
 
 
+def test_the_registered_model_tells_of_itself(home, first_run):
+    told = home.call([sys.executable, "-m", "flows.cli", "card", "models:/gpt2-sentiment/1"])
+    assert "## Results beside baselines" in told and "TF-IDF" in told and "corpus.jsonl" in told
+    assert re.search(r"\| base model \| `base/[0-9a-f]{16}` \|", told)
+    assert "## Status" in told and "Traceback" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "sentiment"])
+def test_a_registered_model_is_made_again_bit_by_bit(home, first_run, name):
+    """The base model's training was killed on its way, too."""
+    before = home.artifacts()
+    told = home.call([sys.executable, "-m", "flows.cli", "reproduce", f"models:/gpt2-{name}/1"])
+    assert "Match: every file of the model is the same" in told and "same      model.safetensors" in told
+    assert home.artifacts() == before
+    told = home.call([sys.executable, "-m", "flows.cli", "models"])
+    assert "v2" not in told
+
+
 def test_added_document_runs_what_depends_on_it(home, first_run):
     source = Path(next(c for c in reversed(home.changes) if c.startswith("corpus.sources="))[16:-1])
     source.write_text(source.read_text() + json.dumps({"text": "One more film of the night city."}) + "\n")

@@ -1,0 +1,110 @@
+"""What a registered model says of itself: its card, and the record from which it can be made again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from cluster.home import store
+from flows.config import PipelineConfig
+from flows.plan import Plan
+from flows.stage import commit_tag
+from gpt2.artifact import Artifact, Key, code_version
+from gpt2.card import NAME as CARD
+from gpt2.card import Rows, card
+
+RECORD = "provenance.json"
+PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "deepspeed", "ray", "datasets")
+
+
+def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any]) -> dict[str, str]:
+    """The texts that go with a model's files: its card, and `provenance.json`."""
+    found = record(name, config, plan, model)
+    return {CARD: model_card(name, config, plan, model, report, found), RECORD: json.dumps(found, indent=1) + "\n"}
+
+
+def keys_of(name: str, plan: Plan) -> list[tuple[str, Key]]:
+    """(what, key) of each artifact that the model comes from, in order, and at the end its own."""
+    found = [(what, key) for stage, what, key in plan.by_stage() if stage in ("tokenize", "pretrain")]
+    if name != "base":
+        found += [(f"{name} examples", plan.tasks[name].examples), (f"{name} model", plan.tasks[name].model)]
+    return found
+
+
+def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> dict[str, Any]:
+    """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
+    settings = config.model_dump(mode="json")
+    settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
+    for task_name, task in settings["tasks"].items():
+        task["enabled"] = task_name == name
+        if ":" not in task["source"]:
+            task["source"] = str(Path(task["source"]).absolute())
+    stages = [
+        {"what": what, "kind": k.kind, "id": k.id, "inputs": dict(k.inputs), "code": code_version(*k.code)}
+        for what, k in keys_of(name, plan)
+    ]
+    return {
+        "model": name,
+        "artifact": {"kind": model.kind, "id": model.id},
+        "config": settings,
+        "stages": stages,
+        "environment": environment(),
+        **commit_tag(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What bits may depend on besides data, settings and code."""
+    packages = {p: importlib.metadata.version(p) for p in PACKAGES}
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "processor": processor()}
+    return {"python": platform.python_version(), **packages, **machine}
+
+
+def model_card(
+    name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any], found: dict[str, Any]
+) -> str:
+    """The model's card."""
+    train = config.trainings()["pretrain" if name == "base" else f"tasks.{name}.train"][0]
+    data: list[tuple[str, Any]] = [("text", ", ".join(Path(s).name for s in plan.sources))]
+    data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens")
+    if name != "base":
+        data.append(("labelled data", Path(plan.tasks[name].source).name))
+        data += figures(plan.tasks[name].examples, "train", "validation", "test", "users", "items", "interactions")
+    figures_of_training = [(k.replace("_", " "), v) for k, v in model.info.items() if k in TRAINING_FIGURES]
+    workers = config.cluster if name == "base" else config.task_cluster(name)
+    training: list[tuple[str, Any]] = [
+        *figures_of_training,
+        ("batch size", train.batch_size),
+        ("context", train.context),
+        ("learning rate", f"{train.optimizer.learning_rate:g}"),
+        ("precision", train.precision),
+        ("seed", train.seed),
+        ("workers", f"{workers.num_workers}, ZeRO stage {workers.zero_stage}"),
+    ]
+    if name != "base":
+        training.append(("what it changes", config.task_settings()[name].adaptation.kind))
+    lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in found["stages"]]
+    lineage += [("commit", f"`{found['git.commit']}`")] if "git.commit" in found else []
+    return card(name, report, data, training, lineage)
+
+
+TRAINING_FIGURES = ("steps", "seconds", "tokens_per_second", "train_loss", "validation_loss")
+
+
+def figures(key: Key, *names: str) -> Rows:
+    """Counts that an artifact's stage told."""
+    info = store().require(key.kind, key.id).info
+    return [(name.replace("_", " "), info[name]) for name in names if name in info]
+
+
+def processor() -> str:
+    """The processor's name: another one may round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

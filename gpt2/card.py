@@ -1,0 +1,70 @@
+"""A model card (Mitchell et al. 2019, arXiv:1810.03993): what a model is for, how good it is, what it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpt2 import language_model, report
+from gpt2.task import task
+
+NAME = "README.md"
+"""The card's name among a model's files, as model hubs have it."""
+Rows = Sequence[tuple[str, Any]]
+
+
+def card(name: str, results: Mapping[str, Any], data: Rows, training: Rows, lineage: Rows) -> str:
+    """The card of the model `gpt2-NAME` as Markdown.
+
+    `results` is the report of its evaluation (`gpt2.report`); the others are rows of what and value.
+    """
+    base = name == language_model.NAME
+    use, limits = (language_model.USE, language_model.LIMITS) if base else (task(name).use, task(name).limits)
+    header, *body = report.rows(results)
+    counts = ", ".join(f"{what.replace('_', ' ')} {value:,}" for what, value in results["counts"].items())
+    example = json.dumps(example_input(name))
+    parts = [
+        f"# gpt2-{name}: {results['title']}",
+        "## Intended use",
+        use,
+        "## Results beside baselines",
+        f"On held-out examples ({counts}); the gate compares {results['primary']['name'].replace('_', ' ')}.",
+        markdown_table(header, body),
+        bullets(results["notes"]),
+        "## Data",
+        markdown_table(["what", "value"], data),
+        "## Training",
+        markdown_table(["what", "value"], training),
+        "## Limits",
+        bullets(limits),
+        "## Lineage",
+        "Every id is a hash of what its artifact was made from: settings, the ids of inputs, and code.",
+        markdown_table(["what", "value"], lineage),
+        "## How to load",
+        f'```python\nimport gpt2\n\nmodel = gpt2.load("models:/gpt2-{name}@champion")\nmodel.predict([{example}])\n```',
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def example_input(name: str) -> Any:
+    """An input for people to copy."""
+    if name == language_model.NAME:
+        return language_model.PROMPTS[0]
+    return task(name).example
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table; a cell's line breaks and bars are made harmless."""
+    lines = [
+        list(header),
+        ["---"] * len(header),
+        *([report.number(c) if isinstance(c, (int, float)) else c for c in r] for r in rows),
+    ]
+    return "\n".join(
+        "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in line) + " |" for line in lines
+    )
+
+
+def bullets(texts: Sequence[str]) -> str:
+    return "\n".join(f"* {text}" for text in texts)

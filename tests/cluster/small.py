@@ -1,0 +1,44 @@
+"""Small models in the registry, made up."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from gpt2 import weights
+from gpt2.config import ModelConfig
+from gpt2.heads import Classifier
+from gpt2.model import GPT2
+from gpt2.tokenizer import Tokenizer
+
+LABELS = ["negative", "positive"]
+TEXTS = ("The crew was lovely and we landed early", "My bag is lost again")
+
+
+def model_folder(path: Path, task: str = "sentiment", seed: int = 0) -> Path:
+    """A directory of the model that a task saves, with random weights, in `path/model`."""
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer.train(TEXTS * 20, 270)
+    module = Classifier(GPT2(ModelConfig(n_layer=1, n_head=2, n_embd=16, n_positions=64, vocab_size=270)), len(LABELS))
+    out = path / "model"
+    weights.save(module.model, out)
+    tokenizer.save(out)
+    if task == "sentiment":
+        save_file({n: p.contiguous() for n, p in module.head.state_dict().items()}, out / "head.safetensors")
+    (out / "task.json").write_text(json.dumps({"task": task, "labels": LABELS}))
+    return out
+
+
+def registered(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None):
+    """A version of `name`, registered as the pipeline does it; its model lies in `path/model`."""
+    from cluster import registry
+    from cluster.tracking import Run
+    from gpt2.artifact import Artifact
+    from gpt2.loading import read
+
+    _, predictor = read(model_folder(path, task, seed))
+    artifact = Artifact(path, {"id": f"{name}-{seed}", "kind": task})
+    run = Run.open(f"register-{name}", {"gpt2.test": f"{name}-{seed}"})
+    example = list(predictor.input_example)
+    return registry.register(name, artifact, run, tags or {}, example, {}, predictor.predict(example, {}), texts)

@@ -1,0 +1,31 @@
+"""A model's card has what a stranger asks, for every task."""
+
+import pytest
+
+from gpt2 import language_model
+from gpt2.card import card, markdown_table
+from gpt2.task import Task, tasks
+
+REPORT = {
+    "title": "A title",
+    "primary": {"name": "macro_f1", "higher_is_better": True},
+    "metrics": {"macro_f1": 0.7},
+    "baselines": {"TF-IDF": {"macro_f1": 0.75}},
+    "notes": ["The model LOSES to the baseline TF-IDF on macro_f1: 0.7000 against 0.7500."],
+    "counts": {"test": 7000},
+}
+
+
+@pytest.mark.parametrize("name", [language_model.NAME, *tasks()])
+def test_the_card_of_every_task(name):
+    text = card(name, REPORT, [("text", "reviews|all")], [("seed", 0)], [("base model", "`base/0123`")])
+    for heading in ("Intended use", "Results beside baselines", "Data", "Training", "Limits", "Lineage", "How to load"):
+        assert f"\n## {heading}\n" in text
+    assert "test 7,000" in text and "LOSES" in text and "| macro f1 | 0.7000 | 0.7500 |" in text
+    assert "reviews\\|all" in text and "`base/0123`" in text
+    assert f'gpt2.load("models:/gpt2-{name}@champion")' in text
+    assert Task.use not in text and Task.limits[0] not in text  # every task states its own
+
+
+def test_cells_stay_cells():
+    assert markdown_table(["a"], [["one\ntwo | three"]]).splitlines()[-1] == "| one two \\| three |"
