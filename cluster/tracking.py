@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from cluster.home import home, tracking_uri
+from cluster.patience import Patient
 
 EXPERIMENT = "gpt2-pipeline"
 PARENT = "mlflow.parentRunId"
@@ -22,17 +24,21 @@ NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 LOCAL_SERVER = "http://127.0.0.1:5000"
 BATCH = 100  # parameters and tags in one request, MLflow's limit
+METRICS = 1000  # metrics in one, also MLflow's
 
 
 @cache
 def client() -> MlflowClient:
-    """A client of the tracking server and registry."""
+    """A client of the tracking server and registry, which waits for a server that went away."""
     uri = tracking_uri()
     if uri.startswith("sqlite:"):
         (home() / "mlflow").mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
-    return MlflowClient()
+    if not uri.startswith("http"):
+        return MlflowClient()
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; we say it once
+    return cast(MlflowClient, Patient(MlflowClient()))
 
 
 @cache
@@ -99,8 +105,17 @@ class Run:
         client().log_dict(self.id, dict(settings), "config.json")
 
     def metrics(self, values: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
-        now = int((timestamp or time.time()) * 1000)
-        client().log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+        self.batch([(values, step, timestamp)])
+
+    def batch(self, records: Iterable[tuple[Mapping[str, float], int, float | None]]) -> None:
+        """Log the metrics of several steps: (values, step, time in s since 1970)."""
+        metrics = [
+            Metric(name, float(value), int((timestamp or time.time()) * 1000), step)
+            for values, step, timestamp in records
+            for name, value in values.items()
+        ]
+        for start in range(0, len(metrics), METRICS):
+            client().log_batch(self.id, metrics=metrics[start : start + METRICS])
 
     def last_step(self, metric: str) -> int:
         """The last step at which a metric was logged, 0 if never: where a continued run goes on."""

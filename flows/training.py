@@ -10,6 +10,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from cluster.config import ClusterConfig
+from cluster.sender import Sender
 from cluster.tracking import Run
 from cluster.train import train
 from flows.stage import say, speaker
@@ -20,7 +21,8 @@ from gpt2.journal import EVENTS, read_journal
 
 def run_job(job: Job, cluster: ClusterConfig, run: Run) -> dict[str, Any]:
     """Train; returns the figures of the last records."""
-    journal = train(job, cluster, recorder(job.name, run), speaker())
+    with Sender(run) as sender:
+        journal = train(job, cluster, recorder(job.name, run, sender), speaker())
     told = account(journal, read_journal(Path(job.output) / EVENTS))
     tell(job.name, told, run)
     last: dict[str, Any] = {}
@@ -70,8 +72,8 @@ def clock(time: float) -> str:
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def recorder(name: str, run: Run) -> Callable[[dict[str, Any]], None]:
-    """Takes a journal's records: a line in the log, metrics in MLflow. A continued run goes on where it stopped."""
+def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
+    """Takes a journal's records: a line in the log, metrics to MLflow. A continued run goes on where it stopped."""
     logged = {"loss": run.last_step("loss"), "validation_loss": run.last_step("validation_loss")}
 
     tell = speaker()
@@ -81,7 +83,7 @@ def recorder(name: str, run: Run) -> Callable[[dict[str, Any]], None]:
         if entry["step"] <= logged[kind]:
             return
         values = {k: v for k, v in entry.items() if k not in ("step", "time")}
-        run.metrics(values, entry["step"], entry.get("time"))
+        sender.put(values, entry["step"], entry.get("time"))
         if text := describe(name, entry):
             tell(text)
 
