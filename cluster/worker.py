@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray.train
+
 from cluster.config import ClusterConfig
+from cluster.remarks import told
+from cluster.usage import Usage
 from gpt2.artifact import read_manifest
 from gpt2.endings import GaveUp, NotWritten, Preempted
 from gpt2.jobs import MODEL, Job
@@ -28,8 +32,10 @@ def work(config: dict[str, str]) -> None:
     output = Path(job.output)
     if gave_up(output):
         return  # a rank said so before it failed; Ray has started us again to hear it
+    rank = ray.train.get_context().get_world_rank()
     try:
-        train(job, cluster)
+        with Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu), told(Events(output), rank):
+            train(job, cluster)
     except Preempted:
         if not (output / STOP).exists():
             raise  # this node goes away: Ray goes on elsewhere, and does not count it as a failure
