@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+from cluster.environment import environment
 from cluster.home import home, tracking_uri
 from cluster.patience import Patient
 
@@ -58,6 +59,17 @@ def experiment_id() -> str:
         return found.experiment_id
 
 
+def server() -> str:
+    """Where people see MLflow: the tracking server, or where `mlflow ui` shows a local store."""
+    uri = tracking_uri()
+    return uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
+
+
+def version_url(name: str, version: int | str) -> str:
+    """Where people see a model version."""
+    return f"{server()}/#/models/{name}/versions/{version}"
+
+
 class Run:
     """One MLflow run, written through the client: no global state, usable from any thread."""
 
@@ -83,10 +95,8 @@ class Run:
 
     @property
     def url(self) -> str:
-        """Where people see the run: on the tracking server, or where `mlflow ui` shows a local store."""
-        uri = tracking_uri()
-        server = uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
-        return f"{server}/#/experiments/{experiment_id()}/runs/{self.id}"
+        """Where people see the run."""
+        return f"{server()}/#/experiments/{experiment_id()}/runs/{self.id}"
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         entries = [RunTag(k, str(v)) for k, v in tags.items() if v is not None]
@@ -94,15 +104,32 @@ class Run:
             client().log_batch(self.id, tags=entries[start : start + BATCH])
 
     def params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings with dotted names, and whole as `config.json`.
-
-        A parameter of a continued run keeps its first value, as MLflow wants it; `config.json` has the latest.
-        """
+        """Log nested settings with dotted names. A parameter of a continued run keeps its first value, as MLflow wants
+        it; `config.json` (`facts`) has the latest."""
         known = client().get_run(self.id).data.params
         flat = [Param(k, v[:6000]) for k, v in flatten(settings).items() if k not in known]
         for start in range(0, len(flat), BATCH):
             client().log_batch(self.id, params=flat[start : start + BATCH])
+
+    def facts(self, settings: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]] = {}) -> None:
+        """Attach the resolved settings (`config.json`), what it ran on (`environment.json`) and, as `data.json` and as
+        MLflow's datasets, what it is made from: {name: {kind, id, counts}}."""
         client().log_dict(self.id, dict(settings), "config.json")
+        client().log_dict(self.id, environment(), "environment.json")
+        if not inputs:
+            return
+        client().log_dict(self.id, {name: dict(facts) for name, facts in inputs.items()}, "data.json")
+        datasets = [
+            Dataset(
+                name=f"{facts['kind']}/{facts['id']}"[:500],
+                digest=facts["id"][:36],
+                source_type="gpt2",
+                source=json.dumps({"kind": facts["kind"], "id": facts["id"]}),
+                profile=json.dumps(facts["counts"]),
+            )
+            for facts in inputs.values()
+        ]
+        client().log_inputs(self.id, [DatasetInput(d, [InputTag("mlflow.data.context", "input")]) for d in datasets])
 
     def metrics(self, values: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
         self.batch([(values, step, timestamp)])

@@ -36,6 +36,8 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     results: dict[str, Any] = {}
     run = parent_run()
+    run.params(config.model_dump(mode="json"))
+    run.facts(config.model_dump(mode="json"))
     try:
         for name, stage in STORY.items():
             started = time.monotonic()
@@ -49,7 +51,6 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
         raise
     finally:
         disconnect()
-    run.params(config.model_dump(mode="json"))
     run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
     run.end()
     return {"registered": results["register"], "mlflow_run": run.id}
