@@ -18,9 +18,12 @@ from prefect.settings import PREFECT_UI_URL
 from cluster.home import store
 from cluster.tracking import NOTE, Run
 from flows.artifacts import show, slug
+from flows.outages import keep_events
 from gpt2.artifact import Artifact, Key
 
 LOCAL_SERVER = "http://127.0.0.1:4200"
+
+keep_events()  # before the first event of this process, whoever started it
 
 
 def say(message: str) -> None:
