@@ -6,8 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,22 +124,14 @@ def alone(output: Path) -> Iterator[None]:
         yield
 
 
-def stop_asked(output: Path):
-    """Whether the driver, or the cluster that drains this node (asked once a second), wants the training to stop."""
-    last = 0.0
+def stop_asked(output: Path) -> Callable[[], bool]:
+    """Whether the driver, or the cluster that drains a node of ours, wants the training to stop."""
+    # Not `ray.train.get_preemption_info`, which waits until every rank has called it as often: the ranks' steps do
+    # too, and a rank that asks a step earlier than another would wait for ever. The loop agrees by itself.
+    from ray.train.v2._internal.execution.context import get_train_context
 
-    def asked() -> bool:
-        nonlocal last
-        if (output / STOP).exists():
-            return True
-        if time.monotonic() - last < 1:
-            return False
-        last = time.monotonic()
-        from ray.train import get_preemption_info
-
-        return get_preemption_info() is not None
-
-    return asked
+    preemption = get_train_context().preemption_context
+    return lambda: (output / STOP).exists() or preemption.preemption_info is not None
 
 
 def identity(job: Job) -> dict[str, Any]:
