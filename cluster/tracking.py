@@ -127,7 +127,7 @@ class Run:
                 source=json.dumps({"kind": facts["kind"], "id": facts["id"]}),
                 profile=json.dumps(facts["counts"]),
             )
-            for facts in inputs.values()
+            for facts in list(inputs.values())[:BATCH]
         ]
         client().log_inputs(self.id, [DatasetInput(d, [InputTag("mlflow.data.context", "input")]) for d in datasets])
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from cluster.budget import BudgetExceeded
 from cluster.config import ClusterConfig
+from cluster.connect import connect, dashboard, ray_tags
 from cluster.sender import Sender
 from cluster.tracking import Run
 from cluster.train import Follow, event_key, train
@@ -30,6 +31,10 @@ from gpt2.journal import EVENTS, read_journal
 def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) -> dict[str, Any]:
     """Train; returns the figures of the last records."""
     output = Path(job.output)
+    connect()
+    run.tag(ray_tags())
+    if url := dashboard():
+        show(create_link_artifact, link=url, link_text="Ray dashboard", key=slug(f"ray-{job.name}"))
     announcing = Follow(output / EVENTS, event_key, announcer(job.name))
     try:
         with Live(job.name, output), Sender(run) as sender, announcing:
@@ -104,7 +109,7 @@ def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], 
         kind = "validation_loss" if "validation_loss" in entry else "loss"
         if entry["step"] <= logged[kind]:
             return
-        values = {k: v for k, v in entry.items() if k not in ("step", "time")}
+        values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum comes at the end
         sender.put(values, entry["step"], entry.get("time"))
         if text := describe(name, entry):
             tell(text)

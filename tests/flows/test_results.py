@@ -22,15 +22,17 @@ REPORT = {
 
 def test_results_show_baselines_verdict_and_links():
     text = page([ROW], {"gpt2-sentiment": REPORT}, {"MLflow run": "http://x"})
-    row = "| **0.7000** | majority 0.2000, TF-IDF 0.7500 | **refused** | worse than the champion |"
-    assert row in text and "/#/models/gpt2-sentiment/versions/3)" in text and "[MLflow run](http://x)" in text
+    assert "| **refused** | macro f1 | **0.7000** | majority 0.2000, TF-IDF 0.7500 |" in text
+    assert "* gpt2-sentiment v3 refused: worse than the champion" in text
+    assert "/#/models/gpt2-sentiment/versions/3)" in text and "[MLflow run](http://x)" in text
 
 
 def test_costs_leave_out_what_is_not_known(tmp_path):
     info = {"seconds": 12.4, "cpu_seconds": 20.0, "gpu_seconds": 0.0, "tokens": 1234, "cost": 0.5, "currency": "EUR"}
     text = costs([("pretrain", "base model", info), ("evaluate", "base report", {"seconds": 3})])
-    assert "| pretrain | base model | 12 | 20 | 0 | 1,234 |  | 0.5 EUR |" in text
-    assert "| evaluate | base report | 3 |  |  |  |  |  |" in text
+    assert "| stage | result | s | CPU s | tokens | cost |" in text
+    assert "| pretrain | base model | 12 | 20 | 1,234 | 0.5 EUR |" in text
+    assert "| evaluate | base report | 3 |  |  |  |" in text
     tags = cost_tags(Artifact(tmp_path, {"info": {**info, "loss": 2.0}}))
     assert tags["gpt2.cost.tokens"] == "1234" and "gpt2.cost.joules" not in tags and "gpt2.cost.loss" not in tags
 
