@@ -44,14 +44,16 @@ class Keeper(threading.Thread):
 
 
 _keeper: Keeper | None = None
+_dashboard: str | None = None
 _changing = threading.Lock()
 
 
 def start_or_attach() -> subprocess.Popen | None:
     """Connect; of a local Ray, the process that cleans up after this one."""
+    global _dashboard
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **common)
+        _dashboard = ray.init(address=address, **common).dashboard_url or None
         return None
     # What is left of a local Ray whose head died looks for it for a minute by default, and is an orphan meanwhile.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
@@ -112,6 +114,17 @@ def disconnect() -> None:
             _keeper = None
         elif ray.is_initialized():
             ray.shutdown()
+
+
+def dashboard() -> str | None:
+    """Where people see the cluster; None where it has no dashboard, as the local one."""
+    return f"http://{_dashboard}" if _dashboard else None
+
+
+def ray_tags() -> dict[str, str]:
+    """The Ray job of this process and its dashboard, for MLflow."""
+    url = dashboard()
+    return {"ray.job_id": ray.get_runtime_context().get_job_id(), **({"ray.dashboard": url} if url else {})}
 
 
 def check_resources(config: ClusterConfig) -> None:

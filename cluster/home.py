@@ -37,6 +37,9 @@ QUIET = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # A killed process frees its slot.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # A server that goes away for minutes fails nothing: Prefect's client waits 2, 4, ... 256 s; we do it for MLflow's.
+    "PREFECT_CLIENT_MAX_RETRIES": "8",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     # Logs are read by people.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

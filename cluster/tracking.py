@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+from cluster.environment import environment
 from cluster.home import home, tracking_uri
+from cluster.patience import Patient
 
 EXPERIMENT = "gpt2-pipeline"
 PARENT = "mlflow.parentRunId"
@@ -22,17 +25,21 @@ NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 LOCAL_SERVER = "http://127.0.0.1:5000"
 BATCH = 100  # parameters and tags in one request, MLflow's limit
+METRICS = 1000  # metrics in one, also MLflow's
 
 
 @cache
 def client() -> MlflowClient:
-    """A client of the tracking server and registry."""
+    """A client of the tracking server and registry, which waits for a server that went away."""
     uri = tracking_uri()
     if uri.startswith("sqlite:"):
         (home() / "mlflow").mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
-    return MlflowClient()
+    if not uri.startswith("http"):
+        return MlflowClient()
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; we say it once
+    return cast(MlflowClient, Patient(MlflowClient()))
 
 
 @cache
@@ -50,6 +57,17 @@ def experiment_id() -> str:
         if found is None:
             raise
         return found.experiment_id
+
+
+def server() -> str:
+    """Where people see MLflow: the tracking server, or where `mlflow ui` shows a local store."""
+    uri = tracking_uri()
+    return uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
+
+
+def version_url(name: str, version: int | str) -> str:
+    """Where people see a model version."""
+    return f"{server()}/#/models/{name}/versions/{version}"
 
 
 class Run:
@@ -77,10 +95,8 @@ class Run:
 
     @property
     def url(self) -> str:
-        """Where people see the run: on the tracking server, or where `mlflow ui` shows a local store."""
-        uri = tracking_uri()
-        server = uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
-        return f"{server}/#/experiments/{experiment_id()}/runs/{self.id}"
+        """Where people see the run."""
+        return f"{server()}/#/experiments/{experiment_id()}/runs/{self.id}"
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         entries = [RunTag(k, str(v)) for k, v in tags.items() if v is not None]
@@ -88,19 +104,45 @@ class Run:
             client().log_batch(self.id, tags=entries[start : start + BATCH])
 
     def params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings with dotted names, and whole as `config.json`.
-
-        A parameter of a continued run keeps its first value, as MLflow wants it; `config.json` has the latest.
-        """
+        """Log nested settings with dotted names. A parameter of a continued run keeps its first value, as MLflow wants
+        it; `config.json` (`facts`) has the latest."""
         known = client().get_run(self.id).data.params
         flat = [Param(k, v[:6000]) for k, v in flatten(settings).items() if k not in known]
         for start in range(0, len(flat), BATCH):
             client().log_batch(self.id, params=flat[start : start + BATCH])
+
+    def facts(self, settings: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]] = {}) -> None:
+        """Attach the resolved settings (`config.json`), what it ran on (`environment.json`) and, as `data.json` and as
+        MLflow's datasets, what it is made from: {name: {kind, id, counts}}."""
         client().log_dict(self.id, dict(settings), "config.json")
+        client().log_dict(self.id, environment(), "environment.json")
+        if not inputs:
+            return
+        client().log_dict(self.id, {name: dict(facts) for name, facts in inputs.items()}, "data.json")
+        datasets = [
+            Dataset(
+                name=f"{facts['kind']}/{facts['id']}"[:500],
+                digest=facts["id"][:36],
+                source_type="gpt2",
+                source=json.dumps({"kind": facts["kind"], "id": facts["id"]}),
+                profile=json.dumps(facts["counts"]),
+            )
+            for facts in list(inputs.values())[:BATCH]
+        ]
+        client().log_inputs(self.id, [DatasetInput(d, [InputTag("mlflow.data.context", "input")]) for d in datasets])
 
     def metrics(self, values: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
-        now = int((timestamp or time.time()) * 1000)
-        client().log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+        self.batch([(values, step, timestamp)])
+
+    def batch(self, records: Iterable[tuple[Mapping[str, float], int, float | None]]) -> None:
+        """Log the metrics of several steps: (values, step, time in s since 1970)."""
+        metrics = [
+            Metric(name, float(value), int((timestamp or time.time()) * 1000), step)
+            for values, step, timestamp in records
+            for name, value in values.items()
+        ]
+        for start in range(0, len(metrics), METRICS):
+            client().log_batch(self.id, metrics=metrics[start : start + METRICS])
 
     def last_step(self, metric: str) -> int:
         """The last step at which a metric was logged, 0 if never: where a continued run goes on."""

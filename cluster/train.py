@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster import worker
+from cluster.budget import within
 from cluster.config import ClusterConfig
 from cluster.connect import check_resources, connect
 from cluster.home import ray_folder
 from cluster.kept import keep_state
 from cluster.stopping import stopping
+from cluster.usage import USAGE, Usage
 from cluster.worker import STOP
 from cluster.zero import accumulation_steps
 from gpt2.account import describe_failure
+from gpt2.cost import BudgetConfig
 from gpt2.jobs import MODEL, Job
 from gpt2.journal import EVENTS, JOURNAL, Events, read_journal
 
@@ -36,11 +39,14 @@ def train(
     cluster: ClusterConfig,
     on_record: Callable[[dict[str, Any]], None],
     on_message: Callable[[str], None],
+    on_usage: Callable[[dict[str, Any]], None] = lambda sample: None,
+    budget: BudgetConfig | None = None,
 ) -> list[dict[str, Any]]:
     """Train to the end on the cluster, going on from the last complete checkpoint; the model is in `job.output/model`.
 
-    `on_record` gets each line of the journal as it comes, `on_message` what people should know. Returns the journal.
-    A SIGTERM makes the workers save and stop at their next step, and then ends this process (`stopping`).
+    `on_record` gets each line of the journal as it comes, `on_message` what people should know, `on_usage` samples of
+    what its processes use. Returns the journal. A SIGTERM makes the workers save and stop at their next step, and then
+    ends this process (`stopping`); so does a used-up budget, with `BudgetExceeded`.
     """
     from gpt2.peak import decided
 
@@ -57,11 +63,20 @@ def train(
         if event["time"] >= begun and (text := describe_event(event)):
             on_message(f"{job.name}: {text}")
 
-    with Follow(output / JOURNAL, record_key, on_record), Follow(output / EVENTS, event_key, on_event):
+    with (
+        Follow(output / JOURNAL, record_key, on_record),
+        Follow(output / EVENTS, event_key, on_event),
+        Follow(output / USAGE, usage_key, on_usage),
+    ):
         if not (output / MODEL / "config.json").exists():
-            with stopping(output / STOP) as stopped:
+            with (
+                Usage(output, "driver"),
+                stopping(output / STOP) as stopped,
+                within(budget or BudgetConfig(), cluster, output / STOP) as check_budget,
+            ):
                 _run(job, cluster)
             if not (output / MODEL / "config.json").exists():
+                check_budget()
                 stopped()
         if job.train.keep_state:
             keep_state(output)
@@ -191,6 +206,8 @@ def describe_event(event: dict[str, Any]) -> str | None:
         case "changed":
             changes = {k: v for k, v in event.items() if k not in ("event", "time", "step")}
             return "goes on with " + ", ".join(f"{k} {now} (was {was})" for k, (was, now) in changes.items())
+        case "remark":
+            return f"worker {event['rank']}: {event['level']}: {event['text']}"
         case "preempted":
             return f"asked to stop: saved at step {event['step']}"
     return None
@@ -202,6 +219,10 @@ def record_key(record: dict[str, Any]) -> tuple:
 
 def event_key(event: dict[str, Any]) -> tuple:
     return event["event"], event["time"]
+
+
+def usage_key(sample: dict[str, Any]) -> tuple:
+    return sample["who"], sample["time"]
 
 
 class Follow:

@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray.train
+
 from cluster.config import ClusterConfig
+from cluster.remarks import told
+from cluster.usage import Usage
 from gpt2.artifact import read_manifest
 from gpt2.endings import GaveUp, NotWritten, Preempted
 from gpt2.jobs import MODEL, Job
@@ -28,8 +31,10 @@ def work(config: dict[str, str]) -> None:
     output = Path(job.output)
     if gave_up(output):
         return  # a rank said so before it failed; Ray has started us again to hear it
+    rank = ray.train.get_context().get_world_rank()
     try:
-        train(job, cluster)
+        with Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu), told(Events(output), rank):
+            train(job, cluster)
     except Preempted:
         if not (output / STOP).exists():
             raise  # this node goes away: Ray goes on elsewhere, and does not count it as a failure
@@ -119,22 +124,14 @@ def alone(output: Path) -> Iterator[None]:
         yield
 
 
-def stop_asked(output: Path):
-    """Whether the driver, or the cluster that drains this node (asked once a second), wants the training to stop."""
-    last = 0.0
+def stop_asked(output: Path) -> Callable[[], bool]:
+    """Whether the driver, or the cluster that drains a node of ours, wants the training to stop."""
+    # Not `ray.train.get_preemption_info`, which waits until every rank has called it as often: the ranks' steps do
+    # too, and a rank that asks a step earlier than another would wait for ever. The loop agrees by itself.
+    from ray.train.v2._internal.execution.context import get_train_context
 
-    def asked() -> bool:
-        nonlocal last
-        if (output / STOP).exists():
-            return True
-        if time.monotonic() - last < 1:
-            return False
-        last = time.monotonic()
-        from ray.train import get_preemption_info
-
-        return get_preemption_info() is not None
-
-    return asked
+    preemption = get_train_context().preemption_context
+    return lambda: (output / STOP).exists() or preemption.preemption_info is not None
 
 
 def identity(job: Job) -> dict[str, Any]:

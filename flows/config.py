@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterConfig
 from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
+from gpt2.cost import BudgetConfig
 from gpt2.task import TaskSettings, tasks
 
 PRESETS = files("flows") / "presets"
@@ -43,6 +44,8 @@ class PipelineConfig(Settings):
     """The downstream tasks."""
     cluster: ClusterConfig = ClusterConfig()
     """Where training runs."""
+    budget: BudgetConfig = BudgetConfig()
+    """What trainings may take, and what their time costs."""
 
     @model_validator(mode="after")
     def _relations(self):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from cluster import evaluation
 from cluster.home import store
 from cluster.tracking import Run
+from flows.artifacts import image, show, slug
 from flows.config import PipelineConfig, resolve
 from flows.plan import Plan, make_plan
 from flows.stage import make
@@ -20,9 +21,12 @@ from gpt2.artifact import Artifact
 
 
 def publish(name: str, report: Artifact) -> None:
-    """Attach the report's page to the Prefect run."""
-    key = re.sub(r"[^a-z0-9-]", "-", f"report-{name}".lower())
-    create_markdown_artifact(report.file("report.md").read_text(), key=key, description=f"Evaluation of {name}")
+    """Attach the report's page, with its figures, to the Prefect run."""
+    figures = json.loads(report.file("report.json").read_text())["figures"]
+    images = [f"{image(report.file(f['file']), f['title'])}\n\n{f['title']}" for f in figures]
+    text = "\n\n".join([report.file("report.md").read_text(), *images])
+    key, description = slug(f"report-{name}"), f"Evaluation of {name}"
+    show(create_markdown_artifact, markdown=text, key=key, description=description)
 
 
 @task(name="evaluate base model")

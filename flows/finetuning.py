@@ -45,7 +45,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
             adaptation=settings.adaptation,
             earlier=earlier(name, settings.train.continue_from, config.cluster.checkpoint_url),
         )
-        return run_job(job, config.task_cluster(name), run)
+        return run_job(job, config.task_cluster(name), run, config.budget)
 
     return make(f"finetune-{name}", keys.model, config.model_dump(mode="json"), build)
 

@@ -12,8 +12,10 @@ from cluster.connect import disconnect
 from flows.config import PipelineConfig, resolve
 from flows.evaluation import evaluate
 from flows.finetuning import finetune
+from flows.plan import make_plan
 from flows.pretraining import pretrain
 from flows.registration import register
+from flows.results import publish
 from flows.stage import parent_run
 from flows.tokenization import tokenize
 
@@ -36,6 +38,8 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     results: dict[str, Any] = {}
     run = parent_run()
+    run.params(config.model_dump(mode="json"))
+    run.facts(config.model_dump(mode="json"))
     try:
         for name, stage in STORY.items():
             started = time.monotonic()
@@ -49,7 +53,7 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
         raise
     finally:
         disconnect()
-    run.params(config.model_dump(mode="json"))
+    publish(make_plan(config), results["register"])
     run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
     run.end()
     return {"registered": results["register"], "mlflow_run": run.id}

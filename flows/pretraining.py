@@ -38,7 +38,7 @@ def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
             tokens=files,
             earlier=earlier("base", config.pretrain.continue_from, config.cluster.checkpoint_url),
         )
-        return run_job(job, config.cluster, run)
+        return run_job(job, config.cluster, run, config.budget)
 
     return make("pretrain", plan.base, config.model_dump(mode="json"), build)
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from cluster import evaluation, promotion, pulling, registry
 from cluster.home import store
 from cluster.tracking import Run
-from flows import provenance
+from flows import provenance, results
 from flows.config import PipelineConfig, resolve
 from flows.plan import REPORTING, Plan, make_plan
 from flows.stage import commit_tag, recorded, say
@@ -51,7 +50,7 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
     version = registry.by_artifact(registered, model_key.id)
     if version is None or not registry.judged(version):
         model = store().require(model_key.kind, model_key.id)
-        with recorded(f"register-{name}", report_key.id, {}) as run:
+        with recorded(f"register-{name}", report_key.id, {}, {"model": model_key.id, "report": report_key.id}) as run:
             run.metrics(report["metrics"])
             version = version or new_version(name, registered, model, config, plan, report, run)
             registry.challenge(registered, version)
@@ -64,6 +63,7 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
             registry.describe(registered, version, description(registered, version, report, verdict))
         said = "champion" if verdict.promote else "not promoted"
         say(f"{registered} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
+        results.announce(registered, int(version.version), verdict.promote, verdict.reasons)
         version = registry.by_artifact(registered, model_key.id)
         assert version is not None
     else:
@@ -89,6 +89,7 @@ def new_version(
         "gpt2.base": plan.base.id,
         "gpt2.parent_version": champion.version if champion else "none",
         "prefect.flow_run.id": str(flow_run.id or ""),
+        **results.cost_tags(model),
         **commit_tag(),
     }
     answer = predictor.predict(example, params)
@@ -116,5 +117,5 @@ def register(config: PipelineConfig = resolve("laptop")) -> list[dict[str, Any]]
     """
     plan = make_plan(config)
     rows = [register_model(name, config, plan) for name in ("base", *plan.tasks)]
-    create_table_artifact(rows, key="verdicts", description="What the gate decided")
+    results.publish(plan, rows)
     return rows

@@ -17,9 +17,13 @@ from prefect.settings import PREFECT_UI_URL
 
 from cluster.home import store
 from cluster.tracking import NOTE, Run
+from flows.artifacts import show, slug
+from flows.outages import keep_events
 from gpt2.artifact import Artifact, Key
 
 LOCAL_SERVER = "http://127.0.0.1:4200"
+
+keep_events()  # before the first event of this process, whoever started it
 
 
 def say(message: str) -> None:
@@ -78,14 +82,36 @@ def commit_tag() -> dict[str, str]:
     return {"git.commit": found.stdout.strip()} if found.returncode == 0 else {}
 
 
+def resolved() -> dict[str, Any]:
+    """The settings that this flow run was given, complete."""
+    config = flow_run.parameters.get("config", {})
+    return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(config)
+
+
+def manifest_of(inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """{name: {kind, id, counts}} of what a key is made from; an outside file has a sha256 and no counts."""
+    found = {}
+    for name, id in inputs.items():
+        paths = [p for p in store().root.glob(f"*/{id}") if p.parent.name != ".partial"]
+        artifact = store().get(paths[0].parent.name, id) if paths else None
+        info = artifact.info.items() if artifact else ()
+        counts = {k: v for k, v in info if isinstance(v, int) and not isinstance(v, bool)}
+        found[name] = {"kind": artifact.kind if artifact else "file", "id": id, "counts": counts}
+    return found
+
+
 @contextlib.contextmanager
-def recorded(name: str, identity: str, settings: Mapping[str, Any]) -> Iterator[Run]:
-    """An MLflow child run named `name` around the work; a retry of the same work continues the same run."""
+def recorded(
+    name: str, identity: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> Iterator[Run]:
+    """An MLflow child run named `name` around the work; a retry of the same work continues the same run. `inputs` are
+    the ids of what it is made from, by name."""
     parent = parent_run()
     tags = {"gpt2.artifact": identity, "gpt2.stage": name, **prefect_tags(str(flow_run.id or ""))}
     run = Run.open(name, tags | commit_tag(), parent.id)
     if settings:
         run.params(settings)
+    run.facts(resolved() or settings, manifest_of(inputs or {}))
     try:
         yield run
     except Exception:
@@ -95,7 +121,7 @@ def recorded(name: str, identity: str, settings: Mapping[str, Any]) -> Iterator[
         run.end("KILLED")
         raise
     run.end()
-    create_link_artifact(link=run.url, link_text=f"MLflow run: {name}", key=f"mlflow-{name}")
+    show(create_link_artifact, link=run.url, link_text=f"MLflow run: {name}", key=slug(f"mlflow-{name}"))
 
 
 def make(
@@ -106,7 +132,7 @@ def make(
     if found is not None:
         say(f"{name}: done before ({key.kind}/{key.id})")
         return found
-    with recorded(name, key.id, settings) as run:
+    with recorded(name, key.id, settings, key.inputs) as run:
         artifact = store().make(key, lambda out: build(out, run))
         figures = {k: v for k, v in artifact.info.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         run.metrics(figures)

@@ -28,7 +28,9 @@ def clean_documents(config: PipelineConfig, plan: Plan) -> list[Artifact]:
     if len(done) == len(keys):
         say(f"clean documents: done before ({len(keys)} files)")
     else:
-        with recorded("clean-documents", plan.corpus.id, {"corpus": config.corpus.model_dump(mode="json")}) as run:
+        sources = {f"{i:06d}": key.inputs["source"] for i, key in enumerate(keys)}
+        settings = {"corpus": config.corpus.model_dump(mode="json")}
+        with recorded("clean-documents", plan.corpus.id, settings, sources) as run:
             paths = [local_source(s) for s in plan.sources]
             done = tokenization.clean_documents(store(), keys, paths, config.corpus, say)
             run.metrics({name: sum(a.info[name] for a in done) for name in ("documents", "bad")})

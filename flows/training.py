@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import contextvars
 import datetime
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
+from cluster.budget import BudgetExceeded
 from cluster.config import ClusterConfig
+from cluster.connect import connect, dashboard, ray_tags
+from cluster.sender import Sender
 from cluster.tracking import Run
-from cluster.train import train
+from cluster.train import Follow, event_key, train
+from cluster.usage import USAGE, metrics
+from flows import events
+from flows.artifacts import Live, draw, show, slug
 from flows.stage import say, speaker
-from gpt2.account import Account, account
+from gpt2.account import Account, account, describe_failure
+from gpt2.cost import BudgetConfig, cost
 from gpt2.jobs import Job
 from gpt2.journal import EVENTS, read_journal
 
 
-def run_job(job: Job, cluster: ClusterConfig, run: Run) -> dict[str, Any]:
+def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) -> dict[str, Any]:
     """Train; returns the figures of the last records."""
-    journal = train(job, cluster, recorder(job.name, run), speaker())
-    told = account(journal, read_journal(Path(job.output) / EVENTS))
+    output = Path(job.output)
+    connect()
+    run.tag(ray_tags())
+    if url := dashboard():
+        show(create_link_artifact, link=url, link_text="Ray dashboard", key=slug(f"ray-{job.name}"))
+    announcing = Follow(output / EVENTS, event_key, announcer(job.name))
+    try:
+        with Live(job.name, output), Sender(run) as sender, announcing:
+            on_record, on_usage = recorder(job.name, run, sender), system_recorder(sender)
+            journal = train(job, cluster, on_record, speaker(), on_usage, budget)
+    except BudgetExceeded as error:
+        events.of_training(events.BUDGET, job.name, reason=str(error))
+        raise
+    told = account(journal, read_journal(output / EVENTS))
     tell(job.name, told, run)
+    took = cost(read_journal(output / USAGE), journal, budget)
+    say(f"{job.name}: took {took}")
+    with tempfile.TemporaryDirectory() as folder:
+        run.files(draw(journal, Path(folder)))
     last: dict[str, Any] = {}
     for record in journal:
         last |= record
@@ -34,6 +60,8 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run) -> dict[str, Any]:
         "tokens_per_second": sorted(rates)[len(rates) // 2],
         "peak_share": last.get("peak_share", 0.0),
         **told.metrics(),
+        **took.metrics(),
+        **({"currency": took.currency} if took.money is not None else {}),
     }
 
 
@@ -45,7 +73,8 @@ def tell(name: str, told: Account, run: Run) -> None:
         say(f"{name}: restarted at {clock(restart.time)} after {restart.cause}: {restart.seconds:.0f} s lost")
     text = page(name, told)
     run.text(text, "time.md")
-    create_markdown_artifact(text, key=f"time-of-{name}", description=f"Where the time of training {name} went")
+    description = f"Where the time of training {name} went"
+    show(create_markdown_artifact, markdown=text, key=slug(f"time-of-{name}"), description=description)
 
 
 def page(name: str, told: Account) -> str:
@@ -70,8 +99,8 @@ def clock(time: float) -> str:
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def recorder(name: str, run: Run) -> Callable[[dict[str, Any]], None]:
-    """Takes a journal's records: a line in the log, metrics in MLflow. A continued run goes on where it stopped."""
+def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
+    """Takes a journal's records: a line in the log, metrics to MLflow. A continued run goes on where it stopped."""
     logged = {"loss": run.last_step("loss"), "validation_loss": run.last_step("validation_loss")}
 
     tell = speaker()
@@ -80,10 +109,41 @@ def recorder(name: str, run: Run) -> Callable[[dict[str, Any]], None]:
         kind = "validation_loss" if "validation_loss" in entry else "loss"
         if entry["step"] <= logged[kind]:
             return
-        values = {k: v for k, v in entry.items() if k not in ("step", "time")}
-        run.metrics(values, entry["step"], entry.get("time"))
+        values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum comes at the end
+        sender.put(values, entry["step"], entry.get("time"))
         if text := describe(name, entry):
             tell(text)
+
+    return record
+
+
+def announcer(name: str) -> Callable[[dict[str, Any]], None]:
+    """Takes a training's events as they come; Prefect is told of each restart."""
+    begun, context = time.time(), contextvars.copy_context()  # of the run that it happens in
+    failures: list[dict[str, Any]] = []
+
+    def announce(event: dict[str, Any]) -> None:
+        if event["time"] < begun:
+            return
+        if event["event"] in ("failure", "hang"):
+            failures.append(event)
+        elif event["event"] == "begin" and failures:
+            context.run(events.of_training, events.RESTARTED, name, cause=describe_failure(failures[0]))
+            failures.clear()
+
+    return announce
+
+
+def system_recorder(sender: Sender) -> Callable[[dict[str, Any]], None]:
+    """Takes samples of what the processes use; MLflow knows those that it has been sent before by their time."""
+    first: dict[str, float] = {}
+    latest: dict[str, dict[str, Any]] = {}
+
+    def record(sample: dict[str, Any]) -> None:
+        who = sample["who"]
+        step = round(sample["time"] - first.setdefault(who, sample["time"]))
+        sender.put(metrics(sample, latest.get(who)), step, sample["time"])
+        latest[who] = sample
 
     return record
 

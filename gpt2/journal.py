@@ -47,12 +47,16 @@ class Events:
         """Add an event with the time (s since 1970)."""
         if self.folder is None:
             return
-        line = json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
-        handle = os.open(self.folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())  # one write: lines of several processes don't mix
-        finally:
-            os.close(handle)
+        append(self.folder / EVENTS, {"event": event, "time": time.time(), **facts})
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a line to a file that several processes write."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(record) + "\n").encode())  # one write: lines of several processes don't mix
+    finally:
+        os.close(handle)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -85,7 +85,8 @@ def fit(
     reached = max((r["step"] for r in earlier), default=0)
     latest = max((r["time"] for r in earlier if "time" in r), default=None)
     seconds = round(time.time() - begun, 3)
-    events.tell("begin", step=step, world_size=engine.world_size, reached=reached, last=latest, load_seconds=seconds)
+    facts = {"world_size": engine.world_size, "reached": reached, "last": latest, "load_seconds": seconds}
+    events.tell("begin", step=step, total=total, **facts)
     journal = Journal(folder / JOURNAL, step) if engine.rank == 0 else None
     pace = Pace(engine, total, step, flops_per_token, peak_flops)
     result: dict[str, float] = {}
@@ -207,14 +208,18 @@ class Pace:
         self.tokens += tokens
 
     def figures(self, step: int, all_tokens: float) -> dict[str, float]:
-        """Since the last call, over all ranks: tokens/s, share of peak, and seconds left (smoothed)."""
+        """Since the last call, over all ranks: tokens, tokens/s, share of peak, and seconds left (smoothed)."""
         now = time.perf_counter()
         elapsed, steps = now - self.started, step - self.previous
         latest = elapsed / max(steps, 1)
         smooth = self.seconds_per_step
         self.seconds_per_step = latest if smooth is None or steps == 1 else 0.7 * smooth + 0.3 * latest
         rate = all_tokens / elapsed
-        figures = {"tokens_per_second": rate, "seconds_left": self.seconds_per_step * (self.total - step)}
+        figures = {
+            "tokens": all_tokens,
+            "tokens_per_second": rate,
+            "seconds_left": self.seconds_per_step * (self.total - step),
+        }
         if self.peak_flops:
             figures["peak_share"] = rate * self.flops_per_token / self.peak_flops
         figures["time"] = time.time()

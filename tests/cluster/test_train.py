@@ -223,6 +223,26 @@ def test_what_only_a_worker_sees_is_told_once_and_not_tried_again(inputs, tmp_pa
     assert launches.count("launch") == 1 and launches.count("failure") == 1
 
 
+def test_a_rank_that_looks_whether_to_stop_waits_for_no_other(tmp_path):
+    """Ray's own question is a barrier: ranks that asked at different steps hung until the watchdog ended them."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def only_the_first(config):
+        import ray.train
+
+        from cluster.worker import stop_asked
+
+        if ray.train.get_context().get_world_rank() == 0:
+            assert not stop_asked(tmp_path)()
+            (tmp_path / STOP).touch()
+            assert stop_asked(tmp_path)()
+
+    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
+    TorchTrainer(only_the_first, scaling_config=scaling, run_config=RunConfig(storage_path=str(tmp_path))).fit()
+    assert (tmp_path / STOP).exists()
+
+
 def test_spread_runs_all_and_raises_the_first_error():
     assert sorted(spread(divide, [(i, 1) for i in range(20)])) == list(range(20))
     with pytest.raises(ZeroDivisionError):

@@ -227,7 +227,9 @@ from mlflow import MlflowClient
 c = MlflowClient({home.tracking!r})
 [e] = [e for e in c.search_experiments() if e.name == "gpt2-pipeline"]
 runs = c.search_runs([e.experiment_id], max_results=1000)
-print(json.dumps([[r.info.run_name, r.info.status, r.data.tags, sorted(r.data.metrics)] for r in runs]))
+files = {{r.info.run_id: [f.path for f in c.list_artifacts(r.info.run_id)] for r in runs}}
+print(json.dumps([[r.info.run_name, r.info.status, r.data.tags, sorted(r.data.metrics), files[r.info.run_id],
+                   [d.dataset.name for d in r.inputs.dataset_inputs]] for r in runs]))
 """
     runs = json.loads(home.python(program, tmp_path).splitlines()[-1])
     parents = [r for r in runs if r[2].get("gpt2.level") == "pipeline"]
@@ -237,6 +239,13 @@ print(json.dumps([[r.info.run_name, r.info.status, r.data.tags, sorted(r.data.me
     assert len(pretrain) == 1  # the killed attempt's run was continued
     assert pretrain[0][1] == "FINISHED"
     assert {"loss", "validation_loss", "tokens_per_second", "peak_share"} <= set(pretrain[0][3])
+    assert {"tokens", "cpu_seconds", "system/driver/system_cpu_utilization_percentage"} <= set(pretrain[0][3])
+    assert "system/rank1/process_memory_usage_megabytes" in pretrain[0][3]
+    assert {d.split("/")[0] for d in pretrain[0][5]} == {"tokens", "tokenizer"}
+    for name, _, tags, _, files, data in runs:  # each leads to Prefect, and says what it was, and on what
+        assert tags["prefect.flow_run.url"] in tags["mlflow.note.content"]
+        assert {"config.json", "environment.json"} <= set(files), name
+        assert data or tags.get("gpt2.level") == "pipeline", name
 
 
 def test_bad_documents_stop_the_run_in_a_sentence(tmp_path, small_changes):

@@ -1,0 +1,40 @@
+"""Events that others may react to. Their names and resources are an interface: they do not change.
+
+| event | resource (`prefect.resource.id`) | when | payload |
+|---|---|---|---|
+| `gpt2.model.promoted` | `gpt2.model.NAME` | the gate made a version the champion | version, reasons, url |
+| `gpt2.gate.refused` | `gpt2.model.NAME` | the gate refused a version | version, reasons, url |
+| `gpt2.training.restarted` | `gpt2.training.NAME` | workers failed and start again | cause |
+| `gpt2.budget.exceeded` | `gpt2.training.NAME` | a budget stopped a training after a checkpoint | reason |
+| `gpt2.sentiment.alert` | `gpt2.model.NAME` | sentiment has turned | the monitor's |
+
+`flows/automations.py` makes an example automation for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from prefect.events import emit_event
+
+PROMOTED: Literal["gpt2.model.promoted"] = "gpt2.model.promoted"
+REFUSED: Literal["gpt2.gate.refused"] = "gpt2.gate.refused"
+RESTARTED: Literal["gpt2.training.restarted"] = "gpt2.training.restarted"
+BUDGET: Literal["gpt2.budget.exceeded"] = "gpt2.budget.exceeded"
+SENTIMENT: Literal["gpt2.sentiment.alert"] = "gpt2.sentiment.alert"
+EVENTS = (PROMOTED, REFUSED, RESTARTED, BUDGET, SENTIMENT)
+
+
+def of_model(event: str, name: str, **payload: Any) -> None:
+    """Tell what happened to a registered model, `gpt2-sentiment` for instance."""
+    tell(event, f"gpt2.model.{name}", name, payload)
+
+
+def of_training(event: str, name: str, **payload: Any) -> None:
+    """Tell what happened to a training, `base` for instance."""
+    tell(event, f"gpt2.training.{name}", name, payload)
+
+
+def tell(event: str, resource: str, name: str, payload: dict[str, Any]) -> None:
+    """Hand the event to Prefect's thread, which sends it: whoever tells does not wait."""
+    emit_event(event, {"prefect.resource.id": resource, "prefect.resource.name": name}, payload=payload)

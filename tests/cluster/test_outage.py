@@ -1,0 +1,87 @@
+"""A real MLflow server that goes away: what is recorded waits, and is there complete and once afterwards."""
+
+import threading
+import time
+
+import pytest
+
+from cluster import patience, tracking
+from cluster.patience import Unreachable
+from cluster.sender import Sender
+from cluster.tracking import Run
+from tests.services import Relay, free_port, mlflow_server
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as port:
+        relay = Relay(port)
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{relay.port}")
+        tracking.client.cache_clear()
+        tracking.experiment_id.cache_clear()
+        yield relay
+        relay.cut()
+    patch.undo()
+    tracking.client.cache_clear()
+    tracking.experiment_id.cache_clear()
+
+
+def history(run: Run) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in tracking.client().get_metric_history(run.id, "loss")]
+
+
+def test_metrics_are_complete_and_once_after_an_outage(relay):
+    run = Run.open("outage", {"gpt2.artifact": "1"})
+    started = time.monotonic()
+    with Sender(run) as sender:
+        for step in range(1, 200):
+            if step == 50:
+                relay.swallow = True  # the server has it, and we don't know
+            if step == 80:
+                relay.cut()
+            sender.put({"loss": 1 / step}, step, 1e9 + step)
+            time.sleep(0.01 if step < 80 else 0)
+        assert time.monotonic() - started < 10  # whoever trains does not wait
+        time.sleep(2)
+        relay.swallow = False
+        relay.mend()
+    assert history(run) == [(step, pytest.approx(1 / step)) for step in range(1, 200)]
+
+
+def test_the_next_driver_sends_what_the_one_before_could_not(relay):
+    run = Run.open("restart", {"gpt2.artifact": "2"})
+    with pytest.raises(KeyboardInterrupt), Sender(run) as sender:
+        sender.put({"loss": 3.0}, 1, 1e9)
+        while not history(run):
+            time.sleep(0.05)
+        relay.cut()
+        sender.put({"loss": 2.0}, 2, 1e9 + 1)
+        raise KeyboardInterrupt
+    relay.mend()
+    again = Run.open("restart", {"gpt2.artifact": "2"})
+    assert again.id == run.id
+    with Sender(again) as sender:
+        for step, loss in ((1, 3.0), (2, 2.0)):
+            sender.put({"loss": loss}, step, 1e9 + step - 1)
+    assert history(run) == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_call_waits_for_the_server(relay):
+    run = Run.open("call", {"gpt2.artifact": "3"})
+    relay.cut()
+    threading.Timer(2, relay.mend).start()
+    run.tag({"a": 1})
+    assert tracking.client().get_run(run.id).data.tags["a"] == "1"
+
+
+def test_a_server_that_never_answered_is_named(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(patience, "FIRST", 1.0)
+    monkeypatch.setattr(patience, "_answered", threading.Event())
+    tracking.client.cache_clear()
+    try:
+        with pytest.raises(Unreachable, match=r"does not answer \(http://127.0.0.1:\d+: connection refused\)"):
+            tracking.client().search_experiments()
+    finally:
+        tracking.client.cache_clear()

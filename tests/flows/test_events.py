@@ -1,0 +1,80 @@
+"""An event of ours reaches whoever waits for it: a real Prefect server, an automation, a webhook on loopback."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from flows import events
+from tests.services import prefect_server
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def receiver():
+    """The address of a webhook, and what it gets."""
+    got: queue.Queue[dict] = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", got
+    server.shutdown()
+
+
+@pytest.mark.slow
+def test_each_event_calls_the_webhook_of_its_automation(tmp_path, receiver):
+    url, got = receiver
+    with prefect_server(tmp_path) as port:
+        environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PYTHONPATH": str(ROOT)}
+
+        def python(*words: str) -> str:
+            command = [sys.executable, *words]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+            assert done.returncode == 0, done.stderr[-3000:]
+            return done.stdout
+
+        python("-m", "flows.automations", "http://127.0.0.1:9/old")
+        made = python("-m", "flows.automations", url).splitlines()  # again: the address is changed, none is doubled
+        assert len(made) == len(events.EVENTS) == 5
+        python("-c", TELL)
+        found = {g["event"]: g for g in (got.get(timeout=60) for _ in made)}
+    assert set(found) == set(events.EVENTS)
+    promoted = found["gpt2.model.promoted"]
+    assert promoted["resource"] == "gpt2.model.gpt2-sentiment"
+    assert promoted["payload"] == {
+        "version": 3,
+        "reasons": 'better than "always neutral"',
+        "url": "http://127.0.0.1:5000/#/models/gpt2-sentiment/versions/3",
+    }
+    assert promoted["text"] == "gpt2-sentiment: gpt2.model.promoted"
+    assert found["gpt2.training.restarted"]["resource"] == "gpt2.training.base"
+    assert got.empty()
+
+
+TELL = """
+import time
+from prefect.events.worker import EventsWorker
+from flows import events, results
+results.announce("gpt2-sentiment", 3, True, ['better than "always neutral"'])
+events.of_model(events.REFUSED, "gpt2-sentiment", version=4, reasons="worse", url="http://x")
+events.of_training(events.RESTARTED, "base", cause="worker 1: its process died")
+events.of_training(events.BUDGET, "base", reason="budget.max_seconds=1 is used up")
+events.of_model(events.SENTIMENT, "gpt2-sentiment", reason="more complaints")
+EventsWorker.instance().drain()
+"""
