@@ -85,6 +85,7 @@ def new_version(name: str, registered: str, model: Artifact, plan: Plan, run: Ru
         "gpt2.data": (plan.tokens if name == "base" else plan.tasks[name].examples).id,
         "gpt2.base": plan.base.id,
         "gpt2.parent_version": champion.version if champion else "none",
+        **plan.tags,
         "prefect.flow_run.id": str(flow_run.id or ""),
         **commit_tag(),
     }
