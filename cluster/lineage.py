@@ -28,14 +28,18 @@ class Lineage:
     def model(self) -> ModelConfig:
         return ModelConfig.model_validate(self.base.manifest["spec"]["model"])
 
-    def document_ids(self) -> list[str]:
-        """Of the cleaned files that the model has learned from, in order."""
-        inputs = [corpus.manifest["inputs"] for corpus in self.corpora]
-        return [id for names in inputs for name, id in sorted(names.items()) if name != PARENT]
+    def document_ids(self) -> list[tuple[Artifact, str]]:
+        """Of the cleaned files that the model has learned from, in order, each with the corpus that it belongs to."""
+        return [
+            (corpus, id)
+            for corpus in self.corpora
+            for name, id in sorted(corpus.manifest["inputs"].items())
+            if name != PARENT
+        ]
 
     def documents(self) -> list[Artifact]:
         """The cleaned files; `DamagedArtifact` where one is gone."""
-        return [wanted(store(), "documents", id, self.corpora[-1]) for id in self.document_ids()]
+        return [wanted(store(), "documents", id, corpus) for corpus, id in self.document_ids()]
 
 
 def champion_lineage() -> Lineage:

@@ -72,21 +72,19 @@ class NewData:
         if (corpus := store().find(self.corpus)) is None:
             return None
         count, least = corpus.info["unique_documents"], self.config.refresh.min_new_documents
-        told = f"in {len(self.documents):,} new or changed files {version}, has not seen {count:,} documents"
+        told = f"{count:,} documents in {len(self.documents):,} new or changed files are new to {version}"
         if count == 0:
             return f"no new documents: {version}, knows all that {len(self.documents):,} new or changed files hold"
         if count < least:
-            return f"too few new documents: {told}; refresh.min_new_documents={least:,} wait for more"
+            return f"too few new documents: {told}; they wait until there are refresh.min_new_documents={least:,}"
         if (tokens := store().find(self.tokens)) is None:
             return None
         if not self.new_samples(tokens):
-            length = tokens.info["new_train_tokens"]
-            return f"too little new text: {told}, {length:,} tokens to train on, less than pretrain.context needs"
+            length, context = tokens.info["new_train_tokens"], self.config.pretrain.context
+            return f"too little new text: {told}, but {length:,} tokens are no sample of pretrain.context={context}"
         if rows := registered_before(self.plan(tokens)):
             [row] = [row for row in rows if row["model"] == "gpt2-base"]
-            return (
-                f"done before: {told}; version {row['version']} learned them and was {row['verdict']}: {row['reasons']}"
-            )
+            return f"done before: {told}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
         return None
 
     def new_samples(self, tokens: Artifact) -> int:
@@ -135,7 +133,7 @@ def look(config: PipelineConfig) -> NewData:
 def compare(config: PipelineConfig, champion: Lineage) -> NewData:
     """The sources beside what a model has learned."""
     config = like(champion, config)
-    seen = set(champion.document_ids())
+    seen = {id for _, id in champion.document_ids()}
     sources, keys = document_keys(config)
     new = {key.id: (path, key) for path, key in zip(sources, keys, strict=True) if key.id not in seen}
     paths, documents = zip(*new.values(), strict=True) if new else ((), ())

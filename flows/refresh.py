@@ -112,18 +112,19 @@ def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | Stat
         config: the pipeline's settings; of `corpus` the sources, `refresh`, `pretrain`, `tasks` and `cluster`.
     """
     new = look(config)
+    if reason := new.nothing():
+        return ended(reason)
+    run = parent_run()
     try:
-        if reason := new.nothing():
-            return ended(reason)
-        merged = find_documents(new)
-        if reason := new.nothing():
-            return ended(reason)
-        tokens = encode_documents(new, merged)
-        if reason := new.nothing():
-            return ended(reason)
-        return go_on(new, tokens)
+        result = go_on(new)
+    except BaseException:
+        run.end("FAILED")
+        raise
     finally:
         disconnect()
+    run.params(new.config.model_dump(mode="json"))
+    run.end()
+    return result if isinstance(result, State) else {**result, "mlflow_run": run.id}
 
 
 def ended(reason: str) -> State:
@@ -132,22 +133,22 @@ def ended(reason: str) -> State:
     return Completed(message=reason, data={"registered": [], "nothing": reason})
 
 
-def go_on(new: NewData, tokens: Artifact) -> dict[str, Any]:
-    """Train, fine-tune, evaluate, register."""
-    plan, run = new.plan(tokens), parent_run()
-    try:
-        with politely():
-            train_on(new, tokens, plan)
-            finetune_all(new.config, plan)
-        reports = [evaluate_base.submit(new, plan), *(evaluate_task.submit(name, plan) for name in plan.tasks)]
-        for report in reports:
-            report.result()
-        # The base comes last: while the champion is the old one, a run that was killed finds the same things to do.
-        rows = [register_model(name, new.config, plan) for name in (*plan.tasks, "base")]
-        create_table_artifact(rows, key="verdicts", description="What the gate decided")
-    except BaseException:
-        run.end("FAILED")
-        raise
-    run.params(new.config.model_dump(mode="json"))
-    run.end()
-    return {"registered": rows, "mlflow_run": run.id}
+def go_on(new: NewData) -> dict[str, Any] | State:
+    """All stages; after those that say how much is new, it may be nothing."""
+    merged = find_documents(new)
+    if reason := new.nothing():
+        return ended(reason)
+    tokens = encode_documents(new, merged)
+    if reason := new.nothing():
+        return ended(reason)
+    plan = new.plan(tokens)
+    with politely():
+        train_on(new, tokens, plan)
+        finetune_all(new.config, plan)
+    reports = [evaluate_base.submit(new, plan), *(evaluate_task.submit(name, plan) for name in plan.tasks)]
+    for report in reports:
+        report.result()
+    # The base comes last: while the champion is the old one, a run that was killed finds the same things to do.
+    rows = [register_model(name, new.config, plan) for name in (*plan.tasks, "base")]
+    create_table_artifact(rows, key="verdicts", description="What the gate decided")
+    return {"registered": rows}

@@ -176,7 +176,7 @@ def test_what_is_new_is_found_encoded_and_chained(text):
     write(text.folder / "d.jsonl", few)
     waiting = compare(text.config, second)
     text.find(waiting)
-    assert "has not seen 4 documents; refresh.min_new_documents=5 wait for more" in waiting.nothing()
+    assert "4 documents in 2 new or changed files are new to the champion" in waiting.nothing()
     # A refresh of a refresh: parents of parents.
     last = text.writer.texts(20)
     write(text.folder / "e.jsonl", last)

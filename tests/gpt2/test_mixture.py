@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,8 +117,7 @@ def test_the_warm_up_fits_however_little_is_new(new, share, batch, warmup):
     assert RefreshConfig(learning_rate=0.01).training(pretrain, new).optimizer.learning_rate == 0.01
 
 
-@pytest.fixture
-def refresh_job(tmp_path):
+def job_in(tmp_path: Path) -> Job:
     """A tiny pretrained model and a job that goes on from it with new tokens."""
     generator = np.random.default_rng(0)
     Tokenizer.train(["some words to learn from, and some more words"], 280).save(tmp_path / "tokenizer")
@@ -141,6 +141,11 @@ def refresh_job(tmp_path):
     return Job.model_validate(
         {**first.model_dump(), "train": train, "tokens": tokens, "base": str(tmp_path / "model"), "new_epochs": 2}
     )
+
+
+@pytest.fixture
+def refresh_job(tmp_path):
+    return job_in(tmp_path)
 
 
 def test_a_refresh_begins_with_the_parent_and_reads_all_of_both(refresh_job, tmp_path):
