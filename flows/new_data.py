@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.home import store
 from cluster.lineage import PARENT, Lineage, champion_lineage
 from flows.config import PipelineConfig, validate
-from flows.plan import ENCODING, REPORTING, TRAINING, Plan, document_keys, task_keys
+from flows.plan import ENCODING, REFRESHING, REPORTING, Plan, document_keys, task_keys
 from flows.summary import registered_before
 from gpt2.artifact import Artifact, Key
 from gpt2.config import ModelShape, TrainConfig
@@ -107,7 +107,7 @@ class NewData:
                 "refresh": {"epochs": config.refresh.epochs},
             },
             {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
-            (*TRAINING, "gpt2.mixture"),
+            REFRESHING,
         )
         report = Key(
             "base-report",

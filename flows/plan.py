@@ -33,6 +33,7 @@ TRAINING = (
     "cluster.muon",
     "cluster.zero",
 )
+REFRESHING = (*TRAINING, "gpt2.mixture")
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
