@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.connect import spread
-from gpt2.artifact import Artifact
+from cluster.lineage import ancestors
+from gpt2.artifact import Artifact, DamagedArtifact, Store
 from gpt2.jobs import MODEL, TokenFiles
 from gpt2.journal import JOURNAL
 
 
 def token_files(tokens: Artifact) -> TokenFiles:
-    """The shards of a tokens artifact, as absolute paths."""
-    listing = json.loads(tokens.file("tokens.json").read_text())
-    root = tokens.path.parent.parent
-    splits = {split: [str(root / p) for p in listing[split]] for split in ("train", "validation")}
-    return TokenFiles(dtype=listing["dtype"], **splits)
+    """The shards of a tokens artifact, as absolute paths: first those of the artifacts that it goes on from.
+
+    `DamagedArtifact` where one of these, or a shard, is gone.
+    """
+    root = Store(tokens.path.parent.parent)
+    listings = [json.loads(t.file("tokens.json").read_text()) for t in ancestors(root, tokens)]
+    splits = {s: [str(root.root / p) for listing in listings for p in listing[s]] for s in ("train", "validation")}
+    for path in (p for paths in splits.values() for p in paths):
+        if not Path(path).is_file():
+            raise DamagedArtifact(
+                f"{path}, a shard of tokens/{tokens.id}, is missing; bring it back, or tokenize again"
+            )
+    replayed = sum(len(listing["train"]) for listing in listings[:-1])
+    return TokenFiles(dtype=listings[-1]["dtype"], replayed=replayed, **splits)
 
 
-def evaluate_base(model: Path, tokens: Artifact, context: int, out: Path) -> dict[str, Any]:
-    """Evaluate a pretrained model on the validation split."""
-    arguments = (model, token_files(tokens), dict(tokens.info), context, out)
+def evaluate_base(
+    model: Path, tokens: Artifact, context: int, out: Path, beside: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
+    """Evaluate a pretrained model on the validation split; `beside` has other models' metrics on it, by their name."""
+    arguments = (model, token_files(tokens), dict(tokens.info), context, out, dict(beside or {}))
     return next(iter(spread(_evaluate_base, [arguments])))
 
 
@@ -31,19 +44,31 @@ def evaluate_task(name: str, model: Path, examples: Artifact, out: Path) -> dict
     return next(iter(spread(_evaluate_task, [(name, model, examples.path, out)])))
 
 
-def _evaluate_base(path: Path, files: TokenFiles, counts: dict[str, Any], context: int, out: Path) -> dict[str, Any]:
+def _evaluate_base(
+    path: Path, files: TokenFiles, info: dict[str, Any], context: int, out: Path, beside: dict[str, Any]
+) -> dict[str, Any]:
     from gpt2 import language_model, report
     from gpt2.jobs import token_dataset
     from gpt2.journal import read_journal
 
-    content = language_model.evaluate(
-        path / MODEL,
-        token_dataset(files, "validation", context),
-        token_dataset(files, "train", context),
-        counts["validation_bytes"] / max(1, counts["validation_tokens"]),
-        out,
-    )
+    parts = {"": (token_dataset(files, "validation", context), bytes_per_token(info))}
+    if files.replayed:  # forgetting shows in the old text
+        new = {name: info[f"new_{name}"] for name in VALIDATION}
+        old = {name: info[name] - new[name] for name in VALIDATION}
+        halves = zip(("old", "new"), files.old_and_new(), (old, new), strict=True)
+        parts = {name: (token_dataset(half, "validation", context), bytes_per_token(c)) for name, half, c in halves}
+    content = language_model.evaluate(path / MODEL, parts, token_dataset(files, "train", context), out)
+    content["baselines"] |= beside
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)
+
+
+VALIDATION = ("validation_bytes", "validation_tokens")
+
+
+def bytes_per_token(counts: Mapping[str, int]) -> float:
+    """Of the validation split."""
+    size, tokens = (counts[name] for name in VALIDATION)
+    return size / max(1, tokens)
 
 
 def _evaluate_task(name: str, path: Path, examples: Path, out: Path) -> dict[str, Any]:

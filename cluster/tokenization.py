@@ -20,14 +20,22 @@ COUNTS = [f"{split}_{unit}" for split in ("train", "validation") for unit in ("t
 
 
 def clean_documents(
-    store: Store, keys: Sequence[Key], paths: Sequence[str], config: CorpusConfig, say: Report
+    store: Store, keys: Sequence[Key], paths: Sequence[str], config: CorpusConfig, say: Report, here: bool = False
 ) -> list[Artifact]:
-    """An artifact of cleaned documents per source file; those that exist are left alone."""
+    """An artifact of cleaned documents per source file; those that exist are left alone.
+
+    `here` does the work in this process: Ray need not be started for little.
+    """
     missing = [(key, path) for key, path in zip(keys, paths, strict=True) if store.find(key) is None]
     calls = [(str(store.root), key, path, config) for key, path in missing]
-    for done, (path, info) in enumerate(spread(clean_one, calls) if calls else (), start=1):
+    for done, (path, info) in enumerate(each(clean_one, calls, here), start=1):
         say(f"cleaned {done} of {len(calls)} files: {path}, {info['documents']:,} documents, {info['bad']:,} bad")
     return [found for key in keys if (found := store.find(key))]
+
+
+def each(function: Callable[..., Any], calls: Sequence[tuple], here: bool) -> Iterator[Any]:
+    """The results of calls, as they come: in this process, or over the cluster, which is not started for none."""
+    return (function(*call) for call in calls) if here or not calls else spread(function, calls)
 
 
 def clean_one(root: str, key: Key, path: str, config: CorpusConfig) -> tuple[str, dict[str, Any]]:
@@ -40,9 +48,13 @@ def pieces_of(documents: Artifact) -> list[Path]:
     return [documents.path / name for name in sorted(documents.manifest["files"]) if name.endswith(".parquet")]
 
 
-def deduplicate(documents: Sequence[Artifact], out: Path) -> dict[str, Any]:
-    """Write which documents are kept, the first of equals, a row of booleans per piece: `keep.npz`."""
-    kept = corpus.deduplicate([piece for artifact in documents for piece in pieces_of(artifact)])
+def deduplicate(documents: Sequence[Artifact], out: Path, known: Sequence[Artifact] = ()) -> dict[str, Any]:
+    """Write which documents are kept, the first of equals, a row of booleans per piece: `keep.npz`.
+
+    A document that one of the `known` artifacts holds is a duplicate.
+    """
+    before, pieces = ([p for artifact in a for p in pieces_of(artifact)] for a in (known, documents))
+    kept = corpus.deduplicate([*before, *pieces])[len(before) :]
     np.savez_compressed(out / "keep.npz", allow_pickle=False, **{f"{i:06d}": mask for i, mask in enumerate(kept)})
     total, unique = sum(len(mask) for mask in kept), sum(int(mask.sum()) for mask in kept)
     bad = sum(a.info["bad"] for a in documents)
@@ -87,14 +99,22 @@ def encode(
     code: tuple[str, ...],
     out: Path,
     say: Report,
+    parent: Artifact | None = None,
+    here: bool = False,
 ) -> dict[str, Any]:
-    """Token shards, an artifact per piece, and `tokens.json`, which lists them. Finished pieces are not done again."""
+    """Token shards, an artifact per piece, and `tokens.json`, which lists them. Finished pieces are not done again.
+
+    With a `parent`, other tokens that these go on from, the counts are of both together, and `new_…` of these alone.
+    `here` is as in `clean_documents`.
+    """
     masks = iter(kept_masks(merged))
     spec = {"dtype": dtype, "validation_share": corpus_config.validation_share}
     keys, calls = [], []
     for artifact in documents:
         for number, piece in enumerate(pieces_of(artifact)):
             mask = next(masks)
+            if not mask.any():
+                continue
             inputs = {
                 "documents": artifact.id,
                 "piece": str(number),
@@ -106,7 +126,7 @@ def encode(
             if store.find(key) is None:
                 calls.append((str(store.root), key, str(piece), mask, str(tokenizer.path), spec))
     tokens = 0
-    for done, info in enumerate(spread(encode_one, calls) if calls else (), start=1):
+    for done, info in enumerate(each(encode_one, calls, here), start=1):
         tokens += info["train_tokens"] + info["validation_tokens"]
         if done % max(1, len(calls) // 5) == 0:
             say(f"encoded {done} of {len(calls)} pieces, {tokens:,} tokens")
@@ -116,7 +136,11 @@ def encode(
         **{s: [a.file(f"{s}.bin").relative_to(store.root).as_posix() for a in made] for s in ("train", "validation")},
     }
     (out / "tokens.json").write_text(json.dumps(listing, indent=1))
-    return {name: sum(a.info[name] for a in made) for name in COUNTS}
+    counts = {name: sum(a.info[name] for a in made) for name in COUNTS}
+    if parent is None:
+        return counts
+    total = {name: counts[name] + parent.info[name] for name in COUNTS}
+    return total | {f"new_{name}": count for name, count in counts.items()}
 
 
 def encode_one(

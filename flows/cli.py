@@ -21,7 +21,7 @@ app = App(
 out = Console()
 err = Console(stderr=True)
 
-Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"]
+Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
 
 
 @app.command
@@ -33,7 +33,7 @@ def run(
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ):
-    """Run the whole pipeline, or one stage of it. What is done already is not done again.
+    """Run the whole pipeline, or one stage of it; `refresh` goes on with new documents. Nothing is done twice.
 
     Example: gpt2 run --preset laptop --set pretrain.steps=500
 
@@ -48,6 +48,11 @@ def run(
     from flows.plan import make_plan
 
     settings = resolve(preset, config, set_ or ())
+    if stage == "refresh":
+        from flows import refresh_command
+
+        refresh_command.run(settings, dry_run, out)
+        return
     plan = make_plan(settings)
     if dry_run:
         from flows.dryrun import describe

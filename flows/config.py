@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 from cluster.config import ClusterConfig
 from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
 from gpt2.cost import BudgetConfig
+from gpt2.refresh import RefreshConfig
 from gpt2.task import TaskSettings, tasks
 
 PRESETS = files("flows") / "presets"
@@ -40,6 +41,8 @@ class PipelineConfig(Settings):
     """The Transformer's shape."""
     pretrain: TrainConfig
     """Pretraining: length, batches, rates."""
+    refresh: RefreshConfig = RefreshConfig()
+    """Going on with new text: `gpt2 run refresh`."""
     tasks: TaskSection = TaskSection()
     """The downstream tasks."""
     cluster: ClusterConfig = ClusterConfig()

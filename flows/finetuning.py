@@ -57,7 +57,11 @@ def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
     Args:
         config: the pipeline's settings; this stage reads `tasks` and `cluster`.
     """
-    plan = make_plan(config)
+    return finetune_all(config, make_plan(config))
+
+
+def finetune_all(config: PipelineConfig, plan: Plan) -> list[str]:
+    """Each task's training, in a flow; ids of the models."""
     names = list(plan.tasks)
     if all(store().find(k.model) and store().find(k.examples) for k in plan.tasks.values()):
         width = len(names)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.home import samples
@@ -33,6 +33,7 @@ TRAINING = (
     "cluster.muon",
     "cluster.zero",
 )
+REFRESHING = (*TRAINING, "gpt2.mixture")
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
@@ -59,6 +60,8 @@ class Plan:
     base: Key
     base_report: Key
     tasks: dict[str, TaskKeys]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the registered versions: what else there is to say of where they come from."""
 
     def by_stage(self) -> Iterator[tuple[str, str, Key]]:
         """(stage, what, key) in order."""
@@ -78,9 +81,7 @@ class Plan:
 
 def make_plan(config: PipelineConfig) -> Plan:
     """The plan of a pipeline; `InvalidConfig` where a source is missing or can't be read. Fetches nothing."""
-    sources = tuple(expand_all(config.corpus.sources))
-    cleaning = without(config.corpus, "sources", "validation_share", "max_bad_share")
-    documents = tuple(Key("documents", cleaning, {"source": source_id(s)}, CLEANING) for s in sources)
+    sources, documents = document_keys(config)
     corpus = Key("corpus", {}, {f"{i:06d}": key.id for i, key in enumerate(documents)}, ("gpt2.corpus",))
     tokenizer = tokenizer_key(config, corpus)
     tokens = Key(
@@ -101,6 +102,13 @@ def make_plan(config: PipelineConfig) -> Plan:
     )
     tasks = {name: task_keys(name, config, base, tokenizer) for name in config.task_settings()}
     return Plan(sources, documents, corpus, tokenizer, tokens, base, base_report, tasks)
+
+
+def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, ...]]:
+    """The source files, and the cleaned documents of each, which follow from the file's content."""
+    sources = tuple(expand_all(config.corpus.sources))
+    cleaning = without(config.corpus, "sources", "validation_share", "max_bad_share")
+    return sources, tuple(Key("documents", cleaning, {"source": source_id(s)}, CLEANING) for s in sources)
 
 
 def tokenizer_key(config: PipelineConfig, corpus: Key) -> Key:

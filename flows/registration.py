@@ -88,6 +88,7 @@ def new_version(
         "gpt2.data": (plan.tokens if name == "base" else plan.tasks[name].examples).id,
         "gpt2.base": plan.base.id,
         "gpt2.parent_version": champion.version if champion else "none",
+        **plan.tags,
         "prefect.flow_run.id": str(flow_run.id or ""),
         **results.cost_tags(model),
         **commit_tag(),

@@ -51,9 +51,13 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def sample_indices(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
     """The (batch_size,) samples of a step, in order: positions step * batch_size onwards, epoch after epoch."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    return in_turn(np.arange(step * batch_size, (step + 1) * batch_size), n, seed)
+
+
+def in_turn(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """The samples at `positions` of an endless reading of `n` samples, each epoch in an order of its own."""
     epochs, offsets = np.divmod(positions, n)
-    out = np.empty(batch_size, dtype=np.int64)
+    out = np.empty(len(positions), dtype=np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         out[here] = permute(offsets[here], n, seed, int(epoch))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpt2.batches import TokenDataset
 from gpt2.config import AdaptationConfig, ModelConfig, Settings, TrainConfig
+from gpt2.mixture import Mixture
 from gpt2.shards import TokenStream
 from gpt2.task import Dataset, task
 from gpt2.tokenizer import Tokenizer
@@ -28,6 +29,14 @@ class TokenFiles(Settings):
     train: list[str]
     validation: list[str]
     dtype: str
+    replayed: int = 0
+    """How many of the files of each split, the first ones, hold old text, that the job's `base` has learned."""
+
+    def old_and_new(self) -> tuple[TokenFiles, TokenFiles]:
+        """The files that hold old text, and the others."""
+        n = self.replayed
+        old = TokenFiles(train=self.train[:n], validation=self.validation[:n], dtype=self.dtype)
+        return old, TokenFiles(train=self.train[n:], validation=self.validation[n:], dtype=self.dtype)
 
 
 class Job(Settings):
@@ -47,7 +56,9 @@ class Job(Settings):
     earlier: str | None = None
     """Address of the checkpoints of the training that this one continues."""
     base: str | None = None
-    """Fine-tuning: directory of the pretrained model."""
+    """Directory of the pretrained model that fine-tuning, or a refresh, begins with."""
+    new_epochs: int = 1
+    """Refresh: passes over the new text; what else the training's steps read is old text."""
     examples: str | None = None
     """Fine-tuning: directory of the task's examples."""
     adaptation: AdaptationConfig = AdaptationConfig()
@@ -79,9 +90,9 @@ def build(job: Job) -> Parts:
     tokenizer = Tokenizer.load(Path(job.tokenizer))
     if job.name == "base":
         assert job.model is not None and job.tokens is not None
-        model = GPT2(job.model)
+        model = weights.load(Path(job.base)) if job.base else GPT2(job.model)
         module: nn.Module = LanguageModel(model)
-        training: Dataset = token_dataset(job.tokens, "train", job.train.context)
+        training: Dataset = training_text(job, job.tokens)
         validation: Dataset = token_dataset(job.tokens, "validation", job.train.context)
 
         def save(out: Path) -> None:
@@ -102,6 +113,15 @@ def build(job: Job) -> Parts:
 
     model.activation_checkpointing = job.train.activation_checkpointing
     return Parts(module, model, training, validation, save)
+
+
+def training_text(job: Job, files: TokenFiles) -> Dataset:
+    """The samples that pretraining reads."""
+    if not files.replayed:
+        return token_dataset(files, "train", job.train.context)
+    old, new = (token_dataset(half, "train", job.train.context) for half in files.old_and_new())
+    assert job.train.steps is not None
+    return Mixture(new, old, job.new_epochs, job.train.steps * job.train.batch_size)
 
 
 def token_dataset(files: TokenFiles, split: str, context: int) -> TokenDataset:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.batches import TokenDataset
+    from gpt2.model import GPT2
 
 NAME, TITLE = "base", "Language model"
 PRIMARY, FLOOR = "bits_per_byte", "unigram"
@@ -29,21 +30,29 @@ DEFAULTS: dict[str, Any] = {"max_tokens": 50, "temperature": 0.8, "top_k": 50, "
 
 
 def evaluate(
-    directory: Path, validation: TokenDataset, training: TokenDataset, bytes_per_token: float, out: Path
+    directory: Path, validation: Mapping[str, tuple[TokenDataset, float]], training: TokenDataset, out: Path
 ) -> dict[str, Any]:
-    """The report of a pretrained model on the whole validation split, beside a unigram model of the training split."""
+    """The report of a pretrained model on the whole validation split, beside a unigram model of the training split.
+
+    `validation` has the split's parts, {name: (samples, UTF-8 bytes per token)}; of several, each has its bits per
+    byte as well.
+    """
+    import numpy as np
+
     from gpt2 import weights
     from gpt2.generate import generate
 
     model, tokenizer = weights.load(directory), Tokenizer.load(directory)
     model.eval()
-    nll, tokens = 0.0, 0
-    for start in range(0, len(validation), 16):
-        batch = validation.batch(range(start, min(start + 16, len(validation))), 0)
-        part, count = model.loss_sum(batch["ids"], batch["targets"])
-        nll, tokens = nll + part, tokens + count
-    targets = validation.stream.read(1, tokens)
-    baseline = unigram_nll(training, targets, model.config.vocab_size)
+    parts = {name: part for name, part in validation.items() if len(part[0])}
+    nll, tokens, size, targets, each = 0.0, 0, 0.0, [], {}
+    for name, (data, ratio) in parts.items():
+        part, count = negative_log_likelihood(model, data)
+        nll, tokens, size = nll + part, tokens + count, size + count * ratio
+        targets.append(data.stream.read(1, count))
+        if len(validation) > 1:
+            each[f"{PRIMARY}_{name}"] = metrics.language_model(part, count, count * ratio)[PRIMARY]
+    baseline = unigram_nll(training, np.concatenate(targets), model.config.vocab_size)
     prompts = [tokenizer.encode(p) for p in PROMPTS]
     room = min(SAMPLE_TOKENS, model.config.n_positions - max(map(len, prompts)))
     written = generate(model, tokenizer.end_of_text, prompts, room, temperature=0.8, top_k=50)
@@ -53,12 +62,22 @@ def evaluate(
         "title": TITLE,
         "primary": {"name": PRIMARY, "higher_is_better": False},
         "floor": FLOOR,
-        "metrics": metrics.language_model(nll, tokens, tokens * bytes_per_token),
-        "baselines": {FLOOR: metrics.language_model(baseline, tokens, tokens * bytes_per_token)},
+        "metrics": metrics.language_model(nll, tokens, size) | each,
+        "baselines": {FLOOR: metrics.language_model(baseline, tokens, size)},
         "counts": {"parameters": model.config.n_parameters, "validation_tokens": tokens},
         "samples": {"Texts that the model writes": samples},
         "figures": [],
     }
+
+
+def negative_log_likelihood(model: GPT2, samples: TokenDataset) -> tuple[float, int]:
+    """The sum over all samples' tokens (nats), and their number."""
+    nll, tokens = 0.0, 0
+    for start in range(0, len(samples), 16):
+        batch = samples.batch(range(start, min(start + 16, len(samples))), 0)
+        part, count = model.loss_sum(batch["ids"], batch["targets"])
+        nll, tokens = nll + part, tokens + count
+    return nll, tokens
 
 
 def unigram_nll(training: TokenDataset, targets: np.ndarray, vocab_size: int) -> float:

@@ -159,7 +159,11 @@ def kept_quarantine(folder: Path) -> set[int]:
 
 def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) -> tuple[float, int]:
     """Forward and backward over this rank's micro-batches of a window; returns mean loss and tokens read."""
-    indices = sample_indices(window, config.batch_size, len(data), config.seed)
+    own = getattr(data, "sample_indices", None)  # a mixture has an order of its own
+    if own:
+        indices = own(window, config.batch_size, config.seed)
+    else:
+        indices = sample_indices(window, config.batch_size, len(data), config.seed)
     micro_batches = rank_slices(
         indices, engine.rank, engine.world_size, config.micro_batch_size, getattr(data, "lengths", None)
     )

@@ -1,0 +1,93 @@
+"""From a registered base model back to the text that it was made from, by the chain of ids in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cluster.home import store
+from gpt2.artifact import Artifact, DamagedArtifact, Store
+from gpt2.config import ModelConfig
+
+PARENT = "parent"
+"""The input of a corpus, of tokens and of a base model that names the one which a refresh went on from."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A base model and what it was made from, each oldest first."""
+
+    version: str
+    """Of the registered `gpt2-base`."""
+    base: Artifact
+    tokenizer: Artifact
+    tokens: tuple[Artifact, ...]
+    corpora: tuple[Artifact, ...]
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig.model_validate(self.base.manifest["spec"]["model"])
+
+    def document_ids(self) -> list[tuple[Artifact, str]]:
+        """Of the cleaned files that the model has learned from, in order, each with the corpus that it belongs to."""
+        return [
+            (corpus, id)
+            for corpus in self.corpora
+            for name, id in sorted(corpus.manifest["inputs"].items())
+            if name != PARENT
+        ]
+
+    def documents(self) -> list[Artifact]:
+        """The cleaned files; `DamagedArtifact` where one is gone."""
+        return [wanted(store(), "documents", id, corpus) for corpus, id in self.document_ids()]
+
+
+def champion_lineage() -> Lineage:
+    """Of the champion of `gpt2-base`; `ValueError` where there is none, or what it was made from is not here."""
+    from cluster import registry  # MLflow
+
+    name = registry.registered_name("base")
+    champion = registry.by_alias(name, registry.CHAMPION)
+    if champion is None:
+        raise ValueError(f"{name} has no champion to go on from; make one with the whole pipeline: gpt2 run")
+    id = champion.tags.get(registry.ARTIFACT_TAG, "")
+    base = store().get("base", id)
+    if base is None:
+        raise ValueError(
+            f"{name} version {champion.version} was made from base/{id}, which is not in {store().root}; set GPT2_HOME "
+            f"to the home where it was trained, or train one here: gpt2 run"
+        )
+    return lineage(champion.version, base)
+
+
+def lineage(version: str, base: Artifact) -> Lineage:
+    """Of a base model in the store; `DamagedArtifact` where something that it was made from is gone."""
+    inputs = base.manifest["inputs"]
+    tokens = ancestors(store(), wanted(store(), "tokens", inputs["tokens"], base))
+    corpora = [wanted(store(), "corpus", t.manifest["inputs"]["corpus"], t) for t in tokens]
+    tokenizer = wanted(store(), "tokenizer", inputs["tokenizer"], base)
+    return Lineage(version, base, tokenizer, tuple(tokens), tuple(corpora))
+
+
+def ancestors(root: Store, artifact: Artifact) -> list[Artifact]:
+    """The artifact and its parents, the oldest first; `DamagedArtifact` where one is gone."""
+
+    def upwards() -> Iterator[Artifact]:
+        current = artifact
+        yield current
+        while parent := current.manifest["inputs"].get(PARENT):
+            current = wanted(root, current.kind, parent, current)
+            yield current
+
+    return list(upwards())[::-1]
+
+
+def wanted(root: Store, kind: str, id: str, by: Artifact) -> Artifact:
+    """An input of an artifact; `DamagedArtifact` where it is gone."""
+    found = root.get(kind, id)
+    if found is None:
+        raise DamagedArtifact(
+            f"{by.kind}/{by.id} was made from {kind}/{id}, which is not complete in {root.root}; bring it back from a "
+            f"copy, or train anew on all text with the whole pipeline: gpt2 run"
+        )
+    return found

@@ -1,0 +1,154 @@
+"""What a refresh would do: the documents that the champion has not seen, and the keys of all that follows from them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from cluster.home import store
+from cluster.lineage import PARENT, Lineage, champion_lineage
+from flows.config import PipelineConfig, validate
+from flows.plan import ENCODING, REFRESHING, REPORTING, Plan, document_keys, task_keys
+from flows.summary import registered_before
+from gpt2.artifact import Artifact, Key
+from gpt2.config import ModelShape, TrainConfig
+
+SMALL = 32_000_000
+"""Bytes of source files that are cleaned without starting Ray: some seconds of work."""
+
+
+@dataclass(frozen=True)
+class Known(Key):
+    """The key of an artifact that is there: its id is not computed anew, its code may be of an earlier version."""
+
+    known: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.known
+
+
+@dataclass(frozen=True)
+class NewData:
+    """The source files that are new or changed since the champion's text, and what they make."""
+
+    config: PipelineConfig
+    """The settings, with the champion's model, tokenizer and split in place of theirs."""
+    champion: Lineage
+    files: int
+    """In all sources."""
+    sources: tuple[str, ...]
+    """New or changed, as are their `documents`."""
+    documents: tuple[Key, ...]
+
+    @property
+    def corpus(self) -> Key:
+        """Which of their documents are new."""
+        inputs = {PARENT: self.champion.corpora[-1].id, **{f"{i:06d}": key.id for i, key in enumerate(self.documents)}}
+        return Key("corpus", {}, inputs, ("gpt2.corpus",))
+
+    @property
+    def tokens(self) -> Key:
+        """The new documents, encoded."""
+        before = self.champion
+        return Key(
+            "tokens",
+            {"dtype": self.config.tokenizer.dtype, "validation_share": self.config.corpus.validation_share},
+            {PARENT: before.tokens[-1].id, "corpus": self.corpus.id, "tokenizer": before.tokenizer.id},
+            ENCODING,
+        )
+
+    @property
+    def small(self) -> bool:
+        """Whether the files are cleaned in a moment."""
+        local = all(os.path.isfile(path) for path in self.sources)
+        return local and sum(os.path.getsize(path) for path in self.sources) <= SMALL
+
+    def nothing(self) -> str | None:
+        """Why there is nothing to do, as far as it is known by now; None where there is. Starts nothing."""
+        version = f"the champion, gpt2-base version {self.champion.version}"
+        if not self.documents:
+            return f"no new documents: {version}, knows all {self.files:,} source files"
+        if (corpus := store().find(self.corpus)) is None:
+            return None
+        count, least = corpus.info["unique_documents"], self.config.refresh.min_new_documents
+        told = f"{count:,} documents in {len(self.documents):,} new or changed files are new to {version}"
+        if count == 0:
+            return f"no new documents: {version}, knows all that {len(self.documents):,} new or changed files hold"
+        if count < least:
+            return f"too few new documents: {told}; they wait until there are refresh.min_new_documents={least:,}"
+        if (tokens := store().find(self.tokens)) is None:
+            return None
+        if not self.new_samples(tokens):
+            length, context = tokens.info["new_train_tokens"], self.config.pretrain.context
+            return f"too little new text: {told}, but {length:,} tokens are no sample of pretrain.context={context}"
+        if rows := registered_before(self.plan(tokens)):
+            [row] = [row for row in rows if row["model"] == "gpt2-base"]
+            return f"done before: {told}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
+        return None
+
+    def new_samples(self, tokens: Artifact) -> int:
+        """Of new training text."""
+        return max(0, tokens.info["new_train_tokens"] - 1) // self.config.pretrain.context
+
+    def training(self, tokens: Artifact) -> TrainConfig:
+        """How pretraining goes on."""
+        return self.config.refresh.training(self.config.pretrain, self.new_samples(tokens))
+
+    def plan(self, tokens: Artifact) -> Plan:
+        """The keys of all artifacts, once the new tokens are there and say how long training is."""
+        config, before = self.config, self.champion
+        tokenizer = Known("tokenizer", known=before.tokenizer.id)
+        base = Key(
+            "base",
+            {
+                "model": before.model.identity(),
+                "train": self.training(tokens).identity(),
+                "refresh": {"epochs": config.refresh.epochs},
+            },
+            {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
+            REFRESHING,
+        )
+        report = Key(
+            "base-report",
+            {},
+            {PARENT: before.base.id, "model": base.id, "tokens": tokens.id},
+            (*REPORTING, "gpt2.language_model", "gpt2.generate"),
+        )
+        tasks = {name: task_keys(name, config, base, tokenizer) for name in config.task_settings()}
+        tags = {
+            "gpt2.refreshed_from": f"gpt2-base/{before.version}",
+            "gpt2.refreshed_from_artifact": before.base.id,
+            "gpt2.new_documents": str(tokens.info["new_train_documents"] + tokens.info["new_validation_documents"]),
+        }
+        sources, documents = self.sources, self.documents
+        return Plan(sources, documents, self.corpus, tokenizer, self.tokens, base, report, tasks, tags)
+
+
+def look(config: PipelineConfig) -> NewData:
+    """Compare the sources with what the champion has learned. Reads the files that are there; starts nothing."""
+    return compare(config, champion_lineage())
+
+
+def compare(config: PipelineConfig, champion: Lineage) -> NewData:
+    """The sources beside what a model has learned."""
+    config = like(champion, config)
+    seen = {id for _, id in champion.document_ids()}
+    sources, keys = document_keys(config)
+    new = {key.id: (path, key) for path, key in zip(sources, keys, strict=True) if key.id not in seen}
+    paths, documents = zip(*new.values(), strict=True) if new else ((), ())
+    return NewData(config, champion, len(sources), paths, documents)
+
+
+def like(champion: Lineage, config: PipelineConfig) -> PipelineConfig:
+    """The settings with the champion's model, tokenizer and split; `InvalidConfig` where the others don't fit them."""
+    model, split = champion.model, champion.tokens[-1].manifest["spec"]
+    values = config.model_dump()
+    values["model"] = {name: getattr(model, name) for name in ModelShape.model_fields}
+    values["corpus"]["validation_share"] = split["validation_share"]
+    values["tokenizer"] |= {
+        "kind": champion.tokenizer.manifest["spec"]["kind"],
+        "vocab_size": model.vocab_size,
+        "token_dtype": split["dtype"],
+    }
+    return validate(values)

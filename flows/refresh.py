@@ -1,0 +1,154 @@
+"""New text only: the champion goes on with what it has not seen, and the gate decides about the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cluster import evaluation, tokenization
+from cluster.connect import disconnect
+from cluster.evaluation import token_files
+from cluster.home import store
+from cluster.stopping import politely
+from cluster.tracking import Run
+from flows.config import PipelineConfig, resolve
+from flows.evaluation import evaluate_task, publish
+from flows.finetuning import finetune_all
+from flows.new_data import NewData, look
+from flows.plan import ENCODING, Plan, local_source
+from flows.registration import champions_report, register_model
+from flows.stage import make, parent_run, say
+from flows.training import run_job
+from gpt2 import corpus
+from gpt2.artifact import Artifact
+from gpt2.jobs import MODEL, Job
+
+
+@task(name="find new documents")
+def find_documents(new: NewData) -> Artifact:
+    """Clean the files that are new or changed; keep the documents that no text of the champion holds."""
+    config = new.config.corpus
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        paths = [local_source(path) for path in new.sources]
+        cleaned = tokenization.clean_documents(store(), new.documents, paths, config, say, here=new.small)
+        corpus.check_bad_share([dict(a.info) | {"quarantine": str(a.path)} for a in cleaned], config)
+        return tokenization.deduplicate(cleaned, out, new.champion.documents())
+
+    return make("find-new-documents", new.corpus, {"corpus": config.model_dump(mode="json")}, build)
+
+
+@task(name="encode new documents")
+def encode_documents(new: NewData, merged: Artifact) -> Artifact:
+    """Encode them with the champion's tokenizer, into shards beside those that it has learned."""
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        before, config = new.champion, new.config
+        documents = [store().require("documents", key.id) for key in new.documents]
+        return tokenization.encode(
+            store(), documents, merged, before.tokenizer, config.corpus, config.tokenizer.dtype, ENCODING, out, say,
+            parent=before.tokens[-1], here=new.small,
+        )  # fmt: skip
+
+    return make("encode-new-documents", new.tokens, {}, build)
+
+
+@task(name="go on training")
+def train_on(new: NewData, tokens: Artifact, plan: Plan) -> Artifact:
+    """Pretraining goes on from the champion's weights, with new samples and replayed old ones."""
+    config, samples = new.config, new.new_samples(tokens)
+    train = new.training(tokens)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        assert train.steps is not None
+        share = 1 - config.refresh.epochs * samples / (train.steps * train.batch_size)
+        say(f"base: {train.steps} steps from version {new.champion.version}, {share:.0%} of their samples are old text")
+        parent = store().require("base", new.champion.base.id)
+        job = Job(
+            name="base",
+            train=train,
+            tokenizer=str(store().require("tokenizer", plan.tokenizer.id).path),
+            output=str(out),
+            model=new.champion.model,
+            tokens=token_files(tokens),
+            base=str(parent.path / MODEL),
+            new_epochs=config.refresh.epochs,
+        )
+        return run_job(job, config.cluster, run) | {"replayed_share": share}
+
+    return make("refresh", plan.base, config.model_dump(mode="json"), build)
+
+
+@task(name="evaluate base model")
+def evaluate_base(new: NewData, plan: Plan) -> Artifact:
+    """Bits per byte of the old and of the new validation text, beside the champion's."""
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
+        champion = champions_report("base", plan, new.config, plan.base.id)
+        beside = {f"champion (version {new.champion.version})": champion["metrics"]} if champion else {}
+        context = new.config.pretrain.context
+        metrics = evaluation.evaluate_base(model.path, tokens, context, out, beside)["metrics"]
+        run.files(out, "report")
+        return metrics
+
+    report = make("evaluate-base", plan.base_report, {}, build)
+    publish("base", report)
+    return report
+
+
+@flow(name="refresh", task_runner=ThreadPoolTaskRunner(max_workers=8))
+def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | State:
+    """Only new or changed documents are read; the champion goes on with them, without forgetting the old ones.
+
+    Ends at once, saying so, where there are none. Model, tokenizer and split are the champion's.
+
+    Args:
+        config: the pipeline's settings; of `corpus` the sources, `refresh`, `pretrain`, `tasks` and `cluster`.
+    """
+    new = look(config)
+    if reason := new.nothing():
+        return ended(reason)
+    run = parent_run()
+    try:
+        result = go_on(new)
+    except BaseException:
+        run.end("FAILED")
+        raise
+    finally:
+        disconnect()
+    run.params(new.config.model_dump(mode="json"))
+    run.end()
+    return result if isinstance(result, State) else {**result, "mlflow_run": run.id}
+
+
+def ended(reason: str) -> State:
+    """The flow run's state where there is nothing to do."""
+    say(reason)
+    return Completed(message=reason, data={"registered": [], "nothing": reason})
+
+
+def go_on(new: NewData) -> dict[str, Any] | State:
+    """All stages; after those that say how much is new, it may be nothing."""
+    merged = find_documents(new)
+    if reason := new.nothing():
+        return ended(reason)
+    tokens = encode_documents(new, merged)
+    if reason := new.nothing():
+        return ended(reason)
+    plan = new.plan(tokens)
+    with politely():
+        train_on(new, tokens, plan)
+        finetune_all(new.config, plan)
+    reports = [evaluate_base.submit(new, plan), *(evaluate_task.submit(name, plan) for name in plan.tasks)]
+    for report in reports:
+        report.result()
+    # The base comes last: while the champion is the old one, a run that was killed finds the same things to do.
+    rows = [register_model(name, new.config, plan) for name in (*plan.tasks, "base")]
+    create_table_artifact(rows, key="verdicts", description="What the gate decided")
+    return {"registered": rows}
