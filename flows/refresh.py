@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cluster import evaluation, tokenization
+from cluster import evaluation, registry, tokenization
 from cluster.connect import disconnect
 from cluster.evaluation import token_files
 from cluster.home import store
 from cluster.stopping import politely
 from cluster.tracking import Run
+from flows import results
 from flows.config import PipelineConfig, resolve
 from flows.evaluation import evaluate_task, publish
 from flows.finetuning import finetune_all
 from flows.new_data import NewData, look
 from flows.plan import ENCODING, Plan, local_source
-from flows.registration import champions_report, register_model
+from flows.registration import register_model, report_of
 from flows.stage import make, parent_run, say
 from flows.training import run_job
 from gpt2 import corpus
@@ -79,7 +79,7 @@ def train_on(new: NewData, tokens: Artifact, plan: Plan) -> Artifact:
             base=str(parent.path / MODEL),
             new_epochs=config.refresh.epochs,
         )
-        return run_job(job, config.cluster, run) | {"replayed_share": share}
+        return run_job(job, config.cluster, run, config.budget) | {"replayed_share": share}
 
     return make("refresh", plan.base, config.model_dump(mode="json"), build)
 
@@ -90,8 +90,11 @@ def evaluate_base(new: NewData, plan: Plan) -> Artifact:
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
-        champion = champions_report("base", plan, new.config, plan.base.id)
-        beside = {f"champion (version {new.champion.version})": champion["metrics"]} if champion else {}
+        champion = registry.by_alias(registry.registered_name("base"), registry.CHAMPION)
+        beside = {}
+        if champion and champion.tags[registry.ARTIFACT_TAG] != plan.base.id:
+            theirs = report_of(champion, "base", plan, new.config)
+            beside = {f"champion (version {champion.version})": theirs["metrics"]}
         context = new.config.pretrain.context
         metrics = evaluation.evaluate_base(model.path, tokens, context, out, beside)["metrics"]
         run.files(out, "report")
@@ -150,5 +153,5 @@ def go_on(new: NewData) -> dict[str, Any] | State:
         report.result()
     # The base comes last: while the champion is the old one, a run that was killed finds the same things to do.
     rows = [register_model(name, new.config, plan) for name in (*plan.tasks, "base")]
-    create_table_artifact(rows, key="verdicts", description="What the gate decided")
+    results.publish(plan, rows)
     return {"registered": rows}
