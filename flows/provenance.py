@@ -39,6 +39,7 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
     """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
+    settings["cluster"]["checkpoint_url"] = None  # where copies lie is no part of the model, and not to be overwritten
     for task_name, task in settings["tasks"].items():
         task["enabled"] = task_name == name
         if ":" not in task["source"]:
@@ -74,7 +75,7 @@ def model_card(
     if name != "base":
         data.append(("labelled data", Path(plan.tasks[name].source).name))
         data += figures(plan.tasks[name].examples, "train", "validation", "test", "users", "items", "interactions")
-    figures_of_training = [(k.replace("_", " "), v) for k, v in model.info.items() if k in TRAINING_FIGURES]
+    figures_of_training = [(k.replace("_", " "), f"{v:,.4g}") for k, v in model.info.items() if k in TRAINING_FIGURES]
     workers = config.cluster if name == "base" else config.task_cluster(name)
     training: list[tuple[str, Any]] = [
         *figures_of_training,
