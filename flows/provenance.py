@@ -39,7 +39,6 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
     """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
-    settings["cluster"]["checkpoint_url"] = None  # where copies lie is no part of the model, and not to be overwritten
     for task_name, task in settings["tasks"].items():
         task["enabled"] = task_name == name
         if ":" not in task["source"]:

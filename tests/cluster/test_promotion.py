@@ -120,8 +120,8 @@ def test_eight_at_once_and_random_kills(files_are_there):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3, 4])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_eight_at_once_and_random_kills_often(files_are_there, seed):
-    rounds(database(), "gpt2-races", 5, False, seed)
-    codes = rounds(database(), "gpt2-kills", 15, True, seed)
-    assert codes.count(-9) > 20 and codes.count(0) > 20
+    rounds(database(), "gpt2-races", 2, False, seed)
+    codes = rounds(database(), "gpt2-kills", 6, True, seed)
+    assert codes.count(-9) > 10 and set(codes) == {0, -9}

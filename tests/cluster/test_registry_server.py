@@ -57,8 +57,8 @@ import sys
 from cluster.home import configure; configure()
 from tests.cluster.promoters import rounds
 if __name__ == "__main__":
-    rounds(sys.argv[1], "gpt2-turns", 2, False, 5)
-    codes = rounds(sys.argv[1], "gpt2-kills", 4, True, 6)
+    rounds(sys.argv[1], "gpt2-turns", 1, False, 5)
+    codes = rounds(sys.argv[1], "gpt2-kills", 2, True, 6)
     print(codes.count(-9), "of", len(codes), "were killed")
 """
 
