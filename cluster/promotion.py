@@ -54,7 +54,7 @@ def decide(name: str, version: ModelVersion, measure: Callable[[ModelVersion], R
         return verdict
     move(version, champion, "; ".join(verdict.reasons))
     while better := better_than(version, measure):
-        client().set_registered_model_alias(name, CHAMPION, better.version)
+        point(name, CHAMPION, better)
         version = better
     settle_previous(name)
     return verdict
@@ -116,7 +116,7 @@ def rollback(name: str, reason: str = "") -> tuple[ModelVersion, ModelVersion]:
         told = "; ".join(passed_over) or "it was the first"
         raise ValueError(f"{name} version {champion.version} has no champion before it to go back to: {told}")
     tag(champion, ROLLED_BACK, stamped(reason or "no reason given"))
-    client().set_registered_model_alias(name, CHAMPION, target.version)
+    point(name, CHAMPION, target)
     settle_previous(name)
     return champion, target
 
@@ -150,7 +150,7 @@ def move(version: ModelVersion, champion: ModelVersion | None, reasons: str) -> 
         tag(version, REPLACED, ",".join(number for number in earlier if number != str(version.version)))
     tag(version, PROMOTED_AT, stamped())
     tag(version, PROMOTED, reasons)
-    client().set_registered_model_alias(version.name, CHAMPION, version.version)
+    point(version.name, CHAMPION, version)
 
 
 def settle_previous(name: str) -> None:
@@ -158,13 +158,25 @@ def settle_previous(name: str) -> None:
     while champion := by_alias(name, CHAMPION):
         target, _ = before(champion)
         if target:
-            client().set_registered_model_alias(name, PREVIOUS, target.version)
+            point(name, PREVIOUS, target)
         else:
             with contextlib.suppress(MlflowException):  # there was none
                 client().delete_registered_model_alias(name, PREVIOUS)
         now = by_alias(name, CHAMPION)
         if now and now.version == champion.version:
             return
+
+
+def point(name: str, alias: str, version: ModelVersion) -> None:
+    """Set an alias. MLflow inserts or updates: of two who insert the same at once, one is told to try again."""
+    for wait in (0.1, 0.5, None):
+        try:
+            client().set_registered_model_alias(name, alias, version.version)
+            return
+        except MlflowException:
+            if wait is None:
+                raise
+            time.sleep(wait)
 
 
 def tag(version: ModelVersion, key: str, value: str) -> None:

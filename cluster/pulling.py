@@ -114,7 +114,9 @@ def refusals(version: ModelVersion) -> Iterator[None]:
 def expected_files(version: ModelVersion) -> Manifest:
     """The manifest in a version's tags."""
     if MANIFEST_TAG not in version.tags:
-        raise RefusedModel("it was registered without a manifest of its files; `gpt2 run register` makes a new version")
+        raise RefusedModel(
+            "an older release registered it, without a manifest of its files; `gpt2 promote` another one"
+        )
     return read_manifest(version.tags[MANIFEST_TAG])
 
 

@@ -104,9 +104,8 @@ def register(
             (staged / file).write_text(text, "utf-8")
         files = manifest(staged)
         with quietly():
-            mlflow.set_experiment(
-                experiment_id=experiment_id()
-            )  # else its files go to a folder in the working directory
+            # Else its files go to a folder in the working directory.
+            mlflow.set_experiment(experiment_id=experiment_id())
             # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
             info = Model.log(
                 artifact_path=None,

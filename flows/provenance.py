@@ -74,7 +74,7 @@ def model_card(
     if name != "base":
         data.append(("labelled data", Path(plan.tasks[name].source).name))
         data += figures(plan.tasks[name].examples, "train", "validation", "test", "users", "items", "interactions")
-    figures_of_training = [(k.replace("_", " "), v) for k, v in model.info.items() if k in TRAINING_FIGURES]
+    figures_of_training = [(k.replace("_", " "), f"{v:,.4g}") for k, v in model.info.items() if k in TRAINING_FIGURES]
     workers = config.cluster if name == "base" else config.task_cluster(name)
     training: list[tuple[str, Any]] = [
         *figures_of_training,

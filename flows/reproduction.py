@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import pulling
-from cluster.home import configure, samples
-from flows.config import PipelineConfig, validate
+from cluster.home import samples
+from flows.config import PipelineConfig, merged, validate
 from flows.plan import make_plan
 from flows.provenance import RECORD, environment, keys_of
 from gpt2.artifact import Store, code_version
@@ -51,8 +51,16 @@ def reproduce(address: str, folder: Path | None, say: Callable[[str], None]) -> 
 
 def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
     """The recorded settings; `ValueError` where the same artifact would not come out of them here and now."""
+    if not isinstance(recorded, dict) or not recorded.keys() >= {
+        "model",
+        "artifact",
+        "config",
+        "stages",
+        "environment",
+    }:
+        raise ValueError(f"{address} can't be made again: its {RECORD} is no record of ours")
     name = recorded["model"]
-    config = validate(recorded["config"])
+    config = validate(merged(recorded["config"], {"cluster": {"checkpoint_url": None}}))  # sends nothing anywhere
     for path, (train, _) in config.trainings().items():
         if train.continue_from and path in ("pretrain", f"tasks.{name}.train"):
             raise ValueError(f"{address} can't be made again: {path} went on from {train.continue_from}'s state")
@@ -78,7 +86,7 @@ def build(config: PipelineConfig, fresh: Path) -> None:
         (fresh / "samples").symlink_to(samples(), target_is_directory=True)
     variables = {k: v for k, v in os.environ.items() if k not in SETTINGS} | {"GPT2_HOME": str(fresh)}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.reproduction"],
+        [sys.executable, "-m", "flows.rebuild"],
         input=config.model_dump_json(),
         text=True,
         env=variables,
@@ -103,28 +111,3 @@ def compare(known: Manifest, made: Manifest, recorded: Mapping[str, Any], say: C
     hint = "; ".join(others) or "the environment is the recorded one: on a GPU, sums may be added in another order"
     say(f"Mismatch: {hint}.")
     return False
-
-
-def main() -> None:
-    """Run the stages with the settings on the standard input, in the home that the environment names."""
-    configure()
-    config = validate(json.load(sys.stdin))
-    from flows import early
-
-    early.start(config)
-    from cluster.connect import disconnect
-    from flows.pipeline import STORY
-    from flows.stage import without_tracebacks
-
-    without_tracebacks()
-    try:
-        for stage in ("tokenize", "pretrain", *(["finetune"] if config.task_settings() else [])):
-            STORY[stage](config)
-    except ValueError as error:
-        sys.exit(f"refused: {error}")
-    finally:
-        disconnect()
-
-
-if __name__ == "__main__":
-    main()

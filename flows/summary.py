@@ -105,8 +105,8 @@ def next_steps() -> str:
         "Use the models",
         '  gpt2 generate models:/gpt2-base@champion "This film"',
         "  gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl",
-        f'  python -c \'import mlflow; mlflow.set_tracking_uri("{uri}"); '
-        'print(mlflow.pyfunc.load_model("models:/gpt2-sentiment@champion").predict(["great flight"]))\'',
+        '  python -c \'import gpt2; print(gpt2.load("models:/gpt2-sentiment@champion").predict(["great flight"]))\'',
+        "  gpt2 card models:/gpt2-sentiment@champion",
         "Look at what happened",
         "  gpt2 models",
         f"  mlflow ui{backend}    then http://127.0.0.1:5000",

@@ -68,7 +68,7 @@ def load(address: str | Path) -> LoadedModel:
 
     exact, scheme = str(address), SCHEME.match(str(address))
     if scheme:
-        directory, exact = resolver(scheme[1], exact)(exact)
+        directory, exact = resolve(scheme[1], exact)
     else:
         directory = Path(address)
         if not directory.is_dir():
@@ -81,8 +81,8 @@ def load(address: str | Path) -> LoadedModel:
     return LoadedModel(predictor, name, directory, exact)
 
 
-def resolver(scheme: str, address: str) -> Any:
-    """What reads addresses of that scheme; `ValueError` says what to install."""
+def resolve(scheme: str, address: str) -> tuple[Path, str]:
+    """(directory, exact address) as the scheme's entry point tells; `ValueError` says what to install."""
     import importlib.metadata
 
     found = list(importlib.metadata.entry_points(group=GROUP, name=scheme))
@@ -92,7 +92,7 @@ def resolver(scheme: str, address: str) -> Any:
             f"model's directory"
         )
     try:
-        return found[0].load()
+        return found[0].load()(address)
     except ImportError as error:
         missing = (error.name or str(error)).partition(".")[0]
         raise ValueError(

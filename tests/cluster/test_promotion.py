@@ -1,10 +1,5 @@
 """Whoever promotes, however many at once, whenever they are killed: the champion has passed the gate."""
 
-import multiprocessing
-import random
-import sqlite3
-import time
-
 import pytest
 
 from cluster import promotion, pulling, registry
@@ -13,17 +8,8 @@ from cluster.promotion import FORCED, PROMOTED, REFUSED, ROLLED_BACK, decide, pr
 from cluster.registry import by_alias, challenge, row, verdict_of
 from cluster.tracking import client
 from gpt2.modelfiles import RefusedModel
-from tests.cluster.promoters import candidates, measure, promoter
-
-FLOOR, PROMOTERS = 0.5, 8
-CHAMPION_NOW = """
-select alias.version, quality.value, promoted.value from registered_model_aliases alias
-left join model_version_tags quality on quality.name = alias.name and quality.version = alias.version
-  and quality.key = 'quality'
-left join model_version_tags promoted on promoted.name = alias.name and promoted.version = alias.version
-  and promoted.key = 'gpt2.promoted'
-where alias.name = ? and alias.alias = 'champion'
-"""
+from tests.cluster.promoters import candidates, measure, rounds
+from tests.cluster.promoters import champion_of as champion
 
 
 @pytest.fixture
@@ -32,9 +18,8 @@ def files_are_there(monkeypatch):
     monkeypatch.setattr(pulling, "inspect", lambda version: None)
 
 
-def champion(name):
-    found = by_alias(name, "champion")
-    return found and int(found.version)
+def database():
+    return home() / "mlflow" / "mlflow.db"
 
 
 def fresh(version):
@@ -130,70 +115,13 @@ def test_the_best_of_two_at_once_stays(files_are_there):
     assert champion(name) == 2 and int(by_alias(name, "previous").version) == 1
 
 
-def all_at_once(context, name, numbers, generator, kill, watch):
-    """Promote in a process each; with `kill` each is killed at a time of its own. `watch` is called meanwhile."""
-    ready, go = context.Semaphore(0), context.Event()
-    processes = [context.Process(target=promoter, args=(name, n, ready, go)) for n in numbers]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        assert ready.acquire(timeout=60)
-    go.set()
-    started = time.monotonic()
-    deaths = {p: started + generator.uniform(0.0, 1.5) for p in processes if kill and generator.random() < 0.75}
-    while any(p.is_alive() for p in processes):
-        assert time.monotonic() - started < 120
-        for process, death in deaths.items():
-            if time.monotonic() > death:
-                process.kill()
-        watch()
-        time.sleep(0.002)
-    for process in processes:
-        process.join()
-    return [p.exitcode for p in processes]
-
-
-def rounds(name, count, kill, seed):
-    """Rounds of promoters in processes of their own against the SQLite store, watched."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.cluster.promoters"])
-    generator, survived = random.Random(seed), []
-    database = sqlite3.connect(f"file:{home() / 'mlflow' / 'mlflow.db'}?mode=ro", uri=True, timeout=60)
-    for number in range(count):
-        qualities = [round(generator.uniform(0.4, 1.0), 3) for _ in range(PROMOTERS)]
-        model = f"{name}-{seed}-{number}"
-        versions = candidates(model, qualities)
-        seen = set()
-
-        def watch(model=model, seen=seen):
-            for version, quality, promoted in database.execute(CHAMPION_NOW, (model,)):
-                assert promoted is not None and float(quality) > FLOOR, (model, version, quality, promoted)
-                seen.add(version)
-
-        codes = all_at_once(context, model, [v.version for v in versions], generator, kill, watch)
-        watch()
-        survived += codes
-        if not kill:
-            assert codes == [0] * PROMOTERS
-            assert champion(model) == 1 + qualities.index(max(qualities))
-        if current := by_alias(model, "champion"):
-            target, _ = promotion.before(current)
-            assert target is None or PROMOTED in target.tags
-            assert champion(model) in seen
-        # Whoever comes after the dead finds everything in order.
-        for version in versions:
-            decide(model, fresh(version), measure)
-        assert champion(model) == 1 + qualities.index(max(qualities))
-    return survived
-
-
 def test_eight_at_once_and_random_kills(files_are_there):
-    assert -9 in rounds("gpt2-race", 1, True, 1)
+    assert -9 in rounds(database(), "gpt2-race", 1, True, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3, 4])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_eight_at_once_and_random_kills_often(files_are_there, seed):
-    rounds("gpt2-races", 5, False, seed)
-    codes = rounds("gpt2-kills", 15, True, seed)
-    assert codes.count(-9) > 20 and codes.count(0) > 20
+    rounds(database(), "gpt2-races", 2, False, seed)
+    codes = rounds(database(), "gpt2-kills", 6, True, seed)
+    assert codes.count(-9) > 10 and set(codes) == {0, -9}
