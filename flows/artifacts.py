@@ -49,7 +49,8 @@ def show(create: Callable[..., Any], **facts: Any) -> Any:
         try:
             return create(**facts)
         except AWAY as error:
-            if time.monotonic() - started > PATIENCE:
+            refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
+            if refused or time.monotonic() - started > PATIENCE:
                 get_logger("gpt2").warning("%s is not shown in Prefect: %s", facts.get("key"), error)
                 return None
             time.sleep(5)
