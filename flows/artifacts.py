@@ -104,9 +104,12 @@ class Live:
         self.thread.join(LEAVING)
 
     def _follow(self) -> None:
-        while not self.ended.wait(PROGRESS_EVERY):
+        took = 0.0
+        while not self.ended.wait(max(PROGRESS_EVERY, 30 * took)):  # a long journal takes long to read
+            began = time.thread_time()
             with contextlib.suppress(*AWAY):
                 self._update()
+            took = time.thread_time() - began
         with contextlib.suppress(*AWAY):
             self._update(last=True)
 
