@@ -73,5 +73,6 @@ def check(budget: BudgetConfig) -> None:
     """Raise `BudgetExceeded` where nothing is left."""
     if reason := exceeded(budget):
         raise BudgetExceeded(
-            f"{reason}; all is in a checkpoint: raise it, or run the same command to go on as long again"
+            f"{reason}; what was trained is in a checkpoint: run the same command to go on for as long again, or raise "
+            f"the budget"
         )

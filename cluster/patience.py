@@ -18,6 +18,8 @@ FIRST = 10.0
 """Seconds for one that has not: the address may be wrong."""
 PAUSE = 5.0
 """Longest time between two tries (s)."""
+FAILURES = (MlflowException, requests.RequestException)
+"""What MLflow's client raises."""
 LOGGER = logging.getLogger("gpt2.mlflow")
 
 _answered = threading.Event()
@@ -48,7 +50,7 @@ def patiently(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     while True:
         try:
             result = call(*arguments, **named)
-        except (MlflowException, requests.RequestException) as error:
+        except FAILURES as error:
             if not unanswered(error):
                 raise
             waited = time.monotonic() - started

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.patience import FAILURES, unanswered
 from cluster.tracking import Run
 
 RECORDS = 100
@@ -26,6 +27,7 @@ class Sender:
         self.run = run
         self.waiting: queue.Queue[tuple[Mapping[str, float], int, float | None] | None] = queue.Queue()
         self.error: BaseException | None = None
+        self.ending = threading.Event()
         self.thread = threading.Thread(target=self._send_all, daemon=True, name="mlflow-sender")
 
     def __enter__(self) -> Sender:
@@ -38,6 +40,7 @@ class Sender:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         """At the training's end all is sent, or raises; at another end there is no long wait."""
+        self.ending.set()
         self.waiting.put(None)
         self.thread.join(None if kind is None else LEAVING)
         if kind is None and self.error is not None:
@@ -51,6 +54,15 @@ class Sender:
                 while len(batch) < RECORDS and not self.waiting.empty():
                     batch.append(self.waiting.get())
                 more = batch[-1] is not None
-                self.run.batch([item for item in batch if item is not None])
+                self._send([item for item in batch if item is not None])
         except BaseException as error:
             self.error = error
+
+    def _send(self, records: list[tuple[Mapping[str, float], int, float | None]]) -> None:
+        """Send, however long the server is away while the training goes on."""
+        while True:
+            try:
+                return self.run.batch(records)
+            except FAILURES as error:
+                if self.ending.is_set() or not unanswered(error):
+                    raise

@@ -23,7 +23,7 @@ from cluster.zero import accumulation_steps
 from gpt2.account import describe_failure
 from gpt2.cost import BudgetConfig
 from gpt2.jobs import MODEL, Job
-from gpt2.journal import EVENTS, JOURNAL, Events, read_journal
+from gpt2.journal import EVENTS, JOURNAL, Events, parse, read_journal
 
 
 class TrainingFailed(RuntimeError):
@@ -66,7 +66,7 @@ def train(
     with (
         Follow(output / JOURNAL, record_key, on_record),
         Follow(output / EVENTS, event_key, on_event),
-        Follow(output / USAGE, usage_key, on_usage),
+        Follow(output / USAGE, None, on_usage),
     ):
         if not (output / MODEL / "config.json").exists():
             with (
@@ -221,22 +221,20 @@ def event_key(event: dict[str, Any]) -> tuple:
     return event["event"], event["time"]
 
 
-def usage_key(sample: dict[str, Any]) -> tuple:
-    return sample["who"], sample["time"]
-
-
 class Follow:
-    """Reads a journal while workers write it; each key once, also when a restart writes the steps again."""
+    """Reads a file of lines while workers write it; each key once, also when a restart writes the steps again."""
 
     def __init__(
         self,
         path: Path,
-        key: Callable[[dict[str, Any]], tuple],
+        key: Callable[[dict[str, Any]], tuple] | None,
         on_record: Callable[[dict[str, Any]], None],
         every: float = 1.0,
     ):
+        """Without a key every line counts: of a file that only grows."""
         self.path, self.key, self.on_record, self.every = path, key, on_record, every
         self.seen: set[tuple] = set()
+        self.file, self.offset = 0, 0
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -254,8 +252,25 @@ class Follow:
             self._read()
 
     def _read(self) -> None:
-        for record in read_journal(self.path):
-            key = self.key(record)
+        for record in self._new():
+            key = self.key(record) if self.key else None
             if key not in self.seen:
-                self.seen.add(key)
+                if key:
+                    self.seen.add(key)
                 self.on_record(record)
+
+    def _new(self) -> list[dict[str, Any]]:
+        """The lines since the last look: all of a file that was put in the place of the one before."""
+        try:
+            stream = open(self.path, "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            return []
+        with stream:
+            file = os.fstat(stream.fileno()).st_ino
+            if file != self.file:
+                self.file, self.offset = file, 0
+            stream.seek(self.offset)
+            data = stream.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return parse(whole)

@@ -16,6 +16,7 @@ import psutil
 from gpt2.journal import append
 
 USAGE = "usage.jsonl"
+MEMORY = "process_memory_usage_megabytes"
 EVERY = 10.0
 """Seconds between two samples."""
 RAPL = Path("/sys/class/powercap")
@@ -114,7 +115,7 @@ def machine_joules() -> float | None:
 def metrics(sample: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, float]:
     """A sample as MLflow's system metrics (`system/WHO/...`, shown in a tab of their own)."""
     named = {
-        "process_memory_usage_megabytes": "memory_mb",
+        MEMORY: "memory_mb",
         "system_cpu_utilization_percentage": "machine_cpu_percent",
         "system_memory_usage_percentage": "machine_memory_percent",
         "gpu_utilization_percentage": "gpu_percent",

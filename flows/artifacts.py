@@ -49,7 +49,8 @@ def show(create: Callable[..., Any], **facts: Any) -> Any:
         try:
             return create(**facts)
         except AWAY as error:
-            if time.monotonic() - started > PATIENCE:
+            refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
+            if refused or time.monotonic() - started > PATIENCE:
                 get_logger("gpt2").warning("%s is not shown in Prefect: %s", facts.get("key"), error)
                 return None
             time.sleep(5)
@@ -103,9 +104,12 @@ class Live:
         self.thread.join(LEAVING)
 
     def _follow(self) -> None:
-        while not self.ended.wait(PROGRESS_EVERY):
+        took = 0.0
+        while not self.ended.wait(max(PROGRESS_EVERY, 30 * took)):  # a long journal takes long to read
+            began = time.thread_time()
             with contextlib.suppress(*AWAY):
                 self._update()
+            took = time.thread_time() - began
         with contextlib.suppress(*AWAY):
             self._update(last=True)
 

@@ -1,18 +1,16 @@
-"""Example automations: each of our events calls a webhook. `python -m flows.automations URL` makes them.
-
-They are made on the server that `PREFECT_API_URL` names, once: a second call changes the address.
-"""
+"""Example automations: each of our events calls a webhook. `gpt2 automations URL` makes them, on the server that
+`PREFECT_API_URL` names; a second call changes the address."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import Any
 
 from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
 from prefect.events.actions import CallWebhook
 from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.settings import PREFECT_API_URL
 
 from flows.events import EVENTS
 
@@ -25,7 +23,12 @@ PAYLOAD = """{"event": {{ event.event | tojson }},
 
 
 def create(url: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
-    """An automation per event that posts `PAYLOAD` to `url`; those of an earlier call are replaced."""
+    """An automation per event that posts `PAYLOAD` to `url`; those of an earlier call are replaced. `ValueError` for
+    what is no address, and without a server that lasts."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{url!r} is not an address; give one such as https://example.org/hook")
+    if not PREFECT_API_URL.value():
+        raise ValueError("automations need a Prefect server that lasts; start one and set PREFECT_API_URL")
     block: Any = Webhook(method="POST", url=url).save(BLOCK, overwrite=True)
     return [replace(event, block) for event in events]
 
@@ -40,10 +43,3 @@ def replace(event: str, block: Any) -> Automation:
         trigger=EventTrigger(expect={event}, posture=Posture.Reactive, threshold=1),
         actions=[CallWebhook(block_document_id=block, payload=PAYLOAD)],
     ).create()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or not sys.argv[1].startswith(("http://", "https://")):
-        sys.exit("Say where to: python -m flows.automations https://example.org/hook")
-    for automation in create(sys.argv[1]):
-        print(automation.name)

@@ -194,6 +194,21 @@ def generate(
 
 
 @app.command
+def automations(url: str):
+    """Call a webhook when a model is promoted or refused, a training restarted or over budget, sentiment turns.
+
+    Example: PREFECT_API_URL=http://127.0.0.1:4200/api gpt2 automations https://example.org/hook
+
+    Args:
+        url: where to post to.
+    """
+    from flows.automations import create
+
+    for automation in create(url):
+        out.print(automation.name, highlight=False)
+
+
+@app.command
 def doctor():
     """Check this machine and name a remedy for what is wrong.
 

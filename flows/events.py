@@ -8,7 +8,7 @@
 | `gpt2.budget.exceeded` | `gpt2.training.NAME` | a budget stopped a training after a checkpoint | reason |
 | `gpt2.sentiment.alert` | `gpt2.model.NAME` | sentiment has turned | the monitor's |
 
-`flows/automations.py` makes an example automation for each.
+`gpt2 automations URL` makes an example automation for each.
 """
 
 from __future__ import annotations

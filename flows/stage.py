@@ -15,13 +15,18 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
+from cluster.budget import BudgetExceeded
 from cluster.home import store
 from cluster.tracking import NOTE, Run
 from flows.artifacts import show, slug
 from flows.outages import keep_events
 from gpt2.artifact import Artifact, Key
+from gpt2.endings import Preempted
 
 LOCAL_SERVER = "http://127.0.0.1:4200"
+
+STOPPED = (Preempted, BudgetExceeded)
+"""How a run is ended that goes on later, from a checkpoint."""
 
 keep_events()  # before the first event of this process, whoever started it
 
@@ -114,8 +119,8 @@ def recorded(
     run.facts(resolved() or settings, manifest_of(inputs or {}))
     try:
         yield run
-    except Exception:
-        run.end("FAILED")
+    except Exception as error:
+        run.end("KILLED" if isinstance(error, STOPPED) else "FAILED")
         raise
     except BaseException:
         run.end("KILLED")

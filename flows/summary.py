@@ -68,7 +68,10 @@ def result(what: str, key: Key, artifact: Artifact | None) -> str:
     if key.kind == "tokenizer":
         return f"{info['vocab_size']:,} token ids"
     if "validation_loss" in info and "steps" in info:
-        return f"{what}: {info['steps']} steps, {info['tokens_per_second']:,.0f} tokens/s, {info['seconds']:.0f} s"
+        cost = f", {info['cost']:,.2g} {info['currency']}" if "cost" in info else ""
+        return (
+            f"{what}: {info['steps']} steps, {info['tokens_per_second']:,.0f} tokens/s, {info['seconds']:.0f} s{cost}"
+        )
     return what
 
 

@@ -18,7 +18,7 @@ from cluster.connect import connect, dashboard, ray_tags
 from cluster.sender import Sender
 from cluster.tracking import Run
 from cluster.train import Follow, event_key, train
-from cluster.usage import USAGE, metrics
+from cluster.usage import MEMORY, USAGE, metrics
 from flows import events
 from flows.artifacts import Live, draw, show, slug
 from flows.stage import say, speaker
@@ -38,7 +38,7 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) ->
     announcing = Follow(output / EVENTS, event_key, announcer(job.name))
     try:
         with Live(job.name, output), Sender(run) as sender, announcing:
-            on_record, on_usage = recorder(job.name, run, sender), system_recorder(sender)
+            on_record, on_usage = recorder(job.name, run, sender), system_recorder(cluster, run, sender)
             journal = train(job, cluster, on_record, speaker(), on_usage, budget)
     except BudgetExceeded as error:
         events.of_training(events.BUDGET, job.name, reason=str(error))
@@ -95,7 +95,7 @@ def page(name: str, told: Account) -> str:
 
 
 def clock(time: float) -> str:
-    """A time for people."""
+    """A time for processes."""
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -134,22 +134,26 @@ def announcer(name: str) -> Callable[[dict[str, Any]], None]:
     return announce
 
 
-def system_recorder(sender: Sender) -> Callable[[dict[str, Any]], None]:
-    """Takes samples of what the processes use; MLflow knows those that it has been sent before by their time."""
+def system_recorder(cluster: ClusterConfig, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
+    """Takes samples of what the processes use; a step is a second. What MLflow has is not sent again."""
+    processes = ["driver", *(f"rank{rank}" for rank in range(cluster.num_workers))]
+    continued = run.last_step("loss") > 0
+    known = {who: run.last_step(f"system/{who}/{MEMORY}") if continued else -1 for who in processes}
     first: dict[str, float] = {}
     latest: dict[str, dict[str, Any]] = {}
 
     def record(sample: dict[str, Any]) -> None:
         who = sample["who"]
         step = round(sample["time"] - first.setdefault(who, sample["time"]))
-        sender.put(metrics(sample, latest.get(who)), step, sample["time"])
+        if step > known.get(who, -1):
+            sender.put(metrics(sample, latest.get(who)), step, sample["time"])
         latest[who] = sample
 
     return record
 
 
 def describe(name: str, entry: dict[str, Any]) -> str | None:
-    """A journal's record for people; None for a step left out, which an event tells."""
+    """A journal's record for processes; None for a step left out, which an event tells."""
     if "validation_loss" in entry:
         return f"{name}: step {entry['step']}, validation loss {entry['validation_loss']:.3f}"
     if "loss" not in entry:

@@ -61,12 +61,14 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a journal or of events, [] where there is none."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
+    return parse(path.read_bytes()) if path.exists() else []
+
+
+def parse(data: bytes) -> list[dict[str, Any]]:
+    """The records of complete lines."""
     records = []
-    for line in lines:
-        if line.endswith("\n"):
+    for line in data.splitlines(keepends=True):
+        if line.endswith(b"\n"):
             try:
                 records.append(json.loads(line))
             except ValueError:  # a line that a kill cut, with another attempt's after it

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows import events
+from flows.automations import create
 from tests.services import prefect_server
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +50,10 @@ def test_each_event_calls_the_webhook_of_its_automation(tmp_path, receiver):
             assert done.returncode == 0, done.stderr[-3000:]
             return done.stdout
 
-        python("-m", "flows.automations", "http://127.0.0.1:9/old")
-        made = python("-m", "flows.automations", url).splitlines()  # again: the address is changed, none is doubled
+        python("-m", "flows.cli", "automations", "http://127.0.0.1:9/old")
+        made = python(
+            "-m", "flows.cli", "automations", url
+        ).splitlines()  # again: the address is changed, none is doubled
         assert len(made) == len(events.EVENTS) == 5
         python("-c", TELL)
         found = {g["event"]: g for g in (got.get(timeout=60) for _ in made)}
@@ -64,16 +67,29 @@ def test_each_event_calls_the_webhook_of_its_automation(tmp_path, receiver):
     }
     assert promoted["text"] == "gpt2-sentiment: gpt2.model.promoted"
     assert found["gpt2.training.restarted"]["resource"] == "gpt2.training.base"
+    assert found["gpt2.training.restarted"]["payload"] == {"cause": "worker 1: its process died"}
     assert got.empty()
+
+
+def test_automations_need_a_server_and_an_address():
+    with pytest.raises(ValueError, match=r"'example\.org' is not an address"):
+        create("example.org")
+    with pytest.raises(ValueError, match="set PREFECT_API_URL"):
+        create("https://example.org/hook")
 
 
 TELL = """
 import time
 from prefect.events.worker import EventsWorker
 from flows import events, results
+from flows.training import announcer
 results.announce("gpt2-sentiment", 3, True, ['better than "always neutral"'])
 events.of_model(events.REFUSED, "gpt2-sentiment", version=4, reasons="worse", url="http://x")
-events.of_training(events.RESTARTED, "base", cause="worker 1: its process died")
+announce = announcer("base")
+announce({"event": "failure", "time": 1.0, "workers": {"0": "of an earlier launch"}})
+announce({"event": "failure", "time": time.time(), "workers": {"1": "its process died"}})
+announce({"event": "failure", "time": time.time(), "workers": {"0": "lost its connection to another worker"}})
+announce({"event": "begin", "time": time.time(), "step": 4})
 events.of_training(events.BUDGET, "base", reason="budget.max_seconds=1 is used up")
 events.of_model(events.SENTIMENT, "gpt2-sentiment", reason="more complaints")
 EventsWorker.instance().drain()

@@ -12,6 +12,7 @@ from tests.flows.test_pipeline import Home
 from tests.services import Relay, mlflow_server, prefect_server
 
 pytestmark = pytest.mark.slow
+STEPS = 150
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,13 @@ def test_training_goes_on_and_all_is_there_afterwards(servers, tmp_path, small_c
     relays = {name: Relay(port) for name, port in servers.items()}
     addresses = {name: f"http://127.0.0.1:{relay.port}" for name, relay in relays.items()}
     addresses["PREFECT_API_URL"] += "/api"
-    home = Home(tmp_path, [*small_changes, "pretrain.steps=300", "pretrain.epochs=1000", "pretrain.log_every=1"])
+    home = Home(tmp_path, [*small_changes, f"pretrain.steps={STEPS}", "pretrain.epochs=1000", "pretrain.log_every=1"])
     home.environment |= addresses
+    home.call(home.command("run", "tokenize"))
     log = tmp_path / "log"
     with open(log, "w") as stream:
         process = subprocess.Popen(
-            home.command("run"), cwd=tmp_path, env=home.environment, stdout=stream, stderr=subprocess.STDOUT
+            home.command("run", "pretrain"), cwd=tmp_path, env=home.environment, stdout=stream, stderr=subprocess.STDOUT
         )
     try:
         before = steps(tmp_path)
@@ -55,7 +57,7 @@ def test_training_goes_on_and_all_is_there_afterwards(servers, tmp_path, small_c
     assert during > before
     [journal] = [read_journal(p) for p in tmp_path.glob("home/store/base/*/journal.jsonl")]
     wanted = [[r["step"], r["loss"]] for r in journal if "loss" in r]
-    assert [step for step, _ in wanted] == list(range(1, 301))
+    assert [step for step, _ in wanted] == list(range(1, STEPS + 1))
     program = f"""
 import json
 from mlflow import MlflowClient
