@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-OLD_CHARS, NEW_CHARS, VALIDATION_SHARE, VOCABULARY = 1_400_000, 450_000, 0.05, 2048
-SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 128, "vocab_size": VOCABULARY}
+OLD_CHARS, NEW_CHARS, VALIDATION_SHARE, VOCABULARY = 1_400_000, 450_000, 0.05, 1024
+SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 96, "n_positions": 64, "vocab_size": VOCABULARY}
 SHARES = (0.0, 0.25, 0.5)
 SPLITS = ("train", "validation")
 
@@ -22,7 +22,7 @@ def run() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = Data(Path(folder))
-        print(f"4 layers x 128, T=128, V={VOCABULARY}, fp32, seed 0, one thread; {data.told}\n")
+        print(f"2 layers x 96, T=64, V={VOCABULARY}, fp32, seed 0, one thread; {data.told}\n")
         print("| model | old text, bits per byte | new text, bits per byte | tokens read for it | s |")
         print("|---|---|---|---|---|")
         tell("learned the old text alone", data.train("before", data.files(["old"]), data.settings()))
@@ -73,9 +73,9 @@ class Data:
     def settings(self):
         from gpt2.config import TrainConfig
 
-        optimizer = {"learning_rate": 2e-3, "warmup_steps": 20, "final_ratio": 0.05}
+        optimizer = {"learning_rate": 3e-3, "warmup_steps": 20, "final_ratio": 0.05}
         values = {
-            "epochs": 1, "batch_size": 16, "micro_batch_size": 16, "context": SHAPE["n_positions"], "precision": "fp32",
+            "epochs": 1, "batch_size": 32, "micro_batch_size": 32, "context": SHAPE["n_positions"], "precision": "fp32",
             "optimizer": optimizer, "eval_every": 10_000, "eval_samples": 16, "checkpoint_every": 10_000,
         }  # fmt: skip
         return TrainConfig.model_validate(values)

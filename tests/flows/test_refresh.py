@@ -236,15 +236,18 @@ def home(tmp_path_factory, small_changes):
     write(folder / "text" / "a.jsonl", writer.texts(300))
     write(folder / "text" / "b.jsonl", writer.texts(200))
     changes = [f"corpus.sources=[{folder / 'text'}]", "refresh.min_new_documents=5", "refresh.epochs=3"]
-    changes += ["tasks.recommendation.enabled=false"]
+    changes += ["tasks.recommendation.enabled=false", "cluster.num_workers=1"]
     home = Home(folder, [*small_changes, *changes])
     text = home.run()
     assert "gpt2-base v1" in text
     return home
 
 
-def refresh(home: Home) -> str:
-    text = home.call(home.command("run", "refresh"))
+BASE_ALONE = "tasks.sentiment.enabled=false"
+
+
+def refresh(home: Home, *more: str) -> str:
+    text = home.call(home.command("run", "refresh", more=more))
     assert "Traceback" not in text and "WARNING" not in text, text[-3000:]
     return text
 
@@ -357,22 +360,22 @@ def test_a_second_refresh_does_nothing(home, second):
 @pytest.mark.slow
 def test_a_refresh_of_a_refresh_has_parents_of_parents(home, second):
     write(home.folder / "text" / "d.jsonl", Writer(5, LATER).texts(40))
-    assert "1 of 4 source files are new or changed since the champion, gpt2-base version 2" in refresh(home)
+    assert "1 of 4 source files are new or changed since the champion, gpt2-base version 2" in refresh(home, BASE_ALONE)
     tags = versions(home)[3]
     assert tags["gpt2.parent_version"] == "2" and tags["gpt2.refreshed_from"] == "gpt2-base/2"
     manifest = json.loads((home.folder / f"home/store/base/{tags['gpt2.artifact']}/manifest.json").read_text())
     assert manifest["inputs"]["parent"] == second[1]
     # A refused one is not tried again either.
-    assert "Nothing to do: " in refresh(home)
+    assert "Nothing to do: " in refresh(home, BASE_ALONE)
 
 
 @pytest.mark.slow
 def test_an_unbroken_refresh_ends_at_the_same_model(home, second):
     _, id, copy = second
     shutil.move(home.folder / "text" / "d.jsonl", home.folder / "d.jsonl")
-    other = Home(home.folder, [*home.changes, "tasks.sentiment.enabled=false"])
+    other = Home(home.folder, home.changes)
     other.environment["GPT2_HOME"] = str(copy)
-    refresh(other)
+    refresh(other, BASE_ALONE)
     shutil.move(home.folder / "d.jsonl", home.folder / "text" / "d.jsonl")
     model = f"store/base/{id}/model/model.safetensors"
     assert (home.folder / "home" / model).read_bytes() == (copy / model).read_bytes()

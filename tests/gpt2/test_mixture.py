@@ -130,7 +130,7 @@ def job_in(tmp_path: Path) -> Job:
     common = {"batch_size": 8, "micro_batch_size": 4, "context": 16, "precision": "fp32", "checkpoint_every": 4}
     common |= {"eval_every": 100, "eval_samples": 4, "log_every": 1}
     pretrain = TrainConfig(steps=2, optimizer=OptimizerConfig(learning_rate=1e-2), **common)
-    model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 280}
+    model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 280}
     first = Job(
         name="base", train=pretrain, tokenizer=str(tmp_path / "tokenizer"), output="", model=model,
         tokens=TokenFiles(train=files["train"][:1], validation=files["validation"][:1], dtype="uint16"),
