@@ -51,11 +51,7 @@ class FewShot:
         for some labels (contextual calibration, Zhao et al. 2021). `ValueError` for labels that can't be told apart,
         a template without `{text}` and a tokenizer of another size than the model.
         """
-        if tokenizer.vocab_size != model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: they don't belong "
-                f"together; give the tokenizer that the model was trained with"
-            )
+        tokenizer.check(model.config.vocab_size)
         if "{text}" not in template:
             raise ValueError(f"the template {template!r} has no {{text}}; say where the text goes")
         self.model, self.tokenizer, self.template = model, tokenizer, template

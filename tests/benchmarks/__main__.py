@@ -1,6 +1,6 @@
 """`make bench`: each benchmark prints one table, peers measured in the same run.
 
-python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [training] [overhead] [surviving]
+python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [generation] [training] [overhead] [surviving]
 """
 
 import sys
@@ -9,13 +9,14 @@ from cluster.home import configure
 
 configure()
 
-from tests.benchmarks import fewshot, finetuning, overhead, step, surviving, tokenization, training  # noqa: E402
+from tests.benchmarks import fewshot, finetuning, generation, overhead, step, surviving, tokenization, training  # noqa: E402
 
 BENCHMARKS = {
     "tokenization": tokenization.run,
     "step": step.run,
     "finetuning": finetuning.run,
     "fewshot": fewshot.run,
+    "generation": generation.run,
     "training": training.run,
     "overhead": overhead.run,
     "surviving": surviving.run,
