@@ -1,0 +1,27 @@
+"""Texts that a registered model writes, shown as they come."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from rich.console import Console
+
+
+def show(model: Any, prompt: str, params: dict[str, Any], out: Console, err: Console) -> None:
+    """Print the prompt and its continuation, piece by piece where `out` is a terminal; notes go to `err`."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        predictor = getattr(model.unwrap_python_model(), "predictor", None)
+        if out.is_terminal and params["samples"] == 1 and hasattr(predictor, "stream"):
+            out.file.write(prompt)
+            for piece in predictor.stream(prompt, params):
+                out.file.write(piece)
+                out.file.flush()
+            out.file.write("\n")
+        else:
+            for text in model.predict([prompt], params=params)["text"]:
+                out.print(prompt + text, highlight=False, markup=False, soft_wrap=True)
+    for note in told:
+        if note.category is UserWarning and "tokens are read" in str(note.message):
+            err.print(f"note: {note.message}", highlight=False, markup=False, soft_wrap=True)
