@@ -12,10 +12,10 @@ def show(model: Any, prompt: str, params: dict[str, Any], out: Console, err: Con
     """Print the prompt and its continuation, piece by piece where `out` is a terminal; notes go to `err`."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        predictor = getattr(model.unwrap_python_model(), "predictor", None)
-        if out.is_terminal and params["samples"] == 1 and hasattr(predictor, "stream"):
+        stream = getattr(getattr(model.unwrap_python_model(), "predictor", None), "stream", None)
+        if stream and out.is_terminal and params["samples"] == 1:
             out.file.write(prompt)
-            for piece in predictor.stream(prompt, params):
+            for piece in stream(prompt, params):
                 out.file.write(piece)
                 out.file.flush()
             out.file.write("\n")

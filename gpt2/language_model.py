@@ -83,7 +83,8 @@ class GeneratorPredictor:
     def __init__(self, directory: Path):
         from gpt2 import weights
 
-        self.model, self.tokenizer = weights.load(directory), Tokenizer.load(directory)
+        self.model = weights.load(directory)
+        self.tokenizer = Tokenizer.load(directory, self.model.config.vocab_size)
         self.model.eval()
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:

@@ -289,9 +289,16 @@ class GPT2(nn.Module):
     def hidden(self, ids: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T) ids, or (N,) packed ones, to (..., C), after the final normalisation.
 
-        `ValueError` where a text is longer than the positions.
+        `ValueError` where a text is longer than the positions or, on a CPU, an id is beyond the vocabulary.
         """
-        return self.read(self.wte(ids), caches, packed)
+        try:
+            x = self.wte(ids)
+        except IndexError:  # a CPU's own check; a GPU has one that tells less
+            raise ValueError(
+                f"ids from {int(ids.min())} to {int(ids.max())} were given, the model has 0 to "
+                f"{self.config.vocab_size - 1}; were they made with another tokenizer?"
+            ) from None
+        return self.read(x, caches, packed)
 
     def read(self, x: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T, C) embeddings, or (N, C) packed ones, without positions, to hidden states of the same shape."""
@@ -342,7 +349,16 @@ class GPT2(nn.Module):
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy (nats, fp32, scalar) of (..., C) hidden states against a (V, C) head; -100 is left out."""
     kept = targets != IGNORED
-    return SlicedCrossEntropy.apply(hidden[kept], weight, targets[kept], torch.is_grad_enabled())
+    targets = targets[kept]
+    try:
+        return SlicedCrossEntropy.apply(hidden[kept], weight, targets, torch.is_grad_enabled())
+    except RuntimeError:
+        if targets.device.type == "cpu" and (targets.min() < 0 or targets.max() >= len(weight)):
+            raise ValueError(
+                f"targets from {int(targets.min())} to {int(targets.max())} were given, the model has 0 to "
+                f"{len(weight) - 1}, and {IGNORED} for none; were they made with another tokenizer?"
+            ) from None
+        raise
 
 
 class SlicedCrossEntropy(torch.autograd.Function):

@@ -73,7 +73,7 @@ def test_samples_and_stop(model):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_truncation_is_told(model, terminal):
-    with pytest.raises(ValueError, match="more than the model.s 64 positions"):
+    with pytest.raises(ValueError, match=r"more than the model.s 64 positions"):
         shown(model, "the film " * 30, terminal)
     _, told = shown(model, "the film " * 30, terminal, truncate=True)
     assert told.startswith("note: of prompt 0 only the last 44 tokens are read")
