@@ -171,9 +171,13 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 50,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
+    samples: int = 1,
+    stop: str = "",
+    truncate: Annotated[bool, Parameter(negative="")] = False,
 ):
-    """Continue a text.
+    """Continue a text. In a terminal it appears as it is written.
 
     Example: gpt2 generate models:/gpt2-base@champion "This film" --max-tokens 60
 
@@ -184,13 +188,20 @@ def generate(
         temperature: 0 takes the likeliest token; higher is more varied.
         top_k: sample from the k likeliest tokens; 0 from all.
         top_p: sample from the likeliest tokens that hold this share of probability.
+        repetition_penalty: above 1, what the text has already becomes less likely.
         seed: the same seed gives the same text.
+        samples: how many continuations.
+        stop: end before this text.
+        truncate: leave out the beginning of a prompt that is too long.
     """
+    from flows.writing import show
     from gpt2 import load
 
-    params = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    table = load(model_uri).predict([prompt], **params)
-    out.print(prompt + table["text"].iloc[0], highlight=False, markup=False, soft_wrap=True)
+    params = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+        "repetition_penalty": repetition_penalty, "samples": samples, "stop": stop, "truncate": truncate,
+    }  # fmt: skip
+    show(load(model_uri), prompt, params, out, err)
 
 
 @app.command

@@ -1,16 +1,18 @@
-"""Sampling with a key-value cache."""
+"""Generation of tokens with a key-value cache. `gpt2.writing` makes texts of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
+from gpt2.decode import decoder
 from gpt2.model import GPT2, KeyValues
+from gpt2.sampling import Sampler, Sampling
 
 
-@torch.inference_mode()
 def generate(
     model: GPT2,
     end_of_text: int,
@@ -21,91 +23,115 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop_at_eot: bool = True,
+    repetition_penalty: float = 1.0,
+    samples: int = 1,
+    truncate: bool = False,
 ) -> list[list[int]]:
     """The new tokens of each prompt: `max_tokens`, or those before end-of-text where that comes first.
 
     A prompt in a batch gets what it gets alone: prompts of unequal length keep their own positions, and row i draws
-    its own random numbers, from `seed + i`. Temperature 0 takes the likeliest token; `top_k` 0 and `top_p` 1 cut
-    nothing off (Fan et al. 2018; Holtzman et al. 2020). With `stop_at_eot` false, end-of-text is a token like any
-    other. Raises `ValueError` for an empty prompt, an id beyond the vocabulary, settings out of range, and what does
-    not fit the model's positions.
+    its own random numbers, from `seed + i`. Each prompt has `samples` rows, one after the other. The settings of
+    drawing are those of `Sampling`. With `stop_at_eot` false, end-of-text is a token like any other. `truncate` cuts
+    the beginnings of prompts that don't fit, with a warning. Raises `ValueError` for an empty prompt, an id beyond the
+    vocabulary, settings out of range, and what does not fit the model's positions.
     """
-    check(model, prompts, max_tokens, temperature, top_k, top_p)
-    was_training, device = model.training, model.wte.weight.device
-    model.eval()  # no dropout
-    rows, longest = len(prompts), max(len(p) for p in prompts)
-    caches = [KeyValues(rows, longest + max_tokens, model.config, model.wte.weight) for _ in model.blocks]
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    ids = torch.full((rows, longest), end_of_text, dtype=torch.long, device=device)
-    for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt)] = torch.tensor(list(prompt), device=device)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(rows)]
-    hidden = read(model, ids, torch.arange(longest, device=device).expand(rows, -1), caches)
-    hidden = hidden[torch.arange(rows, device=device), lengths - 1]
-    new: list[list[int]] = [[] for _ in prompts]
-    running = [True] * rows
-    for count in range(max_tokens):
-        chosen = choose(model.logits(hidden).float(), temperature, top_k, top_p, generators)
-        for i, token in enumerate(chosen.tolist()):
+    settings = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    rows = [prompt for prompt in fitting(model, prompts, max_tokens, truncate) for _ in range(at_least_one(samples))]
+    new: list[list[int]] = [[] for _ in rows]
+    running = [True] * len(rows)
+    for tokens in steps(model, rows, max_tokens, settings, running):
+        for i, token in enumerate(tokens):
             running[i] = running[i] and not (stop_at_eot and token == end_of_text)
             if running[i]:
                 new[i].append(token)
-        if not any(running) or count == max_tokens - 1:
-            break
-        # Padding of short prompts is overwritten here, position by position, before anything attends to it.
-        hidden = read(model, chosen[:, None], (lengths + count)[:, None], caches)[:, 0]
-    model.train(was_training)
     return new
 
 
-def read(model: GPT2, ids: Tensor, positions: Tensor, caches: list[KeyValues]) -> Tensor:
-    """Hidden states (B, T, C) of tokens at `positions` (B, T), which the caches remember."""
-    for cache in caches:
-        cache.positions = positions
-    return model.hidden(ids, caches)
+@torch.inference_mode()
+def steps(
+    model: GPT2, prompts: Sequence[Sequence[int]], max_tokens: int, settings: Sampling, running: list[bool]
+) -> Iterator[list[int]]:
+    """A token of each row at a time, at most `max_tokens` times; ends when the caller has set all of `running` false.
+
+    The prompts are ones that `fitting` has let through.
+    """
+    like, rows, longest = model.wte.weight, len(prompts), max(map(len, prompts))
+    empty = torch.tensor([longest - len(p) for p in prompts], device=like.device)[:, None]  # slots before each text
+    slots = torch.arange(longest + max_tokens, device=like.device)
+    seen = None
+    if empty.any():
+        seen = torch.zeros(rows, len(slots), dtype=like.dtype, device=like.device)
+        seen = seen.masked_fill(slots < empty, float("-inf"))[:, None, None]
+    caches = [KeyValues(rows, len(slots), model.config, like, seen) for _ in model.blocks]
+    positions = (slots - empty).clamp_min(0)
+    ids = torch.tensor([[*[0] * (longest - len(p)), *p] for p in prompts], device=like.device)
+    sampler = Sampler(prompts, max_tokens, settings, like.device)
+    with evaluating(model):
+        caches[0].positions = positions[:, :longest]
+        logits = model.logits(model.hidden(ids, caches)[:, -1])
+    faster = decoder(model, rows, max_tokens - 1)
+    for place in range(longest, longest + max_tokens):
+        chosen = sampler(logits)
+        yield chosen.tolist()
+        if place == longest + max_tokens - 1 or not any(running):
+            break
+        if faster:
+            logits = faster.logits(chosen, positions[:, place], caches)
+            continue
+        with evaluating(model):
+            caches[0].positions = positions[:, place, None]
+            logits = model.logits(model.hidden(chosen[:, None], caches)[:, 0])
 
 
-def choose(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """(B, V) logits to (B,) tokens."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    probabilities = logits.softmax(-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays
-        probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(-1)), 0)
-    cumulative = probabilities.double().cpu().cumsum(-1)
-    draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
-    return torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0].to(logits.device)
+@contextmanager
+def evaluating(model: GPT2) -> Iterator[None]:
+    """While open, there is no dropout."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
 
 
-def check(
-    model: GPT2, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, top_k: int, top_p: float
-) -> None:
-    """Refuse what can't be generated."""
+def fitting(
+    model: GPT2, prompts: Sequence[Sequence[int]], max_tokens: int, truncate: bool = False
+) -> Sequence[Sequence[int]]:
+    """The prompts, where they can be continued by `max_tokens`; `ValueError` where not.
+
+    `truncate` keeps the ends of those that are too long, and warns.
+    """
     room, vocabulary = model.config.n_positions, model.config.vocab_size
     if not prompts:
         raise ValueError("no prompts were given; give one or more")
     if max_tokens < 1:
         raise ValueError(f"max_tokens={max_tokens}; give 1 or more")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature}; give 0 (greedy) or a positive number")
-    if top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"top_k={top_k}, top_p={top_p}; give top_k >= 0 and 0 < top_p <= 1")
+    left = room - max_tokens
+    if truncate and left > 0 and (cut := [i for i, prompt in enumerate(prompts) if len(prompt) > left]):
+        told = f"prompt {cut[0]}" if len(cut) == 1 else f"{len(cut)} prompts"
+        warnings.warn(
+            f"of {told} only the last {left} tokens are read: with max_tokens={max_tokens} more do not fit the "
+            f"model's {room} positions",
+            stacklevel=3,
+        )
+        prompts = [prompt[-left:] for prompt in prompts]
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {i} is empty; begin with the end-of-text token to write from nothing")
         if len(prompt) + max_tokens > room:
-            left = room - len(prompt)
+            less = room - len(prompt)
             raise ValueError(
                 f"prompt {i} has {len(prompt)} tokens, with max_tokens={max_tokens} more than the model's {room} "
-                f"positions; shorten the prompt" + (f" or lower max_tokens to {left}" if left > 0 else "")
+                f"positions; shorten the prompt" + (f" or lower max_tokens to {less}" if less > 0 else "")
             )
         if not all(0 <= token < vocabulary for token in prompt):
             raise ValueError(f"prompt {i} has ids outside 0 to {vocabulary - 1}; use the model's own tokenizer")
+    return prompts
+
+
+def at_least_one(samples: int) -> int:
+    if samples < 1:
+        raise ValueError(f"samples={samples}; give 1 or more")
+    return samples

@@ -1,4 +1,4 @@
-"""Weights in and out, in the layout that `transformers` reads as GPT-2. Safetensors and JSON only."""
+"""Weights in and out, in the layout that `transformers` reads as GPT-2; what is written is safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from gpt2 import files
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
 
@@ -88,11 +88,7 @@ def load(directory: Path) -> GPT2:
     """
     directory = Path(directory)
     config = read_config(directory / "config.json")
-    path = directory / "model.safetensors"
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+    path, found = files.weights(directory)
     found = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
     found = {n: t for n, t in found.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
     head = found.pop("lm_head.weight", None)
@@ -100,18 +96,13 @@ def load(directory: Path) -> GPT2:
         raise ValueError(f"{path}: lm_head.weight differs from wte.weight; GPT-2's head is tied to its embedding")
     with torch.device("meta"):  # shapes only: the file's tensors become the parameters
         model = GPT2(config)
-    state = {}
-    for name, parameter in model.state_dict().items():
-        theirs = their_name(name)
-        if theirs not in found:
-            raise ValueError(f"{path} has no tensor {theirs!r}; is it the whole model, and does config.json fit it?")
-        value = found.pop(theirs)
-        value = value.T if name.endswith(TRANSPOSED) else value
-        if value.shape != parameter.shape:
-            raise ValueError(f"{path}: {theirs!r} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
-        state[name] = value.float().contiguous()
-    if found:
-        raise ValueError(f"{path} has tensors that GPT-2 has not: {', '.join(sorted(found)[:5])}")
+
+    def theirs(name: str, tensor: Tensor) -> Tensor:
+        return tensor.T if name.endswith(TRANSPOSED) else tensor
+
+    ours = model.state_dict()
+    files.check(path, found, {their_name(name): theirs(name, tensor) for name, tensor in ours.items()})
+    state = {name: theirs(name, found[their_name(name)]).float().contiguous() for name in ours}
     model.load_state_dict(state, assign=True)
     return model
 

@@ -103,6 +103,7 @@ def build(job: Job) -> Parts:
         assert job.base is not None and job.examples is not None
         kind, examples = task(job.name), Path(job.examples)
         model = weights.load(Path(job.base))
+        tokenizer.check(model.config.vocab_size, f" in {job.tokenizer}")
         module = kind.module(model, examples, tokenizer)
         adapt(model, job.adaptation)
         training = kind.dataset(examples, "train", tokenizer, job.train.context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,17 @@ LIMITS = (
     "A model of this size writes fluent passages without sense; it follows no instructions.",
     "It learned from one corpus: other languages, topics and forms of text are worse by an amount to measure first.",
 )
-DEFAULTS: dict[str, Any] = {"max_tokens": 50, "temperature": 0.8, "top_k": 50, "top_p": 1.0, "seed": 0}
+DEFAULTS: dict[str, Any] = {
+    "max_tokens": 50,
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "seed": 0,
+    "samples": 1,
+    "stop": "",
+    "truncate": False,
+}
 
 
 def evaluate(
@@ -98,33 +108,45 @@ class GeneratorPredictor:
     def __init__(self, directory: Path):
         from gpt2 import weights
 
-        self.model, self.tokenizer = weights.load(directory), Tokenizer.load(directory)
+        self.model = weights.load(directory)
+        self.tokenizer = Tokenizer.load(directory, self.model.config.vocab_size)
         self.model.eval()
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
-        """A row per prompt: `prompt`, and `text`, its continuation.
+        """A row per continuation: `prompt`, and `text`, what follows.
 
-        `params`: `max_tokens`, `temperature`, `top_k`, `top_p`, `seed`. An empty prompt begins a new document. A
-        prompt that leaves no room for `max_tokens` is refused with a `ValueError`.
+        `params`: `max_tokens`, `samples` (continuations per prompt), `stop` (a text before which to end, "" for
+        none), `truncate`, and what `gpt2.sampling.Sampling` has. An empty prompt begins a new document. A prompt that
+        leaves no room for `max_tokens` is refused with a `ValueError`, unless `truncate` lets its beginning go.
         """
         import pandas as pd
 
-        from gpt2.generate import generate
+        from gpt2.writing import write
 
         prompts = [inputs] if isinstance(inputs, str) else list(inputs)
         for i, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise ValueError(f"prompt {i} is {prompt!r}; give a text")
-        chosen = {**DEFAULTS, **params}
-        ids: Sequence[Sequence[int]] = [self.tokenizer.encode(p) or [self.tokenizer.end_of_text] for p in prompts]
-        new = generate(
-            self.model,
-            self.tokenizer.end_of_text,
-            ids,
-            int(chosen["max_tokens"]),
-            float(chosen["temperature"]),
-            int(chosen["top_k"]),
-            float(chosen["top_p"]),
-            int(chosen["seed"]),
+        samples = int({**DEFAULTS, **params}["samples"])
+        texts = write(self.model, self.tokenizer, prompts, samples=samples, **self._asked(params))
+        rows = [(prompt, text) for prompt, found in zip(prompts, texts, strict=True) for text in found]
+        return pd.DataFrame(rows, columns=["prompt", "text"])
+
+    def stream(self, prompt: str, params: Mapping[str, Any]) -> Iterator[str]:
+        """The continuation in pieces, as it comes."""
+        from gpt2.writing import stream
+
+        return stream(self.model, self.tokenizer, prompt, **self._asked(params))
+
+    @staticmethod
+    def _asked(params: Mapping[str, Any]) -> dict[str, Any]:
+        from gpt2.sampling import Sampling
+
+        p = {**DEFAULTS, **params}
+        settings = Sampling(
+            float(p["temperature"]), int(p["top_k"]), float(p["top_p"]), float(p["repetition_penalty"]), int(p["seed"])
         )
-        return pd.DataFrame({"prompt": prompts, "text": [self.tokenizer.decode(row) for row in new]})
+        stop = [p["stop"]] if p["stop"] else []
+        return {
+            "max_tokens": int(p["max_tokens"]), "settings": settings, "stop": stop, "truncate": bool(p["truncate"])
+        }  # fmt: skip

@@ -6,8 +6,9 @@ Shapes: B batch, T time, C width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -201,29 +202,60 @@ class Block(nn.Module):
         return (x if self.pre else self.ln_2(x)), first
 
 
-class KeyValues:
-    """One layer's keys and values, (B, heads, room, C / heads), filled from the left as tokens come."""
+class Reader(Protocol):
+    """How one layer attends to more than it is given: a cache, say."""
 
-    def __init__(self, batch: int, room: int, config: ModelConfig, like: Tensor):
+    positions: Tensor
+    """(B, T): where the tokens given stand."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None) -> Tensor: ...
+
+
+class KeyValues:
+    """One layer's keys and values, (B, heads, room, C / heads), to which every call appends.
+
+    Texts of unequal length end together: a shorter one begins with empty slots, which nothing sees. So a step writes
+    one slice, and where the texts are equally long needs no mask.
+    """
+
+    def __init__(self, batch: int, room: int, config: ModelConfig, like: Tensor, seen: Tensor | None = None):
+        """`seen` (B, 1, 1, room), shared by the layers: 0 for each text's slots, -inf for the empty ones before it."""
         shape = (batch, config.n_head, room, config.n_embd // config.n_head)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.positions = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
+        self.seen, self.length = seen, 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
-        """Store (B, T, heads, d) keys and values at `positions` (B, T); attend to what is at or before each."""
+        """Append (B, T, heads, d) keys and values; each query sees what comes before it, and itself."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        index = self.positions[:, None, :, None].expand_as(k)
-        self.keys.scatter_(2, index, k)
-        self.values.scatter_(2, index, v)
-        end = int(self.positions.max()) + 1
-        seen = torch.arange(end, device=q.device) <= self.positions[:, None, :, None]  # (B, 1, T, end)
-        keys, values = self.keys[:, :, :end], self.values[:, :, :end]
+        start, end = self.length, self.length + q.shape[2]
+        self.keys[:, :, start:end], self.values[:, :, start:end] = k, v
+        self.length = end
+        keys, values, mask = self.keys[:, :, :end], self.values[:, :, :end], self.mask(start, end, q)
         if prefix is not None:
             before = [t.to(q.dtype).transpose(0, 1).expand(len(q), -1, -1, -1) for t in prefix]
             keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
-            seen = F.pad(seen, (len(prefix[0]), 0), value=True)
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-        return y.transpose(1, 2)
+            mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).transpose(1, 2)
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` for one token of each row, (B, heads, 1, d) to the same."""
+        end = self.length = self.length + 1
+        self.keys[:, :, end - 1 : end], self.values[:, :, end - 1 : end] = k, v
+        seen = None if self.seen is None else self.seen[..., :end]
+        return F.scaled_dot_product_attention(q, self.keys[:, :, :end], self.values[:, :, :end], attn_mask=seen)
+
+    def mask(self, start: int, end: int, like: Tensor) -> Tensor | None:
+        """(B or 1, 1, T, end) to add to scores: -inf where a query must not see."""
+        seen = None if self.seen is None else self.seen[..., :end]
+        if end - start == 1:
+            return seen
+        places = torch.arange(end, device=like.device)
+        queries = places[start:, None]
+        future = torch.zeros(end - start, end, dtype=like.dtype, device=like.device)
+        future.masked_fill_(places > queries, -math.inf)
+        # Empty slots see themselves, or their softmax would be over nothing.
+        return future if seen is None else (future + seen).masked_fill(places == queries, 0)
 
 
 class GPT2(nn.Module):
@@ -254,14 +286,21 @@ class GPT2(nn.Module):
             elif parameter.ndim == 2:  # the gains of normalisations stay 1
                 nn.init.normal_(parameter, std=std, generator=generator)
 
-    def hidden(self, ids: Tensor, caches: list[KeyValues] | None = None, packed: Packed | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T) ids, or (N,) packed ones, to (..., C), after the final normalisation.
 
-        `ValueError` where a text is longer than the positions.
+        `ValueError` where a text is longer than the positions or, on a CPU, an id is beyond the vocabulary.
         """
-        return self.read(self.wte(ids), caches, packed)
+        try:
+            x = self.wte(ids)
+        except IndexError:  # a CPU's own check; a GPU has one that tells less
+            raise ValueError(
+                f"ids from {int(ids.min())} to {int(ids.max())} were given, the model has 0 to "
+                f"{self.config.vocab_size - 1}; were they made with another tokenizer?"
+            ) from None
+        return self.read(x, caches, packed)
 
-    def read(self, x: Tensor, caches: list[KeyValues] | None = None, packed: Packed | None = None) -> Tensor:
+    def read(self, x: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T, C) embeddings, or (N, C) packed ones, without positions, to hidden states of the same shape."""
         T = packed.longest if packed else x.shape[1]
         if self.config.n_positions < T:
@@ -310,7 +349,16 @@ class GPT2(nn.Module):
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy (nats, fp32, scalar) of (..., C) hidden states against a (V, C) head; -100 is left out."""
     kept = targets != IGNORED
-    return SlicedCrossEntropy.apply(hidden[kept], weight, targets[kept], torch.is_grad_enabled())
+    targets = targets[kept]
+    try:
+        return SlicedCrossEntropy.apply(hidden[kept], weight, targets, torch.is_grad_enabled())
+    except RuntimeError:
+        if targets.device.type == "cpu" and (targets.min() < 0 or targets.max() >= len(weight)):
+            raise ValueError(
+                f"targets from {int(targets.min())} to {int(targets.max())} were given, the model has 0 to "
+                f"{len(weight) - 1}, and {IGNORED} for none; were they made with another tokenizer?"
+            ) from None
+        raise
 
 
 class SlicedCrossEntropy(torch.autograd.Function):

@@ -101,12 +101,17 @@ class Tokenizer:
             raise ValueError(f"{file} is missing; give a directory with {FILE}") from None
         except Exception as error:  # the Rust library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
-        if vocab_size not in (None, tokenizer.vocab_size):
+        if vocab_size is not None:
+            tokenizer.check(vocab_size, f" in {path}")
+        return tokenizer
+
+    def check(self, vocab_size: int, where: str = "") -> None:
+        """`ValueError` where a model with this many ids has another tokenizer."""
+        if vocab_size != self.vocab_size:
             raise ValueError(
-                f"the tokenizer in {path} has {tokenizer.vocab_size} ids, the model {vocab_size}: they don't belong "
+                f"the tokenizer{where} has {self.vocab_size} ids, the model {vocab_size}: they don't belong "
                 f"together; give the tokenizer that the model was trained with"
             )
-        return tokenizer
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json`, which `transformers.PreTrainedTokenizerFast` reads too."""
@@ -149,6 +154,13 @@ class Tokenizer:
             if ranks
             else None
         )
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for: bytes that are UTF-8 together, if not alone."""
+        letters = byte_letters()
+        tokens = sorted(vocabulary := self.rust.get_vocab(), key=vocabulary.__getitem__)
+        return [bytes(letters[c] for c in t) if letters.keys() >= set(t) else t.encode() for t in tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids: of all that `encode` gives, the text that it was.

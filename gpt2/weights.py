@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from gpt2 import adapters, huggingface
+from gpt2 import adapters, files, hub, huggingface
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
 
@@ -37,12 +36,14 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> No
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def load(directory: Path) -> GPT2:
+def load(source: Path | str) -> GPT2:
     """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU, with its prefix if it has one.
 
-    Raises `ValueError` naming the file and what is wrong with it.
+    A string may be the id of a model on the hub, whose local cache has it (`gpt2.hub.folder` fetches). No code of the
+    model's is executed (`gpt2.files`). Raises `ValueError` naming the file and what is wrong with it.
     """
-    model = _load(Path(directory))
+    directory = hub.folder(source) if isinstance(source, str) else source
+    model = _load(directory)
     adapter = adapters.read(directory)
     if adapter and adapter.kind == "prefix":  # LoRA is in the matrices
         adapters.load(model, directory)
@@ -61,19 +62,9 @@ def _load(directory: Path) -> GPT2:
         config = ModelConfig.model_validate(values.get("architecture"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    path = directory / "model.safetensors"
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+    path, found = files.weights(directory)
     with torch.device("meta"):  # shapes only: the file's tensors become the parameters
         model = GPT2(config)
-    expected = model.state_dict()
-    for what, names in (("has no", expected.keys() - found), ("has the unexpected", found.keys() - expected.keys())):
-        if names:
-            raise ValueError(f"{path} {what} tensor {min(names)!r}; does config.json fit it?")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            raise ValueError(f"{path}: {name!r} is {tuple(found[name].shape)}, config.json says {tuple(tensor.shape)}")
+    files.check(path, found, model.state_dict())
     model.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
     return model

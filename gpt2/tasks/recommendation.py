@@ -195,9 +195,8 @@ class RecommendationPredictor:
 
     def __init__(self, directory: Path):
         import pandas as pd
-        from safetensors.torch import load_file
 
-        from gpt2 import weights
+        from gpt2 import files, weights
         from gpt2.heads import Recommender
         from gpt2.tokenizer import Tokenizer
 
@@ -206,15 +205,14 @@ class RecommendationPredictor:
         self.input_example = [{"history": self.titles[:2], "candidates": self.titles[2:5]}]
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
-        trunk, tokenizer = weights.load(directory), Tokenizer.load(directory)
+        trunk = weights.load(directory)
+        tokenizer = Tokenizer.load(directory, trunk.config.vocab_size)
         self.module = Recommender(trunk, texts(items, tokenizer), log_popularity(items))
         self.context = json.loads((directory / "task.json").read_text())["context"]
-        head = load_file(directory / "head.safetensors")
-        missing = [
-            n for n in self.module.load_state_dict(head, strict=False).missing_keys if not n.startswith("model.")
-        ]
-        if missing:
-            raise ValueError(f"{directory / 'head.safetensors'} lacks {', '.join(missing)}; get the model again")
+        path = directory / "head.safetensors"
+        head, own = files.read(path), self.module.state_dict()
+        files.check(path, head, {name: value for name, value in own.items() if not name.startswith("model.")})
+        self.module.load_state_dict(head, strict=False)
         self.module.eval()
 
     def scores(self, histories: Sequence[Sequence[int] | np.ndarray], batch_size: int = 64) -> np.ndarray:

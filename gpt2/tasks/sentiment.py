@@ -185,17 +185,16 @@ class SentimentPredictor:
     input_example = ("The crew was lovely and we landed early", "My bag is lost again")
 
     def __init__(self, directory: Path):
-        from safetensors.torch import load_file
-
-        from gpt2 import weights
+        from gpt2 import files, weights
         from gpt2.heads import Classifier
         from gpt2.peak import quickest
         from gpt2.tokenizer import Tokenizer
 
         self.labels: list[str] = json.loads((directory / "task.json").read_text())["labels"]
-        self.tokenizer = Tokenizer.load(directory)
-        self.module = Classifier(weights.load(directory), len(self.labels))
-        self.module.head.load_state_dict(load_file(directory / "head.safetensors"))
+        model = weights.load(directory)
+        self.tokenizer = Tokenizer.load(directory, model.config.vocab_size)
+        self.module = Classifier(model, len(self.labels))
+        files.fill(self.module.head, directory / "head.safetensors")
         self.module.to(quickest()).eval()
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:

@@ -39,7 +39,16 @@ def test_unequal_batch_equals_alone(model):
     assert batch == [greedy(model, prompt, 21) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 1.7, "top_k": 20, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"temperature": 1.7, "top_k": 20, "top_p": 0.9},
+        {"repetition_penalty": 1.5, "top_p": 0.9},
+    ],
+)
 def test_sampled_batch_equals_alone(model, cut):
     batch = generate(model, END, PROMPTS, 15, seed=11, **cut)
     assert batch == [generate(model, END, [p], 15, seed=11 + i, **cut)[0] for i, p in enumerate(PROMPTS)]
@@ -50,6 +59,24 @@ def test_sampled_batch_equals_alone(model, cut):
 def test_the_same_prompt_twice_is_continued_in_two_ways(model):
     first, second = generate(model, END, [[5], [5]], 20, temperature=2.0, stop_at_eot=False)
     assert first != second
+
+
+def test_samples_are_rows_of_their_own(model):
+    found = generate(model, END, PROMPTS, 10, seed=3, samples=2)
+    assert found == generate(model, END, [p for p in PROMPTS for _ in range(2)], 10, seed=3)
+    assert found[0] != found[1]
+
+
+def test_more_tokens_begin_as_fewer(model):
+    few = generate(model, END, PROMPTS, 5, seed=3, stop_at_eot=False)
+    assert few == [row[:5] for row in generate(model, END, PROMPTS, 18, seed=3, stop_at_eot=False)]
+
+
+def test_left_out_beginnings_are_told(model):
+    long = [*range(100, 140)]
+    with pytest.warns(UserWarning, match="of prompt 1 only the last 22 tokens are read"):
+        found = generate(model, END, [[1], long], 10, temperature=0, truncate=True)
+    assert found == generate(model, END, [[1], long[-22:]], 10, temperature=0)
 
 
 def test_top_k_one_and_tiny_top_p_are_greedy(model):
@@ -98,6 +125,9 @@ def test_dropout_is_off_and_the_mode_kept():
         ([[1]], {"temperature": float("nan")}, "temperature=nan"),
         ([[1]], {"top_k": -1}, "top_k=-1"),
         ([[1]], {"top_p": 0.0}, "top_p=0.0"),
+        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+        ([[1]], {"samples": 0}, "samples=0"),
+        ([[1] * 40], {"max_tokens": 32, "truncate": True}, "40 tokens"),
     ],
 )
 def test_refused(model, prompts, settings, message):

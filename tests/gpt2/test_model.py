@@ -116,6 +116,24 @@ def test_too_long():
         GPT2(SMALL).hidden(torch.zeros(1, 17, dtype=torch.long))
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1, 5), (0, 300), (1, 2**40)])
+def test_ids_out_of_range(low, high):
+    """In training too, read in rows or packed; and the model works on."""
+    model, ids = GPT2(SMALL, seed=0), torch.tensor([[1, low, high, 2]])
+    told = f"ids from {low} to {high} were given, the model has 0 to 299; were they made with another tokenizer"
+    for read in (lambda: model.loss(ids, ids), lambda: model.hidden(ids[0], packed=Packed(torch.tensor([3, 1])))):
+        with pytest.raises(ValueError, match=told):
+            read()
+    model.loss(ids * 0, ids * 0).backward()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 5), (0, 300), (-99, 2**40)])
+def test_targets_out_of_range(low, high):
+    model, ids = GPT2(SMALL, seed=0), torch.tensor([[1, 2, 3, 4]])
+    with pytest.raises(ValueError, match=f"targets from {low} to {high} were given, the model has 0 to 299, and -100"):
+        model.loss(ids, torch.tensor([[low, -100, high, 1]]))
+
+
 @pytest.mark.parametrize("rows", [1, 5, 64, 1000])
 def test_sliced_loss_equals_plain(rows, monkeypatch):
     monkeypatch.setattr(model_module, "LOSS_ROWS", rows)

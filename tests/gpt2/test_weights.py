@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     for changed, told in (
         ({k: v for k, v in tensors.items() if k != "head.weight"}, "has no tensor 'head.weight'"),
         ({**tensors, "extra": torch.zeros(1)}, "has the unexpected tensor 'extra'"),
-        ({**tensors, "ln_f.weight": torch.zeros(3)}, r"'ln_f.weight' is \(3,\), config.json says \(32,\)"),
+        ({**tensors, "ln_f.weight": torch.zeros(3)}, r"'ln_f.weight' is \(3,\), the model needs \(32,\)"),
     ):
         save_file(changed, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=told):

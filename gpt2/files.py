@@ -1,0 +1,104 @@
+"""Weights out of files of unknown origin: tensors come in, and nothing in the files is executed.
+
+Safetensors hold numbers only. A `.bin` is a pickle, which PyTorch's restricted reader takes apart: it builds tensors
+and plain containers and refuses whatever else a pickle can ask for. File names in an index are names of files beside
+it. `auto_map` and other code that a configuration points to is never looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Where weights are looked for, in this order: each, then the shards that its `.index.json` lists."""
+
+
+def weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """(the file, or the index of several, and all tensors by name). `ValueError` where there is none, or not one that
+    can be trusted."""
+    for name in WEIGHTS:
+        path, index = directory / name, directory / f"{name}.index.json"
+        if path.exists() or path.is_symlink():
+            return path, read(path)
+        if index.exists():
+            return index, shards(index)
+    raise ValueError(f"{directory / WEIGHTS[0]} can't be read as safetensors: it is missing, and so is {WEIGHTS[1]}")
+
+
+def shards(index: Path) -> dict[str, Tensor]:
+    """All tensors of the files that an index lists, each in the file that it says."""
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is not an index of weights: {error!r}") from None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index} is not an index of weights: weight_map must map tensors to file names")
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise ValueError(f"{index} points to {name!r}, which is no file beside it; don't use this model")
+        here = read(index.parent / name)
+        wanted = {tensor for tensor, place in places.items() if place == name}
+        if wanted != here.keys():
+            odd = min(wanted ^ here.keys())
+            raise ValueError(f"{index} and {name} disagree about the tensor {odd!r}; is a file of another model here?")
+        found |= here
+    return found
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of one .safetensors or .bin file, on the CPU."""
+    inside(path)
+    if path.suffix != ".bin":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than tensors, or is damaged: it was not loaded, as a pickle can run any code; ask for "
+            f"model.safetensors"
+        ) from None
+    except Exception as error:  # a damaged pickle raises whatever comes up
+        raise ValueError(f"{path} can't be read as PyTorch weights: {error!r:.200}") from None
+    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ValueError(f"{path} holds no tensors by name; is it a training checkpoint? give the model's weights")
+    return dict(found)
+
+
+def inside(path: Path) -> None:
+    """`ValueError` for a link to a file somewhere else; the hub's cache keeps its files in `blobs`, linked."""
+    folder = path.parent.resolve()
+    allowed = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    if not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise ValueError(f"{path} is a link to {path.resolve()}, outside the model's folder; put the file itself there")
+
+
+def check(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """`ValueError` where tensors are missing, unexpected, or of another shape."""
+    for what, names in (("has no", expected.keys() - found), ("has the unexpected", found.keys() - expected.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{path} {what} tensor {min(names)!r}{more}; does config.json fit it?")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise ValueError(f"{path}: {name!r} is {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}")
+        if not found[name].is_floating_point():
+            raise ValueError(f"{path}: {name!r} holds {found[name].dtype}, not floating point numbers")
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Give a module the tensors of a file; `ValueError` where they are not its own."""
+    found = read(path)
+    check(path, found, module.state_dict())
+    module.load_state_dict(found)
