@@ -1,6 +1,6 @@
 """`make bench`: each benchmark prints one table, peers measured in the same run.
 
-python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving]
+python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving] [recipe]
 """
 
 import sys
@@ -9,7 +9,7 @@ from cluster.home import configure
 
 configure()
 
-from tests.benchmarks import finetuning, overhead, step, surviving, tokenization, training  # noqa: E402
+from tests.benchmarks import finetuning, overhead, recipe, step, surviving, tokenization, training  # noqa: E402
 
 BENCHMARKS = {
     "tokenization": tokenization.run,
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "training": training.run,
     "overhead": overhead.run,
     "surviving": surviving.run,
+    "recipe": recipe.run,
 }
 chosen = sys.argv[1:] or list(BENCHMARKS)
 unknown = set(chosen) - set(BENCHMARKS)
