@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,15 +22,22 @@ def blank(title: str, width: float = 7.5, height: float = 3.2, columns: int = 1,
     axes = figure.subplots(1, columns, **options)
     for each in np.atleast_1d(axes):
         each.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    head(figure, title)
     return figure, axes
+
+
+def head(figure: Figure, title: str) -> None:
+    """Put the title, wrapped, above it all on the left."""
+    wrapped = textwrap.fill(title, int(13 * figure.get_figwidth()))
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11, color=INK)
 
 
 def draw_lines(axes: Axes, series: Mapping[str, Sequence[float]], xs: Sequence[float] | None = None) -> None:
     """A named line for each series, against `xs` or 1, 2, 3, ..."""
     for (name, ys), colour in zip(series.items(), COLOURS, strict=False):
         axes.plot(range(1, len(ys) + 1) if xs is None else xs, ys, color=colour, label=name, linewidth=1.6)
-    axes.legend(frameon=False, fontsize=9)
+    if any(series):
+        axes.legend(frameon=False, fontsize=9)
 
 
 def lines(
@@ -69,7 +77,7 @@ def attention(title: str, maps: np.ndarray, words: Sequence[str]) -> Figure:
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8, color=INK)
             axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
             axes.set_yticks(range(len(words)), words, fontsize=6)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    head(figure, title)
     return figure
 
 
@@ -118,11 +126,14 @@ def draw_bars(
     axes.set_xlabel(label)
 
 
-def scatter(title: str, xs: Sequence[float], ys: Sequence[float], names: Sequence[str], x: str, y: str) -> Figure:
-    """A named point for each pair."""
+def scatter(
+    title: str, xs: Sequence[float], ys: Sequence[float], names: Sequence[str], x: str, y: str, log: bool = False
+) -> Figure:
+    """A named point for each pair; with `log` the x axis is logarithmic."""
     figure, axes = blank(title, 7, 3.6)
     axes.scatter(xs, ys, color=ACCENT, s=28)
     for place, name in zip(zip(xs, ys, strict=True), names, strict=True):
         axes.annotate(name, place, xytext=(4, 3), textcoords="offset points", fontsize=7.5, color=INK)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
+    axes.margins(x=0.12)
     return figure

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-STEPS, BATCH, CONTEXT, WIDTH, VOCABULARY = 120, 16, 128, 128, 2048
+STEPS, BATCH, CONTEXT, WIDTH, VOCABULARY = 120, 16, 64, 128, 1024
 SEEDS = (0, 1, 2)
 RATES = {"laptop": 4e-3, "laptop-modern": 2e-2}
 """Best of three or more each, one seed; see BENCHMARKS.md."""
@@ -51,7 +51,7 @@ def train(preset: str, text: Any, seed: int, steps: int) -> Any:
     size = {"n_embd": WIDTH, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
     settings = {
         "steps": steps, "epochs": 10, "batch_size": BATCH, "micro_batch_size": BATCH, "context": CONTEXT,
-        "precision": "fp32", "eval_every": 20, "eval_samples": 128, "seed": seed,
+        "precision": "fp32", "eval_every": 15, "eval_samples": 64, "seed": seed,
         "optimizer": {**config.pretrain.optimizer.model_dump(), "learning_rate": RATES[preset]},
     }  # fmt: skip
     done = trial(ModelConfig(**{**config.model.model_dump(), **size}), text, TrainConfig(**settings))
