@@ -43,7 +43,7 @@ bench: $(STAMP)  ## Measure against named peers; see BENCHMARKS.md.
 	@$(BIN)/python -m tests.benchmarks
 
 notebooks: $(STAMP)  ## Execute the notebooks in place, each in a clean kernel (under 15 minutes on 2 cores).
-	@GPT2_HOME="$${GPT2_HOME:-$(CURDIR)/.gpt2}" $(BIN)/jupyter-execute --inplace --KernelManager.transport=ipc notebooks/*.ipynb
+	@GPT2_HOME="$${GPT2_HOME:-$(CURDIR)/.gpt2}" $(BIN)/python -m notebooks.execute notebooks/*.ipynb
 
 clean-state:  ## Remove the local state (GPT2_HOME, default .gpt2) and nothing else.
 	@$(if $(wildcard $(GPT2)),$(GPT2) clean --yes,rm -rf -- "$${GPT2_HOME:-.gpt2}")

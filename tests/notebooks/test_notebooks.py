@@ -5,7 +5,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+
+from notebooks.execute import execute
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -22,17 +23,6 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def figures(notebook: nbformat.NotebookNode) -> int:
     return sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
-
-
-def execute(path: Path, steps: int | None, monkeypatch, cwd: Path) -> nbformat.NotebookNode:
-    """A copy, executed; `CellExecutionError` with the cell and the traceback where it fails."""
-    if steps:
-        monkeypatch.setenv("GPT2_NOTEBOOK_STEPS", str(steps))
-    notebook = read(path)
-    for cell in code(notebook):
-        cell.outputs = []
-    options = {"kernel_name": "python3", "timeout": 900, "resources": {"metadata": {"path": str(cwd)}}}
-    return NotebookClient(notebook, **options).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -55,13 +45,14 @@ def test_links_lead_somewhere():
 
 def test_the_first_runs_from_a_clean_kernel(monkeypatch, tmp_path):
     """Shortened: `make notebooks` and the slow test run all of it."""
-    done = execute(NOTEBOOKS[0], 12, monkeypatch, tmp_path)
+    monkeypatch.setenv("GPT2_NOTEBOOK_STEPS", "12")
+    done = execute(NOTEBOOKS[0], tmp_path)
     assert figures(done) == figures(read(NOTEBOOKS[0]))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_each_runs_whole_from_a_clean_kernel(path, monkeypatch, tmp_path):
-    done = execute(path, None, monkeypatch, tmp_path)
+def test_each_runs_whole_from_a_clean_kernel(path, tmp_path):
+    done = execute(path, tmp_path)
     assert figures(done) == figures(read(path))
