@@ -201,7 +201,7 @@ class Checkpoints:
 
 
 MAY_CHANGE = (
-    *(f"job.train.{name}" for name in ("steps", "epochs", "optimizer", "guard", "continue_from")),
+    *(f"job.train.{name}" for name in ("steps", "epochs", "precision", "optimizer", "guard", "continue_from")),
     "placement",
 )
 """Parts of a header that may differ when a run goes on: the schedule, what is skipped, and where it runs."""

@@ -23,6 +23,7 @@ from gpt2.config import TrainConfig
 from gpt2.engine import to_device, trained
 from gpt2.muon import Muon
 from gpt2.optim import optimizer
+from gpt2.peak import decided
 
 
 def prepare_environment(use_gpu: bool, compile: bool) -> None:
@@ -62,6 +63,7 @@ class DeepSpeedEngine:
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        train = decided(train, cluster.use_gpu)
         config = deepspeed_config(train, cluster, self.world_size)
         if cluster.offload_optimizer:
             # Offloaded states step on the CPU: torch's AdamW does it without a compiled extension.

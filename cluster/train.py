@@ -42,6 +42,10 @@ def train(
     `on_record` gets each line of the journal as it comes, `on_message` what people should know. Returns the journal.
     A SIGTERM makes the workers save and stop at their next step, and then ends this process (`stopping`).
     """
+    from gpt2.peak import decided
+
+    # Here, so that all workers compute alike.
+    job = Job.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})
     accumulation_steps(job.train, cluster.num_workers)
     output = Path(job.output)
     check_disk(job, output)

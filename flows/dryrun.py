@@ -49,7 +49,9 @@ def memory_bytes(config: PipelineConfig) -> int:
     (Korthikanti et al. 2022: about 34 bytes per token, width and layer at 16 bits) and the libraries' own 0.6 GiB."""
     model, train, cluster = config.model_config_with_vocabulary(), config.pretrain, config.cluster
     n, workers = model.n_parameters, cluster.num_workers
-    width = BYTES[train.precision]
+    from gpt2.peak import decided
+
+    width = BYTES[decided(train, cluster.use_gpu).precision]
     parameters = n * width // (workers if cluster.zero_stage >= 3 else 1)
     gradients = n * width // (workers if cluster.zero_stage >= 2 else 1)
     states = 12 * n // (workers if cluster.zero_stage >= 1 else 1)

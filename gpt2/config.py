@@ -324,8 +324,9 @@ class TrainConfig(Settings):
     """Samples that one worker holds at a time; gradients accumulate up to the global batch."""
     context: int = Field(256, ge=8, le=65536)
     """Longest training sequence, in tokens."""
-    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
-    """Arithmetic of the forward and backward pass; master weights are fp32. fp16 needs a GPU."""
+    precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
+    """Arithmetic of the forward and backward pass; master weights are fp32. `auto` is bf16 on GPUs and on CPUs that
+    multiply it natively, else fp32: other CPUs emulate bf16, ten times as slowly. fp16 needs a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its learning-rate schedule."""
     guard: GuardConfig = GuardConfig()

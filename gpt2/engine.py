@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gpt2.config import TrainConfig
 from gpt2.optim import optimizer
+from gpt2.peak import decided
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -69,6 +70,7 @@ class TorchEngine:
 
     def __init__(self, module: nn.Module, config: TrainConfig, device: str | None = None):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        config = decided(config, self.device.type == "cuda")
         if config.precision == "fp16":
             raise ValueError("precision=fp16 needs loss scaling, which the plain engine has not; use bf16")
         self.module = module.to(self.device)

@@ -6,13 +6,23 @@ import time
 
 import torch
 
+from gpt2.config import TrainConfig
+
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
 """Dense bf16 or fp16 FLOP/s by a part of the device's name, from the vendors' data sheets."""
 
 
 def quickest() -> torch.dtype:
-    """The precision in which this CPU scores fastest: bf16 where it multiplies it natively, else fp32."""
+    """The precision in which this CPU computes fastest: bf16 where it multiplies it natively, else fp32."""
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def decided(train: TrainConfig, gpu: bool) -> TrainConfig:
+    """The settings with `precision: auto` decided: for GPUs, or for CPUs like this machine's."""
+    if train.precision != "auto":
+        return train
+    precision = "bf16" if gpu or quickest() == torch.bfloat16 else "fp32"
+    return TrainConfig.model_validate({**train.model_dump(), "precision": precision})
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> float:
