@@ -22,11 +22,11 @@ def blank(title: str, width: float = 7.5, height: float = 3.2, columns: int = 1,
     axes = figure.subplots(1, columns, **options)
     for each in np.atleast_1d(axes):
         each.spines[["top", "right"]].set_visible(False)
-    head(figure, title)
+    entitle(figure, title)
     return figure, axes
 
 
-def head(figure: Figure, title: str) -> None:
+def entitle(figure: Figure, title: str) -> None:
     """Put the title, wrapped, above it all on the left."""
     wrapped = textwrap.fill(title, int(13 * figure.get_figwidth()))
     figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11, color=INK)
@@ -77,7 +77,7 @@ def attention(title: str, maps: np.ndarray, words: Sequence[str]) -> Figure:
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8, color=INK)
             axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
             axes.set_yticks(range(len(words)), words, fontsize=6)
-    head(figure, title)
+    entitle(figure, title)
     return figure
 
 
