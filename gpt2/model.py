@@ -6,8 +6,9 @@ Shapes: B batch, T time, C width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -201,6 +202,15 @@ class Block(nn.Module):
         return (x if self.pre else self.ln_2(x)), first
 
 
+class Reader(Protocol):
+    """How one layer attends to more than it is given: a cache, say."""
+
+    positions: Tensor
+    """(B, T): where the tokens given stand."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None) -> Tensor: ...
+
+
 class KeyValues:
     """One layer's keys and values, (B, heads, room, C / heads), filled from the left as tokens come."""
 
@@ -254,14 +264,14 @@ class GPT2(nn.Module):
             elif parameter.ndim == 2:  # the gains of normalisations stay 1
                 nn.init.normal_(parameter, std=std, generator=generator)
 
-    def hidden(self, ids: Tensor, caches: list[KeyValues] | None = None, packed: Packed | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T) ids, or (N,) packed ones, to (..., C), after the final normalisation.
 
         `ValueError` where a text is longer than the positions.
         """
         return self.read(self.wte(ids), caches, packed)
 
-    def read(self, x: Tensor, caches: list[KeyValues] | None = None, packed: Packed | None = None) -> Tensor:
+    def read(self, x: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T, C) embeddings, or (N, C) packed ones, without positions, to hidden states of the same shape."""
         T = packed.longest if packed else x.shape[1]
         if self.config.n_positions < T:

@@ -1,6 +1,7 @@
 """`make bench`: each benchmark prints one table, peers measured in the same run.
 
 python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving] [recipe]
+python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [training] [overhead] [surviving]
 """
 
 import sys
@@ -10,11 +11,13 @@ from cluster.home import configure
 configure()
 
 from tests.benchmarks import finetuning, overhead, recipe, step, surviving, tokenization, training  # noqa: E402
+from tests.benchmarks import fewshot, finetuning, overhead, step, surviving, tokenization, training  # noqa: E402
 
 BENCHMARKS = {
     "tokenization": tokenization.run,
     "step": step.run,
     "finetuning": finetuning.run,
+    "fewshot": fewshot.run,
     "training": training.run,
     "overhead": overhead.run,
     "surviving": surviving.run,

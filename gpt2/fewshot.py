@@ -1,0 +1,214 @@
+"""Labels by the base model alone, shown a few examples in its prompt (Brown et al. 2020): nothing is trained."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2.model import GPT2, KeyValues, Prefix
+from gpt2.tokenizer import Tokenizer
+
+TEMPLATE = "Text: {text}\nSentiment:"
+CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
+AFTER, PADDING = 0, -1  # what a token belongs to: the text, the i-th label, or nothing
+
+
+class Labelled(NamedTuple):
+    """What the model says of N texts."""
+
+    probabilities: np.ndarray
+    """(N, labels): the labels' likelihoods, made to sum to 1."""
+    shown: np.ndarray
+    """(N,): how many examples the prompt of each text had room for."""
+
+
+class FewShot:
+    """Labels a text by which verbalised label the model finds likeliest after it.
+
+    The prompt is the end-of-text, the examples, each with its label, and the text: `Text: ...\\nSentiment: good\\n`.
+    What all texts have in common, the examples, is read once; a text is read once, and its labels branch from it
+    (tree attention, Miao et al. 2024).
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        labels: Sequence[str],
+        examples: Sequence[tuple[str, int]] = (),
+        template: str = TEMPLATE,
+        calibrated: bool = False,
+    ):
+        """`labels` as the model should write them; `examples` are texts with the index of their label (`choose`).
+
+        `calibrated` divides by what the labels get after texts without content, which takes out the model's taste
+        for some labels (contextual calibration, Zhao et al. 2021). `ValueError` for labels that can't be told apart,
+        a template without `{text}` and a tokenizer of another size than the model.
+        """
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: they don't belong "
+                f"together; give the tokenizer that the model was trained with"
+            )
+        if "{text}" not in template:
+            raise ValueError(f"the template {template!r} has no {{text}}; say where the text goes")
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.labels = [tokenizer.encode(f" {label}") for label in labels]
+        for i, a in enumerate(self.labels):
+            for j, b in enumerate(self.labels):
+                if i != j and b[: len(a)] == a:
+                    raise ValueError(f"{labels[j]!r} begins with the label {labels[i]!r}; choose other words")
+        if len(labels) < 2:
+            raise ValueError(f"labels={list(labels)}; give two or more")
+        separator = tokenizer.encode("\n")
+        shots = [[*self._ask(text), *self.labels[label], *separator] for text, label in examples]
+        self.ends = np.cumsum([1, *map(len, shots)])
+        """(k + 1,): how many tokens come before the text when the first 0 ... k examples are shown."""
+        self.ends = self.ends[self.ends < model.config.n_positions]
+        self.k = len(examples)
+        prompt = [tokenizer.end_of_text, *(token for shot in shots for token in shot)][: self.ends[-1]]
+        self.caches = read_once(model, prompt)
+        self.bias = np.ones(len(labels))
+        if calibrated:
+            with warnings.catch_warnings(action="ignore"):
+                self.bias = self.label(CONTENT_FREE).probabilities.mean(0)
+
+    def label(self, texts: Sequence[str], batch_size: int = 32) -> Labelled:
+        """Probabilities of the labels of each text, read in batches of texts of like length.
+
+        Where a prompt does not fit the model's positions, the last examples are left out; a warning says of how many
+        texts. `ValueError` for a text that does not fit without any.
+        """
+        asked = [self._ask(text) for text in texts]
+        room = self.model.config.n_positions - max(map(len, self.labels)) + 1
+        for i, ids in enumerate(asked):
+            if self.ends[0] + len(ids) > room:
+                raise ValueError(
+                    f"text {i} has {len(ids)} tokens with the question, more than the {room - self.ends[0]} that the "
+                    f"model's {self.model.config.n_positions} positions have room for; shorten it"
+                )
+        lengths = np.array([len(ids) for ids in asked], dtype=int)
+        shown = np.searchsorted(self.ends, room - lengths, side="right") - 1
+        if (short := int((shown < self.k).sum())) > 0:
+            warnings.warn(
+                f"the prompts of {short} of {len(texts)} texts have no room for {self.k} examples within "
+                f"{self.model.config.n_positions} positions; they show {shown.min()} or more",
+                stacklevel=2,
+            )
+        likelihoods = np.zeros((len(texts), len(self.labels)))
+        for group in batches(shown, lengths, batch_size):
+            likelihoods[group] = self._read([asked[i] for i in group], int(self.ends[shown[group[0]]]))
+        probabilities = np.exp(likelihoods - likelihoods.max(1, keepdims=True, initial=-np.inf))
+        probabilities /= probabilities.sum(1, keepdims=True) * self.bias
+        return Labelled(probabilities / probabilities.sum(1, keepdims=True), shown)
+
+    def _ask(self, text: str) -> list[int]:
+        return self.tokenizer.encode(self.template.replace("{text}", text.strip()))
+
+    @torch.inference_mode()
+    def _read(self, asked: list[list[int]], before: int) -> np.ndarray:
+        """(B, labels) log-likelihoods of the labels after `before` shared tokens and each text."""
+        rows: list[list[int]] = []
+        owners: list[list[int]] = []
+        places: list[list[int]] = []
+        for text in asked:
+            rows.append([*text])
+            owners.append([AFTER] * len(text))
+            places.append([*range(len(text))])
+            for i, label in enumerate(self.labels, start=1):  # nothing follows a label's last token
+                rows[-1] += label[:-1]
+                owners[-1] += [i] * (len(label) - 1)
+                places[-1] += range(len(text), len(text) + len(label) - 1)
+        ids, owner, place = padded(rows, 0), padded(owners, PADDING), padded(places, 0)
+        device = self.model.wte.weight.device
+        branches = [Branches(cache, before, owner.to(device), before + place.to(device)) for cache in self.caches]
+        was_training = self.model.training
+        self.model.eval()
+        hidden = self.model.hidden(ids.to(device), branches)
+        self.model.train(was_training)
+        # What predicts each label's tokens: the text's last token, then the label's own.
+        starts = np.cumsum([0] + [len(label) - 1 for label in self.labels[:-1]])
+        total = torch.zeros(len(asked), len(self.labels), dtype=torch.float64)
+        last = torch.tensor([len(text) - 1 for text in asked], device=device)
+        batch = torch.arange(len(asked), device=device)
+        first = self.model.logits(hidden[batch, last]).float().log_softmax(-1)
+        for i, (label, start) in enumerate(zip(self.labels, starts, strict=True)):
+            total[:, i] = first[:, label[0]].double().cpu()
+            if len(label) > 1:
+                at = last[:, None] + 1 + int(start) + torch.arange(len(label) - 1, device=device)
+                later = self.model.logits(hidden[batch[:, None], at]).float().log_softmax(-1)
+                goal = torch.tensor(label[1:], device=device).expand(len(asked), -1)
+                total[:, i] += later.gather(2, goal[..., None]).double().sum((1, 2)).cpu()
+        return total.numpy()
+
+
+class Branches:
+    """One layer's view of texts behind a shared prompt, each with branches that don't see one another."""
+
+    def __init__(self, shared: KeyValues, before: int, owner: Tensor, positions: Tensor):
+        """`owner` (B, T) says what a token belongs to, `positions` (B, T) where it stands."""
+        self.keys, self.values, self.positions = shared.keys[:, :, :before], shared.values[:, :, :before], positions
+        T = owner.shape[1]
+        same = (owner[:, None, :] == owner[:, :, None]) | (owner[:, None, :] == AFTER)
+        earlier = torch.ones(T, T, dtype=torch.bool, device=owner.device).tril()
+        self.seen = F.pad((same & earlier)[:, None], (before, 0), value=True)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
+        """(B, T, heads, d): each token sees the prompt, its text up to it, and its own branch up to it."""
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        keys, values, seen = [self.keys, k], [self.values, v], self.seen
+        if prefix is not None:
+            before = [p.to(q.dtype).transpose(0, 1)[None] for p in prefix]
+            keys, values = [before[0], *keys], [before[1], *values]
+            seen = F.pad(seen, (len(prefix[0]), 0), value=True)
+        k, v = (torch.cat([t.expand(len(q), -1, -1, -1) for t in parts], dim=2) for parts in (keys, values))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
+
+
+@torch.inference_mode()
+def read_once(model: GPT2, ids: list[int]) -> list[KeyValues]:
+    """Each layer's keys and values of a text."""
+    like = model.wte.weight
+    caches = [KeyValues(1, len(ids), model.config, like) for _ in model.blocks]
+    for cache in caches:
+        cache.positions = torch.arange(len(ids), device=like.device)[None]
+    was_training = model.training
+    model.eval()
+    model.hidden(torch.tensor([ids], device=like.device), caches)
+    model.train(was_training)
+    return caches
+
+
+def choose(labels: Sequence[int], k: int, seed: int = 0) -> list[int]:
+    """Indices of k examples, as many of each label as can be, in an order drawn from the seed; so are any first few.
+
+    `ValueError` where there are fewer than k.
+    """
+    if k > len(labels):
+        raise ValueError(f"k={k} examples are asked for, but only {len(labels)} are given; lower k")
+    draw, truth = np.random.default_rng(seed), np.asarray(labels)
+    pools = [draw.permutation(np.flatnonzero(truth == label)).tolist() for label in np.unique(truth)]
+    chosen: list[int] = []
+    while len(chosen) < k:
+        chosen += [pools[i].pop() for i in draw.permutation(len(pools)) if pools[i]]
+    return chosen[:k]
+
+
+def batches(shown: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Indices of texts with the same number of examples, in batches of like length."""
+    order = np.lexsort((lengths, shown))
+    for group in np.split(order, np.flatnonzero(np.diff(shown[order])) + 1):
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def padded(rows: list[list[int]], value: int) -> Tensor:
+    """(B, T) int64, filled up on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
