@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 GPT2 := $(BIN)/gpt2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow chaos lint bench clean-state
+.PHONY: help install run test test-slow chaos lint bench notebooks clean-state
 
 help:  ## Show this.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ lint: $(STAMP)  ## Style, types and the direction of imports.
 
 bench: $(STAMP)  ## Measure against named peers; see BENCHMARKS.md.
 	@$(BIN)/python -m tests.benchmarks
+
+notebooks: $(STAMP)  ## Execute the notebooks in place, each in a clean kernel (under 15 minutes on 2 cores).
+	@GPT2_HOME="$${GPT2_HOME:-$(CURDIR)/.gpt2}" $(BIN)/python -m notebooks.execute notebooks/*.ipynb
 
 clean-state:  ## Remove the local state (GPT2_HOME, default .gpt2) and nothing else.
 	@$(if $(wildcard $(GPT2)),$(GPT2) clean --yes,rm -rf -- "$${GPT2_HOME:-.gpt2}")

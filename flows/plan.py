@@ -21,6 +21,7 @@ TRAINING = (
     "gpt2.adapters",
     "gpt2.muon",
     "gpt2.optim",
+    "gpt2.peak",
     "gpt2.batches",
     "gpt2.engine",
     "gpt2.train",

@@ -66,7 +66,7 @@ class TokenStream:
     def __init__(self, paths: Sequence[Path], dtype: str):
         """`ValueError` where a file's size is not a whole number of tokens."""
         width = np.dtype(dtype).newbyteorder("<")
-        self.parts = []
+        self.parts: list[np.ndarray] = []
         for path in paths:
             size = path.stat().st_size
             if size % width.itemsize:

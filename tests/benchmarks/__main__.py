@@ -2,6 +2,8 @@
 
 python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving] [refresh]
 python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [generation] [training] [overhead] [surviving]
+python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving] [recipe]
+python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [training] [overhead] [surviving]
 """
 
 import sys
@@ -12,6 +14,8 @@ configure()
 
 from tests.benchmarks import finetuning, overhead, refresh, step, surviving, tokenization, training  # noqa: E402
 from tests.benchmarks import fewshot, finetuning, generation, overhead, step, surviving, tokenization, training  # noqa: E402
+from tests.benchmarks import finetuning, overhead, recipe, step, surviving, tokenization, training  # noqa: E402
+from tests.benchmarks import fewshot, finetuning, overhead, step, surviving, tokenization, training  # noqa: E402
 
 BENCHMARKS = {
     "tokenization": tokenization.run,
@@ -23,6 +27,7 @@ BENCHMARKS = {
     "overhead": overhead.run,
     "surviving": surviving.run,
     "refresh": refresh.run,
+    "recipe": recipe.run,
 }
 chosen = sys.argv[1:] or list(BENCHMARKS)
 unknown = set(chosen) - set(BENCHMARKS)

@@ -8,6 +8,7 @@ import pytest
 
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve
 from flows.plan import make_plan
+from gpt2.config import SWITCHES
 
 CASES = [
     # (change, what the message must hold)
@@ -165,3 +166,15 @@ def test_the_command_refuses_within_two_seconds(tmp_path):
     ).stderr
     loaded = {line.rsplit("|", 1)[-1].strip() for line in imports.splitlines() if "|" in line}
     assert not loaded & {"torch", "ray", "prefect", "mlflow", "deepspeed", "pandas"}
+
+
+@pytest.mark.parametrize(("published", "modern"), [("gpt2", "modern"), ("laptop", "laptop-modern")])
+def test_a_modern_preset_has_the_size_and_the_data_of_its_peer(published, modern):
+    a, b = resolve(published), resolve(modern)
+    sizes = [config.model_config_with_vocabulary().n_parameters for config in (a, b)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+    assert not a.model.beyond_gpt2() and b.model.beyond_gpt2()
+    same = {name for name in type(a.model).model_fields if getattr(a.model, name) == getattr(b.model, name)}
+    assert type(a.model).model_fields.keys() - same <= {*SWITCHES, "zero_init"}  # each a field of its own
+    left = {"model": ..., "pretrain": {"optimizer"}}
+    assert a.model_dump(exclude=left) == b.model_dump(exclude=left)
