@@ -112,6 +112,9 @@ def models():
             out.print(f"{row['name']} version {row['version']}: {reasons}", highlight=False, markup=False)
 
 
+for name in ("up", "down", "status"):
+    app.command(f"flows.commands.services:{name}", name=name)
+
 checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
 app.command(checkpoints)
 

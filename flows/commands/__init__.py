@@ -1,0 +1,1 @@
+"""Commands of `gpt2`, by what they are about."""
