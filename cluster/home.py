@@ -45,6 +45,7 @@ QUIET = {
     # Logs are read by people.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
     "ALEMBIC_LOG_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
@@ -56,9 +57,10 @@ QUIET = {
 
 
 def home() -> Path:
-    """The folder of all local state: `GPT2_HOME`, or `.gpt2` in the working directory. Made on first use."""
+    """The folder of all local state: `GPT2_HOME`, or `.gpt2` in the working directory. Made on first use, closed to
+    other users."""
     path = Path(os.environ.get("GPT2_HOME") or ".gpt2").resolve()
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
@@ -89,7 +91,7 @@ def use(state: dict[str, Any]) -> None:
 
 
 def services() -> Path:
-    """The folder of the services that `gpt2 up` starts: their state and secrets, closed to others. Made on first use."""
+    """The folder of the services that `gpt2 up` starts: state and secrets, closed to others. Made on first use."""
     folder = home() / SERVICES
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -65,17 +66,20 @@ def run(
     early.start(settings)
     from flows.pipeline import STORY, pipeline
     from flows.stage import without_tracebacks
+    from flows.turns import turn
 
     without_tracebacks()
     if stage != "pipeline":
         from cluster.connect import disconnect
 
         try:
-            out.print(STORY[stage](settings))
+            with turn() if stage in ("pretrain", "finetune") else contextlib.nullcontext():
+                out.print(STORY[stage](settings))
         finally:
             disconnect()
         return
-    result = pipeline(settings)
+    with turn():
+        result = pipeline(settings)
     summarize(plan, result["registered"], out)
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from prefect import flow
+from prefect import Flow, flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, create_model, model_serializer
 from pydantic.json_schema import SkipJsonSchema
 
+from cluster import tracking
 from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
 from flows.pipeline import STORY, pipeline
 from flows.plan import Plan, make_plan
@@ -35,6 +43,7 @@ MAIN = {
     "seed": "pretrain.seed",
 }
 """Fields of the form and the settings that they change."""
+LEAVING_SECONDS = 15
 TRAINS = ("pipeline", "pretrain", "finetune")
 Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"]
 
@@ -53,7 +62,7 @@ def of_schema(path: str) -> tuple[Any, Any]:
     def without_default(schema: dict[str, Any]) -> None:
         schema.pop("default", None)
 
-    bounded = Annotated[(of, *field.metadata)] if field.metadata else of
+    bounded = Annotated[of, *field.metadata] if field.metadata else of
     return bounded | SkipJsonSchema[None], Field(None, description=description, json_schema_extra=without_default)
 
 
@@ -66,7 +75,8 @@ class Filled(Settings):
 
 
 if TYPE_CHECKING:
-    Preset, Main = str, Settings
+    Preset = str
+    Main = Settings
 else:
     Preset = Literal[tuple(preset_names())]
     Main = create_model("Main", __base__=Filled, **{name: of_schema(path) for name, path in MAIN.items()})
@@ -80,7 +90,39 @@ def settings_of(preset: str, main: Settings, changes: list[str], file: str | Non
     return resolve(preset, Path(file) if file else None, [*mine, *changes])
 
 
-@flow(name="gpt2", flow_run_name="{stage}-{preset}", task_runner=ThreadPoolTaskRunner(max_workers=8), log_prints=False)
+def end_mlflow_runs(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """Of a run that was cancelled or has crashed, in a process that is alive still or in the worker's."""
+    tracking.end_open("gpt2.flow_run", str(flow_run.id))
+
+
+@contextlib.contextmanager
+def leaving_in_time() -> Iterator[None]:
+    """After a SIGTERM, and what a training saves on it, other work in threads is waited for no longer than this."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        last = threading.Timer(LEAVING_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
+        last.daemon = True
+        last.start()
+        before(number, frame)
+
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@flow(
+    name="gpt2",
+    flow_run_name="{stage}-{preset}",
+    task_runner=ThreadPoolTaskRunner(max_workers=8),
+    on_cancellation=[end_mlflow_runs],
+    on_crashed=[end_mlflow_runs],
+)
 def run(
     stage: Stage = "pipeline",
     preset: Preset = "laptop",
@@ -111,9 +153,7 @@ def run(
         if holder is not None:
             return duplicate(holder)
         story = pipeline if stage == "pipeline" else STORY[stage]
-        if stage not in TRAINS:
-            return story.fn(settings)
-        with turn():
+        with leaving_in_time(), turn() if stage in TRAINS else contextlib.nullcontext():
             return story.fn(settings)
 
 

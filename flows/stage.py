@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_UI_URL
 from cluster.home import store
 from cluster.tracking import NOTE, Run
 from gpt2.artifact import Artifact, Key
+from gpt2.endings import Preempted
 
 LOCAL_SERVER = "http://127.0.0.1:4200"
 
@@ -38,11 +39,12 @@ def speaker() -> Callable[[str], None]:
 
 
 class NoTraceback(logging.Filter):
-    """What a user can mend (`ValueError`) is told in a line; Prefect would print its traceback at every level."""
+    """What a user can mend (`ValueError`) or asked for is told in a line; Prefect would print its traceback at every
+    level."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
-        if kind is not None and issubclass(kind, ValueError):
+        if kind is not None and issubclass(kind, (ValueError, Preempted)):
             record.exc_info, record.exc_text = None, None
         return True
 
@@ -88,8 +90,8 @@ def recorded(name: str, identity: str, settings: Mapping[str, Any]) -> Iterator[
         run.params(settings)
     try:
         yield run
-    except Exception:
-        run.end("FAILED")
+    except Exception as error:
+        run.end("KILLED" if isinstance(error, Preempted) else "FAILED")
         raise
     except BaseException:
         run.end("KILLED")

@@ -24,7 +24,11 @@ TRAINING = "training"
 
 def me() -> dict[str, Any]:
     """Who holds a claim, for those who would like it."""
-    return {"run": flow_run.name or f"process {os.getpid()}", "url": flow_run.ui_url or "", "id": str(flow_run.id or "")}
+    return {
+        "run": flow_run.name or f"process {os.getpid()}",
+        "url": flow_run.ui_url or "",
+        "id": str(flow_run.id or ""),
+    }
 
 
 @contextlib.contextmanager

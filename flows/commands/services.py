@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
+import psutil
 from cyclopts import Parameter
 from rich.console import Console
 
 from cluster import services as processes
 from cluster.credentials import PREFECT_LOGIN, RAY_TOKEN, prefect_login, secret_file
-from cluster.home import home, is_locked, last_state, services
+from cluster.home import home, is_locked, last_state
 from cluster.servers import LOOPBACK, mlflow, ray
 from cluster.services import Running, Service, ServiceFailed, http_answers, port_answers
 from flows.services import server, worker
@@ -169,7 +170,7 @@ def tell(deployments: Sequence[str]) -> None:
     out.print(f"  [bold]Ray[/]      {addresses.get('ray', os.environ['RAY_ADDRESS'])}    the cluster\n")
     out.print(f"First: {ui}/deployments, press the three dots at `pipeline`, then Custom run; or `gpt2 run` here.")
     if state["secrets"]:
-        out.print("Prefect's page asks for a login once per browser, Ray's for a token: `gpt2 status --login` shows both.")
+        out.print("Prefect's page asks each browser once for a login, Ray's for a token: see `gpt2 status --login`.")
     out.print(f"{len(deployments)} deployments are registered. Logs are in {processes.logs()}.")
     out.print("Stop with Ctrl-C here, or `gpt2 down` anywhere with the same GPT2_HOME.\n")
 
@@ -253,10 +254,10 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
         table.add_column(column, overflow="fold")
     bad = False
     for service in state["services"]:
-        address = service["address"]
-        alive = port_answers(LOOPBACK, int(address.rpartition(":")[2])) if address.startswith("http") else is_alive(service)
+        alive = service_answers(service)
         bad |= not alive
-        table.add_row(service["title"], address, "[green]answers[/]" if alive else "[red]does not answer[/]", service["log"])
+        told = "[green]answers[/]" if alive else "[red]does not answer[/]"
+        table.add_row(service["title"], service["address"], told, service["log"])
     out.print(table)
     if not state["ready"]:
         out.print("It is still starting, or starting something again.")
@@ -267,9 +268,9 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
         sys.exit(1)
 
 
-def is_alive(service: dict[str, Any]) -> bool:
-    try:
-        os.kill(service["pid"], 0)
-    except ProcessLookupError:
-        return False
-    return True
+def service_answers(service: dict[str, Any]) -> bool:
+    """Whether something listens at its address; of one without, whether its process lives."""
+    _, _, port = service["address"].rpartition(":")
+    if port.isdigit():
+        return port_answers(LOOPBACK, int(port))
+    return psutil.pid_exists(service["pid"])
