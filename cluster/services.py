@@ -103,7 +103,8 @@ def user_of(port: int) -> str:
     """by whom a port is used, as ` (by PID, command)`; empty where the system does not tell."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port and connection.pid:
+            address: Any = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address.port == port and connection.pid:
                 return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
     return ""
 

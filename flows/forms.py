@@ -54,16 +54,18 @@ def of_schema(path: str) -> tuple[Any, Any]:
     for part in path.split("."):
         field = model.model_fields[part]
         model = field.annotation
-    of = next(t for t in (get_args(field.annotation) or (field.annotation,)) if t is not type(None))
-    if getattr(field.annotation, "__origin__", None) in (list, Literal):
-        of = field.annotation
+    of: Any = field.annotation
+    if type(None) in get_args(of):
+        of = next(t for t in get_args(of) if t is not type(None))
     description = f"{field.description} Sets `{path}`; empty: as in the preset."
 
     def without_default(schema: dict[str, Any]) -> None:
         schema.pop("default", None)
 
-    bounded = Annotated[of, *field.metadata] if field.metadata else of
-    return bounded | SkipJsonSchema[None], Field(None, description=description, json_schema_extra=without_default)
+    bounded: Any = Annotated[of, *field.metadata] if field.metadata else of
+    return bounded | SkipJsonSchema[None], Field(  # type: ignore[misc]
+        None, description=description, json_schema_extra=without_default
+    )
 
 
 class Filled(Settings):

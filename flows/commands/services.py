@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-import psutil
 from cyclopts import Parameter
 from rich.console import Console
 
 from cluster import services as processes
 from cluster.credentials import PREFECT_LOGIN, RAY_TOKEN, prefect_login, secret_file
+from cluster.doctor import answers
 from cluster.home import home, is_locked, last_state
 from cluster.servers import LOOPBACK, mlflow, ray
 from cluster.services import Running, Service, ServiceFailed, http_answers, port_answers
@@ -254,7 +254,7 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
         table.add_column(column, overflow="fold")
     bad = False
     for service in state["services"]:
-        alive = service_answers(service)
+        alive = answers(service)
         bad |= not alive
         told = "[green]answers[/]" if alive else "[red]does not answer[/]"
         table.add_row(service["title"], service["address"], told, service["log"])
@@ -266,11 +266,3 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
         out.print(f"Ray's dashboard: {secret_file(RAY_TOKEN).read_text()}")
     if bad:
         sys.exit(1)
-
-
-def service_answers(service: dict[str, Any]) -> bool:
-    """Whether something listens at its address; of one without, whether its process lives."""
-    _, _, port = service["address"].rpartition(":")
-    if port.isdigit():
-        return port_answers(LOOPBACK, int(port))
-    return psutil.pid_exists(service["pid"])

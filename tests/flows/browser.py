@@ -119,3 +119,36 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def field(self, label: str) -> str:
+        """JavaScript for the innermost part of a form that has that label and something to fill."""
+        title = json.dumps(f"{label} (Optional)")
+        return (
+            f"[...document.querySelectorAll('div')].filter(e => e.innerText.startsWith({title}) && "
+            "e.querySelector('input, textarea, button.p-draggable-list__create-button')).pop()"
+        )
+
+    def fill(self, label: str, text: str) -> None:
+        """Replace what the field of a form holds."""
+        field = f"{self.field(label)}.querySelector('input:not([type=checkbox]), textarea')"
+        self.until(lambda: self.script(f"!!{field}"), label)
+        self.script(f"(e => {{e.scrollIntoView({{block: 'center'}}); e.focus(); e.select()}})({field})")
+        self.type(text)
+
+    def choose(self, value: str) -> None:
+        """Take that value in the list of choices that has it."""
+        wanted = json.dumps(value)
+        self.script(
+            "[...document.querySelectorAll('select')]"
+            f".filter(s => [...s.options].some(o => o.value === {wanted}))"
+            f".forEach(s => {{s.value = {wanted}; s.dispatchEvent(new Event('change', {{bubbles: true}}))}})"
+        )
+
+    def add(self, label: str, items: list[str]) -> None:
+        """Items to the list of that label."""
+        for number, item in enumerate(items):
+            self.script(f"{self.field(label)}.querySelector('button.p-draggable-list__create-button').click()")
+            fields = f"{self.field(label)}.querySelectorAll('textarea, input[type=text]')"
+            self.until(lambda n=number, f=fields: self.script(f"{f}.length") > n, f"a place for {item}")
+            self.script(f"(e => {{e.scrollIntoView({{block: 'center'}}); e.focus()}})({fields}[{number}])")
+            self.type(item)
