@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
+import httpx
 from cyclopts import Parameter
 from rich.console import Console
 
@@ -87,7 +88,8 @@ def run(prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: 
                 time.sleep(1)
                 group.mend(lambda message: out.print(f"{time.strftime('%H:%M:%S')} {message}"))
     except ServiceFailed as error:
-        out.print(f"[red]failed:[/] {error}", markup=True)
+        out.print("[red]failed:[/]", end=" ")
+        out.print(str(error), markup=False)
         sys.exit(1)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -155,7 +157,13 @@ def importing() -> Any:
         thread.join()
         if not found:
             raise ServiceFailed("the flows could not be loaded; see above")
-        return found[0]()
+        try:
+            return found[0]()
+        except httpx.HTTPError as error:
+            raise ServiceFailed(
+                f"the deployments could not be registered with {os.environ['PREFECT_API_URL']}: {error}; "
+                f"if it asks for a login, set PREFECT_API_AUTH_STRING"
+            ) from None
 
     return register
 
