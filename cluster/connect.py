@@ -14,9 +14,13 @@ import psutil
 import ray
 
 from cluster.config import ClusterConfig
+from cluster.credentials import RAY_TOKEN, secret_file
 from cluster.home import ray_folder
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
+
+
+QUIETLY: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
 class NotEnoughResources(ValueError):
@@ -51,19 +55,26 @@ _changing = threading.Lock()
 def start_or_attach() -> subprocess.Popen | None:
     """Connect; of a local Ray, the process that cleans up after this one."""
     global _dashboard
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address := os.environ.get("RAY_ADDRESS"):
-        _dashboard = ray.init(address=address, **common).dashboard_url or None
+        _dashboard = ray.init(address=address, **QUIETLY).dashboard_url or None
         return None
+    return start_local(include_dashboard=False)
+
+
+def start_local(**options: Any) -> subprocess.Popen:
+    """Start a Ray on this machine, on loopback and closed by a token; returns the process that cleans up after it."""
+    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        # Ray's own token would be a file that others can read.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(secret_file(RAY_TOKEN)))
     # What is left of a local Ray whose head died looks for it for a minute by default, and is an orphan meanwhile.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     ray.init(
         address="local",
-        include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         num_cpus=psutil.cpu_count() or 1,
         _temp_dir=str(ray_folder()),
-        **common,
+        **options,
+        **QUIETLY,
     )
     return end_agents_with_this_process()
 

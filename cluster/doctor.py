@@ -12,11 +12,12 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
-from cluster.home import home
+from cluster.home import home, is_locked, last_state, running
+from cluster.services import port_answers, user_of
 
 GIB = 2**30
 
@@ -102,15 +103,17 @@ def compiler() -> Result:
     return judge("C++ compiler", good, ", ".join(found) or "none", remedy, hard=False)
 
 
-def port(number: int, use: str) -> Callable[[], Result]:
+def port(number: int, use: str, option: str) -> Callable[[], Result]:
     def run() -> Result:
+        if any(s["address"].endswith(f":{number}") for s in (running() or {"services": []})["services"]):
+            return Result(f"port {number}", "ok", f"{use}'s, started by `gpt2 up`")
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", number))
             except OSError:
-                remedy = f"it may be {use} itself; else stop what uses it, or start {use} on another port"
-                return Result(f"port {number}", "warning", f"in use ({use}'s)", remedy)
+                remedy = f"it may be {use} itself; else stop what uses it, or give `gpt2 up` another port ({option})"
+                return Result(f"port {number}", "warning", f"in use{user_of(number)}", remedy)
         return Result(f"port {number}", "ok", f"free for {use}")
 
     return run
@@ -146,6 +149,25 @@ def ray_cluster() -> Result:
     return Result("Ray", "ok", f"{address} answers")
 
 
+def services() -> Result:
+    state = last_state()
+    if state is None:
+        return Result("gpt2 up", "ok", "not running")
+    if not is_locked():
+        return Result("gpt2 up", "failed", "was killed", "`gpt2 down` ends what is left of it")
+    dead = [s["title"] for s in state["services"] if not answers(s)]
+    logs = ", ".join(s["log"] for s in state["services"] if s["title"] in dead)
+    return judge(
+        "gpt2 up", not dead, f"running, {', '.join(dead) or 'all'} {'dead' if dead else 'answer'}", f"see {logs}"
+    )
+
+
+def answers(service: dict[str, Any]) -> bool:
+    """Whether something listens at a service's address; of one without, whether its process lives."""
+    _, _, port = service["address"].rpartition(":")
+    return port_answers("127.0.0.1", int(port)) if port.isdigit() else psutil.pid_exists(service["pid"])
+
+
 CHECKS: tuple[Callable[[], Result], ...] = (
     python,
     packages,
@@ -156,10 +178,11 @@ CHECKS: tuple[Callable[[], Result], ...] = (
     shared_memory,
     gpu,
     compiler,
-    port(4200, "Prefect"),
-    port(5000, "MLflow"),
-    port(8265, "Ray's dashboard"),
+    port(4200, "Prefect", "--prefect-port"),
+    port(5000, "MLflow", "--mlflow-port"),
+    port(8265, "Ray's dashboard", "--ray-dashboard-port"),
     service("Prefect", "PREFECT_API_URL", "/health", "embedded, started with a run"),
     service("MLflow", "MLFLOW_TRACKING_URI", "/health", "embedded: a SQLite file in the home"),
     ray_cluster,
+    services,
 )

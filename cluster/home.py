@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from gpt2.artifact import Store
 
 # Ray's sockets lie this much deeper than its temporary folder; the system allows a socket's path 107 bytes.
 RAY_SOCKET_SUFFIX = 64
 
-CONTENTS = {"store", "mlflow", "prefect", "ray", "samples", "pulled"}
+SERVICES = "services"
+
+CONTENTS = {"store", "mlflow", "prefect", "ray", "samples", "pulled", SERVICES, "logs"}
 """What we put into a home."""
 
 QUIET = {
@@ -43,6 +48,7 @@ QUIET = {
     # Logs are read by people.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
     "ALEMBIC_LOG_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
@@ -54,9 +60,10 @@ QUIET = {
 
 
 def home() -> Path:
-    """The folder of all local state: `GPT2_HOME`, or `.gpt2` in the working directory. Made on first use."""
+    """The folder of all local state: `GPT2_HOME`, or `.gpt2` in the working directory. Made on first use, closed to
+    other users."""
     path = Path(os.environ.get("GPT2_HOME") or ".gpt2").resolve()
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
@@ -70,7 +77,53 @@ def configure() -> Path:
         os.environ.setdefault(name, value)
     if "RAY_ADDRESS" not in os.environ:  # a local Ray has no node to lose: it need not pay for watching
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # it listens on loopback alone
+    if (state := running()) is not None:
+        use(state)
     return path
+
+
+def use(state: dict[str, Any]) -> None:
+    """Set what leads to the services of a running `gpt2 up`, where the environment does not name others."""
+    for address in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        if address not in os.environ:
+            for variable, value in state["environment"].get(address, {}).items():
+                os.environ[variable] = value
+            for variable, file in state["secrets"].get(address, {}).items():
+                os.environ[variable] = (home() / SERVICES / file).read_text()
+
+
+def services() -> Path:
+    """The folder of the services that `gpt2 up` starts: state and secrets, closed to others. Made on first use."""
+    folder = home() / SERVICES
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def last_state() -> dict[str, Any] | None:
+    """What the last `gpt2 up` of this home wrote (`cluster.services`), running or not."""
+    try:
+        return json.loads((home() / SERVICES / "state.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def running() -> dict[str, Any] | None:
+    """The state of the `gpt2 up` of this home where it is running and ready, else None."""
+    state = last_state()
+    return state if state is not None and state["ready"] and is_locked() else None
+
+
+def is_locked() -> bool:
+    """Whether a `gpt2 up` of this home is alive: it holds a lock that the system releases with it."""
+    try:
+        with open(home() / SERVICES / "lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def store() -> Store:
@@ -91,6 +144,8 @@ def tracking_uri() -> str:
 def clean() -> Path:
     """Remove the home, and Ray's link to it. `ValueError` for a folder that is not a home of ours."""
     folder = home()
+    if is_locked():
+        raise ValueError(f"the services of {folder} are running; stop them with `gpt2 down` first")
     strangers = [p.name for p in folder.iterdir() if p.name not in CONTENTS]
     if strangers:
         raise ValueError(f"{folder} holds {strangers[0]!r}, which is not ours; remove it yourself or mend GPT2_HOME")

@@ -165,6 +165,18 @@ class Run:
         client().set_terminated(self.id, status)
 
 
+def end_open(tag: str, value: str) -> int:
+    """Mark the run with that tag and its children as killed where they are open still: whoever wrote them is gone.
+    Returns how many were open."""
+    found = client().search_runs([experiment_id()], f"tags.`{tag}` = '{value}'")
+    for parent in list(found):
+        found += client().search_runs([experiment_id()], f"tags.`{PARENT}` = '{parent.info.run_id}'")
+    still_open = [run.info.run_id for run in found if run.info.status == "RUNNING"]
+    for id in still_open:
+        Run(id).end("KILLED")
+    return len(still_open)
+
+
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names and text."""
     flat: dict[str, str] = {}

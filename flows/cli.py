@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -71,22 +72,28 @@ def run(
     early.start(settings)
     from flows.pipeline import STORY, pipeline
     from flows.stage import without_tracebacks
+    from flows.turns import turn
 
     without_tracebacks()
     if stage != "pipeline":
         from cluster.connect import disconnect
 
         try:
-            out.print(STORY[stage](settings))
+            with turn() if stage in ("pretrain", "finetune") else contextlib.nullcontext():
+                out.print(STORY[stage](settings))
         finally:
             disconnect()
         return
-    result = pipeline(settings)
+    with turn():
+        result = pipeline(settings)
     summarize(plan, result["registered"], out)
 
 
 for command in (models.models, models.promote, models.rollback, models.card, models.reproduce, models.serve):
     app.command(command)
+
+for name in ("up", "down", "status"):
+    app.command(f"flows.commands.services:{name}", name=name)
 
 checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
 app.command(checkpoints)

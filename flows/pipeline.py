@@ -48,8 +48,8 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
                 leaving.start()
             results[name] = stage(config)
             seconds[name] = round(time.monotonic() - started, 1)
-    except BaseException:
-        run.end("FAILED")
+    except BaseException as error:
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     finally:
         disconnect()

@@ -47,11 +47,12 @@ def speaker() -> Callable[[str], None]:
 
 
 class NoTraceback(logging.Filter):
-    """What a user can mend (`ValueError`) is told in a line; Prefect would print its traceback at every level."""
+    """What a user can mend (`ValueError`) or asked for is told in a line; Prefect would print its traceback at every
+    level."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
-        if kind is not None and issubclass(kind, ValueError):
+        if kind is not None and issubclass(kind, (ValueError, Preempted)):
             record.exc_info, record.exc_text = None, None
         return True
 

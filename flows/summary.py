@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from cluster.home import home, store, tracking_uri
+from cluster.home import home, running, store, tracking_uri
 from flows.plan import STAGES, Plan, stages_done
 from gpt2.artifact import Artifact, Key
 
@@ -102,8 +101,7 @@ def model_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
 def next_steps() -> str:
     """How to use the models and look at what happened."""
     uri = tracking_uri()
-    prefect_home = os.environ.get("PREFECT_HOME", "")
-    backend = f" --backend-store-uri {uri}" if uri.startswith("sqlite:") else ""
+    pages = [s["address"] for s in (running() or {"services": []})["services"] if s["address"].startswith("http")]
     lines = [
         "Use the models",
         '  gpt2 generate models:/gpt2-base@champion "This film"',
@@ -112,8 +110,7 @@ def next_steps() -> str:
         "  gpt2 card models:/gpt2-sentiment@champion",
         "Look at what happened",
         "  gpt2 models",
-        f"  mlflow ui{backend}    then http://127.0.0.1:5000",
-        f"  PREFECT_HOME={prefect_home} prefect server start    then http://127.0.0.1:4200",
+        f"  {'  '.join(pages)}" if pages else "  gpt2 up    then http://127.0.0.1:4200 (runs) and :5000 (models)",
         f"Everything local is in {home()}; `make clean-state` removes it.",
     ]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -48,7 +48,7 @@ def code_version(*modules: str) -> str:
     for name in modules:
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None, name
-        tree = ast.parse(Path(spec.origin).read_bytes())
+        tree = parse(Path(spec.origin).read_bytes())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list):
@@ -57,6 +57,15 @@ def code_version(*modules: str) -> str:
                 ]
         hashes.append([name, hashlib.sha256(ast.dump(tree).encode()).hexdigest()])
     return digest(hashes)
+
+
+def parse(source: bytes, attempts: int = 20) -> ast.AST:
+    """`ast.parse`, again where another thread that parses at the same moment made it fail (CPython gh-106905)."""
+    for _ in range(attempts):
+        with suppress(SystemError):
+            return ast.parse(source)
+        time.sleep(0.05)
+    return ast.parse(source)
 
 
 @dataclass(frozen=True)

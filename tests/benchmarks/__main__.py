@@ -1,38 +1,21 @@
 """`make bench`: each benchmark prints one table, peers measured in the same run.
 
-python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving] [refresh]
-python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [generation] [training] [overhead] [surviving]
-python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving] [recipe]
-python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [training] [overhead] [surviving]
+python -m tests.benchmarks [NAME ...], a name being that of a module beside this one with a `run`.
 """
 
+import importlib
 import sys
+from pathlib import Path
 
 from cluster.home import configure
 
 configure()
 
-from tests.benchmarks import finetuning, overhead, refresh, step, surviving, tokenization, training  # noqa: E402
-from tests.benchmarks import fewshot, finetuning, generation, overhead, step, surviving, tokenization, training  # noqa: E402
-from tests.benchmarks import finetuning, overhead, recipe, step, surviving, tokenization, training  # noqa: E402
-from tests.benchmarks import fewshot, finetuning, overhead, step, surviving, tokenization, training  # noqa: E402
-
-BENCHMARKS = {
-    "tokenization": tokenization.run,
-    "step": step.run,
-    "finetuning": finetuning.run,
-    "fewshot": fewshot.run,
-    "generation": generation.run,
-    "training": training.run,
-    "overhead": overhead.run,
-    "surviving": surviving.run,
-    "refresh": refresh.run,
-    "recipe": recipe.run,
-}
-chosen = sys.argv[1:] or list(BENCHMARKS)
-unknown = set(chosen) - set(BENCHMARKS)
+NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if "\ndef run(" in p.read_text())
+chosen = sys.argv[1:] or NAMES
+unknown = set(chosen) - set(NAMES)
 if unknown:
-    sys.exit(f"there is no benchmark {unknown.pop()!r}; there are: {', '.join(BENCHMARKS)}")
+    sys.exit(f"there is no benchmark {unknown.pop()!r}; there are: {', '.join(NAMES)}")
 for name in chosen:
     print(f"\n## {name}\n")
-    BENCHMARKS[name]()
+    importlib.import_module(f"tests.benchmarks.{name}").run()

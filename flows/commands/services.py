@@ -1,0 +1,276 @@
+"""`gpt2 up`, `down` and `status`: everything that an operator and an analyst need, brought up by one command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import httpx
+from cyclopts import Parameter
+from rich.console import Console
+
+from cluster import services as processes
+from cluster.credentials import PREFECT_LOGIN, RAY_TOKEN, prefect_login, secret_file
+from cluster.doctor import answers
+from cluster.home import home, is_locked, last_state
+from cluster.servers import LOOPBACK, mlflow, ray
+from cluster.services import Running, Service, ServiceFailed, http_answers, port_answers
+from flows.services import server, worker
+
+out = Console(highlight=False, soft_wrap=True)
+START_SECONDS = 240
+
+
+def up(
+    *,
+    detach: Annotated[bool, Parameter(negative="")] = False,
+    prefect_port: int = 4200,
+    mlflow_port: int = 5000,
+    ray_port: int = 6379,
+    ray_dashboard_port: int = 8265,
+) -> None:
+    """Start Prefect with its UI and a worker, MLflow and Ray, all on this machine alone, and keep them running.
+
+    What PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS names is used, not started. Ctrl-C or `gpt2 down` stops
+    everything that this started and nothing else.
+
+    Example: gpt2 up --detach
+
+    Args:
+        detach: return once everything answers.
+        prefect_port: where Prefect's UI and API listen.
+        mlflow_port: where MLflow listens.
+        ray_port: where Ray's head listens.
+        ray_dashboard_port: where Ray's dashboard listens.
+    """
+    if detach:
+        ports = (prefect_port, mlflow_port, ray_port, ray_dashboard_port)
+        names = ("--prefect-port", "--mlflow-port", "--ray-port", "--ray-dashboard-port")
+        return in_background([word for name, port in zip(names, ports, strict=True) for word in (name, str(port))])
+    with processes.only_one():
+        if (left := last_state()) is not None and (count := processes.stop(left)):
+            out.print(f"Stopped {count} processes of an earlier `gpt2 up` that was killed.")
+        run(prefect_port, mlflow_port, ray_port, ray_dashboard_port)
+
+
+def run(prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: int) -> None:
+    """Start, watch, and stop at the end, however it comes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+    chosen, environment, secrets = choose(prefect_port, mlflow_port, ray_port, ray_dashboard_port)
+    processes.check_ports(chosen, LOOPBACK)
+    group = Running(environment, secrets)
+    try:
+        with contextlib.suppress(Leave):
+            out.print(f"Starting {', '.join(s.title for s in chosen) or 'the worker'} ...")
+            for service in chosen:
+                group.start(service)
+            for variables in environment.values():
+                os.environ.update(variables)
+            if "PREFECT_API_URL" in secrets:
+                os.environ["PREFECT_API_AUTH_STRING"] = prefect_login()
+            register = importing()
+            for service in chosen:
+                group.wait(service.name, START_SECONDS)
+            deployments = register()
+            group.start(worker())
+            group.wait("worker", START_SECONDS)
+            group.write(ready=True)
+            tell(deployments)
+            while True:
+                time.sleep(1)
+                group.mend(lambda message: out.print(f"{time.strftime('%H:%M:%S')} {message}"))
+    except ServiceFailed as error:
+        out.print("[red]failed:[/]", end=" ")
+        out.print(str(error), markup=False)
+        sys.exit(1)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # stopping is not stopped
+        out.print("Stopping: runs first, so that they can save ...")
+        group.stop()
+        out.print("Stopped.")
+
+
+class Leave(BaseException):
+    """The signal to stop."""
+
+
+def leave(number: int, frame: Any) -> None:
+    raise Leave
+
+
+def choose(
+    prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: int
+) -> tuple[list[Service], dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """The services to start, and by the variable that would name another: the environment that leads to each, and the
+    secrets of it, by file. `ValueError` where a named one does not answer."""
+    chosen: list[Service] = []
+    environment: dict[str, dict[str, str]] = {}
+    secrets: dict[str, dict[str, str]] = {}
+    if address := os.environ.get("RAY_ADDRESS"):
+        host, _, number = address.rpartition(":")
+        require("RAY_ADDRESS", address, number.isdigit() and port_answers(host, int(number)))
+    else:
+        chosen.append(ray(ray_port, ray_dashboard_port))
+        environment["RAY_ADDRESS"] = {"RAY_ADDRESS": f"{LOOPBACK}:{ray_port}", **chosen[-1].environment}
+    if address := os.environ.get("PREFECT_API_URL"):
+        require("PREFECT_API_URL", address, http_answers(f"{address.rstrip('/')}/health"))
+    else:
+        chosen.append(server(prefect_port))
+        api, ui = f"{chosen[-1].address}/api", chosen[-1].address
+        environment["PREFECT_API_URL"] = {"PREFECT_API_URL": api, "PREFECT_UI_URL": ui}
+        secrets["PREFECT_API_URL"] = {"PREFECT_API_AUTH_STRING": PREFECT_LOGIN}
+    if address := os.environ.get("MLFLOW_TRACKING_URI"):
+        require("MLFLOW_TRACKING_URI", address, not address.startswith("http") or http_answers(f"{address}/health"))
+    else:
+        chosen.append(mlflow(mlflow_port))
+        environment["MLFLOW_TRACKING_URI"] = {"MLFLOW_TRACKING_URI": chosen[-1].address}
+    return chosen, environment, secrets
+
+
+def require(variable: str, address: str, good: bool) -> None:
+    if not good:
+        raise ValueError(f"{variable}={address} does not answer; start what it names, or unset it to have one started")
+
+
+def importing() -> Any:
+    """Begin to import the flows, which takes seconds, while the servers start; returns what registers them."""
+    found: list[Any] = []
+
+    def load() -> None:
+        from flows.deployments import register
+
+        found.append(register)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+
+    def register() -> list[str]:
+        thread.join()
+        if not found:
+            raise ServiceFailed("the flows could not be loaded; see above")
+        try:
+            return found[0]()
+        except httpx.HTTPError as error:
+            raise ServiceFailed(
+                f"the deployments could not be registered with {os.environ['PREFECT_API_URL']}: {error}; "
+                f"if it asks for a login, set PREFECT_API_AUTH_STRING"
+            ) from None
+
+    return register
+
+
+def tell(deployments: Sequence[str]) -> None:
+    """The addresses, what to press first, how to stop."""
+    ui = os.environ.get("PREFECT_UI_URL") or os.environ["PREFECT_API_URL"].removesuffix("/api")
+    state = last_state() or {"services": [], "secrets": {}, "environment": {}}
+    addresses = {s["name"]: s["address"] for s in state["services"]}
+    out.print(f"\n  [bold]Prefect[/]  {ui}    runs, forms, schedules")
+    out.print(f"  [bold]MLflow[/]   {addresses.get('mlflow', os.environ['MLFLOW_TRACKING_URI'])}    figures and models")
+    out.print(f"  [bold]Ray[/]      {addresses.get('ray', os.environ['RAY_ADDRESS'])}    the cluster\n")
+    out.print(f"First: {ui}/deployments, press the three dots at `pipeline`, then Custom run; or `gpt2 run` here.")
+    if state["secrets"]:
+        out.print("Prefect's page asks each browser once for a login, Ray's for a token: see `gpt2 status --login`.")
+    out.print(f"{len(deployments)} deployments are registered. Logs are in {processes.logs()}.")
+    out.print("Stop with Ctrl-C here, or `gpt2 down` anywhere with the same GPT2_HOME.\n")
+
+
+def in_background(options: list[str]) -> None:
+    """`up` as a process of its own, until it is ready or has failed."""
+    if is_locked():
+        with processes.only_one():  # says what is wrong
+            return
+    log = processes.logs() / "up.log"
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "up", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    with interrupting(process):
+        processes.follow(sys.stdout, log, process, ready)
+        if process.poll() is not None:
+            sys.exit(process.returncode or 1)
+
+
+@contextlib.contextmanager
+def interrupting(process: subprocess.Popen) -> Iterator[None]:
+    """Ctrl-C while it starts stops it too."""
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def ready() -> bool:
+    """Whether the `up` of this home has written that all answers."""
+    state = last_state()
+    return state is not None and state["ready"] and is_locked()
+
+
+def down() -> None:
+    """Stop what `gpt2 up` started: runs first, which save and can go on later, then the services.
+
+    Example: gpt2 down
+    """
+    state = last_state()
+    if state is None:
+        out.print(f"Nothing is up for {home()}.")
+        return
+    if is_locked():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + 90
+        while is_locked() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    if (state := last_state()) is not None:  # it was killed, or hangs
+        processes.stop(state)
+    out.print("Stopped.")
+
+
+def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Show the services of `gpt2 up`: address, whether each answers, log.
+
+    Example: gpt2 status --login
+
+    Args:
+        login: show the login of Prefect's page and the token of Ray's dashboard too.
+    """
+    from rich.table import Table
+
+    state = last_state()
+    if state is None or not is_locked():
+        if state is not None:
+            out.print("`gpt2 up` was killed; what is left of it is stopped by `gpt2 down`.")
+            sys.exit(1)
+        out.print(f"Nothing is up for {home()}; `gpt2 up` starts everything.")
+        sys.exit(3)
+    table = Table()
+    for column in ("service", "address", "state", "log"):
+        table.add_column(column, overflow="fold")
+    bad = False
+    for service in state["services"]:
+        alive = answers(service)
+        bad |= not alive
+        told = "[green]answers[/]" if alive else "[red]does not answer[/]"
+        table.add_row(service["title"], service["address"], told, service["log"])
+    out.print(table)
+    if not state["ready"]:
+        out.print("It is still starting, or starting something again.")
+    if login:
+        out.print(f"Prefect's page:  {prefect_login()}")
+        out.print(f"Ray's dashboard: {secret_file(RAY_TOKEN).read_text()}")
+    if bad:
+        sys.exit(1)

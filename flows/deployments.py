@@ -1,0 +1,130 @@
+"""What `prefect.yaml` lists, registered with a Prefect server: `gpt2 up` does so at its start."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import construct_schedule
+from prefect.events import AutomationCore, EventTrigger
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.templating import apply_values
+from prefect.workers.process import ProcessWorker
+
+from gpt2.artifact import digest
+
+LISTED = files("flows") / "prefect.yaml"
+POOL = "gpt2"
+AT_ONCE = 3
+"""Flow runs at a time; of those that train, one goes on and the others wait (`flows.turns`) or leave it to that one."""
+SILENT = 75
+"""A run without a heartbeat for so many seconds (one is sent every 30 s) has died."""
+
+
+def register() -> list[str]:
+    """Register pool, deployments and the automation for dead runs; what is as it should be is left alone.
+
+    A deployment's schedules keep their ids and whether somebody has enabled them: a tick is never run twice.
+    Returns the deployments' names.
+    """
+    os.environ.setdefault("GPT2_WORKING_DIR", os.getcwd())
+    with get_client(sync_client=True) as client:
+        make_pool(client)
+        crash_the_silent(client)
+        return [register_one(client, apply_values(entry, {})) for entry in read()]
+
+
+def read() -> list[dict[str, Any]]:
+    """The entries of `prefect.yaml`."""
+    return yaml.safe_load(LISTED.read_text())["deployments"]
+
+
+def make_pool(client: SyncPrefectClient) -> None:
+    """The work pool, limited."""
+    try:
+        pool = client.read_work_pool(POOL)
+        if pool.concurrency_limit is None:
+            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=AT_ONCE))
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        description = "Runs as processes of the worker that `gpt2 up` starts."
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=POOL,
+                type="process",
+                description=description,
+                concurrency_limit=AT_ONCE,
+                base_job_template=template,
+            )
+        )
+
+
+def crash_the_silent(client: SyncPrefectClient) -> None:
+    """An automation: a run whose heartbeats stop is marked crashed, so that it frees its place and can run again."""
+    name = "gpt2: a run without a heartbeat has crashed"
+    if client.read_automations_by_name(name):
+        return
+    beat = "prefect.flow-run.heartbeat"
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Duplicate")}
+    trigger = EventTrigger(
+        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        for_each={"prefect.resource.id"},
+        after={beat},
+        expect={beat, *ends},
+        posture=Posture.Proactive,
+        threshold=0,
+        within=datetime.timedelta(seconds=SILENT),
+    )
+    message = "Its process has died: no heartbeat. Run it again, and it goes on where it stopped."
+    crash = ChangeFlowRunState(state=StateType.CRASHED, message=message)
+    client.create_automation(AutomationCore(name=name, description=message, trigger=trigger, actions=[crash]))
+
+
+def register_one(client: SyncPrefectClient, entry: dict[str, Any]) -> str:
+    """Create or update one deployment; a second time with the same entry changes nothing."""
+    flow = load_flow_from_entrypoint(entry["entrypoint"])
+    name, schema = f"{flow.name}/{entry['name']}", parameter_schema(flow).model_dump(exclude_unset=True)
+    pool, version = entry["work_pool"], digest([entry, schema])[:12]
+    schedules = [schedule(item) for item in entry.get("schedules", [])]
+    fields: dict[str, Any] = {
+        "version": version,
+        "description": entry.get("description"),
+        "tags": entry.get("tags", []),
+        "parameters": entry.get("parameters", {}),
+        "entrypoint": entry["entrypoint"],
+        "work_pool_name": pool["name"],
+        "job_variables": pool.get("job_variables", {}),
+        "parameter_openapi_schema": schema,
+        "enforce_parameter_schema": True,
+    }
+    try:
+        there = client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        flow_id = client.create_flow_from_name(flow.name)
+        client.create_deployment(flow_id, entry["name"], schedules=schedules, **fields)
+        return name
+    if there.version != version:
+        enabled = {s.slug: s.active for s in there.schedules}
+        kept = [s.model_copy(update={"active": enabled.get(s.slug, s.active)}) for s in schedules]
+        client.update_deployment(there.id, DeploymentUpdate(schedules=kept, **fields))
+    return name
+
+
+def schedule(item: dict[str, Any]) -> DeploymentScheduleCreate:
+    """A schedule of `prefect.yaml`; its slug is what it is known by from one registration to the next."""
+    when = construct_schedule(
+        interval=item.get("interval"), cron=item.get("cron"), rrule=item.get("rrule"), timezone=item.get("timezone")
+    )
+    return DeploymentScheduleCreate(
+        schedule=when, slug=item["slug"], active=item.get("active", False), parameters=item.get("parameters", {})
+    )

@@ -1,0 +1,173 @@
+"""What the Prefect UI runs: `gpt2 run` as a form, with its choices and the main settings of the one schema."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from prefect import Flow, flow
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field, create_model, model_serializer
+from pydantic.json_schema import SkipJsonSchema
+
+from cluster import tracking
+from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
+from flows.pipeline import STORY, pipeline
+from flows.plan import Plan, make_plan
+from flows.stage import say, without_tracebacks
+from flows.summary import registered_before
+from flows.turns import claim, turn
+from gpt2.artifact import digest
+from gpt2.config import Settings
+from gpt2.task import tasks
+
+MAIN = {
+    "sources": "corpus.sources",
+    "text_field": "corpus.text_field",
+    **{f"{name}_source": f"tasks.{name}.source" for name in tasks()},
+    "steps": "pretrain.steps",
+    "batch_size": "pretrain.batch_size",
+    "learning_rate": "pretrain.optimizer.learning_rate",
+    "num_workers": "cluster.num_workers",
+    "use_gpu": "cluster.use_gpu",
+    "seed": "pretrain.seed",
+}
+"""Fields of the form and the settings that they change."""
+LEAVING_SECONDS = 15
+TRAINS = ("pipeline", "pretrain", "finetune")
+Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"]
+
+
+def of_schema(path: str) -> tuple[Any, Any]:
+    """A field that may be left empty, with the type, bounds and description of the setting at `path`."""
+    model: Any = PipelineConfig
+    for part in path.split("."):
+        field = model.model_fields[part]
+        model = field.annotation
+    of: Any = field.annotation
+    if type(None) in get_args(of):
+        of = next(t for t in get_args(of) if t is not type(None))
+    description = f"{field.description} Sets `{path}`; empty: as in the preset."
+
+    def without_default(schema: dict[str, Any]) -> None:
+        schema.pop("default", None)
+
+    bounded: Any = Annotated[of, *field.metadata] if field.metadata else of
+    return bounded | SkipJsonSchema[None], Field(  # type: ignore[misc]
+        None, description=description, json_schema_extra=without_default
+    )
+
+
+class Filled(Settings):
+    """Shown and passed on without what is left empty."""
+
+    @model_serializer(mode="wrap")
+    def _only_filled(self, handler: Any) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+if TYPE_CHECKING:
+    Preset = str
+    Main = Settings
+else:
+    Preset = Literal[tuple(preset_names())]
+    Main = create_model("Main", __base__=Filled, **{name: of_schema(path) for name, path in MAIN.items()})
+    Main.__doc__ = "Settings that are changed most; what is left empty is as in the preset."
+
+
+def settings_of(preset: str, main: Settings, changes: list[str], file: str | None) -> PipelineConfig:
+    """The settings that a filled form stands for; `InvalidConfig` says what is wrong."""
+    values = main.model_dump(mode="json")
+    mine = [f"{MAIN[name]}={json.dumps(value)}" for name, value in values.items()]
+    return resolve(preset, Path(file) if file else None, [*mine, *changes])
+
+
+def end_mlflow_runs(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """Of a run that was cancelled or has crashed, in a process that is alive still or in the worker's."""
+    tracking.end_open("gpt2.flow_run", str(flow_run.id))
+
+
+@contextlib.contextmanager
+def leaving_in_time() -> Iterator[None]:
+    """After a SIGTERM, and what a training saves on it, other work in threads is waited for no longer than this."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        last = threading.Timer(LEAVING_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
+        last.daemon = True
+        last.start()
+        before(number, frame)
+
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@flow(
+    name="gpt2",
+    flow_run_name="{stage}-{preset}",
+    task_runner=ThreadPoolTaskRunner(max_workers=8),
+    on_cancellation=[end_mlflow_runs],
+    on_crashed=[end_mlflow_runs],
+)
+def run(
+    stage: Stage = "pipeline",
+    preset: Preset = "laptop",
+    main: Main = Main(),  # noqa: B008 - settings are frozen
+    changes: list[str] = [],  # noqa: B006 - Prefect shows the default in the form
+    file: str = "",
+) -> Any:
+    """Text becomes a GPT-2 of your own. What is done already is not done again.
+
+    Args:
+        stage: The part to run: everything, or one stage of it.
+        preset: Settings to start from: `laptop` takes minutes on two cores, `smoke` is the smallest, the others are
+            the published sizes and need GPUs.
+        main: Settings that are changed most; what is left empty is as in the preset.
+        changes: Any other settings, each as in pretrain.optimizer.warmup_steps=20.
+        file: A YAML file of settings on the machine of the worker, that go over the preset's.
+    """
+    without_tracebacks()
+    try:
+        settings = settings_of(preset, main, changes, file)
+        plan = make_plan(settings)
+    except InvalidConfig as error:
+        return Failed(message=f"refused: {error}")
+    if stage == "pipeline" and (rows := registered_before(plan)):
+        create_table_artifact(rows, key="verdicts", description="Registered before: nothing had to be done")
+        return Completed(message="Nothing to do: every stage was done before.", data=rows)
+    with claim(identity(stage, plan)) as holder:
+        if holder is not None:
+            return duplicate(holder)
+        story = pipeline if stage == "pipeline" else STORY[stage]
+        with leaving_in_time(), turn() if stage in TRAINS else contextlib.nullcontext():
+            return story.fn(settings)
+
+
+def identity(stage: str, plan: Plan) -> str:
+    """The same for runs that would make the same."""
+    return digest([stage, *(key.id for _, _, key in plan.by_stage())])[:16]
+
+
+def duplicate(holder: dict[str, Any]) -> State:
+    """The end of a run whose work another run is doing."""
+    if holder["url"]:
+        create_link_artifact(link=holder["url"], link_text=f"Run {holder['run']}", key="the-run-that-does-it")
+    message = f"{holder['run']} is doing the same; this run leaves it to that one. {holder['url']}".strip()
+    say(message)
+    return Completed(name="Duplicate", message=message)

@@ -1,0 +1,85 @@
+"""The form of the Prefect UI, the deployments, and who waits for whom."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+
+from flows import deployments
+from flows.config import InvalidConfig, preset_names, resolve
+from flows.forms import MAIN, Main, identity, run, settings_of
+from flows.plan import make_plan
+from flows.turns import claim
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_form_shows_the_one_schema():
+    schema = parameter_schema(run).model_dump()
+    assert schema["properties"]["preset"]["enum"] == preset_names()
+    fields = schema["definitions"]["Main"]["properties"]
+    assert set(fields) == set(MAIN)
+    assert all(len(field["description"]) > 20 and "default" not in field for field in fields.values())
+    assert fields["steps"]["type"] == "integer" and fields["steps"]["minimum"] == 1
+    assert fields["learning_rate"]["exclusiveMinimum"] == 0
+    assert schema["properties"]["main"]["default"] == {}
+
+
+def test_a_filled_form_is_what_the_command_line_would_say():
+    main = Main(steps=70, learning_rate=6e-4, sources=["a, b.txt", "c.txt"], sentiment_source="posts.csv")
+    filled = settings_of("smoke", main, ["cluster.zero_stage=1"], "")
+    said = [
+        "pretrain.steps=70",
+        "pretrain.optimizer.learning_rate=6e-4",
+        'corpus.sources=["a, b.txt", "c.txt"]',
+        "tasks.sentiment.source=posts.csv",
+        "cluster.zero_stage=1",
+    ]
+    assert filled == resolve("smoke", None, said)
+    assert settings_of("laptop", Main(), [], "") == resolve("laptop")
+    with pytest.raises(InvalidConfig, match="did you mean 'steps'"):
+        settings_of("smoke", main, ["pretrain.stepz=3"], "")
+
+
+def test_equal_runs_are_known_by_what_they_make(small_changes):
+    plans = [make_plan(resolve("smoke", None, [*small_changes, *more])) for more in ([], ["cluster.zero_stage=1"])]
+    assert identity("pipeline", plans[0]) == identity("pipeline", plans[1]) != identity("pretrain", plans[0])
+    other = make_plan(resolve("smoke", None, [*small_changes, "pretrain.seed=3"]))
+    assert identity("pipeline", other) != identity("pipeline", plans[0])
+
+
+def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
+    program = (
+        "import time\nfrom cluster.home import configure\nconfigure()\nfrom flows.turns import claim\n"
+        "with claim('toy') as holder:\n    print(holder, flush=True)\n    time.sleep(300)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert holder.stdout is not None and holder.stdout.readline() == "None\n"
+    with claim("toy") as found:
+        assert found is not None and found["run"] == f"process {holder.pid}"
+    with claim("another") as found:
+        assert found is None
+    holder.kill()
+    holder.wait()
+    deadline, free = time.monotonic() + 10, False
+    while not free:
+        assert time.monotonic() < deadline
+        with claim("toy") as found:
+            free = found is None
+
+
+def test_deployments_are_listed_once_by_module_paused_with_slugs():
+    assert (ROOT / "prefect.yaml").samefile(ROOT / "flows" / "prefect.yaml")
+    entries = deployments.read()
+    assert {"pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"} <= {e["name"] for e in entries}
+    for entry in entries:
+        assert ":" not in entry["entrypoint"]
+        flow = load_flow_from_entrypoint(entry["entrypoint"])
+        assert set(entry.get("parameters", {})) <= set(parameter_schema(flow).properties)
+        for item in entry.get("schedules", []):
+            made = deployments.schedule(item)
+            assert made.slug and not made.active and made.schedule.timezone

@@ -1,0 +1,422 @@
+"""`gpt2 up` as an operator and an analyst use it: real servers, a real worker, a real browser."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.states import Cancelling
+
+from cluster.services import MARK
+from tests.flows import browser
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Below the range that Ray gives its workers, so that nothing else takes them meanwhile."""
+    found: list[int] = []
+    for port in range(4300 + os.getpid() % 500, 9900):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+class Up:
+    """A home whose services are up."""
+
+    def __init__(self, folder: Path, changes: list[str]):
+        self.folder, self.changes = folder, changes
+        self.home = folder / "home"
+        self.prefect, self.mlflow, self.ray, self.dashboard = free_ports(4)
+        self.options = [
+            *("--prefect-port", str(self.prefect), "--mlflow-port", str(self.mlflow)),
+            *("--ray-port", str(self.ray), "--ray-dashboard-port", str(self.dashboard)),
+        ]
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_TRACKING", "RAY_A"))}
+        self.environment = {**kept, "GPT2_HOME": str(self.home), "COLUMNS": "200"}
+
+    def gpt2(self, *words: str, code: int | None = 0, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
+            env=self.environment | more,
+            timeout=600,
+        )
+        assert code is None or done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout + done.stderr
+
+    @property
+    def login(self) -> str:
+        return (self.home / "services" / "prefect-login").read_text()
+
+    @property
+    def state(self) -> dict:
+        return json.loads((self.home / "services" / "state.json").read_text())
+
+    @property
+    def client(self) -> SyncPrefectClient:
+        return SyncPrefectClient(f"http://127.0.0.1:{self.prefect}/api", auth_string=self.login)
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Those that `up` and its services started, with one of the words in the command line."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                mine = process.environ().get("GPT2_HOME") == str(self.home) and MARK in process.environ()
+                line = " ".join(process.cmdline())
+                if mine and (not words or any(word in line for word in words)):
+                    found.append(process)
+        return found
+
+    def press(self, deployment: str, *changes: str, **parameters) -> str:
+        """What the form's button does; the run's id."""
+        given = {"preset": "smoke", "changes": [*self.changes, *changes], **parameters}
+        with self.client as client:
+            found = client.read_deployment_by_name(f"gpt2/{deployment}")
+            return str(client.create_flow_run_from_deployment(found.id, parameters=given).id)
+
+    def run(self, id: str):
+        with self.client as client:
+            return client.read_flow_run(id)
+
+    def until(self, done, what: str, seconds: float = 300):
+        deadline = time.monotonic() + seconds
+        while not (value := done()):
+            assert time.monotonic() < deadline, f"{what} did not come in {seconds} s"
+            time.sleep(0.5)
+        return value
+
+    def until_ended(self, id: str, seconds: float = 600):
+        """The run, once its state is final."""
+        return self.until(lambda: (r := self.run(id)).state.type.value in ENDED and r, f"the end of {id}", seconds)
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.home.glob("store/.partial/base-*/_checkpoints/step-*/manifest.json"))
+
+    def until_training(self, id: str, beyond: int = 0) -> psutil.Process:
+        """The process of the run, once it has written a checkpoint after so many."""
+
+        def writing():
+            assert self.run(id).state.type.value not in ENDED, self.run(id).state
+            return any(int(p.parent.name.removeprefix("step-")) > beyond for p in self.checkpoints())
+
+        self.until(writing, "a checkpoint", 400)
+        return psutil.Process(self.run(id).infrastructure_pid and int(self.run(id).infrastructure_pid.split(":")[-1]))
+
+    def mlflow_runs(self, name: str) -> list[str]:
+        """States of the MLflow runs of that name."""
+        with sqlite3.connect(f"file:{self.home}/mlflow/mlflow.db?mode=ro", uri=True) as db:
+            return [s for (s,) in db.execute("select status from runs where name = ?", (name,))]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory, small_changes):
+    up = Up(tmp_path_factory.mktemp("up"), small_changes)
+    try:
+        up.said = up.gpt2("up", "--detach", *up.options)
+        yield up
+    finally:
+        up.gpt2("down", code=None)
+    assert not up.processes()
+
+
+LONG = ("pretrain.steps=4000", "pretrain.epochs=10000", "pretrain.checkpoint_every=2", "pretrain.seed=5")
+
+
+def test_it_says_where_everything_is(up):
+    for port in (up.prefect, up.mlflow, up.dashboard):
+        assert f"http://127.0.0.1:{port}" in up.said
+    assert "gpt2 down" in up.said and "Custom run" in up.said and "Traceback" not in up.said
+    assert "answers" in up.gpt2("status")
+
+
+def test_twice_or_on_used_ports_is_refused_in_a_sentence(up):
+    assert "is running already" in up.gpt2("up", *up.options, code=2)
+    assert "is running already" in up.gpt2("up", "--detach", code=2)
+    said = up.gpt2("up", *up.options, code=2, GPT2_HOME=str(up.folder / "other"))
+    assert f"--ray-port={up.ray} of Ray can't be used" in said and "choose another with --ray-port" in said
+    said = up.gpt2("up", code=2, GPT2_HOME=str(up.folder / "other"), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert "PREFECT_API_URL=http://127.0.0.1:9/api does not answer" in said
+    assert "running" in up.gpt2("clean", "--yes", code=2)
+    assert "answers" in up.gpt2("status")
+
+
+def test_every_listener_is_on_loopback(up):
+    seen = [c.laddr.ip for p in up.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert len(seen) > 8
+    assert all(ip.removeprefix("::ffff:").startswith("127.") for ip in seen), seen
+
+
+def answer(url: str, data: dict | None = None, **headers: str) -> int:
+    body = None if data is None else json.dumps(data).encode()
+    names = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, names), timeout=20) as found:
+            return found.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_nothing_is_changed_without_credentials_or_from_elsewhere(up):
+    import base64
+
+    right = "Basic " + base64.b64encode(up.login.encode()).decode()
+    wrong = "Basic " + base64.b64encode(b"gpt2:guessed").decode()
+    variables = f"http://127.0.0.1:{up.prefect}/api/variables/"
+    made = {"name": "made_by_a_stranger", "value": "1"}
+    refused = {401, 403}
+    assert answer(variables, made) in refused
+    assert answer(variables, made, Authorization=wrong) in refused
+    assert answer(variables, made, Host="evil.example", Origin="http://evil.example") in refused
+    assert answer(f"{variables}name/x", Authorization=wrong) == 401
+    assert answer(variables, made, Authorization=right, Origin="http://evil.example") == 403  # no CSRF token
+    with up.client as client:
+        assert client.read_variable_by_name("made_by_a_stranger") is None
+
+    jobs = f"http://127.0.0.1:{up.dashboard}/api/jobs/"
+    job = {"entrypoint": f"touch {up.folder / 'owned'}"}
+    for headers in ({}, {"Authorization": "Bearer guessed"}, {"Host": "evil.example", "Origin": "http://evil.example"}):
+        assert answer(jobs, job, **headers) in {*refused, 405}, headers
+    stranger = subprocess.run(
+        [sys.executable, "-c", f"import ray; ray.init('127.0.0.1:{up.ray}'); print('in')"],
+        env=up.environment | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert stranger.returncode and "in" not in stranger.stdout.split()
+    assert not (up.folder / "owned").exists()
+
+    create = f"http://127.0.0.1:{up.mlflow}/api/2.0/mlflow/experiments/create"
+    assert answer(create, {"name": "evil"}, Host="evil.example") == 403
+    assert answer(create, {"name": "evil"}, Origin="http://evil.example") == 403
+    with sqlite3.connect(f"file:{up.home}/mlflow/mlflow.db?mode=ro", uri=True) as db:
+        assert ("evil",) not in list(db.execute("select name from experiments"))
+
+
+def test_wrong_values_are_refused(up):
+    with pytest.raises(Exception, match="steps"):
+        up.press("pretrain", main={"steps": -3})
+    with pytest.raises(Exception, match="preset"):
+        up.press("pretrain", preset="laptpo")
+    ended = up.until_ended(up.press("pipeline", "pretrain.stepz=4"))
+    assert ended.state.type.value == "FAILED"
+    assert "pretrain.stepz: there is no such setting; did you mean 'steps'?" in ended.state.message
+
+
+def test_ten_triggers_make_one_training(up):
+    ids = [up.press("pipeline") for _ in range(10)]
+    runs = [up.until_ended(id, 900) for id in ids]
+    assert {r.state.type.value for r in runs} == {"COMPLETED"}, [r.state for r in runs]
+    did = [r for r in runs if r.state.name == "Completed" and not (r.state.message or "").startswith("Nothing")]
+    assert len(did) == 1
+    for run in runs:
+        if run.state.name == "Duplicate":
+            assert f"/flow-run/{did[0].id}" in run.state.message
+    assert up.mlflow_runs("pretrain") == ["FINISHED"]
+    listed = up.gpt2("models")
+    assert listed.count("gpt2-sentiment │") == 1 or " 2 │" not in listed
+
+
+def test_commands_use_the_running_services(up):
+    said = up.gpt2("run", "--preset", "smoke", *[w for c in up.changes for w in ("--set", c)])
+    assert "every stage was done before" in said
+    assert f"http://127.0.0.1:{up.mlflow}" in said
+    (up.folder / "posts.txt").write_text("a good fine film\n")
+    up.gpt2("predict", "models:/gpt2-sentiment/1", "--input", "posts.txt", "--output", "scored.jsonl")
+    assert "label" in json.loads((up.folder / "scored.jsonl").read_text())
+
+
+def test_a_schedule_fires_once_a_tick_also_when_deployed_again(up):
+    """Every 30 seconds; registered again with another description between two ticks (Prefect #18894)."""
+    again = (
+        "from cluster.home import configure; configure()\n"
+        "from flows import deployments as d\n"
+        "from prefect.client.orchestration import get_client\n"
+        "import sys\n"
+        "entry = next(e for e in d.read() if e['name'] == 'tokenize') | {'description': sys.argv[1]}\n"
+        "entry['schedules'] = [{'slug': 'often', 'interval': 30, 'active': True}]\n"
+        "entry['work_pool']['job_variables'] = {}\n"
+        f"entry['parameters'] = {{'stage': 'tokenize', 'preset': 'smoke', 'changes': {up.changes!r}}}\n"
+        "with get_client(sync_client=True) as client: d.register_one(client, entry)\n"
+    )
+
+    def deploy(description: str) -> None:
+        subprocess.run(
+            [sys.executable, "-c", again, description], env=up.environment, check=True, timeout=200, cwd=up.folder
+        )
+
+    deploy("first")
+    with up.client as client:
+        deployment = client.read_deployment_by_name("gpt2/tokenize")
+
+    def runs():
+        with up.client as client:
+            of = FlowRunFilter(deployment_id={"any_": [deployment.id]})
+            return [r for r in client.read_flow_runs(flow_run_filter=of) if r.auto_scheduled]
+
+    def done():
+        return [r for r in runs() if r.state.type.value == "COMPLETED"]
+
+    def deployed_schedules():
+        with up.client as client:
+            return client.read_deployment(deployment.id).schedules
+
+    try:
+        up.until(done, "a scheduled run", 180)
+        before = [s.id for s in deployed_schedules()]
+        count = len(done())
+        deploy("second")
+        deploy("third")
+        assert [s.id for s in deployed_schedules()] == before
+        up.until(lambda: len(done()) >= count + 2, "more scheduled runs", 240)
+        ticks = [r.expected_start_time for r in runs() if r.state.type.value != "SCHEDULED"]
+        assert len(ticks) == len(set(ticks))
+    finally:
+        with up.client as client:
+            for schedule in deployed_schedules():
+                client.delete_deployment_schedule(deployment.id, schedule.id)
+
+
+def nothing_of_it_is_left(up, process: psutil.Process) -> bool:
+    return not process.is_running() and not up.processes("ray::RayTrainWorker", "ray::TrainController")
+
+
+def test_cancel_means_free(up):
+    id = up.press("pretrain", *LONG)
+    process = up.until_training(id)
+    with up.client as client:
+        client.set_flow_run_state(id, Cancelling())
+    up.until(lambda: nothing_of_it_is_left(up, process), "freedom", 30)
+    run = up.until(lambda: (r := up.run(id)).state.type.value == "CANCELLED" and r, "the state", 90)
+    assert run.state.name == "Cancelled"
+    assert sorted(up.mlflow_runs("pretrain")) == ["FINISHED", "KILLED"]
+    assert "RUNNING" not in up.mlflow_runs(f"pipeline {run.name}")
+
+
+def test_a_killed_process_is_crashed_and_goes_on(up):
+    """What the cancelled run had done is there; SIGKILL of the run's process, then SIGKILL of the worker."""
+    first = up.press("pretrain", *LONG)
+    reached = int(up.checkpoints()[-1].parent.name.removeprefix("step-"))
+    process = up.until_training(first, beyond=reached)
+    process.send_signal(signal.SIGKILL)
+    run = up.until_ended(first, 120)
+    assert run.state.type.value == "CRASHED"
+
+    second = up.press("pretrain", *LONG)
+    reached = int(up.checkpoints()[-1].parent.name.removeprefix("step-"))
+    process = up.until_training(second, beyond=reached)
+    [worker] = up.processes("prefect worker start")
+    worker.send_signal(signal.SIGKILL)
+    run = up.until_ended(second, 120)
+    assert run.state.type.value == "CRASHED", run.state
+    up.until(lambda: nothing_of_it_is_left(up, process), "freedom", 60)
+    up.until(lambda: up.processes("prefect worker start"), "the worker", 60)
+    assert "Prefect's worker was killed by signal 9; starting it again" in (up.home / "logs/up.log").read_text()
+
+    third = up.press("pretrain", *LONG, "pretrain.steps=4000")
+    up.until_training(third, beyond=reached)
+    with up.client as client:
+        logs = client.read_logs()
+        client.set_flow_run_state(third, Cancelling())
+    assert any("goes on from the checkpoint of step" in log.message for log in logs)
+    up.until_ended(third, 120)
+
+
+@pytest.mark.skipif(browser.executable() is None, reason="no Chromium is installed")
+def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
+    """Login, form with a wrong value, form with a right one, the run's end, its report. Screenshots stay in the
+    folder that GPT2_SCREENSHOTS names, if any."""
+    shots = Path(os.environ.get("GPT2_SCREENSHOTS") or up.folder / "shots")
+    shots.mkdir(exist_ok=True)
+    ui = f"http://127.0.0.1:{up.prefect}"
+    with up.client as client:
+        deployment = client.read_deployment_by_name("gpt2/pipeline")
+    with browser.Browser(up.folder / "chromium") as page:
+        page.open(f"{ui}/deployments")
+        page.until_text("Login")
+        page.screenshot(shots / "1-login.png")
+        page.click("input")
+        page.type(up.login)
+        page.click("button", "Login")
+        page.until_text("pipeline")
+        page.screenshot(shots / "2-deployments.png")
+        page.open(f"{ui}/deployments/deployment/{deployment.id}/run")
+        page.until_text("Peak learning rate")
+        for words in ("laptop takes minutes", "Optimizer steps", "Add item"):
+            assert words in page.text()
+        page.screenshot(shots / "3-form.png")
+        page.choose("smoke")
+        page.fill("Steps", "-3")
+        page.click("button[type=submit]")
+        page.until(lambda: "greater" in page.text() or "minimum" in page.text(), "the refusal")
+        page.screenshot(shots / "4-refused.png")
+        page.fill("Steps", "41")
+        page.add("changes", [c for c in up.changes if "pretrain.steps" not in c])
+        page.screenshot(shots / "5-filled.png")
+        page.click("button[type=submit]")
+        page.until(lambda: "flow-run" in page.script("location.href") or "scheduled" in page.text(), "a run")
+        with up.client as client:
+            [newest] = client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(deployment_id={"any_": [deployment.id]}),
+                sort="EXPECTED_START_TIME_DESC",
+                limit=1,
+            )
+        assert newest.parameters["main"]["steps"] == 41
+        ended = up.until_ended(str(newest.id), 600)
+        assert ended.state.type.value == "COMPLETED", ended.state
+        page.open(f"{ui}/runs/flow-run/{newest.id}")
+        page.until_text("Completed")
+        time.sleep(2)
+        page.screenshot(shots / "6-run.png")
+        page.open(f"{ui}/artifacts/key/report-sentiment")
+        page.until_text("report-sentiment")
+        time.sleep(2)
+        page.screenshot(shots / "7-artifact.png")
+        page.open(f"http://127.0.0.1:{up.mlflow}/#/models")
+        page.until_text("gpt2-sentiment")
+        page.screenshot(shots / "8-models.png")
+
+
+def test_no_secret_is_anywhere_but_in_its_file(up):
+    secrets = [up.login.encode(), (up.home / "services" / "ray-token").read_bytes()]
+    for file in (up.home / "services" / "prefect-login", up.home / "services" / "ray-token"):
+        assert file.stat().st_mode & 0o777 == 0o600
+    secrets.append(up.login.split(":")[1].encode())
+    for file in (p for p in up.home.rglob("*") if p.is_file() and p.parent != up.home / "services"):
+        if file.stat().st_size < 200e6:
+            data = file.read_bytes()
+            assert not any(secret in data for secret in secrets), file
+
+
+def test_down_leaves_nothing_and_the_models_stay(up):
+    """Last: a killed `up` is cleaned up after too."""
+    os.kill(up.state["pid"], signal.SIGKILL)
+    up.until(lambda: "was killed" in up.gpt2("status", code=1), "the news", 30)
+    up.gpt2("down")
+    assert not up.processes()
+    assert "Nothing is up" in up.gpt2("status", code=3)
+    assert "gpt2-sentiment" in up.gpt2("models")
+    up.gpt2("predict", "models:/gpt2-sentiment/1", "--input", "posts.txt", "--output", "again.jsonl")
+    assert (up.folder / "again.jsonl").read_text() == (up.folder / "scored.jsonl").read_text()
