@@ -50,9 +50,9 @@ def run(
 
     settings = resolve(preset, config, set_ or ())
     if stage == "refresh":
-        from flows import refresh_command
+        from flows.commands import refresh
 
-        refresh_command.run(settings, dry_run, out)
+        refresh.run(settings, dry_run, out)
         return
     plan = make_plan(settings)
     if dry_run:

@@ -22,8 +22,10 @@ from pydantic.json_schema import SkipJsonSchema
 
 from cluster import tracking
 from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
+from flows.new_data import look
 from flows.pipeline import STORY, pipeline
 from flows.plan import Plan, make_plan
+from flows.refresh import refresh
 from flows.stage import say, without_tracebacks
 from flows.summary import registered_before
 from flows.turns import claim, turn
@@ -44,8 +46,8 @@ MAIN = {
 }
 """Fields of the form and the settings that they change."""
 LEAVING_SECONDS = 15
-TRAINS = ("pipeline", "pretrain", "finetune")
-Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"]
+TRAINS = ("pipeline", "pretrain", "finetune", "refresh")
+Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
 
 
 def of_schema(path: str) -> tuple[Any, Any]:
@@ -135,7 +137,7 @@ def run(
     """Text becomes a GPT-2 of your own. What is done already is not done again.
 
     Args:
-        stage: The part to run: everything, or one stage of it.
+        stage: The part to run: everything, one stage of it, or `refresh`: the champion goes on with new documents.
         preset: Settings to start from: `laptop` takes minutes on two cores, `smoke` is the smallest, the others are
             the published sizes and need GPUs.
         main: Settings that are changed most; what is left empty is as in the preset.
@@ -151,10 +153,12 @@ def run(
     if stage == "pipeline" and (rows := registered_before(plan)):
         create_table_artifact(rows, key="verdicts", description="Registered before: nothing had to be done")
         return Completed(message="Nothing to do: every stage was done before.", data=rows)
+    if stage == "refresh" and (reason := look(settings).nothing()):
+        return Completed(message=f"Nothing to do: {reason}.")
     with claim(identity(stage, plan)) as holder:
         if holder is not None:
             return duplicate(holder)
-        story = pipeline if stage == "pipeline" else STORY[stage]
+        story = {**STORY, "pipeline": pipeline, "refresh": refresh}[stage]
         with leaving_in_time(), turn() if stage in TRAINS else contextlib.nullcontext():
             return story.fn(settings)
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.home import home, running, store, tracking_uri
+from cluster.home import home, running, store
 from flows.plan import STAGES, Plan, stages_done
 from gpt2.artifact import Artifact, Key
 
@@ -100,7 +100,6 @@ def model_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
 
 def next_steps() -> str:
     """How to use the models and look at what happened."""
-    uri = tracking_uri()
     pages = [s["address"] for s in (running() or {"services": []})["services"] if s["address"].startswith("http")]
     lines = [
         "Use the models",

@@ -26,9 +26,11 @@ def run(config: PipelineConfig, dry_run: bool, console: Console) -> None:
     from flows.refresh import refresh
     from flows.stage import without_tracebacks
     from flows.summary import summarize
+    from flows.turns import turn
 
     without_tracebacks()
-    result = refresh(config)
+    with turn():
+        result = refresh(config)
     if rows := result["registered"]:
         plan = new.plan(store().require("tokens", new.tokens.id))
         summarize(plan, sorted(rows, key=lambda row: row["model"]), console)
