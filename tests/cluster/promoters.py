@@ -90,6 +90,7 @@ def rounds(path, name, count, kill, seed):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.cluster.promoters"])
     generator, survived = random.Random(seed), []
+    client().search_registered_models()  # the first request makes the database
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)
     for number in range(count):
         qualities = [round(generator.uniform(0.4, 1.0), 3) for _ in range(PROMOTERS)]

@@ -8,6 +8,7 @@ from cluster import doctor, home
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it where it was told another way
     return tmp_path / "home"
 
 

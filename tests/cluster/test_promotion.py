@@ -122,6 +122,6 @@ def test_eight_at_once_and_random_kills(files_are_there):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3])
 def test_eight_at_once_and_random_kills_often(files_are_there, seed):
-    rounds(database(), "gpt2-races", 2, False, seed)
-    codes = rounds(database(), "gpt2-kills", 6, True, seed)
-    assert codes.count(-9) > 10 and set(codes) == {0, -9}
+    rounds(database(), "gpt2-races", 1, False, seed)
+    codes = rounds(database(), "gpt2-kills", 4, True, seed)
+    assert codes.count(-9) > 5 and set(codes) == {0, -9}
