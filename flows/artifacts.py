@@ -23,6 +23,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from gpt2.journal import EVENTS, JOURNAL, read_journal
 
@@ -47,13 +48,19 @@ def show(create: Callable[..., Any], **facts: Any) -> Any:
     started = time.monotonic()
     while True:
         try:
-            return create(**facts)
+            with impatient():
+                return create(**facts)
         except AWAY as error:
             refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
             if refused or time.monotonic() - started > PATIENCE:
                 get_logger("gpt2").warning("%s is not shown in Prefect: %s", facts.get("key"), error)
                 return None
             time.sleep(5)
+
+
+def impatient() -> contextlib.AbstractContextManager[Any]:
+    """Prefect's client tries once: its pauses double, up to four minutes, which is too long to wait for a page."""
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def image(path: Path, title: str) -> str:
@@ -107,10 +114,10 @@ class Live:
         took = 0.0
         while not self.ended.wait(max(PROGRESS_EVERY, 30 * took)):  # a long journal takes long to read
             began = time.thread_time()
-            with contextlib.suppress(*AWAY):
+            with contextlib.suppress(*AWAY), impatient():
                 self._update()
             took = time.thread_time() - began
-        with contextlib.suppress(*AWAY):
+        with contextlib.suppress(*AWAY), impatient():
             self._update(last=True)
 
     def _update(self, last: bool = False) -> None:

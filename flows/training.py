@@ -95,7 +95,7 @@ def page(name: str, told: Account) -> str:
 
 
 def clock(time: float) -> str:
-    """A time for processes."""
+    """A time for people."""
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -153,7 +153,7 @@ def system_recorder(cluster: ClusterConfig, run: Run, sender: Sender) -> Callabl
 
 
 def describe(name: str, entry: dict[str, Any]) -> str | None:
-    """A journal's record for processes; None for a step left out, which an event tells."""
+    """A journal's record for people; None for a step left out, which an event tells."""
     if "validation_loss" in entry:
         return f"{name}: step {entry['step']}, validation loss {entry['validation_loss']:.3f}"
     if "loss" not in entry:
