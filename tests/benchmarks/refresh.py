@@ -3,7 +3,6 @@ has learned the old ones alone, of its refreshes with more and less replay, and 
 
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ def run() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Data(Path(folder))
         print(f"2 layers x 96, T=64, V={VOCABULARY}, fp32, seed 0, one thread; {data.told}\n")
-        print("| model | old text, bits per byte | new text, bits per byte | tokens read for it | s |")
-        print("|---|---|---|---|---|")
+        print("| model | old text, bits per byte | new text, bits per byte | tokens read for it |")
+        print("|---|---|---|---|")
         tell("learned the old text alone", data.train("before", data.files(["old"]), data.settings()))
         for share in SHARES:
             refresh, files = RefreshConfig(replay_share=share), data.files(["old", "new"], replayed=1)
@@ -34,9 +33,9 @@ def run() -> None:
         tell("learned all text anew", data.train("anew", data.files(["old", "new"]), data.settings()))
 
 
-def tell(name: str, result: tuple[float, float, int, float]) -> None:
-    old, new, tokens, seconds = result
-    print(f"| {name} | {old:.3f} | {new:.3f} | {tokens:,} | {seconds:.0f} |", flush=True)
+def tell(name: str, result: tuple[float, float, int]) -> None:
+    old, new, tokens = result
+    print(f"| {name} | {old:.3f} | {new:.3f} | {tokens:,} |", flush=True)
 
 
 class Data:
@@ -83,13 +82,13 @@ class Data:
     def samples(self, name: str) -> int:
         return (self.counts[name, "train"] - 1) // SHAPE["n_positions"]
 
-    def train(self, name: str, files, settings, base: Path | None = None) -> tuple[float, float, int, float]:
-        """(bits per byte of the old and of the new held-out text, tokens read, seconds) of a training."""
+    def train(self, name: str, files, settings, base: Path | None = None) -> tuple[float, float, int]:
+        """(bits per byte of the old and of the new held-out text, tokens read) of a training."""
         from gpt2.engine import TorchEngine
         from gpt2.jobs import Job, build
         from gpt2.train import fit
 
-        out, started = self.root / name, time.perf_counter()
+        out = self.root / name
         out.mkdir()
         job = Job(
             name="base", train=settings, tokenizer=str(self.root / "tokenizer"), output=str(out), model=SHAPE,
@@ -99,8 +98,7 @@ class Data:
         fit(TorchEngine(parts.module, settings, "cpu"), parts.training, parts.validation, settings, out)
         parts.save(out / "model")
         tokens = settings.total_steps(len(parts.training)) * settings.batch_size * settings.context
-        seconds = time.perf_counter() - started
-        return self.bits_per_byte(parts.gpt2, "old"), self.bits_per_byte(parts.gpt2, "new"), tokens, seconds
+        return self.bits_per_byte(parts.gpt2, "old"), self.bits_per_byte(parts.gpt2, "new"), tokens
 
     def bits_per_byte(self, model, name: str) -> float:
         from gpt2.jobs import token_dataset
