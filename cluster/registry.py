@@ -11,6 +11,7 @@ import importlib.metadata
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,6 +201,20 @@ def load(uri: str) -> Any:
             return mlflow.pyfunc.load_model(uri)
     except MlflowException as error:
         raise ValueError(f"{uri}: {error.message}; `gpt2 models` lists what there is") from None
+
+
+def artifact_id(uri: str, name: str) -> str:
+    """The id of the artifact that a version of a registered model was made from; `ValueError` where there is none."""
+    if not (found := re.fullmatch(rf"models:/{re.escape(name)}(?:@(?P<alias>[^@/]+)|/(?P<number>\d+))", uri)):
+        raise ValueError(f"{uri!r} is no version of {name}; give models:/{name}@champion or models:/{name}/1")
+    try:
+        if found["alias"]:
+            version = client().get_model_version_by_alias(name, found["alias"])
+        else:
+            version = client().get_model_version(name, found["number"])
+    except MlflowException as error:
+        raise ValueError(f"{uri}: {error.message}; `gpt2 models` lists what there is") from None
+    return version.tags[ARTIFACT_TAG]
 
 
 def versions() -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ TRAINING = (
     "cluster.zero",
 )
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")
+NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
+"""What a task's settings say about training alone."""
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
@@ -45,6 +47,8 @@ class TaskKeys:
     examples: Key
     model: Key
     report: Key
+    teacher: str | None = None
+    """The id of the artifact that teaches."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +122,31 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> T
     except ValueError as error:
         raise InvalidConfig(f"tasks.{name}.source: {error}") from None
     code = (f"gpt2.tasks.{name}", *kind.code)
-    examples = Key(
-        f"{name}-examples", without(settings, "enabled", "source", "train", "adaptation"), {"source": source_hash}, code
-    )
-    model = Key(
-        name,
-        {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()},
-        {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id},
-        (*TRAINING, *code),
-    )
+    examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), {"source": source_hash}, code)
+    spec = {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()}
+    inputs = {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id}
+    modules: tuple[str, ...] = TRAINING
+    teacher = None
+    if distil := getattr(settings, "distil", None):
+        teacher = teacher_id(name, distil.teacher)
+        spec |= {"distil": without(distil, "teacher")}
+        inputs["teacher"] = teacher
+        modules = (*TRAINING, "gpt2.distillation")
+    model = Key(name, spec, inputs, (*modules, *code))
     report = Key(f"{name}-report", {}, {"model": model.id, "examples": examples.id}, (*REPORTING, *code))
-    return TaskKeys(source, examples, model, report)
+    return TaskKeys(source, examples, model, report, teacher)
+
+
+def teacher_id(name: str, teacher: str) -> str:
+    """The id of the artifact that teaches a task; `InvalidConfig` where the registry has none."""
+    if not teacher.startswith("models:/"):
+        return teacher
+    from cluster.registry import artifact_id  # loads MLflow
+
+    try:
+        return artifact_id(teacher, f"gpt2-{name}")
+    except ValueError as error:
+        raise InvalidConfig(f"tasks.{name}.distil.teacher: {error}") from None
 
 
 def expand_all(sources: list[str]) -> list[str]:
