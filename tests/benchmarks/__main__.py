@@ -1,6 +1,6 @@
 """`make bench`: each benchmark prints one table, peers measured in the same run.
 
-python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [generation] [training] [overhead] [surviving]
+python -m tests.benchmarks [NAME ...], of those listed in BENCHMARKS below.
 """
 
 import sys
@@ -9,7 +9,17 @@ from cluster.home import configure
 
 configure()
 
-from tests.benchmarks import fewshot, finetuning, generation, overhead, step, surviving, tokenization, training  # noqa: E402
+from tests.benchmarks import (  # noqa: E402
+    distillation,
+    fewshot,
+    finetuning,
+    generation,
+    overhead,
+    step,
+    surviving,
+    tokenization,
+    training,
+)
 
 BENCHMARKS = {
     "tokenization": tokenization.run,
@@ -17,6 +27,7 @@ BENCHMARKS = {
     "finetuning": finetuning.run,
     "fewshot": fewshot.run,
     "generation": generation.run,
+    "distillation": distillation.run,
     "training": training.run,
     "overhead": overhead.run,
     "surviving": surviving.run,
