@@ -36,6 +36,7 @@ TRAINING = (
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")
 NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
 """What a task's settings say about training alone."""
+WRITING = ("gpt2.language_model", "gpt2.generate", "gpt2.sampling", "gpt2.decode")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
@@ -100,9 +101,7 @@ def make_plan(config: PipelineConfig) -> Plan:
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         TRAINING,
     )
-    base_report = Key(
-        "base-report", {}, {"model": base.id, "tokens": tokens.id}, (*REPORTING, "gpt2.language_model", "gpt2.generate")
-    )
+    base_report = Key("base-report", {}, {"model": base.id, "tokens": tokens.id}, (*REPORTING, *WRITING))
     tasks = {name: task_keys(name, config, base, tokenizer) for name in config.task_settings()}
     return Plan(sources, documents, corpus, tokenizer, tokens, base, base_report, tasks)
 

@@ -17,15 +17,18 @@ from gpt2.model import GPT2, KeyValues
 
 WORTHWHILE = 8
 """Steps from which on bringing the weights into another layout pays."""
+LARGEST = 2**29
+"""Parameters up to which a copy of the weights is made: 2 GiB."""
 
 
 def decoder(model: GPT2, rows: int, steps: int) -> Decoder | None:
     """What takes `steps` steps of `rows` rows faster than the model; None where there is no such thing: on a GPU, in
-    another precision than fp32, with adapters, or beyond GPT-2's architecture."""
+    another precision than fp32, with adapters, beyond GPT-2's architecture, or for very large models."""
     weight = model.wte.weight
     plain = not (model.config.beyond_gpt2() or model.adaptations)
     usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return Decoder(model, rows) if plain and usable and steps >= WORTHWHILE else None
+    pays = steps >= WORTHWHILE and model.config.n_parameters <= LARGEST
+    return Decoder(model, rows) if plain and usable and pays else None
 
 
 class Layer(NamedTuple):
