@@ -27,6 +27,7 @@ def decoder(model: GPT2, rows: int, steps: int) -> Decoder | None:
     weight = model.wte.weight
     plain = not (model.config.beyond_gpt2() or model.adaptations)
     usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    usable = usable and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # `torch.compile`'s, not promised
     pays = steps >= WORTHWHILE and model.config.n_parameters <= LARGEST
     return Decoder(model, rows) if plain and usable and pays else None
 
@@ -35,11 +36,11 @@ class Layer(NamedTuple):
     """A block's parts."""
 
     ln_1: Norm
-    qkv: Packed
-    out: Packed
+    qkv: Matrix
+    out: Matrix
     ln_2: Norm
-    fc: Packed
-    proj: Packed
+    fc: Matrix
+    proj: Matrix
 
 
 class Norm:
@@ -52,7 +53,7 @@ class Norm:
         return torch.layer_norm(x, *self.values)
 
 
-class Packed:
+class Matrix:
     """A linear layer whose weight (out, in) lies as oneDNN reads it best for `rows` rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
@@ -75,8 +76,8 @@ class Decoder:
 
     @torch.no_grad()
     def __init__(self, model: GPT2, rows: int):
-        def packed(linear: Any) -> Packed:
-            return Packed(linear.weight, linear.bias, rows)
+        def packed(linear: Any) -> Matrix:
+            return Matrix(linear.weight, linear.bias, rows)
 
         assert model.wpe is not None  # GPT-2 has one
         self.n_head, self.tokens, self.places = model.config.n_head, model.wte.weight, model.wpe.weight
@@ -86,7 +87,7 @@ class Decoder:
             attn, mlp = block.attn, block.mlp
             projections = packed(attn.qkv), packed(attn.proj), packed(mlp.fc), packed(mlp.proj)
             self.layers.append(Layer(Norm(block.ln_1), *projections[:2], Norm(block.ln_2), *projections[2:]))
-        self.norm, self.head = Norm(model.ln_f), Packed(model.wte.weight, None, rows)
+        self.norm, self.head = Norm(model.ln_f), Matrix(model.wte.weight, None, rows)
 
     def logits(self, ids: Tensor, positions: Tensor, caches: list[KeyValues]) -> Tensor:
         """(B,) ids at (B,) positions, which the caches remember, to the logits (B, V) of what comes next."""
