@@ -111,9 +111,9 @@ def export(path: Path, out: Path) -> None:
 def located(job: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's job with the paths of its inputs on this machine."""
     described = {**job, "output": "", "tokens": dict(job["tokens"]) if job["tokens"] else None}
-    for name in ("tokenizer", "base", "examples"):
-        if described[name]:
-            described[name] = str(place(described[name]) / ("model" if name == "base" else ""))
+    for name in ("tokenizer", "base", "examples", "teacher"):
+        if described.get(name):
+            described[name] = str(place(described[name]) / ("model" if name in ("base", "teacher") else ""))
     if described["tokens"]:
         for split in ("train", "validation"):
             files = [name.rsplit("/", 1) for name in described["tokens"][split]]

@@ -137,7 +137,7 @@ def stop_asked(output: Path) -> Callable[[], bool]:
 def identity(job: Job) -> dict[str, Any]:
     """What a checkpoint's state depends on, as JSON: inputs by the id of their artifact, wherever it lies."""
     described = json.loads(json.dumps({**job.identity(), "output": None, "earlier": None}))
-    for name in ("tokenizer", "base", "examples"):
+    for name in ("tokenizer", "base", "examples", "teacher"):
         if described[name]:
             described[name] = artifact_id(Path(described[name]))
     if described["tokens"]:

@@ -43,6 +43,8 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
             base=str(base.path / MODEL),
             examples=str(examples.path),
             adaptation=settings.adaptation,
+            distil=getattr(settings, "distil", None),
+            teacher=str(store().require(name, keys.teacher).path / MODEL) if keys.teacher else None,
             earlier=earlier(name, settings.train.continue_from, config.cluster.checkpoint_url),
         )
         return run_job(job, config.task_cluster(name), run, config.budget)

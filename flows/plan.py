@@ -36,6 +36,9 @@ TRAINING = (
 )
 REFRESHING = (*TRAINING, "gpt2.mixture")
 REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")
+NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
+"""What a task's settings say about training alone."""
+WRITING = ("gpt2.language_model", "gpt2.generate", "gpt2.sampling", "gpt2.decode")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
@@ -47,6 +50,8 @@ class TaskKeys:
     examples: Key
     model: Key
     report: Key
+    teacher: str | None = None
+    """The id of the artifact that teaches."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,7 @@ def make_plan(config: PipelineConfig) -> Plan:
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         TRAINING,
     )
-    base_report = Key(
-        "base-report", {}, {"model": base.id, "tokens": tokens.id}, (*REPORTING, "gpt2.language_model", "gpt2.generate")
-    )
+    base_report = Key("base-report", {}, {"model": base.id, "tokens": tokens.id}, (*REPORTING, *WRITING))
     tasks = {name: task_keys(name, config, base, tokenizer) for name in config.task_settings()}
     return Plan(sources, documents, corpus, tokenizer, tokens, base, base_report, tasks)
 
@@ -127,17 +130,31 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> T
     except ValueError as error:
         raise InvalidConfig(f"tasks.{name}.source: {error}") from None
     code = (f"gpt2.tasks.{name}", *kind.code)
-    examples = Key(
-        f"{name}-examples", without(settings, "enabled", "source", "train", "adaptation"), {"source": source_hash}, code
-    )
-    model = Key(
-        name,
-        {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()},
-        {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id},
-        (*TRAINING, *code),
-    )
+    examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), {"source": source_hash}, code)
+    spec = {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()}
+    inputs = {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id}
+    modules: tuple[str, ...] = TRAINING
+    teacher = None
+    if distil := getattr(settings, "distil", None):
+        teacher = teacher_id(name, distil.teacher)
+        spec |= {"distil": without(distil, "teacher")}
+        inputs["teacher"] = teacher
+        modules = (*TRAINING, "gpt2.distillation")
+    model = Key(name, spec, inputs, (*modules, *code))
     report = Key(f"{name}-report", {}, {"model": model.id, "examples": examples.id}, (*REPORTING, *code))
-    return TaskKeys(source, examples, model, report)
+    return TaskKeys(source, examples, model, report, teacher)
+
+
+def teacher_id(name: str, teacher: str) -> str:
+    """The id of the artifact that teaches a task; `InvalidConfig` where the registry has none."""
+    if not teacher.startswith("models:/"):
+        return teacher
+    from cluster.registry import artifact_id  # loads MLflow
+
+    try:
+        return artifact_id(teacher, f"gpt2-{name}")
+    except ValueError as error:
+        raise InvalidConfig(f"tasks.{name}.distil.teacher: {error}") from None
 
 
 def expand_all(sources: list[str]) -> list[str]:

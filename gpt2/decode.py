@@ -17,26 +17,30 @@ from gpt2.model import GPT2, KeyValues
 
 WORTHWHILE = 8
 """Steps from which on bringing the weights into another layout pays."""
+LARGEST = 2**29
+"""Parameters up to which a copy of the weights is made: 2 GiB."""
 
 
 def decoder(model: GPT2, rows: int, steps: int) -> Decoder | None:
     """What takes `steps` steps of `rows` rows faster than the model; None where there is no such thing: on a GPU, in
-    another precision than fp32, with adapters, or beyond GPT-2's architecture."""
+    another precision than fp32, with adapters, beyond GPT-2's architecture, or for very large models."""
     weight = model.wte.weight
     plain = not (model.config.beyond_gpt2() or model.adaptations)
     usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return Decoder(model, rows) if plain and usable and steps >= WORTHWHILE else None
+    usable = usable and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # `torch.compile`'s, not promised
+    pays = steps >= WORTHWHILE and model.config.n_parameters <= LARGEST
+    return Decoder(model, rows) if plain and usable and pays else None
 
 
 class Layer(NamedTuple):
     """A block's parts."""
 
     ln_1: Norm
-    qkv: Packed
-    out: Packed
+    qkv: Matrix
+    out: Matrix
     ln_2: Norm
-    fc: Packed
-    proj: Packed
+    fc: Matrix
+    proj: Matrix
 
 
 class Norm:
@@ -49,7 +53,7 @@ class Norm:
         return torch.layer_norm(x, *self.values)
 
 
-class Packed:
+class Matrix:
     """A linear layer whose weight (out, in) lies as oneDNN reads it best for `rows` rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
@@ -72,8 +76,8 @@ class Decoder:
 
     @torch.no_grad()
     def __init__(self, model: GPT2, rows: int):
-        def packed(linear: Any) -> Packed:
-            return Packed(linear.weight, linear.bias, rows)
+        def packed(linear: Any) -> Matrix:
+            return Matrix(linear.weight, linear.bias, rows)
 
         assert model.wpe is not None  # GPT-2 has one
         self.n_head, self.tokens, self.places = model.config.n_head, model.wte.weight, model.wpe.weight
@@ -83,7 +87,7 @@ class Decoder:
             attn, mlp = block.attn, block.mlp
             projections = packed(attn.qkv), packed(attn.proj), packed(mlp.fc), packed(mlp.proj)
             self.layers.append(Layer(Norm(block.ln_1), *projections[:2], Norm(block.ln_2), *projections[2:]))
-        self.norm, self.head = Norm(model.ln_f), Packed(model.wte.weight, None, rows)
+        self.norm, self.head = Norm(model.ln_f), Matrix(model.wte.weight, None, rows)
 
     def logits(self, ids: Tensor, positions: Tensor, caches: list[KeyValues]) -> Tensor:
         """(B,) ids at (B,) positions, which the caches remember, to the logits (B, V) of what comes next."""

@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2.batches import TokenDataset
 from gpt2.config import AdaptationConfig, ModelConfig, Settings, TrainConfig
 from gpt2.mixture import Mixture
 from gpt2.shards import TokenStream
-from gpt2.task import Dataset, task
+from gpt2.task import Dataset, DistilConfig, Task, task
 from gpt2.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # a driver describes jobs without loading PyTorch
@@ -63,6 +63,10 @@ class Job(Settings):
     """Fine-tuning: directory of the task's examples."""
     adaptation: AdaptationConfig = AdaptationConfig()
     """Fine-tuning: which parameters it changes."""
+    distil: DistilConfig | None = None
+    """Fine-tuning: what learns from the teacher, instead of the base."""
+    teacher: str | None = None
+    """With `distil`: directory of the model that teaches."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,20 @@ def build(job: Job) -> Parts:
     else:
         assert job.base is not None and job.examples is not None
         kind, examples = task(job.name), Path(job.examples)
-        model = weights.load(Path(job.base))
+        learner: Any
+        if job.distil:
+            learner, module = distilled(job, kind, examples, tokenizer)
+        else:
+            model = weights.load(Path(job.base))
+            learner = module = kind.module(model, examples, tokenizer)
+            adapt(model, job.adaptation)
+        model = learner.model
         tokenizer.check(model.config.vocab_size, f" in {job.tokenizer}")
-        module = kind.module(model, examples, tokenizer)
-        adapt(model, job.adaptation)
         training = kind.dataset(examples, "train", tokenizer, job.train.context)
         validation = kind.dataset(examples, "validation", tokenizer, job.train.context)
 
         def save(out: Path) -> None:
-            kind.save(module, examples, tokenizer, job.train.context, out)
+            kind.save(learner, examples, tokenizer, job.train.context, out)
 
     model.activation_checkpointing = job.train.activation_checkpointing
     return Parts(module, model, training, validation, save)
@@ -123,6 +132,25 @@ def training_text(job: Job, files: TokenFiles) -> Dataset:
     old, new = (token_dataset(half, "train", job.train.context) for half in files.old_and_new())
     assert job.train.steps is not None
     return Mixture(new, old, job.new_epochs, job.train.steps * job.train.batch_size)
+
+
+def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
+    """(the student, the module that trains it); `ValueError` for a teacher of other labels or another tokenizer."""
+    from gpt2.distillation import Distilled, student
+
+    assert job.distil is not None and job.teacher is not None
+    directory = Path(job.teacher)
+    teacher: Any = kind.load(directory)
+    if Tokenizer.load(directory).rust.to_str() != tokenizer.rust.to_str():
+        raise ValueError(
+            f"the teacher in {directory} reads with another tokenizer than the one in {job.tokenizer}; give a teacher "
+            f"that was made with it"
+        )
+    learner: Any = kind.module(student(teacher.model, job.distil), examples, tokenizer)
+    labels = [json.loads(path.read_text()) for path in (directory / "task.json", examples / "labels.json")]
+    if labels[0]["labels"] != labels[1]:
+        raise ValueError(f"the teacher knows the labels {labels[0]['labels']}, the examples {labels[1]}; give another")
+    return learner, Distilled(learner, teacher, job.distil)
 
 
 def token_dataset(files: TokenFiles, split: str, context: int) -> TokenDataset:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from gpt2.config import AdaptationConfig, Settings, TrainConfig, operational
+from gpt2.config import AdaptationConfig, ModelShape, Settings, TrainConfig, operational
 
 if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     import pandas as pd
@@ -33,6 +33,22 @@ class Dataset(Protocol):
         `seed` is the same on all ranks at a step: randomness (negatives, say) drawn from it is shared.
         """
         ...
+
+
+class DistilConfig(Settings):
+    """Distillation: who teaches, and what learns."""
+
+    teacher: str = Field(..., min_length=1)
+    """The fine-tuned model of the same task that teaches: models:/NAME@ALIAS, models:/NAME/VERSION, or the id of its
+    artifact."""
+    student: ModelShape
+    """The shape of the model that learns; its vocabulary is the tokenizer's."""
+    temperature: float = Field(2.0, gt=0, le=100)
+    """Divides both models' logits before they are compared: higher shows more of what is unlikely."""
+    weight: float = Field(0.5, ge=0, le=1)
+    """Share of the comparison with the teacher in the loss; the rest is the labels'. 0 learns from labels alone."""
+    layers_from_teacher: bool = False
+    """The student begins with the teacher's embeddings and some of its blocks, else with random numbers."""
 
 
 class TaskSettings(Settings):
@@ -88,6 +104,10 @@ class Task(ABC):
     @abstractmethod
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         """The model with the task's head: `forward(**batch)` returns the mean loss of a batch's samples, a scalar."""
+
+    def load(self, directory: Path) -> nn.Module:
+        """The module in a directory that `save` wrote, to teach; `ValueError` for a task that can't be distilled."""
+        raise ValueError(f"{self.name} can't be distilled; leave distil out")
 
     @abstractmethod
     def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gpt2.config import OptimizerConfig, TrainConfig
-from gpt2.task import Task, TaskSettings
+from gpt2.task import DistilConfig, Task, TaskSettings
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from torch import Tensor, nn
 
+    from gpt2.heads import Classifier
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
@@ -50,6 +51,19 @@ class SentimentSettings(TaskSettings):
         log_every=20,
     )
     """Fine-tuning: length, batches, rates."""
+    distil: DistilConfig | None = None
+    """A smaller model learns from a fine-tuned one, instead of the pretrained model from the labels."""
+
+    @model_validator(mode="after")
+    def _student(self):
+        if self.distil and self.adaptation.kind != "full":
+            raise ValueError(f"adaptation.kind={self.adaptation.kind}, but a student learns as a whole; set kind: full")
+        if self.distil and self.train.context > self.distil.student.n_positions:
+            raise ValueError(
+                f"train.context={self.train.context} is longer than distil.student.n_positions="
+                f"{self.distil.student.n_positions}; lower the context or raise n_positions"
+            )
+        return self
 
 
 class Sentiment(Task):
@@ -101,6 +115,14 @@ class Sentiment(Task):
         from gpt2.heads import Classifier
 
         return Classifier(model, len(json.loads((examples / "labels.json").read_text())))
+
+    def load(self, directory: Path) -> Classifier:
+        from gpt2 import files, weights
+        from gpt2.heads import Classifier
+
+        module = Classifier(weights.load(directory), len(labels_of(directory)))
+        files.fill(module.head, directory / "head.safetensors")
+        return module
 
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
@@ -185,16 +207,12 @@ class SentimentPredictor:
     input_example = ("The crew was lovely and we landed early", "My bag is lost again")
 
     def __init__(self, directory: Path):
-        from gpt2 import files, weights
-        from gpt2.heads import Classifier
         from gpt2.peak import quickest
         from gpt2.tokenizer import Tokenizer
 
-        self.labels: list[str] = json.loads((directory / "task.json").read_text())["labels"]
-        model = weights.load(directory)
-        self.tokenizer = Tokenizer.load(directory, model.config.vocab_size)
-        self.module = Classifier(model, len(self.labels))
-        files.fill(self.module.head, directory / "head.safetensors")
+        self.labels = labels_of(directory)
+        self.module = TASK.load(directory)
+        self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         self.module.to(quickest()).eval()
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
@@ -222,6 +240,11 @@ class SentimentPredictor:
         probabilities = self.probabilities(texts)
         columns = {f"probability_{label}": probabilities[:, i] for i, label in enumerate(self.labels)}
         return pd.DataFrame({"label": [self.labels[i] for i in probabilities.argmax(1)], **columns})
+
+
+def labels_of(directory: Path) -> list[str]:
+    """The labels of a saved model, in order."""
+    return json.loads((directory / "task.json").read_text())["labels"]
 
 
 def checked_texts(inputs: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Adapters under ZeRO: every stage learns what plain PyTorch learns, and its state goes anywhere."""
+"""Adapters and a student under ZeRO: every stage learns what plain PyTorch learns, and its state goes anywhere."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ KINDS = {
     "lora": AdaptationConfig(kind="lora", rank=4, dropout=0.0),
     "prefix": AdaptationConfig(kind="prefix", prefix_length=3),
     "head": AdaptationConfig(kind="head"),
+    "student": None,
 }
 HALF, LAST = 3, 6
 
@@ -26,8 +27,15 @@ def module_of(kind: str):
     torch.manual_seed(0)
     model = GPT2(MODEL)
     module = Classifier(model, 3, dropout=0.0)
-    adapt(model, KINDS[kind])
-    return module
+    if adaptation := KINDS[kind]:
+        adapt(model, adaptation)
+        return module
+    from gpt2.distillation import Distilled, student
+    from gpt2.task import DistilConfig
+
+    shape = {**MODEL.model_dump(exclude={"vocab_size"}), "n_layer": 1}
+    config = DistilConfig(teacher="a", student=shape)
+    return Distilled(Classifier(student(model, config), 3, dropout=0.0), module, config)
 
 
 def settings(precision: str) -> TrainConfig:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cluster.registry import gate, signature
+from cluster.registry import ARTIFACT_TAG, artifact_id, client, gate, signature
 
 
 def report(value, floor=0.5, up=True, metric="macro_f1"):
@@ -45,3 +45,19 @@ def test_signature_of_texts_and_of_records():
     records = signature([{"history": ["a"], "candidates": ["b"]}], pd.DataFrame({"n": [1]}), {"top_k": 3})
     assert [(c.name, c.required) for c in records.inputs.inputs] == [("history", True), ("candidates", False)]
     assert records.params.params[0].name == "top_k"
+
+
+def test_artifact_of_a_version(tmp_path):
+    client().create_registered_model("gpt2-taught")
+    for artifact in ("first", "second"):
+        client().create_model_version("gpt2-taught", source=str(tmp_path), tags={ARTIFACT_TAG: artifact})
+    client().set_registered_model_alias("gpt2-taught", "champion", "2")
+    assert artifact_id("models:/gpt2-taught/1", "gpt2-taught") == "first"
+    assert artifact_id("models:/gpt2-taught@champion", "gpt2-taught") == "second"
+    for uri in ("models:/gpt2-taught@nobody", "models:/gpt2-taught/3"):
+        with pytest.raises(ValueError, match=r"gpt2-taught.*`gpt2 models` lists what there is"):
+            artifact_id(uri, "gpt2-taught")
+    for uri in ("models:/gpt2-other/1", "models:/gpt2-taught", "models:/gpt2-taught/x"):
+        with pytest.raises(ValueError, match="is no version of gpt2-taught; give models:/gpt2-taught@champion"):
+            artifact_id(uri, "gpt2-taught")
+    client().delete_registered_model("gpt2-taught")

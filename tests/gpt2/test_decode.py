@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt2 import adapters, generate
+from gpt2 import adapters, decode, generate
 from gpt2.config import AdaptationConfig, ModelConfig
 from gpt2.decode import WORTHWHILE, decoder
 from gpt2.model import GPT2, KeyValues
@@ -45,6 +45,9 @@ def test_is_taken_where_it_can_be(monkeypatch):
     model = perturbed()
     assert decoder(model, 2, WORTHWHILE) is not None and decoder(model, 2, WORTHWHILE - 1) is None
     assert decoder(perturbed(SMALL.model_copy(update={"activation": "relu"})), 2, 100) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "LARGEST", SMALL.n_parameters - 1)
+        assert decoder(model, 2, 100) is None
     assert decoder(perturbed().bfloat16(), 2, 100) is None
     prompts, known = [[1, 2, 3], [4]], {"temperature": 0, "stop_at_eot": False}
     quick = generate.generate(model, 299, prompts, 40, **known)
