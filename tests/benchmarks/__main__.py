@@ -1,7 +1,6 @@
 """`make bench`: each benchmark prints one table, peers measured in the same run.
 
-python -m tests.benchmarks [tokenization] [step] [finetuning] [training] [overhead] [surviving] [recipe]
-python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [training] [overhead] [surviving]
+python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [training] [overhead] [surviving] [recipe]
 """
 
 import sys
@@ -10,8 +9,16 @@ from cluster.home import configure
 
 configure()
 
-from tests.benchmarks import finetuning, overhead, recipe, step, surviving, tokenization, training  # noqa: E402
-from tests.benchmarks import fewshot, finetuning, overhead, step, surviving, tokenization, training  # noqa: E402
+from tests.benchmarks import (  # noqa: E402
+    fewshot,
+    finetuning,
+    overhead,
+    recipe,
+    step,
+    surviving,
+    tokenization,
+    training,
+)
 
 BENCHMARKS = {
     "tokenization": tokenization.run,
