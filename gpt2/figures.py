@@ -89,12 +89,12 @@ def table(
     columns: Sequence[str],
     key: str,
 ) -> Figure:
-    """(rows, columns) of values from 0 to 1 as colours, each cell with its text; `key` says what the colours are."""
+    """(rows, columns) of values from 0 as colours, each cell with its text; `key` says what the colours are."""
     figure, axes = blank(title, 0.85 * len(columns) + 1.9, 0.34 * len(rows) + 1.3)
-    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=values.max(), aspect="auto")
     for i, line in enumerate(cells):
         for j, text in enumerate(line):
-            colour = "white" if values[i, j] > 0.55 else INK
+            colour = "white" if values[i, j] > 0.55 * values.max() else INK
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(columns)), columns, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)

@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks [NAME ...], a name being that of a module beside this one with a `run`.
 python -m tests.benchmarks [NAME ...], of those listed in BENCHMARKS below.
+python -m tests.benchmarks [tokenization] [step] [finetuning] [fewshot] [training] [overhead] [surviving] [recipe]
 """
 
 import importlib
@@ -21,6 +22,11 @@ from tests.benchmarks import (  # noqa: E402
     finetuning,
     generation,
     overhead,
+from tests.benchmarks import (  # noqa: E402
+    fewshot,
+    finetuning,
+    overhead,
+    recipe,
     step,
     surviving,
     tokenization,
