@@ -113,12 +113,16 @@ class Up:
     def checkpoints(self) -> list[Path]:
         return sorted(self.home.glob("store/.partial/base-*/_checkpoints/step-*/manifest.json"))
 
+    def reached(self) -> int:
+        """The step of the last checkpoint."""
+        return max((int(p.parent.name.removeprefix("step-")) for p in self.checkpoints()), default=0)
+
     def until_training(self, id: str, beyond: int = 0) -> psutil.Process:
         """The process of the run, once it has written a checkpoint after so many."""
 
         def writing():
             assert self.run(id).state.type.value not in ENDED, self.run(id).state
-            return any(int(p.parent.name.removeprefix("step-")) > beyond for p in self.checkpoints())
+            return self.reached() > beyond
 
         self.until(writing, "a checkpoint", 400)
         return psutil.Process(self.run(id).infrastructure_pid and int(self.run(id).infrastructure_pid.split(":")[-1]))
@@ -304,28 +308,28 @@ def nothing_of_it_is_left(up, process: psutil.Process) -> bool:
 
 
 def test_cancel_means_free(up):
-    id = up.press("pretrain", *LONG)
+    id = up.press("pipeline", *LONG)
     process = up.until_training(id)
     with up.client as client:
         client.set_flow_run_state(id, Cancelling())
     up.until(lambda: nothing_of_it_is_left(up, process), "freedom", 30)
     run = up.until(lambda: (r := up.run(id)).state.type.value == "CANCELLED" and r, "the state", 90)
     assert run.state.name == "Cancelled"
-    assert sorted(up.mlflow_runs("pretrain")) == ["FINISHED", "KILLED"]
+    assert up.mlflow_runs("pretrain").count("KILLED") == 1 and "RUNNING" not in up.mlflow_runs("pretrain")
     assert "RUNNING" not in up.mlflow_runs(f"pipeline {run.name}")
 
 
 def test_a_killed_process_is_crashed_and_goes_on(up):
     """What the cancelled run had done is there; SIGKILL of the run's process, then SIGKILL of the worker."""
-    first = up.press("pretrain", *LONG)
-    reached = int(up.checkpoints()[-1].parent.name.removeprefix("step-"))
+    first = up.press("pipeline", *LONG)
+    reached = up.reached()
     process = up.until_training(first, beyond=reached)
     process.send_signal(signal.SIGKILL)
     run = up.until_ended(first, 120)
     assert run.state.type.value == "CRASHED"
 
-    second = up.press("pretrain", *LONG)
-    reached = int(up.checkpoints()[-1].parent.name.removeprefix("step-"))
+    second = up.press("pipeline", *LONG)
+    reached = up.reached()
     process = up.until_training(second, beyond=reached)
     [worker] = up.processes("prefect worker start")
     worker.send_signal(signal.SIGKILL)
@@ -335,7 +339,7 @@ def test_a_killed_process_is_crashed_and_goes_on(up):
     up.until(lambda: up.processes("prefect worker start"), "the worker", 60)
     assert "Prefect's worker was killed by signal 9; starting it again" in (up.home / "logs/up.log").read_text()
 
-    third = up.press("pretrain", *LONG, "pretrain.steps=4000")
+    third = up.press("pipeline", *LONG, "pretrain.steps=4000")
     up.until_training(third, beyond=reached)
     with up.client as client:
         logs = client.read_logs()
