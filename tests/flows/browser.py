@@ -86,14 +86,14 @@ class Browser:
         """What the page shows."""
         return self.script("document.body ? document.body.innerText : ''")
 
-    def until(self, done: Any, what: str, seconds: float = 60) -> None:
+    def until(self, done: Any, what: str, seconds: float = 180) -> None:
         """Wait until `done()`; `AssertionError` names what did not come."""
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{what} did not come in {seconds} s"
             time.sleep(0.2)
 
-    def until_text(self, text: str, seconds: float = 60) -> None:
+    def until_text(self, text: str, seconds: float = 180) -> None:
         """Wait until the page shows the text."""
         self.until(lambda: text in self.text(), repr(text), seconds)
 

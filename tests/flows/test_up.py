@@ -320,7 +320,7 @@ def test_cancel_means_free(up):
 
 
 def test_a_killed_process_is_crashed_and_goes_on(up):
-    """What the cancelled run had done is there; SIGKILL of the run's process, then SIGKILL of the worker."""
+    """SIGKILL of the run's process, then of the worker and the process at once, so that nobody is left to tell."""
     first = up.press("pipeline", *LONG)
     reached = up.reached()
     process = up.until_training(first, beyond=reached)
@@ -333,13 +333,15 @@ def test_a_killed_process_is_crashed_and_goes_on(up):
     process = up.until_training(second, beyond=reached)
     [worker] = up.processes("prefect worker start")
     worker.send_signal(signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     run = up.until_ended(second, 120)
     assert run.state.type.value == "CRASHED", run.state
     up.until(lambda: nothing_of_it_is_left(up, process), "freedom", 60)
     up.until(lambda: up.processes("prefect worker start"), "the worker", 60)
     assert "Prefect's worker was killed by signal 9; starting it again" in (up.home / "logs/up.log").read_text()
 
-    third = up.press("pipeline", *LONG, "pretrain.steps=4000")
+    reached = up.reached()
+    third = up.press("pipeline", *LONG)
     up.until_training(third, beyond=reached)
     with up.client as client:
         logs = client.read_logs()
