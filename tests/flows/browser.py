@@ -104,12 +104,7 @@ class Browser:
             f".filter(e => e.innerText.includes({json.dumps(text)}) && e.offsetParent !== null)[0]"
         )
         self.until(lambda: self.script(f"!!{place}"), f"{selector} with {text!r}")
-        spot = self.script(
-            f"(e => {{e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
-            f" return [r.x + r.width / 2, r.y + r.height / 2]}})({place})"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=spot[0], y=spot[1], button="left", clickCount=1)
+        self.script(f"(e => {{e.scrollIntoView({{block: 'center'}}); e.focus(); e.click()}})({place})")
         time.sleep(0.3)
 
     def type(self, text: str) -> None:
