@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from prefect import Flow, flow
@@ -45,7 +46,7 @@ MAIN = {
     "seed": "pretrain.seed",
 }
 """Fields of the form and the settings that they change."""
-LEAVING_SECONDS = 15
+LEAVING_SECONDS = 25
 TRAINS = ("pipeline", "pretrain", "finetune", "refresh")
 Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
 
@@ -101,23 +102,27 @@ def end_mlflow_runs(flow: Flow, flow_run: FlowRun, state: State) -> None:
 
 @contextlib.contextmanager
 def leaving_in_time() -> Iterator[None]:
-    """After a SIGTERM, and what a training saves on it, other work in threads is waited for no longer than this."""
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    """A SIGTERM, whoever handles it, ends this process in `LEAVING_SECONDS` at the latest: threads may be at work that
+    nothing can interrupt, and Prefect would wait a little longer than was promised."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    ours, signalled = socket.socketpair()
+    signalled.setblocking(False)
 
-    def handler(number: int, frame: FrameType | None) -> None:
-        last = threading.Timer(LEAVING_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
-        last.daemon = True
-        last.start()
-        before(number, frame)
+    def watch() -> None:
+        while number := ours.recv(1):
+            if number[0] == signal.SIGTERM:
+                time.sleep(LEAVING_SECONDS)
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    signal.signal(signal.SIGTERM, handler)
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(before)
+        signalled.close()
 
 
 @flow(

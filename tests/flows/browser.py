@@ -86,14 +86,14 @@ class Browser:
         """What the page shows."""
         return self.script("document.body ? document.body.innerText : ''")
 
-    def until(self, done: Any, what: str, seconds: float = 60) -> None:
+    def until(self, done: Any, what: str, seconds: float = 180) -> None:
         """Wait until `done()`; `AssertionError` names what did not come."""
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{what} did not come in {seconds} s"
             time.sleep(0.2)
 
-    def until_text(self, text: str, seconds: float = 60) -> None:
+    def until_text(self, text: str, seconds: float = 180) -> None:
         """Wait until the page shows the text."""
         self.until(lambda: text in self.text(), repr(text), seconds)
 
@@ -104,12 +104,7 @@ class Browser:
             f".filter(e => e.innerText.includes({json.dumps(text)}) && e.offsetParent !== null)[0]"
         )
         self.until(lambda: self.script(f"!!{place}"), f"{selector} with {text!r}")
-        spot = self.script(
-            f"(e => {{e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
-            f" return [r.x + r.width / 2, r.y + r.height / 2]}})({place})"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=spot[0], y=spot[1], button="left", clickCount=1)
+        self.script(f"(e => {{e.scrollIntoView({{block: 'center'}}); e.focus(); e.click()}})({place})")
         time.sleep(0.3)
 
     def type(self, text: str) -> None:
