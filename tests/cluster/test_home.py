@@ -65,5 +65,5 @@ def test_doctor_finds_a_port_in_use():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        result = doctor.port(number, "MLflow")()
-    assert result.state == "warning" and "MLflow" in result.remedy
+        result = doctor.port(number, "MLflow", "--mlflow-port")()
+    assert result.state == "warning" and "--mlflow-port" in result.remedy
