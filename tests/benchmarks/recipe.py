@@ -34,7 +34,7 @@ def run() -> None:
             f"| {name} | {parameters:,} | {steps} | {steps * BATCH * CONTEXT:,} | {steps * pace(each):.0f} "
             f"| **{statistics.mean(losses):.3f}** | {', '.join(f'{loss:.3f}' for loss in losses)} |"
         )
-    print(f"\nA step of the modern recipe takes {pace(half) / pace(plain):.2f} times the other's processor time.")
+    print(f"\nA modern step takes {pace(half) / pace(plain):.2f} times the processor time of the other's.")
     draw(runs)
 
 
@@ -65,9 +65,8 @@ def draw(runs: dict[str, list[Any]]) -> None:
     """Validation loss against tokens and against time, the mean over seeds."""
     from gpt2.figures import ACCENT, INK, PALE, blank
 
-    figure, axes = blank(
-        "The modern recipe is far ahead after half the tokens, and in less time", 9, 3.4, 2, sharey=True
-    )
+    title = "The modern recipe is far ahead after half the tokens, and in less time"
+    figure, axes = blank(title, 9, 3.4, 2, sharey=True)
     for (name, each), colour in zip(runs.items(), (INK, ACCENT), strict=True):
         steps = [step for step, _ in each[0].validation]
         means = [statistics.mean(losses) for losses in zip(*([v for _, v in t.validation] for t in each), strict=True)]
