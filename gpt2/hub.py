@@ -34,7 +34,9 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         if not [*found.glob("model*.safetensors")]:
             found = fetched(SAFE + PICKLED)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        remedy = "is the network reachable, and HF_HUB_OFFLINE unset?" if online else "fetch it with online=True"
+        remedy = f"fetch it with gpt2.hub.folder({source!r}, online=True)"
+        if online:
+            remedy = "is the network reachable, and HF_HUB_OFFLINE unset?"
         raise ValueError(f"{source} is no directory and not in the hub's local cache; {remedy}") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"{source} can't be had from the hub: {str(error).partition(chr(10))[0]}") from None

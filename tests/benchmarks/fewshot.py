@@ -1,5 +1,5 @@
 """Labelling the sample posts with k examples: in the base model's prompt, and by fine-tuning on the same k. A base
-model of the laptop's shape, pretrained briefly on the sample reviews; macro-F1 of 300 posts, three choices of
+model of the laptop's shape, pretrained briefly on the sample reviews; macro-F1 of 500 posts, three choices of
 examples."""
 
 import copy
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-CONTEXT, STEPS, POSTS, SEEDS, SHOTS = 512, 40, 300, 3, (0, 4, 16)
+CONTEXT, STEPS, POSTS, SEEDS, SHOTS = 512, 100, 500, 3, (0, 4, 16)
 
 
 def run() -> None:
