@@ -9,7 +9,7 @@ from typing import Any
 STEPS, BATCH, CONTEXT, WIDTH, VOCABULARY = 120, 16, 64, 128, 1024
 SEEDS = (0, 1, 2)
 RATES = {"laptop": 1e-3, "laptop-modern": 1e-2}
-"""The best of three each on one seed; see BENCHMARKS.md."""
+"""The best of four and of three on one seed; see BENCHMARKS.md."""
 FIGURE = Path(__file__).parents[2] / "notebooks" / "figures" / "recipe.png"
 
 
