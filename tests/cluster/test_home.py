@@ -64,5 +64,5 @@ def test_doctor_finds_a_port_in_use():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        result = doctor.port(number, "MLflow")()
+        result = doctor.port(number, "MLflow", "--mlflow-port")()
     assert result.state == "warning" and "MLflow" in result.remedy
