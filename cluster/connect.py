@@ -14,7 +14,6 @@ import psutil
 import ray
 
 from cluster.config import ClusterConfig
-from cluster.credentials import RAY_TOKEN, secret_file
 from cluster.home import ray_folder
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
@@ -62,10 +61,7 @@ def start_or_attach() -> subprocess.Popen | None:
 
 
 def start_local(**options: Any) -> subprocess.Popen:
-    """Start a Ray on this machine, on loopback and closed by a token; returns the process that cleans up after it."""
-    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
-        # Ray's own token would be a file that others can read.
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(secret_file(RAY_TOKEN)))
+    """Start a Ray on this machine, on loopback; returns the process that cleans up after it."""
     # What is left of a local Ray whose head died looks for it for a minute by default, and is an orphan meanwhile.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     ray.init(

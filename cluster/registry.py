@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-from cluster.pulling import ABSENT, MANIFEST_TAG, find, scratch_folder, take
+from cluster.pulling import ABSENT, ADDRESS, MANIFEST_TAG, find, scratch_folder, take
 from cluster.tracking import Run, client, experiment_id
 from gpt2.artifact import Artifact
 from gpt2.modelfiles import manifest
@@ -198,10 +198,10 @@ def describe(name: str, version: ModelVersion, text: str) -> None:
 
 def artifact_id(address: str, name: str) -> str:
     """The id of the artifact that a version of a registered model was made from; `ValueError` where there is none."""
-    version = find(address)
-    if version.name != name:
+    parts = ADDRESS.fullmatch(address)
+    if parts is None or parts["name"] != name:
         raise ValueError(f"{address!r} is no version of {name}; give models:/{name}@champion or models:/{name}/1")
-    return version.tags[ARTIFACT_TAG]
+    return find(address).tags[ARTIFACT_TAG]
 
 
 def versions() -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Every test has a home of its own, and nothing phones home."""
 
 import json
+import os
 import random
+import sys
 
 import pytest
 import torch
@@ -18,6 +20,17 @@ def session_home(tmp_path_factory):
     patch.setenv("GPT2_HOME", str(tmp_path_factory.mktemp("home")))
     yield configure()
     patch.undo()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_addresses():
+    """MLflow leaves its addresses in the environment, for processes that it starts: not for the next tests."""
+    yield
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ.pop(name, None)
+    if tracking := sys.modules.get("cluster.tracking"):
+        tracking.client.cache_clear()
+        tracking.experiment_id.cache_clear()
 
 
 @pytest.fixture(autouse=True)
