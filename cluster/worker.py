@@ -39,9 +39,18 @@ def work(config: dict[str, str]) -> None:
         if not (output / STOP).exists():
             raise  # this node goes away: Ray goes on elsewhere, and does not count it as a failure
     except (GaveUp, ValueError, NotWritten) as error:
-        with contextlib.suppress(OSError):  # the disk may be full
-            Events(output).tell("gave up", reason=str(error))
+        if hopeless(error):
+            with contextlib.suppress(OSError):  # the disk may be full
+                Events(output).tell("gave up", reason=str(error))
         raise
+
+
+def hopeless(error: Exception) -> bool:
+    """Whether the next start would end alike. When a worker has died Ray takes the process group away from the others,
+    and PyTorch's `ValueError` about that is no mistake of the user's."""
+    import torch
+
+    return not isinstance(error, ValueError) or torch.distributed.is_initialized()
 
 
 def gave_up(output: Path) -> str | None:

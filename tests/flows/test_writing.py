@@ -2,16 +2,13 @@
 
 import io
 
-import mlflow
 import pytest
 from rich.console import Console
 
-import cluster
-from cluster.registry import quietly, signature
 from flows.writing import show
-from gpt2 import weights
+from gpt2 import load, weights
 from gpt2.config import ModelConfig
-from gpt2.language_model import DEFAULTS, GeneratorPredictor
+from gpt2.language_model import DEFAULTS
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
 
@@ -36,16 +33,7 @@ def model(tmp_path_factory):
     weights.save(GPT2(config, seed=3), folder / "files")
     tokenizer.save(folder / "files")
     (folder / "files" / "task.json").write_text('{"task": "base"}')
-    predictor = GeneratorPredictor(folder / "files")
-    with quietly():
-        mlflow.pyfunc.save_model(
-            folder / "saved",
-            python_model=f"{cluster.__path__[0]}/pulled.py",
-            artifacts={"model": str(folder / "files")},
-            signature=signature(["a"], predictor.predict(["a"], {}), DEFAULTS),
-            pip_requirements=[],
-        )
-        return mlflow.pyfunc.load_model(str(folder / "saved"))
+    return load(folder / "files")
 
 
 def shown(model, prompt="the film", terminal=False, **params):
