@@ -45,7 +45,7 @@ lint: $(STAMP)  ## Style, types and the direction of imports.
 bench: $(STAMP)  ## Measure against named peers; see BENCHMARKS.md.
 	@$(BIN)/python -m tests.benchmarks
 
-notebooks: $(STAMP)  ## Execute the notebooks in place, each in a clean kernel (under 15 minutes on 2 cores).
+notebooks: $(STAMP)  ## Execute the notebooks in place, each in a clean kernel.
 	@GPT2_HOME="$${GPT2_HOME:-$(CURDIR)/.gpt2}" $(BIN)/python -m notebooks.execute notebooks/*.ipynb
 
 clean-state:  ## Remove the local state (GPT2_HOME, default .gpt2) and nothing else.
