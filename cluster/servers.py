@@ -62,6 +62,7 @@ def logins() -> Path:
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
         "auth_cache_ttl_seconds = 60",  # hashing a password takes longer than most requests
     )
+    (services() / "mlflow-logins.db").touch(0o600)
     path = services() / "mlflow-logins.ini"
     write_atomically(path, "\n".join(lines).encode())
     return path

@@ -1,5 +1,6 @@
 """A home whose services are up, for tests."""
 
+import base64
 import contextlib
 import json
 import os
@@ -59,9 +60,12 @@ class Up:
         assert code is None or done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout + done.stderr
 
+    def secret(self, name: str) -> str:
+        return (self.home / "services" / name).read_text()
+
     @property
     def login(self) -> str:
-        return (self.home / "services" / "prefect-login").read_text()
+        return self.secret("prefect-login")
 
     @property
     def state(self) -> dict:
@@ -127,11 +131,17 @@ class Up:
             return [s for (s,) in db.execute("select status from runs where name = ?", (name,))]
 
 
-def answer(url: str, data: dict | None = None, **headers: str) -> int:
+def basic(login: str) -> str:
+    """The header's value for USER:PASSWORD."""
+    return "Basic " + base64.b64encode(login.encode()).decode()
+
+
+def answer(url: str, data: dict | None = None, method: str | None = None, **headers: str) -> int:
+    """The status of the answer."""
     body = None if data is None else json.dumps(data).encode()
     names = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, names), timeout=20) as found:
+        with urllib.request.urlopen(urllib.request.Request(url, body, names, method=method), timeout=20) as found:
             return found.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.states import Cancelling
 
 from tests.flows import browser
-from tests.flows.running import Up, answer
+from tests.flows.running import Up, answer, basic
+from tests.flows.strangers import STRANGERS, changes, everything, listeners, speaks_http
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -52,31 +52,23 @@ def test_twice_or_on_used_ports_is_refused_in_a_sentence(up):
 
 
 def test_every_listener_is_on_loopback(up):
-    seen = [c.laddr.ip for p in up.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
-    assert len(seen) > 8
-    assert all(ip.removeprefix("::ffff:").startswith("127.") for ip in seen), seen
+    found = listeners(up.processes())
+    assert len(found) > 8
+    assert all(ip.removeprefix("::ffff:").startswith("127.") for ip, _ in found), found
 
 
 def test_nothing_is_changed_without_credentials_or_from_elsewhere(up):
-    import base64
-
-    right = "Basic " + base64.b64encode(up.login.encode()).decode()
-    wrong = "Basic " + base64.b64encode(b"gpt2:guessed").decode()
-    variables = f"http://127.0.0.1:{up.prefect}/api/variables/"
-    made = {"name": "made_by_a_stranger", "value": "1"}
-    refused = {401, 403}
-    assert answer(variables, made) in refused
-    assert answer(variables, made, Authorization=wrong) in refused
-    assert answer(variables, made, Host="evil.example", Origin="http://evil.example") in refused
-    assert answer(f"{variables}name/x", Authorization=wrong) == 401
-    assert answer(variables, made, Authorization=right, Origin="http://evil.example") == 403  # no CSRF token
-    with up.client as client:
-        assert client.read_variable_by_name("made_by_a_stranger") is None
-
-    jobs = f"http://127.0.0.1:{up.dashboard}/api/jobs/"
-    job = {"entrypoint": f"touch {up.folder / 'owned'}"}
-    for headers in ({}, {"Authorization": "Bearer guessed"}, {"Host": "evil.example", "Origin": "http://evil.example"}):
-        assert answer(jobs, job, **headers) in {*refused, 405}, headers
+    """Each listener that speaks HTTP gets each request that would change something, from strangers of each kind."""
+    before = everything(up)
+    ports = sorted({port for _, port in listeners(up.processes()) if speaks_http(port)})
+    assert {up.prefect, up.mlflow, up.dashboard} < set(ports)
+    asked = 0
+    for port in ports:
+        for method, path, data in changes(up.folder / "owned"):
+            for headers in STRANGERS:
+                code = answer(f"http://127.0.0.1:{port}{path}", data, method, **headers)
+                assert code >= 400, (port, method, path, headers, code)
+                asked += 1
     stranger = subprocess.run(
         [sys.executable, "-c", f"import ray; ray.init('127.0.0.1:{up.ray}'); print('in')"],
         env=up.environment | {"RAY_AUTH_MODE": "disabled"},
@@ -86,13 +78,23 @@ def test_nothing_is_changed_without_credentials_or_from_elsewhere(up):
         timeout=180,
     )
     assert stranger.returncode and "in" not in stranger.stdout.split()
-    assert not (up.folder / "owned").exists()
+    assert everything(up) == before and not (up.folder / "owned").exists()
+    print(f"{asked} requests to {len(ports)} listeners were refused")
 
+
+def test_a_page_of_another_site_changes_nothing_with_the_right_login_either(up):
+    """As a browser that knows the login would send it."""
+    before = everything(up)
+    prefect, mlflow = basic(up.login), basic(f"gpt2:{up.secret('mlflow-password')}")
+    mine = f"http://127.0.0.1:{up.prefect}/api/variables/"
+    made = {"name": "made_by_a_stranger", "value": "1"}
+    assert answer(mine, made, Authorization=prefect, Origin="http://evil.example") == 403  # no CSRF token
     create = f"http://127.0.0.1:{up.mlflow}/api/2.0/mlflow/experiments/create"
-    assert answer(create, {"name": "evil"}, Host="evil.example") == 403
-    assert answer(create, {"name": "evil"}, Origin="http://evil.example") == 403
-    with sqlite3.connect(f"file:{up.home}/mlflow/mlflow.db?mode=ro", uri=True) as db:
-        assert ("evil",) not in list(db.execute("select name from experiments"))
+    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        assert answer(create, {"name": "evil"}, Authorization=mlflow, **headers) == 403
+    assert everything(up) == before
+    assert answer(create, {"name": "mine"}, Authorization=mlflow) == 200  # so the requests were right
+    assert everything(up) != before
 
 
 def test_wrong_values_are_refused(up):
