@@ -1,69 +1,82 @@
-"""A single stage's MLflow runs end as it does: done, failed, stopped, killed."""
+"""The MLflow runs of a flow end as it does: done, failed, stopped, killed. Real flows, each in a process of its own."""
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.services import prefect_server
+
 pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import os, signal, sys
+from cluster.home import configure; configure()
+from prefect import flow
+from cluster.tracking import end_dead
+from flows.endings import HOOKS
+from flows.stage import recorded
+
+def sigterm(number, frame): sys.exit(128 + number)  # as `gpt2` does
+signal.signal(signal.SIGTERM, sigterm)
+end_dead()
+
+@flow
+def stage(how: str):
+    with recorded("earlier", f"{how}-earlier", {}):
+        pass
+    with recorded("work", how, {}):
+        if how == "failed":
+            raise RuntimeError("no such document")
+        if how in ("SIGTERM", "SIGKILL"):
+            os.kill(os.getpid(), getattr(signal, how))
+stage.with_options(**HOOKS)(sys.argv[1])
+"""
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("endings")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("endings")
+    (folder / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "GPT2_HOME": str(folder / "home"), "PYTHONPATH": os.getcwd()}
+    environment |= {"PREFECT_HOME": str(folder / "prefect")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def run(how: str) -> int:
+        command = [sys.executable, folder / "program.py", how]
+        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, timeout=200).returncode
+
+    def runs(how: str) -> list[tuple[str, str]]:
+        """(name, status) of the parent and the children of the flow run of that parameter."""
+        with sqlite3.connect(f"file:{folder}/home/mlflow/mlflow.db?mode=ro", uri=True) as db:
+            [(parent,)] = db.execute(
+                "select p.value from tags p join tags a using (run_uuid) where p.key = 'mlflow.parentRunId' "
+                "and a.key = 'gpt2.artifact' and a.value = ?",
+                (how,),
+            )
+            query = (
+                "select name, status from runs where run_uuid = :parent or run_uuid in "
+                "(select run_uuid from tags where key = 'mlflow.parentRunId' and value = :parent) order by start_time"
+            )
+            return [(name.split()[0], status) for name, status in db.execute(query, {"parent": parent})]
+
+    with prefect_server(folder / "prefect") as port:
+        environment["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        run.runs = runs
+        yield run
 
 
-def start(home, stage, changes, *more):
-    environment = {**os.environ, "GPT2_HOME": str(home / "home")}
-    for name in ("PREFECT_HOME", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
-        environment.pop(name, None)
-    words = [w for change in (*changes, *more) for w in ("--set", change)]
-    command = [sys.executable, "-m", "flows.cli", "run", stage, "--preset", "smoke", *words]
-    return subprocess.Popen(command, env=environment, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize(
+    ("how", "status"), [("done", "FINISHED"), ("failed", "FAILED"), ("SIGTERM", "KILLED"), ("SIGKILL", "RUNNING")]
+)
+def test_parent_and_children_end_as_the_flow_run_does(run, how, status):
+    code = run(how)
+    assert (code == 0) == (how == "done")
+    assert run.runs(how) == [("pipeline", status), ("earlier", "FINISHED"), ("work", status)]
 
 
-def runs(home):
-    """(name, status) of each MLflow run, the earliest first."""
-    with sqlite3.connect(f"file:{home}/home/mlflow/mlflow.db?mode=ro", uri=True) as db:
-        return [(n.split()[0], s) for n, s in db.execute("select name, status from runs order by start_time")]
-
-
-def until_training(home, process):
-    deadline = time.monotonic() + 300
-    while not list(home.glob("home/store/.partial/base-*/_checkpoints/step-*/manifest.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def test_a_stage_that_is_done_and_one_that_fails(home, small_changes):
-    assert start(home, "tokenize", small_changes).wait(300) == 0
-    assert set(runs(home)) == {("pipeline", "FINISHED"), ("tokenize", "FINISHED")}
-    bad = home / "bad.jsonl"
-    bad.write_text("no json\n" * 40)
-    before = len(runs(home))
-    assert start(home, "tokenize", small_changes, f"corpus.sources=[{bad}]").wait(300) != 0
-    assert set(runs(home)[before:]) == {("pipeline", "FAILED"), ("tokenize", "FAILED")}
-
-
-def test_a_stage_that_is_stopped_or_killed(home, small_changes):
-    long = ("pretrain.steps=4000", "pretrain.epochs=10000", "pretrain.checkpoint_every=2")
-    process = start(home, "pretrain", small_changes, *long)
-    until_training(home, process)
-    process.send_signal(signal.SIGTERM)
-    process.wait(120)
-    assert set(runs(home)[-2:]) == {("pipeline", "KILLED"), ("pretrain", "KILLED")}
-
-    count = len(runs(home))
-    process = start(home, "pretrain", small_changes, *long)
-    while len(runs(home)) == count:
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    assert ("pipeline", "RUNNING") in runs(home)
-    assert start(home, "tokenize", small_changes).wait(300) == 0
-    assert "RUNNING" not in {s for _, s in runs(home)}
+def test_what_was_killed_is_told_by_the_next_run(run):
+    run("done")
+    assert run.runs("SIGKILL") == [("pipeline", "KILLED"), ("earlier", "FINISHED"), ("work", "KILLED")]

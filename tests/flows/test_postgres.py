@@ -77,7 +77,7 @@ def test_runs_are_recorded_there_and_not_in_the_home(up, server):
     assert run.state.type.value == "COMPLETED", run.state
     assert (run.name,) in ask(server, databases.PREFECT, "select name from flow_run where state_type = 'COMPLETED'")
     runs = dict(ask(server, databases.MLFLOW, "select name, status from runs"))
-    assert runs["tokenize"] == "FINISHED" and set(runs.values()) == {"FINISHED"}
+    assert runs["encode"] == "FINISHED" and set(runs.values()) == {"FINISHED"}
     assert not (up.home / "mlflow" / "mlflow.db").exists() and not (up.home / "prefect" / "prefect.db").exists()
     with up.client as client:
         assert client.read_work_pool("gpt2").concurrency_limit == 20
