@@ -1,12 +1,16 @@
-"""The MLflow runs of a flow run end when and as it does."""
+"""How a flow run ends, and its MLflow runs with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prefect import Flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import State
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run as this_run
+from prefect.states import Cancelled, State
 
 from cluster import tracking
 
@@ -26,3 +30,19 @@ HOOKS: dict[str, Any] = {
     "on_crashed": [end_mlflow_runs],
 }
 """For an outermost flow: of `@flow` or `with_options`."""
+
+
+def or_cancelled(work: Callable[[], Any]) -> Any:
+    """What the work returns; the state Cancelled where a SIGTERM stopped it because somebody cancels this flow run.
+
+    Prefect takes a SIGTERM for a cancellation only while the handler of it is its own, and else for a crash, which its
+    worker corrects a minute later: `cluster.stopping` has ours there, so that a training saves first.
+    """
+    try:
+        return work()
+    except TerminationSignal:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(this_run.id).state
+        if state is None or not state.is_cancelling():
+            raise
+        return Cancelled(message="Cancelled. Run it again, and it goes on where it stopped.")

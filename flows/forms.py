@@ -22,7 +22,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from cluster.tracking import end_dead
 from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
-from flows.endings import HOOKS
+from flows.endings import HOOKS, or_cancelled
 from flows.new_data import look
 from flows.pipeline import STORY, pipeline
 from flows.plan import Plan, make_plan
@@ -160,7 +160,7 @@ def run(
             return duplicate(holder)
         story = {**STORY, "pipeline": pipeline, "refresh": refresh}[stage]
         with leaving_in_time(), turn() if stage in TRAINS else contextlib.nullcontext():
-            return story.fn(settings)
+            return or_cancelled(lambda: story.fn(settings))
 
 
 def identity(stage: str, plan: Plan) -> str:

@@ -190,6 +190,8 @@ def test_cancel_means_free(up):
     up.until(lambda: nothing_of_it_is_left(up, process), "freedom", 30)
     run = up.until(lambda: (r := up.run(id)).state.type.value == "CANCELLED" and r, "the state", 90)
     assert run.state.name == "Cancelled"
+    with up.client as client:
+        assert "CRASHED" not in [s.type.value for s in client.read_flow_run_states(id)]
     assert up.mlflow_runs("pretrain").count("KILLED") == 1 and "RUNNING" not in up.mlflow_runs("pretrain")
     assert "RUNNING" not in up.mlflow_runs(f"pipeline {run.name}")
 
