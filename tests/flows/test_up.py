@@ -280,16 +280,17 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
         )
         page.until_text("majority class")
         page.screenshot(shots / "7-report.png")
+        page.open(f"http://gpt2:{up.secret('mlflow-password')}@127.0.0.1:{up.mlflow}/version")  # the login, once
         page.open(f"http://127.0.0.1:{up.mlflow}/#/models")
         page.until_text("gpt2-sentiment")
         page.screenshot(shots / "8-models.png")
 
 
 def test_no_secret_is_anywhere_but_in_its_file(up):
-    secrets = [up.login.encode(), (up.home / "services" / "ray-token").read_bytes()]
-    for file in (up.home / "services" / "prefect-login", up.home / "services" / "ray-token"):
-        assert file.stat().st_mode & 0o777 == 0o600
-    secrets.append(up.login.split(":")[1].encode())
+    secrets = [up.login.split(":")[1].encode()]
+    for name in ("prefect-login", "mlflow-password", "ray-token"):
+        secrets.append(up.secret(name).encode())
+        assert (up.home / "services" / name).stat().st_mode & 0o777 == 0o600
     for file in (p for p in up.home.rglob("*") if p.is_file() and p.parent != up.home / "services"):
         if file.stat().st_size < 200e6:
             data = file.read_bytes()
