@@ -58,7 +58,7 @@ def logins() -> Path:
     lines = (
         "[mlflow]",
         "default_permission = NO_PERMISSIONS",
-        f"database_uri = sqlite:///{services() / 'mlflow-logins.db'}",
+        f"database_uri = sqlite:///{services() / 'mlflow-logins.db'}".replace("%", "%%"),
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
         "auth_cache_ttl_seconds = 60",  # hashing a password takes longer than most requests
     )

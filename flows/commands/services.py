@@ -87,6 +87,7 @@ def run(choice: Choice, at_once: int | None, limit: int | None) -> None:
         signal.signal(number, leave)
     chosen, environment, secrets = choice
     processes.check_ports(chosen, LOOPBACK)
+    os.environ.pop(databases.ADDRESS, None)  # the two servers have it; runs and Ray need not
     group = Running(environment, secrets)
     try:
         with contextlib.suppress(Leave):
