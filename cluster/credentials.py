@@ -9,7 +9,10 @@ from pathlib import Path
 
 from cluster.home import services
 
+USER = "gpt2"
+"""Who logs in at Prefect and MLflow."""
 RAY_TOKEN = "ray-token"
+MLFLOW_PASSWORD = "mlflow-password"
 PREFECT_LOGIN = "prefect-login"
 
 
@@ -27,6 +30,12 @@ def secret_file(name: str, prefix: str = "") -> Path:
     return path
 
 
+def ray_token() -> dict[str, str]:
+    """The environment of a Ray that asks for this home's token. Left to itself Ray writes one as the umask gives it,
+    for all to read. Needed before Ray is imported."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret_file(RAY_TOKEN))}
+
+
 def prefect_login() -> str:
     """What Prefect's API of this home asks for: USER:PASSWORD."""
-    return secret_file(PREFECT_LOGIN, "gpt2:").read_text()
+    return secret_file(PREFECT_LOGIN, f"{USER}:").read_text()

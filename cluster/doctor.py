@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import os
 import platform
 import shutil
 import socket
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from typing import Any, Literal
 
 import psutil
 
-from cluster.home import home, is_locked, last_state, running
+from cluster import databases
+from cluster.credentials import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN
+from cluster.home import SERVICES, home, is_locked, last_state, running
 from cluster.services import port_answers, user_of
 
 GIB = 2**30
@@ -119,21 +123,61 @@ def port(number: int, use: str, option: str) -> Callable[[], Result]:
     return run
 
 
-def service(name: str, variable: str, path: str, otherwise: str) -> Callable[[], Result]:
+def service(name: str, variable: str, path: str, otherwise: str, login: Callable[[], str]) -> Callable[[], Result]:
+    """The check of a server at the address in `variable`, by a page that asks for the login, USER:PASSWORD."""
+
     def run() -> Result:
         address = os.environ.get(variable)
         if not address:
             return Result(name, "ok", otherwise)
         if not address.startswith("http"):
             return Result(name, "ok", address)
+        basic = base64.b64encode(login().encode()).decode()
+        request = urllib.request.Request(address.rstrip("/") + path, headers={"Authorization": f"Basic {basic}"})
         try:
-            with urllib.request.urlopen(address.rstrip("/") + path, timeout=3) as answer:
+            with urllib.request.urlopen(request, timeout=3) as answer:
                 return judge(name, answer.status == 200, f"{address} answers", f"look at the log of {name}")
+        except urllib.error.HTTPError as error:
+            remedy = f"set {LOGINS[variable]}" if error.code == 401 else f"look at the log of {name}"
+            return Result(name, "failed", f"{address}: {error}", remedy)
         except OSError as error:
             remedy = f"start {name}, or unset {variable} to use the local one"
             return Result(name, "failed", f"{address}: {error}", remedy)
 
     return run
+
+
+LOGINS = {
+    "PREFECT_API_URL": "PREFECT_API_AUTH_STRING",
+    "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
+"""What holds the login of the server at each address."""
+
+
+def prefect_login() -> str:
+    return os.environ.get("PREFECT_API_AUTH_STRING", "")
+
+
+def mlflow_login() -> str:
+    return f"{os.environ.get('MLFLOW_TRACKING_USERNAME', '')}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
+
+
+def postgres() -> Result:
+    if databases.ADDRESS not in os.environ:
+        return Result("PostgreSQL", "ok", "not used: SQLite files in the home")
+    try:
+        databases.check()
+    except ValueError as error:
+        return Result("PostgreSQL", "failed", "of no use to `gpt2 up --profile postgres`", str(error))
+    return Result("PostgreSQL", "ok", f"{databases.address().host} answers, and both databases are there")
+
+
+def secrets() -> Result:
+    """Files that hold secrets, our own and one that Ray writes as the umask gives it."""
+    files = [*(home() / SERVICES).glob("*"), Path.home() / ".ray" / "auth_token"]
+    held = [p for p in files if p.name in ("auth_token", RAY_TOKEN, PREFECT_LOGIN, MLFLOW_PASSWORD) and p.exists()]
+    open_ = " ".join(str(p) for p in held if p.stat().st_mode & 0o077)
+    return judge("secrets", not open_, open_ or "no other user can read them", f"chmod 600 {open_}", hard=False)
 
 
 def ray_cluster() -> Result:
@@ -168,6 +212,8 @@ def answers(service: dict[str, Any]) -> bool:
     return port_answers("127.0.0.1", int(port)) if port.isdigit() else psutil.pid_exists(service["pid"])
 
 
+MLFLOW_ASKS = "/api/2.0/mlflow/experiments/search?max_results=1"
+
 CHECKS: tuple[Callable[[], Result], ...] = (
     python,
     packages,
@@ -181,8 +227,10 @@ CHECKS: tuple[Callable[[], Result], ...] = (
     port(4200, "Prefect", "--prefect-port"),
     port(5000, "MLflow", "--mlflow-port"),
     port(8265, "Ray's dashboard", "--ray-dashboard-port"),
-    service("Prefect", "PREFECT_API_URL", "/health", "embedded, started with a run"),
-    service("MLflow", "MLFLOW_TRACKING_URI", "/health", "embedded: a SQLite file in the home"),
+    service("Prefect", "PREFECT_API_URL", "/admin/version", "embedded, started with a run", prefect_login),
+    service("MLflow", "MLFLOW_TRACKING_URI", MLFLOW_ASKS, "embedded: a SQLite file in the home", mlflow_login),
     ray_cluster,
+    postgres,
+    secrets,
     services,
 )

@@ -13,8 +13,9 @@ from typing import Any
 
 from gpt2.artifact import Store
 
-# Ray's sockets lie this much deeper than its temporary folder; the system allows a socket's path 107 bytes.
-RAY_SOCKET_SUFFIX = 64
+# Ray's sockets lie at most this much deeper than its temporary folder (the dashboard's are the deepest, with a process
+# id of seven digits); the system allows a socket's path 107 bytes.
+RAY_SOCKET_SUFFIX = 68
 
 SERVICES = "services"
 
@@ -80,6 +81,10 @@ def configure() -> Path:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # it listens on loopback alone
     if (state := running()) is not None:
         use(state)
+    if "RAY_ADDRESS" not in os.environ and not any(name.startswith("RAY_AUTH_") for name in os.environ):
+        from cluster.credentials import ray_token  # it needs this module
+
+        os.environ |= ray_token()
     return path
 
 

@@ -30,6 +30,10 @@ class Unreachable(ValueError):
     """There is no MLflow server at the address given."""
 
 
+class NoLogin(ValueError):
+    """The MLflow server asks for a login, and has got none or a wrong one."""
+
+
 class Patient:
     """An MLflow client whose calls wait for the server (`patiently`)."""
 
@@ -51,6 +55,10 @@ def patiently(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
             result = call(*arguments, **named)
         except FAILURES as error:
+            if "error code 401" in str(error):
+                raise NoLogin(
+                    "MLflow refuses the login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                ) from None
             if not unanswered(error):
                 raise
             waited = time.monotonic() - started

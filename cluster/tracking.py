@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlflow
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
@@ -24,6 +26,9 @@ PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 LOCAL_SERVER = "http://127.0.0.1:5000"
+PROCESS = "gpt2.process"
+"""The tag of the process that writes a run; not what the run is known by."""
+OPEN = "attributes.status = 'RUNNING'"
 BATCH = 100  # parameters and tags in one request, MLflow's limit
 METRICS = 1000  # metrics in one, also MLflow's
 
@@ -78,9 +83,9 @@ class Run:
 
     @classmethod
     def open(cls, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
-        """The unfinished run with exactly these `gpt2.*` tags, or a new one."""
+        """The unfinished run with exactly these `gpt2.*` tags (but for `PROCESS`), or a new one."""
         tags = {k: str(v) for k, v in tags.items()}
-        identity = {k: v for k, v in tags.items() if k.startswith("gpt2.")}
+        identity = {k: v for k, v in tags.items() if k.startswith("gpt2.") and k != PROCESS}
         clauses = [f"tags.`{k}` = '{v}'" for k, v in identity.items()] + ["attributes.status != 'FINISHED'"]
         found = client().search_runs([experiment_id()], " and ".join(clauses), max_results=1) if identity else []
         if parent is not None:
@@ -165,16 +170,33 @@ class Run:
         client().set_terminated(self.id, status)
 
 
-def end_open(tag: str, value: str) -> int:
-    """Mark the run with that tag and its children as killed where they are open still: whoever wrote them is gone.
-    Returns how many were open."""
-    found = client().search_runs([experiment_id()], f"tags.`{tag}` = '{value}'")
-    for parent in list(found):
-        found += client().search_runs([experiment_id()], f"tags.`{PARENT}` = '{parent.info.run_id}'")
-    still_open = [run.info.run_id for run in found if run.info.status == "RUNNING"]
-    for id in still_open:
-        Run(id).end("KILLED")
-    return len(still_open)
+def end_open(tag: str, value: str, status: str = "KILLED") -> None:
+    """Set the status of the run with that tag where it is open still. Its open children are killed: whoever wrote
+    them is gone."""
+    for parent in client().search_runs([experiment_id()], f"tags.`{tag}` = '{value}'"):
+        for child in client().search_runs([experiment_id()], f"tags.`{PARENT}` = '{parent.info.run_id}' and {OPEN}"):
+            Run(child.info.run_id).end("KILLED")
+        if parent.info.status == "RUNNING":
+            Run(parent.info.run_id).end(status)
+
+
+def this_process() -> str:
+    """Host, process and its start: what `PROCESS` says of a run that this process writes."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def end_dead() -> None:
+    """Mark as killed the runs of this machine's processes that could not do so themselves, as they were killed."""
+    for run in client().search_runs([experiment_id()], OPEN):
+        host, number, start = (run.data.tags.get(PROCESS, "") + "  ").split(" ")[:3]
+        if host != socket.gethostname():
+            continue
+        try:
+            alive = abs(psutil.Process(int(number)).create_time() - float(start)) < 2
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            end_open(PROCESS, run.data.tags[PROCESS])
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

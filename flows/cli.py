@@ -77,10 +77,11 @@ def run(
     without_tracebacks()
     if stage != "pipeline":
         from cluster.connect import disconnect
+        from flows.endings import HOOKS
 
         try:
             with turn() if stage in ("pretrain", "finetune") else contextlib.nullcontext():
-                out.print(STORY[stage](settings))
+                out.print(STORY[stage].with_options(**HOOKS)(settings))
         finally:
             disconnect()
         return

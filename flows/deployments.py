@@ -31,15 +31,16 @@ SILENT = 75
 """A run without a heartbeat for so many seconds (one is sent every 30 s) has died."""
 
 
-def register() -> list[str]:
-    """Register pool, deployments and the automation for dead runs; what is as it should be is left alone.
+def register(at_once: int | None = None) -> list[str]:
+    """Register pool, deployments and the automation for dead runs; what is as it should be is left alone. `at_once`
+    is the pool's limit from now on; None leaves it, `AT_ONCE` where there is none.
 
     A deployment's schedules keep their ids and whether somebody has enabled them: a tick is never run twice.
     Returns the deployments' names.
     """
     os.environ.setdefault("GPT2_WORKING_DIR", os.getcwd())
     with get_client(sync_client=True) as client:
-        make_pool(client)
+        make_pool(client, at_once)
         crash_the_silent(client)
         return [register_one(client, apply_values(entry, {})) for entry in read()]
 
@@ -49,12 +50,13 @@ def read() -> list[dict[str, Any]]:
     return yaml.safe_load(LISTED.read_text())["deployments"]
 
 
-def make_pool(client: SyncPrefectClient) -> None:
+def make_pool(client: SyncPrefectClient, at_once: int | None) -> None:
     """The work pool, limited."""
+    limit = at_once or AT_ONCE
     try:
         pool = client.read_work_pool(POOL)
-        if pool.concurrency_limit is None:
-            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=AT_ONCE))
+        if pool.concurrency_limit is None or at_once not in (None, pool.concurrency_limit):
+            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
         description = "Runs as processes of the worker that `gpt2 up` starts."
@@ -63,7 +65,7 @@ def make_pool(client: SyncPrefectClient) -> None:
                 name=POOL,
                 type="process",
                 description=description,
-                concurrency_limit=AT_ONCE,
+                concurrency_limit=limit,
                 base_job_template=template,
             )
         )

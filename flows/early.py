@@ -31,10 +31,10 @@ def start(config: PipelineConfig) -> None:
     from cluster.connect import connect_early
 
     connect_early()
-    from cluster.tracking import experiment_id
+    from cluster.tracking import end_dead
     from cluster.train import load
 
-    experiment_id()
+    end_dead()
     load()
     prefect.join()
 

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from prefect import Flow, flow
+from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, create_model, model_serializer
 from pydantic.json_schema import SkipJsonSchema
 
-from cluster import tracking
+from cluster.tracking import end_dead
 from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
+from flows.endings import HOOKS, or_cancelled
 from flows.new_data import look
 from flows.pipeline import STORY, pipeline
 from flows.plan import Plan, make_plan
@@ -95,11 +95,6 @@ def settings_of(preset: str, main: Settings, changes: list[str], file: str | Non
     return resolve(preset, Path(file) if file else None, [*mine, *changes])
 
 
-def end_mlflow_runs(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """Of a run that was cancelled or has crashed, in a process that is alive still or in the worker's."""
-    tracking.end_open("gpt2.flow_run", str(flow_run.id))
-
-
 @contextlib.contextmanager
 def leaving_in_time() -> Iterator[None]:
     """A SIGTERM, whoever handles it, ends this process in `LEAVING_SECONDS` at the latest: threads may be at work that
@@ -129,8 +124,7 @@ def leaving_in_time() -> Iterator[None]:
     name="gpt2",
     flow_run_name="{stage}-{preset}",
     task_runner=ThreadPoolTaskRunner(max_workers=8),
-    on_cancellation=[end_mlflow_runs],
-    on_crashed=[end_mlflow_runs],
+    **HOOKS,
 )
 def run(
     stage: Stage = "pipeline",
@@ -160,12 +154,13 @@ def run(
         return Completed(message="Nothing to do: every stage was done before.", data=rows)
     if stage == "refresh" and (reason := look(settings).nothing()):
         return Completed(message=f"Nothing to do: {reason}.")
+    end_dead()
     with claim(identity(stage, plan)) as holder:
         if holder is not None:
             return duplicate(holder)
         story = {**STORY, "pipeline": pipeline, "refresh": refresh}[stage]
         with leaving_in_time(), turn() if stage in TRAINS else contextlib.nullcontext():
-            return story.fn(settings)
+            return or_cancelled(lambda: story.fn(settings))
 
 
 def identity(stage: str, plan: Plan) -> str:

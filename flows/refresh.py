@@ -120,8 +120,8 @@ def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | Stat
     run = parent_run()
     try:
         result = go_on(new)
-    except BaseException:
-        run.end("FAILED")
+    except BaseException as error:
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     finally:
         disconnect()

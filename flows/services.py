@@ -7,6 +7,7 @@ import sys
 import httpx
 
 from cluster.credentials import prefect_login
+from cluster.databases import Profile, prefect_url
 from cluster.servers import LOOPBACK
 from cluster.services import Service, http_answers
 
@@ -14,8 +15,8 @@ WORKER = "gpt2-up"
 POOL = "gpt2"
 
 
-def server(port: int) -> Service:
-    """The API, the UI and the scheduler over the home's own SQLite file; it asks for the home's login."""
+def server(port: int, profile: Profile = "sqlite") -> Service:
+    """The API, the UI and the scheduler; it asks for the home's login."""
     address = f"http://{LOOPBACK}:{port}"
     environment = {
         "PREFECT_SERVER_API_AUTH_STRING": prefect_login(),
@@ -28,6 +29,8 @@ def server(port: int) -> Service:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
+    if profile == "postgres":
+        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = prefect_url()
     return Service(
         "prefect",
         "Prefect",
@@ -39,12 +42,14 @@ def server(port: int) -> Service:
     )
 
 
-def worker() -> Service:
-    """Starts the runs that the UI and schedules ask for, as processes of this machine."""
+def worker(at_once: int | None) -> Service:
+    """Starts the runs that the UI and schedules ask for, as processes of this machine: at most so many at a time."""
+    command = ("worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER)
+    limit = ("--limit", str(at_once)) if at_once else ()
     return Service(
         "worker",
         "Prefect's worker",
-        (sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER),
+        (sys.executable, "-m", "prefect", *command, *limit),
         f"pool {POOL!r}",
         worker_is_online,
         environment={

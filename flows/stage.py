@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_UI_URL
 
 from cluster.budget import BudgetExceeded
 from cluster.home import store
-from cluster.tracking import NOTE, Run
+from cluster.tracking import NOTE, PROCESS, Run, this_process
 from flows.artifacts import show, slug
 from flows.outages import keep_events
 from gpt2.artifact import Artifact, Key
@@ -70,7 +70,8 @@ def root_flow_run() -> str:
 
 def parent_run() -> Run:
     """The MLflow run of the whole flow run: made by the first stage that has something to record."""
-    tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", **prefect_tags(root_flow_run())}
+    tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", PROCESS: this_process()}
+    tags |= prefect_tags(root_flow_run())
     return Run.open(f"pipeline {flow_run.name or ''}".strip(), tags | commit_tag())
 
 

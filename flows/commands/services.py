@@ -16,8 +16,10 @@ import httpx
 from cyclopts import Parameter
 from rich.console import Console
 
+from cluster import databases
 from cluster import services as processes
-from cluster.credentials import PREFECT_LOGIN, RAY_TOKEN, prefect_login, secret_file
+from cluster.credentials import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN, USER, prefect_login, secret_file
+from cluster.databases import Profile
 from cluster.doctor import answers
 from cluster.home import home, is_locked, last_state
 from cluster.servers import LOOPBACK, mlflow, ray
@@ -31,6 +33,8 @@ START_SECONDS = 240
 def up(
     *,
     detach: Annotated[bool, Parameter(negative="")] = False,
+    profile: Profile = "sqlite",
+    at_once: int | None = None,
     prefect_port: int = 4200,
     mlflow_port: int = 5000,
     ray_port: int = 6379,
@@ -45,27 +49,45 @@ def up(
 
     Args:
         detach: return once everything answers.
+        profile: where Prefect and MLflow keep their records: SQLite files of the home, or the PostgreSQL server that
+            GPT2_POSTGRES_URL names.
+        at_once: runs of the UI and of schedules at a time; 3, or what the work pool says.
         prefect_port: where Prefect's UI and API listen.
         mlflow_port: where MLflow listens.
         ray_port: where Ray's head listens.
         ray_dashboard_port: where Ray's dashboard listens.
     """
+    limit = check_at_once(at_once, profile)
     if detach:
-        ports = (prefect_port, mlflow_port, ray_port, ray_dashboard_port)
-        names = ("--prefect-port", "--mlflow-port", "--ray-port", "--ray-dashboard-port")
-        return in_background([word for name, port in zip(names, ports, strict=True) for word in (name, str(port))])
+        values = {"profile": profile, "prefect-port": prefect_port, "mlflow-port": mlflow_port, "ray-port": ray_port}
+        values |= {"ray-dashboard-port": ray_dashboard_port, **({"at-once": at_once} if at_once else {})}
+        return in_background([word for name, value in values.items() for word in (f"--{name}", str(value))])
     with processes.only_one():
         if (left := last_state()) is not None and (count := processes.stop(left)):
             out.print(f"Stopped {count} processes of an earlier `gpt2 up` that was killed.")
-        run(prefect_port, mlflow_port, ray_port, ray_dashboard_port)
+        run(choose(profile, prefect_port, mlflow_port, ray_port, ray_dashboard_port), at_once, limit)
 
 
-def run(prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: int) -> None:
+def check_at_once(at_once: int | None, profile: Profile) -> int | None:
+    """The most runs that the worker may start at a time, whatever the pool says, None for any; `ValueError` for more
+    than the databases stand."""
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"--at-once={at_once} lets nothing run; give 1 or more")
+    if profile == "sqlite" and (at_once or 0) > databases.SQLITE_RUNS:
+        raise ValueError(
+            f"--at-once={at_once} is more than the {databases.SQLITE_RUNS} runs that were measured to work on SQLite; "
+            f"lower it, or use --profile postgres"
+        )
+    return at_once or (databases.SQLITE_RUNS if profile == "sqlite" else None)
+
+
+def run(choice: Choice, at_once: int | None, limit: int | None) -> None:
     """Start, watch, and stop at the end, however it comes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
-    chosen, environment, secrets = choose(prefect_port, mlflow_port, ray_port, ray_dashboard_port)
+    chosen, environment, secrets = choice
     processes.check_ports(chosen, LOOPBACK)
+    os.environ.pop(databases.ADDRESS, None)  # the two servers have it; runs and Ray need not
     group = Running(environment, secrets)
     try:
         with contextlib.suppress(Leave):
@@ -74,13 +96,13 @@ def run(prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: 
                 group.start(service)
             for variables in environment.values():
                 os.environ.update(variables)
-            if "PREFECT_API_URL" in secrets:
-                os.environ["PREFECT_API_AUTH_STRING"] = prefect_login()
-            register = importing()
+            for files in secrets.values():
+                os.environ.update({variable: secret_file(name).read_text() for variable, name in files.items()})
+            register = importing(at_once)
             for service in chosen:
                 group.wait(service.name, START_SECONDS)
             deployments = register()
-            group.start(worker())
+            group.start(worker(limit))
             group.wait("worker", START_SECONDS)
             group.write(ready=True)
             tell(deployments)
@@ -107,11 +129,14 @@ def leave(number: int, frame: Any) -> None:
     raise Leave
 
 
-def choose(
-    prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: int
-) -> tuple[list[Service], dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+Choice = tuple[list[Service], dict[str, dict[str, str]], dict[str, dict[str, str]]]
+
+
+def choose(profile: Profile, prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: int) -> Choice:
     """The services to start, and by the variable that would name another: the environment that leads to each, and the
     secrets of it, by file. `ValueError` where a named one does not answer."""
+    if profile == "postgres":
+        databases.check()
     chosen: list[Service] = []
     environment: dict[str, dict[str, str]] = {}
     secrets: dict[str, dict[str, str]] = {}
@@ -124,15 +149,17 @@ def choose(
     if address := os.environ.get("PREFECT_API_URL"):
         require("PREFECT_API_URL", address, http_answers(f"{address.rstrip('/')}/health"))
     else:
-        chosen.append(server(prefect_port))
+        chosen.append(server(prefect_port, profile))
         api, ui = f"{chosen[-1].address}/api", chosen[-1].address
         environment["PREFECT_API_URL"] = {"PREFECT_API_URL": api, "PREFECT_UI_URL": ui}
         secrets["PREFECT_API_URL"] = {"PREFECT_API_AUTH_STRING": PREFECT_LOGIN}
     if address := os.environ.get("MLFLOW_TRACKING_URI"):
         require("MLFLOW_TRACKING_URI", address, not address.startswith("http") or http_answers(f"{address}/health"))
     else:
-        chosen.append(mlflow(mlflow_port))
-        environment["MLFLOW_TRACKING_URI"] = {"MLFLOW_TRACKING_URI": chosen[-1].address}
+        chosen.append(mlflow(mlflow_port, profile))
+        login = {"MLFLOW_TRACKING_USERNAME": USER}
+        environment["MLFLOW_TRACKING_URI"] = {"MLFLOW_TRACKING_URI": chosen[-1].address, **login}
+        secrets["MLFLOW_TRACKING_URI"] = {"MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD}
     return chosen, environment, secrets
 
 
@@ -141,7 +168,7 @@ def require(variable: str, address: str, good: bool) -> None:
         raise ValueError(f"{variable}={address} does not answer; start what it names, or unset it to have one started")
 
 
-def importing() -> Any:
+def importing(at_once: int | None) -> Any:
     """Begin to import the flows, which takes seconds, while the servers start; returns what registers them."""
     found: list[Any] = []
 
@@ -158,7 +185,7 @@ def importing() -> Any:
         if not found:
             raise ServiceFailed("the flows could not be loaded; see above")
         try:
-            return found[0]()
+            return found[0](at_once)
         except httpx.HTTPError as error:
             raise ServiceFailed(
                 f"the deployments could not be registered with {os.environ['PREFECT_API_URL']}: {error}; "
@@ -178,7 +205,7 @@ def tell(deployments: Sequence[str]) -> None:
     out.print(f"  [bold]Ray[/]      {addresses.get('ray', os.environ['RAY_ADDRESS'])}    the cluster\n")
     out.print(f"First: {ui}/deployments, press the three dots at `pipeline`, then Custom run; or `gpt2 run` here.")
     if state["secrets"]:
-        out.print("Prefect's page asks each browser once for a login, Ray's for a token: see `gpt2 status --login`.")
+        out.print("Each page asks a browser once for a login or a token: see `gpt2 status --login`.")
     out.print(f"{len(deployments)} deployments are registered. Logs are in {processes.logs()}.")
     out.print("Stop with Ctrl-C here, or `gpt2 down` anywhere with the same GPT2_HOME.\n")
 
@@ -246,7 +273,7 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
     Example: gpt2 status --login
 
     Args:
-        login: show the login of Prefect's page and the token of Ray's dashboard too.
+        login: show the logins of Prefect's and MLflow's pages and the token of Ray's dashboard too.
     """
     from rich.table import Table
 
@@ -271,6 +298,7 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
         out.print("It is still starting, or starting something again.")
     if login:
         out.print(f"Prefect's page:  {prefect_login()}")
+        out.print(f"MLflow's page:   {USER}, password {secret_file(MLFLOW_PASSWORD).read_text()}")
         out.print(f"Ray's dashboard: {secret_file(RAY_TOKEN).read_text()}")
     if bad:
         sys.exit(1)

@@ -2,8 +2,9 @@
 
 import multiprocessing
 import random
-import sqlite3
 import time
+
+import sqlalchemy
 
 from cluster import promotion
 from cluster.registry import by_alias
@@ -16,7 +17,7 @@ left join model_version_tags quality on quality.name = alias.name and quality.ve
   and quality.key = 'quality'
 left join model_version_tags promoted on promoted.name = alias.name and promoted.version = alias.version
   and promoted.key = 'gpt2.promoted'
-where alias.name = ? and alias.alias = 'champion'
+where alias.name = :name and alias.alias = 'champion'
 """
 
 
@@ -82,8 +83,9 @@ def all_at_once(context, name, numbers, generator, kill, watch):
     return [p.exitcode for p in processes]
 
 
-def rounds(path, name, count, kill, seed):
-    """Rounds of promoters in processes of their own, watched in the database at `path`; their exit codes.
+def rounds(database, name, count, kill, seed):
+    """Rounds of promoters in processes of their own, watched in MLflow's database, a SQLAlchemy URL;
+    their exit codes.
 
     At every moment the champion has passed the gate; unless some were killed, it is the best in the end.
     """
@@ -91,7 +93,7 @@ def rounds(path, name, count, kill, seed):
     context.set_forkserver_preload(["tests.cluster.promoters"])
     generator, survived = random.Random(seed), []
     client().search_registered_models()  # the first request makes the database
-    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)
+    rows, look = sqlalchemy.create_engine(database).connect(), sqlalchemy.text(CHAMPION_NOW)
     for number in range(count):
         qualities = [round(generator.uniform(0.4, 1.0), 3) for _ in range(PROMOTERS)]
         model = f"{name}-{seed}-{number}"
@@ -99,9 +101,10 @@ def rounds(path, name, count, kill, seed):
         seen = set()
 
         def watch(model=model, seen=seen):
-            for version, quality, promoted in database.execute(CHAMPION_NOW, (model,)):
+            for version, quality, promoted in rows.execute(look, {"name": model}):
                 assert promoted is not None and float(quality) > FLOOR, (model, version, quality, promoted)
                 seen.add(version)
+            rows.rollback()  # or the next look would see the same moment again
 
         codes = all_at_once(context, model, [v.version for v in versions], generator, kill, watch)
         watch()

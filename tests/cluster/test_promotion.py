@@ -19,7 +19,7 @@ def files_are_there(monkeypatch):
 
 
 def database():
-    return home() / "mlflow" / "mlflow.db"
+    return f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
 
 
 def fresh(version):

@@ -111,4 +111,4 @@ def test_versions_of_a_server_are_verified(environment, tmp_path):
 
 def test_eight_at_once_against_a_server(environment, tmp_path):
     variables, folder = environment
-    assert "were killed" in run(variables, tmp_path, PROMOTIONS, folder / "mlflow.db")
+    assert "were killed" in run(variables, tmp_path, PROMOTIONS, f"sqlite:///{folder / 'mlflow.db'}")

@@ -1,136 +1,22 @@
 """`gpt2 up` as an operator and an analyst use it: real servers, a real worker, a real browser."""
 
-import contextlib
-import json
 import os
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.states import Cancelling
 
-from cluster.services import MARK
 from tests.flows import browser
+from tests.flows.running import Up, answer, basic
+from tests.flows.strangers import STRANGERS, changes, everything, listeners, speaks_http
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-
-
-def free_ports(count: int) -> list[int]:
-    """Below the range that Ray gives its workers, so that nothing else takes them meanwhile."""
-    found: list[int] = []
-    for port in range(4300 + os.getpid() % 500, 9900):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
-
-
-class Up:
-    """A home whose services are up."""
-
-    def __init__(self, folder: Path, changes: list[str]):
-        self.folder, self.changes = folder, changes
-        self.home = folder / "home"
-        self.prefect, self.mlflow, self.ray, self.dashboard = free_ports(4)
-        self.options = [
-            *("--prefect-port", str(self.prefect), "--mlflow-port", str(self.mlflow)),
-            *("--ray-port", str(self.ray), "--ray-dashboard-port", str(self.dashboard)),
-        ]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_TRACKING", "RAY_A"))}
-        self.environment = {**kept, "GPT2_HOME": str(self.home), "COLUMNS": "200"}
-
-    def gpt2(self, *words: str, code: int | None = 0, **more: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.folder,
-            env=self.environment | more,
-            timeout=600,
-        )
-        assert code is None or done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
-        return done.stdout + done.stderr
-
-    @property
-    def login(self) -> str:
-        return (self.home / "services" / "prefect-login").read_text()
-
-    @property
-    def state(self) -> dict:
-        return json.loads((self.home / "services" / "state.json").read_text())
-
-    @property
-    def client(self) -> SyncPrefectClient:
-        return SyncPrefectClient(f"http://127.0.0.1:{self.prefect}/api", auth_string=self.login)
-
-    def processes(self, *words: str) -> list[psutil.Process]:
-        """Those that `up` and its services started, with one of the words in the command line."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                mine = process.environ().get("GPT2_HOME") == str(self.home) and MARK in process.environ()
-                line = " ".join(process.cmdline())
-                if mine and (not words or any(word in line for word in words)):
-                    found.append(process)
-        return found
-
-    def press(self, deployment: str, *changes: str, **parameters) -> str:
-        """What the form's button does; the run's id."""
-        given = {"preset": "smoke", "changes": [*self.changes, *changes], **parameters}
-        with self.client as client:
-            found = client.read_deployment_by_name(f"gpt2/{deployment}")
-            return str(client.create_flow_run_from_deployment(found.id, parameters=given).id)
-
-    def run(self, id: str):
-        with self.client as client:
-            return client.read_flow_run(id)
-
-    def until(self, done, what: str, seconds: float = 300):
-        deadline = time.monotonic() + seconds
-        while not (value := done()):
-            assert time.monotonic() < deadline, f"{what} did not come in {seconds} s"
-            time.sleep(0.5)
-        return value
-
-    def until_ended(self, id: str, seconds: float = 600):
-        """The run, once its state is final."""
-        return self.until(lambda: (r := self.run(id)).state.type.value in ENDED and r, f"the end of {id}", seconds)
-
-    def checkpoints(self) -> list[Path]:
-        return sorted(self.home.glob("store/.partial/base-*/_checkpoints/step-*/manifest.json"))
-
-    def reached(self) -> int:
-        """The step of the last checkpoint."""
-        return max((int(p.parent.name.removeprefix("step-")) for p in self.checkpoints()), default=0)
-
-    def until_training(self, id: str, beyond: int = 0) -> psutil.Process:
-        """The process of the run, once it has written a checkpoint after so many."""
-
-        def writing():
-            assert self.run(id).state.type.value not in ENDED, self.run(id).state
-            return self.reached() > beyond
-
-        self.until(writing, "a checkpoint", 400)
-        return psutil.Process(self.run(id).infrastructure_pid and int(self.run(id).infrastructure_pid.split(":")[-1]))
-
-    def mlflow_runs(self, name: str) -> list[str]:
-        """States of the MLflow runs of that name."""
-        with sqlite3.connect(f"file:{self.home}/mlflow/mlflow.db?mode=ro", uri=True) as db:
-            return [s for (s,) in db.execute("select status from runs where name = ?", (name,))]
 
 
 @pytest.fixture(scope="module")
@@ -166,41 +52,23 @@ def test_twice_or_on_used_ports_is_refused_in_a_sentence(up):
 
 
 def test_every_listener_is_on_loopback(up):
-    seen = [c.laddr.ip for p in up.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
-    assert len(seen) > 8
-    assert all(ip.removeprefix("::ffff:").startswith("127.") for ip in seen), seen
-
-
-def answer(url: str, data: dict | None = None, **headers: str) -> int:
-    body = None if data is None else json.dumps(data).encode()
-    names = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, names), timeout=20) as found:
-            return found.status
-    except urllib.error.HTTPError as error:
-        return error.code
+    found = listeners(up.processes())
+    assert len(found) > 8
+    assert all(ip.removeprefix("::ffff:").startswith("127.") for ip, _ in found), found
 
 
 def test_nothing_is_changed_without_credentials_or_from_elsewhere(up):
-    import base64
-
-    right = "Basic " + base64.b64encode(up.login.encode()).decode()
-    wrong = "Basic " + base64.b64encode(b"gpt2:guessed").decode()
-    variables = f"http://127.0.0.1:{up.prefect}/api/variables/"
-    made = {"name": "made_by_a_stranger", "value": "1"}
-    refused = {401, 403}
-    assert answer(variables, made) in refused
-    assert answer(variables, made, Authorization=wrong) in refused
-    assert answer(variables, made, Host="evil.example", Origin="http://evil.example") in refused
-    assert answer(f"{variables}name/x", Authorization=wrong) == 401
-    assert answer(variables, made, Authorization=right, Origin="http://evil.example") == 403  # no CSRF token
-    with up.client as client:
-        assert client.read_variable_by_name("made_by_a_stranger") is None
-
-    jobs = f"http://127.0.0.1:{up.dashboard}/api/jobs/"
-    job = {"entrypoint": f"touch {up.folder / 'owned'}"}
-    for headers in ({}, {"Authorization": "Bearer guessed"}, {"Host": "evil.example", "Origin": "http://evil.example"}):
-        assert answer(jobs, job, **headers) in {*refused, 405}, headers
+    """Each listener that speaks HTTP gets each request that would change something, from strangers of each kind."""
+    before = everything(up)
+    ports = sorted({port for _, port in listeners(up.processes()) if speaks_http(port)})
+    assert {up.prefect, up.mlflow, up.dashboard} < set(ports)
+    asked = 0
+    for port in ports:
+        for method, path, data in changes(up.folder / "owned"):
+            for headers in STRANGERS:
+                code = answer(f"http://127.0.0.1:{port}{path}", data, method, **headers)
+                assert code >= 400, (port, method, path, headers, code)
+                asked += 1
     stranger = subprocess.run(
         [sys.executable, "-c", f"import ray; ray.init('127.0.0.1:{up.ray}'); print('in')"],
         env=up.environment | {"RAY_AUTH_MODE": "disabled"},
@@ -210,13 +78,23 @@ def test_nothing_is_changed_without_credentials_or_from_elsewhere(up):
         timeout=180,
     )
     assert stranger.returncode and "in" not in stranger.stdout.split()
-    assert not (up.folder / "owned").exists()
+    assert everything(up) == before and not (up.folder / "owned").exists()
+    print(f"{asked} requests to {len(ports)} listeners were refused")
 
+
+def test_a_page_of_another_site_changes_nothing_with_the_right_login_either(up):
+    """As a browser that knows the login would send it."""
+    before = everything(up)
+    prefect, mlflow = basic(up.login), basic(f"gpt2:{up.secret('mlflow-password')}")
+    mine = f"http://127.0.0.1:{up.prefect}/api/variables/"
+    made = {"name": "made_by_a_stranger", "value": "1"}
+    assert answer(mine, made, Authorization=prefect, Origin="http://evil.example") == 403  # no CSRF token
     create = f"http://127.0.0.1:{up.mlflow}/api/2.0/mlflow/experiments/create"
-    assert answer(create, {"name": "evil"}, Host="evil.example") == 403
-    assert answer(create, {"name": "evil"}, Origin="http://evil.example") == 403
-    with sqlite3.connect(f"file:{up.home}/mlflow/mlflow.db?mode=ro", uri=True) as db:
-        assert ("evil",) not in list(db.execute("select name from experiments"))
+    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        assert answer(create, {"name": "evil"}, Authorization=mlflow, **headers) == 403
+    assert everything(up) == before
+    assert answer(create, {"name": "mine"}, Authorization=mlflow) == 200  # so the requests were right
+    assert everything(up) != before
 
 
 def test_wrong_values_are_refused(up):
@@ -312,6 +190,8 @@ def test_cancel_means_free(up):
     up.until(lambda: nothing_of_it_is_left(up, process), "freedom", 30)
     run = up.until(lambda: (r := up.run(id)).state.type.value == "CANCELLED" and r, "the state", 90)
     assert run.state.name == "Cancelled"
+    with up.client as client:
+        assert "CRASHED" not in [s.type.value for s in client.read_flow_run_states(id)]
     assert up.mlflow_runs("pretrain").count("KILLED") == 1 and "RUNNING" not in up.mlflow_runs("pretrain")
     assert "RUNNING" not in up.mlflow_runs(f"pipeline {run.name}")
 
@@ -400,16 +280,17 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
         )
         page.until_text("majority class")
         page.screenshot(shots / "7-report.png")
+        page.open(f"http://gpt2:{up.secret('mlflow-password')}@127.0.0.1:{up.mlflow}/version")  # the login, once
         page.open(f"http://127.0.0.1:{up.mlflow}/#/models")
         page.until_text("gpt2-sentiment")
         page.screenshot(shots / "8-models.png")
 
 
 def test_no_secret_is_anywhere_but_in_its_file(up):
-    secrets = [up.login.encode(), (up.home / "services" / "ray-token").read_bytes()]
-    for file in (up.home / "services" / "prefect-login", up.home / "services" / "ray-token"):
-        assert file.stat().st_mode & 0o777 == 0o600
-    secrets.append(up.login.split(":")[1].encode())
+    secrets = [up.login.split(":")[1].encode()]
+    for name in ("prefect-login", "mlflow-password", "ray-token"):
+        secrets.append(up.secret(name).encode())
+        assert (up.home / "services" / name).stat().st_mode & 0o777 == 0o600
     for file in (p for p in up.home.rglob("*") if p.is_file() and p.parent != up.home / "services"):
         if file.stat().st_size < 200e6:
             data = file.read_bytes()

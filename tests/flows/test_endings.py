@@ -1,0 +1,82 @@
+"""The MLflow runs of a flow end as it does: done, failed, stopped, killed. Real flows, each in a process of its own."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from tests.services import prefect_server
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import os, signal, sys
+from cluster.home import configure; configure()
+from prefect import flow
+from cluster.tracking import end_dead
+from flows.endings import HOOKS
+from flows.stage import recorded
+
+def sigterm(number, frame): sys.exit(128 + number)  # as `gpt2` does
+signal.signal(signal.SIGTERM, sigterm)
+end_dead()
+
+@flow
+def stage(how: str):
+    with recorded("earlier", f"{how}-earlier", {}):
+        pass
+    with recorded("work", how, {}):
+        if how == "failed":
+            raise RuntimeError("no such document")
+        if how in ("SIGTERM", "SIGKILL"):
+            os.kill(os.getpid(), getattr(signal, how))
+stage.with_options(**HOOKS)(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("endings")
+    (folder / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "GPT2_HOME": str(folder / "home"), "PYTHONPATH": os.getcwd()}
+    environment |= {"PREFECT_HOME": str(folder / "prefect")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def run(how: str) -> int:
+        command = [sys.executable, folder / "program.py", how]
+        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, timeout=200).returncode
+
+    def runs(how: str) -> list[tuple[str, str]]:
+        """(name, status) of the parent and the children of the flow run of that parameter."""
+        with sqlite3.connect(f"file:{folder}/home/mlflow/mlflow.db?mode=ro", uri=True) as db:
+            [(parent,)] = db.execute(
+                "select p.value from tags p join tags a using (run_uuid) where p.key = 'mlflow.parentRunId' "
+                "and a.key = 'gpt2.artifact' and a.value = ?",
+                (how,),
+            )
+            query = (
+                "select name, status from runs where run_uuid = :parent or run_uuid in "
+                "(select run_uuid from tags where key = 'mlflow.parentRunId' and value = :parent) order by start_time"
+            )
+            return [(name.split()[0], status) for name, status in db.execute(query, {"parent": parent})]
+
+    with prefect_server(folder / "prefect") as port:
+        environment["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        run.runs = runs
+        yield run
+
+
+@pytest.mark.parametrize(
+    ("how", "status"), [("done", "FINISHED"), ("failed", "FAILED"), ("SIGTERM", "KILLED"), ("SIGKILL", "RUNNING")]
+)
+def test_parent_and_children_end_as_the_flow_run_does(run, how, status):
+    code = run(how)
+    assert (code == 0) == (how == "done")
+    assert run.runs(how) == [("pipeline", status), ("earlier", "FINISHED"), ("work", status)]
+
+
+def test_what_was_killed_is_told_by_the_next_run(run):
+    run("done")
+    assert run.runs("SIGKILL") == [("pipeline", "KILLED"), ("earlier", "FINISHED"), ("work", "KILLED")]
