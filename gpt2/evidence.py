@@ -43,6 +43,8 @@ class Evidence:
     """Metrics that resampling makes larger."""
     hits: Mapping[str, np.ndarray] | None = None
     """(n,) whether each system was right, where that is how it is."""
+    needed: int | None = None
+    """How many columns, the first, the primary and the slices' metric need, where others are beside them."""
 
     def __len__(self) -> int:
         return len(self.systems[MODEL])
@@ -63,6 +65,12 @@ class Evidence:
         inside = self.slices[name]
         hits = {n: h[inside] for n, h in self.hits.items()} if self.hits else None
         return replace(self, systems={n: s[inside] for n, s in self.systems.items()}, slices={}, hits=hits)
+
+    def lean(self) -> Evidence:
+        """Of the primary and the slices' metric alone, which are quicker to draw."""
+        systems = {name: columns[:, : self.needed] for name, columns in self.systems.items()}
+        metrics = {name: self.metrics[name] for name in (self.primary, self.slice_metric)}
+        return replace(self, systems=systems, metrics=metrics)
 
     def against(self, other: Evidence, name: str) -> Evidence:
         """With another model's answers to the same units beside one's own; `ValueError` where they are not the same."""
@@ -188,7 +196,7 @@ def classification(
     systems = {name: columns(*answer) for name, answer in answers.items()}
     right = {name: predicted == truth for name, (predicted, _) in answers.items()}
     inflated = ("calibration_error",)
-    return Evidence(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right)
+    return Evidence(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
 
 
 def ranking(

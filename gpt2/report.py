@@ -20,6 +20,7 @@ td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right;vertical
 td{font-variant-numeric:tabular-nums}td:first-child,th:first-child,.text{text-align:left}
 .note{background:#fff7e0;padding:.6rem 1rem;border-left:4px solid #e0a800}
 .good{background:#e9f7ec;padding:.6rem 1rem;border-left:4px solid #2da44e}
+h2{margin:1.2rem 0 .4rem}.good h2,.note h2{margin:.2rem 0}.yes{color:#2da44e}.no{color:#c0392b}
 figure{display:inline-block;margin:0 1rem 1rem 0}
 figcaption{font-size:.85rem;color:#555}img{max-width:100%}li{margin:.4rem 0}
 """
