@@ -16,8 +16,8 @@ REQUIRED = ("task", "title", "primary", "floor", "metrics", "baselines", "counts
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}
-td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top}
-td{font-variant-numeric:tabular-nums}td:first-child,th:first-child,.text{text-align:left}
+td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top;font-size:.9rem}
+td:not(.text){white-space:nowrap}td{font-variant-numeric:tabular-nums}td:first-child,th:first-child,.text{text-align:left}
 .note{background:#fff7e0;padding:.6rem 1rem;border-left:4px solid #e0a800}
 .good{background:#e9f7ec;padding:.6rem 1rem;border-left:4px solid #2da44e}
 h2{margin:1.2rem 0 .4rem}.good h2,.note h2{margin:.2rem 0}.yes{color:#2da44e}.no{color:#c0392b}
@@ -81,7 +81,9 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
     """The table of metrics: header, then a row per metric with the model and each baseline, with intervals."""
     names, intervals = list(report["baselines"]), report.get("intervals", {})
     table = [["metric", "this model", *names]]
-    for metric, value in report["metrics"].items():
+    primary = report["primary"]["name"]
+    for metric in sorted(report["metrics"], key=lambda metric: metric != primary):
+        value = report["metrics"][metric]
         cells = [with_interval(value, intervals.get("model", {}).get(metric))]
         for name in names:
             cells.append(with_interval(report["baselines"][name].get(metric), intervals.get(name, {}).get(metric)))

@@ -39,6 +39,8 @@ class Criterion:
     passed: bool
     text: str
     figures: Mapping[str, Any]
+    alternative: bool = False
+    """One of those of which one is enough."""
 
 
 def measured(report: Mapping[str, Any], folder: Path) -> Measured | None:
@@ -147,7 +149,7 @@ def gain(both: Evidence, policy: GateConfig) -> Criterion:
         f"{both.unit}s (gain {f['gain']:+.4f}, 95 % interval {f['low']:+.4f} to {f['high']:+.4f}; probability "
         f"{f['probability']:.3f}, {policy.probability:g} needed)"
     )
-    return Criterion("better than the champion", passed, text, f)
+    return Criterion("better than the champion", passed, text, f, alternative=True)
 
 
 def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
@@ -164,7 +166,7 @@ def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy
         f"{f['probability']:.3f})"
     )
     figures = {**f, "margin": policy.margin, "cost": costs[0], "other_cost": costs[1], "cost_is": name}
-    return Criterion("or not worse, and cheaper", cheaper and level, text, figures)
+    return Criterion("or not worse, and cheaper", cheaper and level, text, figures, alternative=True)
 
 
 def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:

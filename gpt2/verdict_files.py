@@ -96,11 +96,14 @@ def section(verdict: Mapping[str, Any]) -> str:
     """The verdict as HTML."""
     word = "Promoted" if verdict["promote"] else "Not promoted"
     name = f"{verdict.get('model', verdict['task'])} version {verdict.get('version', '?')}"
-    beside = f"beside the champion, version {verdict['champion']}" if verdict.get("champion") else "the first"
+    beside = f"Compared with the champion, version {verdict['champion']}" if verdict.get("champion") else "The first"
     reasons = "".join(f"<p>{html.escape(reason[0].upper() + reason[1:])}.</p>" for reason in verdict["reasons"])
+    enough = any(c["alternative"] and c["passed"] for c in verdict["criteria"])
     lines = []
     for criterion in verdict["criteria"]:
         mark = '<b class="yes">✓</b>' if criterion["passed"] else '<b class="no">✗</b>'
+        if criterion["alternative"] and enough and not criterion["passed"]:
+            mark = "–"  # the other one is met
         cells = (html.escape(criterion[part]) for part in ("name", "text"))
         lines.append(f'<tr><td>{mark} {next(cells)}</td><td class="text">{next(cells)}</td></tr>')
     power = ""
@@ -109,7 +112,8 @@ def section(verdict: Mapping[str, Any]) -> str:
             f"<p>With so many examples, a model that is truly better by {found['gain']:.4f} is found better in "
             f"{found['share']:.0%} of cases.</p>"
         )
+    asked = f"<h2>What the gate asked</h2><table>{''.join(lines)}</table>{power}"
     return (
-        f'<div class="{"good" if verdict["promote"] else "note"}"><h2>{word}: {html.escape(name)}, {beside}</h2>'
-        f"{reasons}</div><h2>What the gate asked</h2><table>{''.join(lines)}</table>{power}"
+        f'<div class="{"good" if verdict["promote"] else "note"}"><h2>{word}: {html.escape(name)}</h2>'
+        f"{reasons}<p>{html.escape(beside)}.</p></div>{asked}"
     )

@@ -129,8 +129,9 @@ def verdict(model_uri: str, *, output: Path | None = None):
     beside = f", beside version {found['champion']}" if found["champion"] else ""
     stands = "promoted" if found["promote"] else "not promoted"
     out.print(f"{found['model']} version {found['version']}{beside}: {stands}", highlight=False)
+    enough = any(c["alternative"] and c["passed"] for c in found["criteria"])
     for criterion in found["criteria"]:
-        mark = "[green]✓[/]" if criterion["passed"] else "[red]✗[/]"
+        mark = "[green]✓[/]" if criterion["passed"] else "–" if criterion["alternative"] and enough else "[red]✗[/]"
         out.print(f"{mark} [bold]{criterion['name']}[/]", highlight=False)
         out.print(f"  {criterion['text']}", highlight=False, markup=False)
     if output is not None:
