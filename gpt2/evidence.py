@@ -132,9 +132,10 @@ class Evidence:
         """A row of the report's slices."""
         part, metric = self.part(name), self.slice_metric
         low, high = part.drawn.interval(part.of(metric))
+        interval = [low, high] if high > low else None  # all its units are alike: drawing them tells nothing
         values = {system: part.value(metric, system) for system in self.systems if system != MODEL}
         return {
-            "slice": name, "units": len(part), "value": part.value(metric), "interval": [low, high], "baselines": values
+            "slice": name, "units": len(part), "value": part.value(metric), "interval": interval, "baselines": values
         }  # fmt: skip
 
 

@@ -70,20 +70,22 @@ def beside_baselines(
     names = ["this model", *baselines]
     values = [value, *baselines.values()]
     figure, axes = plt.subplots(figsize=(5.6, 0.8 + 0.45 * len(names)))
-    bars = axes.barh(names, values, color=[ACCENT] + [PALE] * len(baselines))
+    axes.barh(names, values, color=[ACCENT] + [PALE] * len(baselines))
     ends = [intervals.get(name, (v, v)) for name, v in zip(["model", *baselines], values, strict=True)]
     for place, (v, (low, high)) in enumerate(zip(values, ends, strict=True)):
         if high > low:
             reach = [[max(0.0, v - low)], [max(0.0, high - v)]]
             axes.errorbar(v, place, xerr=reach, color=INK, capsize=3, linewidth=1.2)
     far = max(max(v, high) for v, (_, high) in zip(values, ends, strict=True))
-    labels = [f"{' ' * round(90 * (max(v, h) - v) / far)}{v:.3f}" for v, (_, h) in zip(values, ends, strict=True)]
-    axes.bar_label(bars, labels, padding=4, fontsize=9)
+    for place, (v, (_, high)) in enumerate(zip(values, ends, strict=True)):
+        axes.text(max(v, high) + 0.015 * far, place, f"{v:.3f}", va="center", fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.2 * far)
     axes.set_xlabel(metric.replace("_", " ") + (", 95 % interval" if intervals else ""))
     axes.spines[["top", "right"]].set_visible(False)
-    return finish(figure, out, file, f"{metric.replace('_', ' ')} beside the baselines")
+    return finish(
+        figure, out, file, f"{metric.replace('_', ' ')} beside {'champion and ' * ('champion' in baselines)}baselines"
+    )
 
 
 def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Path) -> Figure:
@@ -91,8 +93,9 @@ def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Pa
     figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.28 * len(rows)))
     axes.axvline(whole, color=PALE, linewidth=1.5)
     for place, row in enumerate(rows):
-        low, high = row["interval"]
-        axes.plot([low, high], [place, place], color=PALE, linewidth=3, solid_capstyle="round")
+        axes.plot(
+            row["interval"] or [row["value"]] * 2, [place, place], color=PALE, linewidth=3, solid_capstyle="round"
+        )
         axes.plot(row["value"], place, "o", color=ACCENT, markersize=5)
     axes.set_yticks(range(len(rows)), [f"{row['slice']} ({row['units']:,})" for row in rows], fontsize=8)
     axes.invert_yaxis()
