@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 MAX_LABELS = 100
-CALIBRATED_ON = 4000
+CALIBRATED_ON = 1000
 """Texts of the validation split that the temperature is fitted on, at most."""
 
 
