@@ -41,14 +41,20 @@ REFUSED, FORCED, ROLLED_BACK = "gpt2.refused", "gpt2.forced", "gpt2.rolled_back"
 Report = Mapping[str, Any]
 
 
-def decide(name: str, version: ModelVersion, measure: Callable[[ModelVersion], Report]) -> Verdict:
+def decide(
+    name: str,
+    version: ModelVersion,
+    measure: Callable[[ModelVersion], Report],
+    judge: Callable[[Report, Report | None], Verdict] = gate,
+) -> Verdict:
     """The gate's decision on a version, recorded with it; a version that passes becomes the champion.
 
-    `measure` gives a version's report, the same examples for each.
+    `measure` gives a version's report, the same examples for each; `judge` decides on it beside the champion's. Which
+    of several that passed at once is best, their values alone say: that is an order, and ends.
     """
     champion = by_alias(name, CHAMPION)
     rival = champion if champion and champion.version != version.version else None
-    verdict = gate(measure(version), measure(rival) if rival else None)
+    verdict = judge(measure(version), measure(rival) if rival else None)
     if not verdict.promote:
         tag(version, REFUSED, "; ".join(verdict.reasons))
         return verdict

@@ -163,7 +163,11 @@ class Verdict:
 
 
 def gate(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdict:
-    """Better than the simple baseline, and not worse than the champion on the same examples."""
+    """Better than the simple baseline, and not worse than the champion on the same examples, by the values alone.
+
+    For reports that tell nothing of each unit, and to order several that have passed (`cluster.promotion`); where there
+    are predictions the policy of `gpt2.verdict` decides.
+    """
     metric, up = report["primary"]["name"], report["primary"]["higher_is_better"]
     value, floor = report["metrics"][metric], report["baselines"][report["floor"]][metric]
 

@@ -16,6 +16,7 @@ import mlflow
 import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from cluster.environment import environment
 from cluster.home import home, tracking_uri
@@ -57,7 +58,7 @@ def experiment_id() -> str:
     location = (home() / "mlflow" / "artifacts").as_uri() if local else None
     try:
         return client().create_experiment(EXPERIMENT, artifact_location=location)
-    except mlflow.exceptions.MlflowException:  # another process was faster
+    except MlflowException:  # another process was faster
         found = client().get_experiment_by_name(EXPERIMENT)
         if found is None:
             raise
@@ -134,7 +135,13 @@ class Run:
             )
             for facts in list(inputs.values())[:BATCH]
         ]
-        client().log_inputs(self.id, [DatasetInput(d, [InputTag("mlflow.data.context", "input")]) for d in datasets])
+        entries = [DatasetInput(d, [InputTag("mlflow.data.context", "input")]) for d in datasets]
+        for tries_left in (2, 1, 0):
+            try:
+                return client().log_inputs(self.id, entries)
+            except MlflowException:  # of two who tell of a dataset that is new, one finds it there after it looked
+                if not tries_left:
+                    raise
 
     def metrics(self, values: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
         self.batch([(values, step, timestamp)])

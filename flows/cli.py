@@ -90,7 +90,15 @@ def run(
     summarize(plan, result["registered"], out)
 
 
-for command in (models.models, models.promote, models.rollback, models.card, models.reproduce, models.serve):
+for command in (
+    models.models,
+    models.promote,
+    models.rollback,
+    models.card,
+    models.verdict,
+    models.reproduce,
+    models.serve,
+):
     app.command(command)
 
 SERVICES = {  # told here, so that help need not load them

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 from cluster.config import ClusterConfig
 from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
 from gpt2.cost import BudgetConfig
+from gpt2.policy import GateConfig
 from gpt2.refresh import RefreshConfig
 from gpt2.task import TaskSettings, tasks
 
@@ -45,6 +46,8 @@ class PipelineConfig(Settings):
     """Going on with new text: `gpt2 run refresh`."""
     tasks: TaskSection = TaskSection()
     """The downstream tasks."""
+    gate: GateConfig = GateConfig()
+    """What a model must show to become the champion."""
     cluster: ClusterConfig = ClusterConfig()
     """Where training runs."""
     budget: BudgetConfig = BudgetConfig()

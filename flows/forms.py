@@ -44,6 +44,9 @@ MAIN = {
     "num_workers": "cluster.num_workers",
     "use_gpu": "cluster.use_gpu",
     "seed": "pretrain.seed",
+    "gate_probability": "gate.probability",
+    "gate_margin": "gate.margin",
+    "gate_must_beat": "gate.must_beat",
 }
 """Fields of the form and the settings that they change."""
 LEAVING_SECONDS = 25

@@ -35,7 +35,16 @@ TRAINING = (
     "cluster.zero",
 )
 REFRESHING = (*TRAINING, "gpt2.mixture")
-REPORTING = ("gpt2.metrics", "gpt2.report", "gpt2.plots", "gpt2.model", "gpt2.adapters")
+REPORTING = (
+    "gpt2.metrics",
+    "gpt2.evidence",
+    "gpt2.significance",
+    "gpt2.cost",
+    "gpt2.report",
+    "gpt2.plots",
+    "gpt2.model",
+    "gpt2.adapters",
+)
 NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
 """What a task's settings say about training alone."""
 WRITING = ("gpt2.language_model", "gpt2.generate", "gpt2.sampling", "gpt2.decode")
@@ -141,7 +150,9 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> T
         inputs["teacher"] = teacher
         modules = (*TRAINING, "gpt2.distillation")
     model = Key(name, spec, inputs, (*modules, *code))
-    report = Key(f"{name}-report", {}, {"model": model.id, "examples": examples.id}, (*REPORTING, *code))
+    report = Key(
+        f"{name}-report", {}, {"model": model.id, "examples": examples.id}, (*REPORTING, *code, *kind.report_code)
+    )
     return TaskKeys(source, examples, model, report, teacher)
 
 

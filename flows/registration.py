@@ -12,9 +12,9 @@ from prefect.runtime import flow_run
 from cluster import evaluation, promotion, pulling, registry
 from cluster.home import store
 from cluster.tracking import Run
-from flows import provenance, results
+from flows import gating, provenance, results
 from flows.config import PipelineConfig, resolve
-from flows.plan import REPORTING, Plan, make_plan
+from flows.plan import Plan, make_plan
 from flows.stage import commit_tag, recorded, say
 from gpt2 import language_model
 from gpt2.artifact import Artifact, Key
@@ -23,10 +23,13 @@ from gpt2.task import task as task_of
 
 
 def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> dict[str, Any]:
-    """The report of another registered version on the same examples."""
+    """The report of another registered version on the same examples; its `folder` has the predictions."""
     model_id = version.tags[registry.ARTIFACT_TAG]
-    data = plan.tokens if name == "base" else plan.tasks[name].examples
-    key = Key(f"{name}-report", {}, {"model": model_id, "data": data.id}, REPORTING)
+    own, data = (
+        (plan.base_report, plan.tokens) if name == "base" else (plan.tasks[name].report, plan.tasks[name].examples)
+    )
+    # As its own run would have made it: often it has.
+    key = Key(own.kind, own.spec, {**own.inputs, "model": model_id}, own.code)
 
     def build(out: Path) -> dict[str, Any]:
         examples = store().require(data.kind, data.id)
@@ -35,8 +38,15 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
             return evaluation.evaluate_base(path, examples, config.pretrain.context, out)["metrics"]
         return evaluation.evaluate_task(name, path, examples, out)["metrics"]
 
-    say(f"{version.name}: measuring version {version.version} on the same examples")
-    return json.loads(store().make(key, build).file("report.json").read_text())
+    if store().find(key) is None:
+        say(f"{version.name}: measuring version {version.version} on the same examples")
+    return read_report(store().make(key, build), version)
+
+
+def read_report(report: Artifact, version: Any) -> dict[str, Any]:
+    """A version's report, with the folder where its predictions lie."""
+    content = json.loads(report.file("report.json").read_text())
+    return {**content, "folder": str(report.path), "version": version.version}
 
 
 @task(name="register", task_run_name="register {name}")
@@ -46,7 +56,8 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
         (plan.base, plan.base_report) if name == "base" else (plan.tasks[name].model, plan.tasks[name].report)
     )
     registered = registry.registered_name(name)
-    report = json.loads(store().require(report_key.kind, report_key.id).file("report.json").read_text())
+    made = store().require(report_key.kind, report_key.id)
+    report = json.loads(made.file("report.json").read_text())
     version = registry.by_artifact(registered, model_key.id)
     if version is None or not registry.judged(version):
         model = store().require(model_key.kind, model_key.id)
@@ -57,9 +68,9 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
 
             def measure(other: Any) -> dict[str, Any]:
                 own = other.tags.get(registry.ARTIFACT_TAG) == model_key.id
-                return report if own else report_of(other, name, plan, config)
+                return read_report(made, other) if own else report_of(other, name, plan, config)
 
-            verdict = promotion.decide(registered, version, measure)
+            verdict = promotion.decide(registered, version, measure, gating.judging(version, config.gate))
             registry.describe(registered, version, description(registered, version, report, verdict))
         said = "champion" if verdict.promote else "not promoted"
         say(f"{registered} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
@@ -105,7 +116,8 @@ def description(registered: str, version: Any, report: dict[str, Any], verdict: 
     return (
         f"{report['title']}. {decision}: {'; '.join(verdict.reasons)}.\n\n| metric | value |\n|---|---|\n{metrics}\n\n"
         f'```python\nimport gpt2\nmodel = gpt2.load("models:/{registered}/{version.version}")\n```\n'
-        f"The model's card: `gpt2 card models:/{registered}/{version.version}`\n"
+        f"The model's card: `gpt2 card models:/{registered}/{version.version}`. The verdict with all figures: "
+        f"`gpt2 verdict models:/{registered}/{version.version}`, or `verdict/verdict.html` of the run.\n"
     )
 
 

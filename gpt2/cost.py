@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from statistics import median
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -106,3 +108,14 @@ def rises(samples: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """By how much a counter rose between samples; where it began again, nothing."""
     values = [s[name] for s in samples if name in s]
     return [max(0.0, b - a) for a, b in pairwise(values)]
+
+
+def of_prediction(predictor: Any, module: Any, example: Sequence[Any], tries: int = 11) -> dict[str, float]:
+    """What a model's use costs: its `parameters`, and `latency_ms`, the median time of an answer to one input."""
+    taken = []
+    for _ in range(tries):
+        began = time.perf_counter()
+        predictor.predict(example, {})
+        taken.append(time.perf_counter() - began)
+    parameters = sum(p.numel() for p in module.parameters())
+    return {"parameters": parameters, "latency_ms": round(1000 * median(taken), 3)}

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.batches import TokenDataset
+    from gpt2.evidence import Evidence
     from gpt2.model import GPT2
 
 NAME, TITLE = "base", "Language model"
 PRIMARY, FLOOR = "bits_per_byte", "unigram"
 PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
 SAMPLE_TOKENS = 60
+FEW = 20
+"""Of fewer documents than this nothing can be said by drawing some."""
+ROWS = 1024
+"""Positions whose logits are held at once."""
 USE = "The start of models for tasks, and continuing texts of the kind that it learned from. Not a source of facts."
 LIMITS = (
     "It repeats what is in its training text, prejudices, errors and names included; nothing filters what it writes.",
@@ -47,57 +52,111 @@ def evaluate(
     `validation` has the split's parts, {name: (samples, UTF-8 bytes per token)}; of several, each has its bits per
     byte as well.
     """
-    import numpy as np
-
     from gpt2 import weights
-    from gpt2.generate import generate
 
     model, tokenizer = weights.load(directory), Tokenizer.load(directory)
     model.eval()
     parts = {name: part for name, part in validation.items() if len(part[0])}
-    nll, tokens, size, targets, each = 0.0, 0, 0.0, [], {}
-    for name, (data, ratio) in parts.items():
-        part, count = negative_log_likelihood(model, data)
-        nll, tokens, size = nll + part, tokens + count, size + count * ratio
-        targets.append(data.stream.read(1, count))
-        if len(validation) > 1:
-            each[f"{PRIMARY}_{name}"] = metrics.language_model(part, count, count * ratio)[PRIMARY]
-    baseline = unigram_nll(training, np.concatenate(targets), model.config.vocab_size)
+    predictions = measured(model, parts, training, tokenizer.end_of_text)
+    predictions.to_parquet(out / "predictions.parquet", index=False)
+    tokens, size = int(predictions["tokens"].sum()), float(predictions["bytes"].sum())
+    each = {}
+    if len(validation) > 1:
+        for name, part in predictions.groupby("part", sort=False):
+            figures = metrics.language_model(part["nll"].sum(), part["tokens"].sum(), part["bytes"].sum())
+            each[f"{PRIMARY}_{name}"] = figures[PRIMARY]
     prompts = [tokenizer.encode(p) for p in PROMPTS]
-    room = min(SAMPLE_TOKENS, model.config.n_positions - max(map(len, prompts)))
-    written = generate(model, tokenizer.end_of_text, prompts, room, temperature=0.8, top_k=50)
-    samples = [f"{p}{tokenizer.decode(ids)}" for p, ids in zip(PROMPTS, written, strict=True)]
+    samples, seconds = written(model, tokenizer, prompts)
+    latency = round(1000 * seconds, 3)
     return {
         "task": NAME,
         "title": TITLE,
         "primary": {"name": PRIMARY, "higher_is_better": False},
         "floor": FLOOR,
-        "metrics": metrics.language_model(nll, tokens, size) | each,
-        "baselines": {FLOOR: metrics.language_model(baseline, tokens, size)},
+        "metrics": metrics.language_model(predictions["nll"].sum(), tokens, size) | each,
+        "baselines": {FLOOR: metrics.language_model(predictions[f"nll of {FLOOR}"].sum(), tokens, size)},
         "counts": {"parameters": model.config.n_parameters, "validation_tokens": tokens},
         "samples": {"Texts that the model writes": samples},
         "figures": [],
+        "cost": {"parameters": model.config.n_parameters, "latency_ms": latency},
+        **evidence(predictions).summary(),
     }
 
 
-def negative_log_likelihood(model: GPT2, samples: TokenDataset) -> tuple[float, int]:
-    """The sum over all samples' tokens (nats), and their number."""
-    nll, tokens = 0.0, 0
-    for start in range(0, len(samples), 16):
-        batch = samples.batch(range(start, min(start + 16, len(samples))), 0)
-        part, count = model.loss_sum(batch["ids"], batch["targets"])
-        nll, tokens = nll + part, tokens + count
-    return nll, tokens
+def written(model: GPT2, tokenizer: Tokenizer, prompts: list[list[int]]) -> tuple[list[str], float]:
+    """Continuations of `PROMPTS`, and the seconds that a token took."""
+    import time
+
+    from gpt2.generate import generate
+
+    room = min(SAMPLE_TOKENS, model.config.n_positions - max(map(len, prompts)))
+    began = time.perf_counter()
+    found = generate(model, tokenizer.end_of_text, prompts, room, temperature=0.8, top_k=50)
+    seconds = (time.perf_counter() - began) / max(1, sum(map(len, found)))
+    return [f"{p}{tokenizer.decode(ids)}" for p, ids in zip(PROMPTS, found, strict=True)], seconds
 
 
-def unigram_nll(training: TokenDataset, targets: np.ndarray, vocab_size: int) -> float:
-    """Negative log-likelihood (nats) of targets under the training split's token counts, one added to each."""
+def measured(
+    model: GPT2, parts: Mapping[str, tuple[TokenDataset, float]], training: TokenDataset, end_of_text: int
+) -> pd.DataFrame:
+    """A row per document of the validation split: `part`, `tokens`, `bytes`, `nll` (nats) of the model and of the
+    unigrams. Of fewer than `FEW` documents, a row per sample instead. A document's bytes are its tokens' share of the
+    split's."""
+    import numpy as np
+    import pandas as pd
+
+    from gpt2.significance import by_unit
+
+    unigram = unigram_nll(training, model.config.vocab_size)
+    found = []
+    for name, (data, ratio) in parts.items():
+        losses = token_losses(model, data)
+        targets = data.stream.read(1, len(losses))
+        document = np.cumsum(targets == end_of_text) - (targets == end_of_text)  # its end belongs to it
+        unit, of = (
+            (document, "document") if document[-1] + 1 >= FEW else (np.arange(len(losses)) // data.context, "sample")
+        )
+        rows = by_unit(np.stack([np.ones(len(losses)), losses, unigram[targets]], axis=1), unit)
+        facts = {"unit": of, "part": name, "tokens": rows[:, 0].astype(int), "bytes": rows[:, 0] * ratio}
+        found.append(pd.DataFrame({**facts, "nll": rows[:, 1], f"nll of {FLOOR}": rows[:, 2]}))
+    return pd.concat(found, ignore_index=True)
+
+
+def evidence(predictions: pd.DataFrame) -> Evidence:
+    """What `predictions.parquet` tells of each document."""
+    from gpt2 import evidence
+
+    tokens, part = predictions["tokens"].to_numpy(), predictions["part"].to_numpy()
+    nll = {evidence.MODEL: predictions["nll"].to_numpy(), FLOOR: predictions[f"nll of {FLOOR}"].to_numpy()}
+    key = evidence.key_of(part, tokens)
+    unit = predictions["unit"].iloc[0]
+    return evidence.language_model(nll, tokens.astype(float), predictions["bytes"].to_numpy(), part, key, unit)
+
+
+def token_losses(model: GPT2, samples: TokenDataset) -> np.ndarray:
+    """(tokens,) negative log-likelihoods (nats) of all samples' targets, in order."""
+    import numpy as np
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(samples), 16):
+            batch = samples.batch(range(start, min(start + 16, len(samples))), 0)
+            hidden = model.hidden(batch["ids"]).flatten(0, 1)
+            for part, goal in zip(hidden.split(ROWS), batch["targets"].flatten().split(ROWS), strict=True):
+                loss = torch.nn.functional.cross_entropy(model.logits(part).float(), goal, reduction="none")
+                found.append(loss.double().numpy())
+    return np.concatenate(found)
+
+
+def unigram_nll(training: TokenDataset, vocab_size: int) -> np.ndarray:
+    """(vocabulary,) negative log-likelihood (nats) of each token by the training split's counts, one added to each."""
     import numpy as np
 
     counts = np.ones(vocab_size)
     for part in training.stream.parts:
         counts += np.bincount(part, minlength=vocab_size)
-    return float(-np.log(counts / counts.sum())[targets].sum())
+    return -np.log(counts / counts.sum())
 
 
 class GeneratorPredictor:

@@ -23,7 +23,7 @@ def classification(truth: np.ndarray, probabilities: np.ndarray, labels: Sequenc
     hits, predicted, actual = np.diag(matrix), matrix.sum(0), matrix.sum(1)
     precision = hits / np.maximum(predicted, 1)
     recall = hits / np.maximum(actual, 1)
-    f1 = 2 * hits / np.maximum(predicted + actual, 1)
+    f1 = f1_scores(matrix)
     metrics: dict[str, Any] = {
         "macro_f1": float(f1.mean()),
         "accuracy": float(hits.sum() / max(1, matrix.sum())),
@@ -39,10 +39,21 @@ def classification(truth: np.ndarray, probabilities: np.ndarray, labels: Sequenc
     return metrics
 
 
+def f1_scores(matrix: np.ndarray) -> np.ndarray:
+    """(..., classes, classes) counts to (..., classes); 0 for a class that is neither there nor predicted."""
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return 2 * hits / np.maximum(matrix.sum(-1) + matrix.sum(-2), 1)
+
+
+def bin_of(confidence: np.ndarray, bins: int = 15) -> np.ndarray:
+    """(N,) the bin of equal width that each confidence falls into."""
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
 def reliability(truth: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> list[tuple[float, float, int]]:
     """(mean confidence, accuracy, count) of each bin of confidence that holds a prediction; equal widths."""
     confidence, hit = probabilities.max(1), probabilities.argmax(1) == truth
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    which = bin_of(confidence, bins)
     rows = []
     for b in range(bins):
         here = which == b

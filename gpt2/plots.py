@@ -40,29 +40,68 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], out: Path) -> Figure:
     return finish(figure, out, "confusion.png", "Confusion matrix (shares of the true class)")
 
 
-def reliability(rows: Sequence[tuple[float, float, int]], out: Path) -> Figure:
-    """Accuracy against confidence; on the diagonal a probability means what it says."""
+def reliability(
+    rows: Sequence[tuple[float, float, int]], out: Path, before: Sequence[tuple[float, float, int]] = ()
+) -> Figure:
+    """Accuracy against confidence; on the diagonal a probability means what it says. `before`: uncalibrated."""
     figure, axes = plt.subplots(figsize=(4, 3.6))
     axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+    if before:
+        confidence, accuracy, _ = zip(*before, strict=True)
+        axes.plot(confidence, accuracy, "o--", color=PALE, markersize=5, label="before the temperature")
     confidence, accuracy, counts = zip(*rows, strict=True)
     sizes = 20 + 180 * np.array(counts) / max(counts)
-    axes.scatter(confidence, accuracy, s=sizes, color=ACCENT, alpha=0.8)
+    axes.scatter(confidence, accuracy, s=sizes, color=ACCENT, alpha=0.8, label="as predicted", zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    if before:
+        axes.legend(frameon=False, loc="upper left", fontsize=8)
     return finish(figure, out, "reliability.png", "Reliability (the size is the number of texts)")
 
 
-def beside_baselines(metric: str, value: float, baselines: Mapping[str, float], out: Path) -> Figure:
-    """The primary metric of the model and of each baseline."""
+def beside_baselines(
+    metric: str,
+    value: float,
+    baselines: Mapping[str, float],
+    out: Path,
+    intervals: Mapping[str, Sequence[float]] = {},
+    file: str = "baselines.png",
+) -> Figure:
+    """The primary metric of the model and of each baseline; `intervals` of the model (`model`) and of baselines."""
     names = ["this model", *baselines]
     values = [value, *baselines.values()]
     figure, axes = plt.subplots(figsize=(5.6, 0.8 + 0.45 * len(names)))
-    bars = axes.barh(names, values, color=[ACCENT] + [PALE] * len(baselines))
-    axes.bar_label(bars, [f"{v:.3f}" for v in values], padding=3, fontsize=9)
+    axes.barh(names, values, color=[ACCENT] + [PALE] * len(baselines))
+    ends = [intervals.get(name, (v, v)) for name, v in zip(["model", *baselines], values, strict=True)]
+    for place, (v, (low, high)) in enumerate(zip(values, ends, strict=True)):
+        if high > low:
+            reach = [[max(0.0, v - low)], [max(0.0, high - v)]]
+            axes.errorbar(v, place, xerr=reach, color=INK, capsize=3, linewidth=1.2)
+    far = max(max(v, high) for v, (_, high) in zip(values, ends, strict=True))
+    for place, (v, (_, high)) in enumerate(zip(values, ends, strict=True)):
+        axes.text(max(v, high) + 0.015 * far, place, f"{v:.3f}", va="center", fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(values))
-    axes.set_xlabel(metric.replace("_", " "))
+    axes.set_xlim(0, 1.2 * far)
+    axes.set_xlabel(metric.replace("_", " ") + (", 95 % interval" if intervals else ""))
     axes.spines[["top", "right"]].set_visible(False)
-    return finish(figure, out, "baselines.png", f"{metric.replace('_', ' ')} beside the baselines")
+    return finish(
+        figure, out, file, f"{metric.replace('_', ' ')} beside {'champion and ' * ('champion' in baselines)}baselines"
+    )
+
+
+def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Path) -> Figure:
+    """The metric in each part of the examples with its interval, beside that of all of them."""
+    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.28 * len(rows)))
+    axes.axvline(whole, color=PALE, linewidth=1.5)
+    for place, row in enumerate(rows):
+        axes.plot(
+            row["interval"] or [row["value"]] * 2, [place, place], color=PALE, linewidth=3, solid_capstyle="round"
+        )
+        axes.plot(row["value"], place, "o", color=ACCENT, markersize=5)
+    axes.set_yticks(range(len(rows)), [f"{row['slice']} ({row['units']:,})" for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{metric.replace('_', ' ')}, 95 % interval; the line is all of them")
+    axes.spines[["top", "right"]].set_visible(False)
+    return finish(figure, out, "slices.png", f"{metric.replace('_', ' ')} by part of the examples")
 
 
 def curve(records: Sequence[Mapping[str, Any]], out: Path) -> Figure:

@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ REQUIRED = ("task", "title", "primary", "floor", "metrics", "baselines", "counts
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}
-td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}
+td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top;font-size:.9rem}
+td:not(.text){white-space:nowrap}td{font-variant-numeric:tabular-nums}td:first-child,th:first-child,.text{text-align:left}
 .note{background:#fff7e0;padding:.6rem 1rem;border-left:4px solid #e0a800}
 .good{background:#e9f7ec;padding:.6rem 1rem;border-left:4px solid #2da44e}
+h2{margin:1.2rem 0 .4rem}.good h2,.note h2{margin:.2rem 0}.yes{color:#2da44e}.no{color:#c0392b}
 figure{display:inline-block;margin:0 1rem 1rem 0}
 figcaption{font-size:.85rem;color:#555}img{max-width:100%}li{margin:.4rem 0}
 """
@@ -30,7 +31,8 @@ def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
     `report` holds `task`, `title`, `primary` {name, higher_is_better}, `floor` (a baseline's name), `metrics`,
     `baselines` {name: metrics}, `counts`, `samples` {heading: [text]}, `figures` [{file, title}] and, optionally,
-    `curve`, the training's journal. `ValueError` where a part is missing or a number is not finite.
+    `curve`, the training's journal, what `gpt2.evidence.Evidence.summary` gives, `tables` {heading: {header, rows}},
+    `remarks` and `cost` {parameters, latency_ms}. `ValueError` where a part is missing or a number is not finite.
     """
     missing = [name for name in REQUIRED if name not in report]
     if missing:
@@ -43,7 +45,12 @@ def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
         if not math.isfinite(value):
             raise ValueError(f"the report of {complete['task']!r}: {metric} of {name} is {value}")
     complete["notes"] = notes(complete)
-    figures = [plots.beside_baselines(metric, complete["metrics"][metric], values, out), *complete["figures"]]
+    intervals = {n: i[metric] for n, i in complete.get("intervals", {}).items()}
+    figures = [plots.beside_baselines(metric, complete["metrics"][metric], values, out, intervals)]
+    if parts := complete.get("slices"):
+        within = complete["slice_metric"]
+        figures.append(plots.slices(within, complete["metrics"][within], parts, out))
+    figures += complete["figures"]
     if curve:
         figures.append(plots.curve(curve, out))
     complete["figures"] = figures
@@ -55,25 +62,51 @@ def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """A sentence on each baseline: whether the model is better."""
+    """A sentence on each baseline: whether the model is better, and how sure that is."""
     metric, up = report["primary"]["name"], report["primary"]["higher_is_better"]
     mine, told = report["metrics"][metric], []
     for name, baseline in report["baselines"].items():
         theirs = baseline[metric]
         better = mine > theirs if up else mine < theirs
         verb = "is better than" if better else "LOSES to"
-        told.append(f"The model {verb} the baseline {name} on {metric}: {mine:.4f} against {theirs:.4f}.")
+        sentence = f"The model {verb} the baseline {name} on {metric}: {mine:.4f} against {theirs:.4f}"
+        if difference := report.get("differences", {}).get(name, {}).get(metric):
+            low, high = difference["interval"]
+            sentence += f", a difference of {difference['value']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+        told.append(f"{sentence}.")
     return told
 
 
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The table of metrics: header, then a row per metric with the model and each baseline."""
-    names = list(report["baselines"])
+    """The table of metrics: header, then a row per metric with the model and each baseline, with intervals."""
+    names, intervals = list(report["baselines"]), report.get("intervals", {})
     table = [["metric", "this model", *names]]
-    for metric, value in report["metrics"].items():
-        cells = [report["baselines"][name].get(metric) for name in names]
-        table.append([metric.replace("_", " "), number(value), *(number(c) for c in cells)])
+    primary = report["primary"]["name"]
+    for metric in sorted(report["metrics"], key=lambda metric: metric != primary):
+        value = report["metrics"][metric]
+        cells = [with_interval(value, intervals.get("model", {}).get(metric))]
+        for name in names:
+            cells.append(with_interval(report["baselines"][name].get(metric), intervals.get(name, {}).get(metric)))
+        table.append([metric.replace("_", " "), *cells])
     return table
+
+
+def slice_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table of the parts of the examples: header, then a row per part."""
+    names = list(report["slices"][0]["baselines"])
+    metric = report["slice_metric"].replace("_", " ")
+    table = [["part of the examples", f"{report['unit']}s", f"{metric}, this model", *names]]
+    for part in report["slices"]:
+        cells = [number(part["baselines"][name]) for name in names]
+        table.append([part["slice"], number(part["units"]), with_interval(part["value"], part["interval"]), *cells])
+    return table
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A value for people, and its 95 % interval where there is one."""
+    if value is None or interval is None:
+        return number(value)
+    return f"{number(value)} [{interval[0]:,.3f}, {interval[1]:,.3f}]"
 
 
 def number(value: float | None) -> str:
@@ -83,41 +116,88 @@ def number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
+def sections(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """(heading, table) of all tables, each with its header first."""
+    title = "Metrics, with 95 % intervals" if "intervals" in report else "Metrics"
+    if "unit" in report:
+        title += f" over {report['units']:,} {report['unit']}s"
+    found = [(title, rows(report))]
+    if report.get("slices"):
+        found.append(("Parts of the examples", slice_rows(report)))
+    for heading, table in report.get("tables", {}).items():
+        found.append((heading, [table["header"], *([str(c) for c in row] for row in table["rows"])]))
+    return found
+
+
+def asides(report: Mapping[str, Any]) -> list[str]:
+    """Sentences of less weight: remarks, counts, cost."""
+    told = list(report.get("remarks", []))
+    told.append(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["counts"].items()))
+    if cost := report.get("cost"):
+        of = "a token" if report["task"] == "base" else "an answer"
+        told.append(f"cost: {cost['parameters']:,} parameters, {cost['latency_ms']:,.1f} ms for {of} where measured")
+    return told
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """The page without figures, for Prefect."""
-    header, *body = rows(report)
-    lines = [f"# {report['title']}", *(f"* {note}" for note in report["notes"]), ""]
-    lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in body]
+    lines = [f"# {report['title']}", *(f"* {note}" for note in report["notes"])]
+    lines += [f"* {aside}" for aside in asides(report)]
+    for heading, (header, *body) in sections(report):
+        lines += ["", f"## {heading}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        lines += ["| " + " | ".join(harmless(cell) for cell in row) + " |" for row in body]
     for heading, texts in report["samples"].items():
-        lines += ["", f"## {heading}", ""]
-        lines += ["* " + " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") for text in texts]
+        lines += ["", f"## {heading}", "", *(f"* {harmless(text)}" for text in texts)]
     return "\n".join(lines) + "\n"
 
 
-def page(report: Mapping[str, Any], out: Path) -> str:
-    """One self-contained HTML page; figures are inside it."""
-    header, *body = rows(report)
-    cells = "".join(f"<th>{html.escape(c)}</th>" for c in header)
-    table = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
+def harmless(text: str) -> str:
+    """On one line, without a bar or a tag."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def page(report: Mapping[str, Any], out: Path, head: str = "") -> str:
+    """One self-contained HTML page, with its figures inside; `head` is HTML that goes before all else."""
     told = "".join(
         f'<p class="{"note" if "LOSES" in note else "good"}">{html.escape(note)}</p>' for note in report["notes"]
     )
-    figures = "".join(
-        f'<figure><img alt="{html.escape(f["title"])}" src="data:image/png;base64,{encoded(out / f["file"])}">'
-        f"<figcaption>{html.escape(f['title'])}</figcaption></figure>"
-        for f in report["figures"]
-    )
+    first, *others = [figure(f, out) for f in report["figures"]]
+    tables = "".join(f"<h2>{html.escape(heading)}</h2>{html_table(table)}" for heading, table in sections(report))
     samples = "".join(
         f"<h2>{html.escape(heading)}</h2><ul>{''.join(f'<li>{html.escape(t)}</li>' for t in texts)}</ul>"
         for heading, texts in report["samples"].items()
     )
-    counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["counts"].items())
+    aside = "".join(f"<p>{html.escape(text)}</p>" for text in asides(report))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report["title"])}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(report['title'])}</h1>{told}{figures}"
-        f"<table><tr>{cells}</tr>{table}</table><p>{html.escape(counts)}</p>{samples}</html>\n"
+        f"<style>{STYLE}</style><h1>{html.escape(report['title'])}</h1>{head}{first}{told}{aside}"
+        f"<div>{''.join(others)}</div>{tables}{samples}</html>\n"
     )
+
+
+def figure(facts: Mapping[str, str], out: Path) -> str:
+    """An image inside the page."""
+    title = html.escape(facts["title"])
+    return (
+        f'<figure><img alt="{title}" src="data:image/png;base64,{encoded(out / facts["file"])}">'
+        f"<figcaption>{title}</figcaption></figure>"
+    )
+
+
+def html_table(table: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is the header; columns of figures stand right."""
+    header, *body = table
+    texts = [i for i in range(len(header)) if not all(numeric(row[i]) for row in body)]
+
+    def line(row: Sequence[str], tag: str) -> str:
+        cells = [(' class="text"' if i in texts else "", html.escape(cell)) for i, cell in enumerate(row)]
+        return "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in cells) + "</tr>"
+
+    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in body)}</table>"
+
+
+def numeric(cell: str) -> bool:
+    return not cell or cell[0] in "+-0123456789"
 
 
 def encoded(path: Path) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     import pandas as pd
     from torch import Tensor, nn
 
+    from gpt2.evidence import Evidence
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
@@ -81,6 +82,8 @@ class Task(ABC):
     Settings: ClassVar[type[TaskSettings]]
     code: ClassVar[tuple[str, ...]] = ()
     """Modules besides the task's own that its result depends on."""
+    report_code: ClassVar[tuple[str, ...]] = ()
+    """Modules that only its report depends on."""
     params: ClassVar[Mapping[str, Any]] = {}
     """Optional parameters of `predict` and their defaults."""
     use: ClassVar[str] = "Not stated by the task."
@@ -120,6 +123,11 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
         """Evaluate the saved model on the test split; see `gpt2.report.write` for the report's form."""
+
+    def evidence(self, predictions: pd.DataFrame) -> Evidence | None:
+        """What the `predictions.parquet` that `evaluate` wrote tells of each unit, for intervals and the gate; without
+        it the gate compares the metrics as they are."""
+        return None
 
 
 class Predictor(Protocol):

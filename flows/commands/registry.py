@@ -114,6 +114,30 @@ def card(model_uri: str, *, output: Path | None = None):
     out.print(f"The card of {pulling.exact(version)} is in {output}", highlight=False)
 
 
+def verdict(model_uri: str, *, output: Path | None = None):
+    """The gate's verdict on a version, each point with its figures, computed again from the predictions kept with it.
+
+    Example: gpt2 verdict models:/gpt2-sentiment@champion --output verdict.html
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        output: a file for the page: the verdict, and the report with the champion beside the model.
+    """
+    from flows.gating import again
+
+    found = again(model_uri, output)
+    beside = f", beside version {found['champion']}" if found["champion"] else ""
+    stands = "promoted" if found["promote"] else "not promoted"
+    out.print(f"{found['model']} version {found['version']}{beside}: {stands}", highlight=False)
+    enough = any(c["alternative"] and c["passed"] for c in found["criteria"])
+    for criterion in found["criteria"]:
+        mark = "[green]✓[/]" if criterion["passed"] else "–" if criterion["alternative"] and enough else "[red]✗[/]"
+        out.print(f"{mark} [bold]{criterion['name']}[/]", highlight=False)
+        out.print(f"  {criterion['text']}", highlight=False, markup=False)
+    if output is not None:
+        out.print(f"The page is in {output}", highlight=False)
+
+
 def status(version) -> str:
     """What was decided on a version, as a section of its card."""
     from cluster.registry import verdict_of

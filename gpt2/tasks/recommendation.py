@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
+    from gpt2.evidence import Evidence
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
@@ -52,6 +53,7 @@ class Recommendation(Task):
     floor = "popularity"
     Settings = RecommendationSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.baselines", "gpt2.metrics")
+    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices",)
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
     limits = (
@@ -124,7 +126,7 @@ class Recommendation(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, metrics
+        from gpt2 import baselines, cost, metrics
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
@@ -140,9 +142,14 @@ class Recommendation(Task):
             name: np.array([metrics.rank_of(s[u], test[u], before[u]) for u in range(len(before))])
             for name, s in scores.items()
         }
-        pd.DataFrame({"test_item": test, **{f"rank_{n}": r for n, r in ranks.items()}}).to_parquet(
-            out / "predictions.parquet", index=False
-        )
+        facts = {
+            "test_item": test,
+            "history": [len(h) for h in before],
+            "popularity": popular[test].astype(int),
+            **{f"rank_{n}": r for n, r in ranks.items()},
+        }
+        predictions = pd.DataFrame(facts)
+        predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
         titles = items["title"].tolist()
         samples = []
@@ -159,7 +166,17 @@ class Recommendation(Task):
             "counts": {"users": len(before), "items": len(items)},
             "samples": {"Recommendations": samples},
             "figures": [],
+            "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
+            **self.evidence(predictions).summary(),
         }
+
+    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+        from gpt2 import evidence, slices
+
+        ranks = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}
+        parts = slices.of_choices(predictions["history"].to_numpy(), predictions["popularity"].to_numpy())
+        key = evidence.key_of(predictions["test_item"], predictions["history"])
+        return evidence.ranking(ranks, key, parts)
 
 
 class HistoryDataset:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
+    from gpt2.evidence import Evidence
     from gpt2.heads import Classifier
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 MAX_LABELS = 100
 LINK, HANDLE = re.compile(r"(?:https?://|www\.)\S+"), re.compile(r"(?<![\w@])@\w+")
+CALIBRATED_ON = 1000
+"""Texts of the validation split that the temperature is fitted on, at most."""
 
 
 class SentimentSettings(TaskSettings):
@@ -76,7 +79,9 @@ class Sentiment(Task):
     primary = "macro_f1"
     floor = "majority class"
     Settings = SentimentSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.baselines", "gpt2.metrics")
+    code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration")
+    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices", "gpt2.behaviour")
+    params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
         "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
         "person who wrote one of them."
@@ -140,7 +145,21 @@ class Sentiment(Task):
         head = {n: p.detach().float().contiguous() for n, p in module.head.state_dict().items()}
         save_file(head, out / "head.safetensors")
         labels = json.loads((examples / "labels.json").read_text())
-        (out / "task.json").write_text(json.dumps({"task": self.name, "labels": labels, "masked": True}, indent=1))
+        facts = {"task": self.name, "labels": labels, "masked": True}
+        (out / "task.json").write_text(json.dumps(facts, indent=1))
+        facts["temperature"] = self.temperature(out, examples)
+        (out / "task.json").write_text(json.dumps(facts, indent=1))
+
+    def temperature(self, directory: Path, examples: Path) -> float:
+        """What divides a saved model's logits, fitted on the validation split."""
+        import pandas as pd
+
+        from gpt2.calibration import fit_temperature
+
+        held_out = pd.read_parquet(examples / "validation.parquet")[:CALIBRATED_ON]
+        return fit_temperature(
+            self.predictor(directory).logits(held_out["text"].tolist()), held_out["label"].to_numpy()
+        )
 
     def predictor(self, directory: Path) -> SentimentPredictor:
         return SentimentPredictor(directory)
@@ -148,12 +167,14 @@ class Sentiment(Task):
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
         import pandas as pd
 
-        from gpt2 import baselines, metrics, plots
+        from gpt2 import baselines, behaviour, cost, metrics, plots
+        from gpt2.calibration import softmax
 
         train, test = (pd.read_parquet(examples / f"{s}.parquet") for s in ("train", "test"))
         predictor = self.predictor(directory)
         labels, truth = predictor.labels, test["label"].to_numpy()
-        probabilities = predictor.probabilities(test["text"].tolist())
+        logits = predictor.logits(test["text"].tolist())
+        before, probabilities = softmax(logits), softmax(logits, predictor.temperature)
         others = {
             "majority class": baselines.majority(train["label"].to_numpy(), len(test), len(labels)),
             "TF-IDF + logistic regression": baselines.tfidf_logistic_regression(
@@ -163,27 +184,53 @@ class Sentiment(Task):
         test["predicted"], test["confidence"] = probabilities.argmax(1), probabilities.max(1)
         for i, label in enumerate(labels):
             test[f"probability_{label}"] = probabilities[:, i]
+        for name, theirs in others.items():
+            test[f"predicted by {name}"], test[f"confidence of {name}"] = theirs.argmax(1), theirs.max(1)
         test.to_parquet(out / "predictions.parquet", index=False)
         figures = [
             plots.confusion(metrics.confusion_matrix(truth, probabilities.argmax(1), len(labels)), labels, out),
-            plots.reliability(metrics.reliability(truth, probabilities), out),
+            plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
         ]
         wrong = test[test["predicted"] != test["label"]].nlargest(8, "confidence")
         mistakes = [
             f"{r.text} (is {labels[r.label]}, predicted {labels[r.predicted]} at {r.confidence:.0%})"
             for r in wrong.itertuples()
         ]
+        found = metrics.classification(truth, probabilities, labels)
+        uncalibrated = metrics.calibration_error(truth, before)
+        remark = (
+            f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
+            f"calibration error {uncalibrated:.4f} before, {found['calibration_error']:.4f} with it."
+        )
         return {
             "task": self.name,
             "title": self.title,
             "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
             "floor": self.floor,
-            "metrics": metrics.classification(truth, probabilities, labels),
+            "metrics": found | {"calibration_error_before": uncalibrated},
             "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
             "counts": {"train": len(train), "test": len(test)},
+            "remarks": [remark],
             "samples": {"Most confident mistakes": mistakes},
             "figures": figures,
+            "tables": behaviour.tables(predictor.probabilities, labels),
+            "cost": cost.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
+            **self.evidence(test).summary(),
         }
+
+    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+        from gpt2 import evidence, slices
+
+        truth = predictions["label"].to_numpy()
+        labels = [c.removeprefix("probability_") for c in predictions if c.startswith("probability_")]
+        answers = {evidence.MODEL: (predictions["predicted"].to_numpy(), predictions["confidence"].to_numpy())}
+        for column in predictions:
+            if column.startswith(mark := "predicted by "):
+                name = column.removeprefix(mark)
+                answers[name] = (predictions[column].to_numpy(), predictions[f"confidence of {name}"].to_numpy())
+        parts = slices.of_texts(predictions["text"].tolist(), truth, labels)
+        key = evidence.key_of(predictions["text"], predictions["label"], labels)
+        return evidence.classification(truth, answers, labels, key, parts)
 
 
 class TextDataset:
@@ -216,15 +263,17 @@ class SentimentPredictor:
         from gpt2.peak import quickest
         from gpt2.tokenizer import Tokenizer
 
-        self.labels = labels_of(directory)
-        self.masked = json.loads((directory / "task.json").read_text()).get("masked", False)
+        facts = json.loads((directory / "task.json").read_text())
+        self.labels: list[str] = facts["labels"]
+        self.temperature = float(facts.get("temperature", 1.0))
+        self.masked = facts.get("masked", False)
         """Whether the model learned from `masked` texts; older ones did not."""
         self.module = TASK.load(directory)
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         self.module.to(quickest()).eval()
 
-    def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """(N, classes). Texts are sorted by length, so that little padding is computed."""
+    def logits(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """(N, classes), before the temperature. Texts are sorted by length, so that little padding is computed."""
         import numpy as np
         import torch
 
@@ -237,18 +286,31 @@ class SentimentPredictor:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
-                logits = self.module.logits(*pad([rows[i] for i in chosen]))
-                out[chosen] = logits.float().softmax(-1).numpy()
+                out[chosen] = self.module.logits(*pad([rows[i] for i in chosen])).float().numpy()
         return out
 
+    def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """(N, classes), calibrated."""
+        from gpt2.calibration import softmax
+
+        return softmax(self.logits(texts, batch_size), self.temperature)
+
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
-        """A row per text: `label`, and `probability_LABEL` for each. `ValueError` for what is no text."""
+        """A row per text: `label`, and `probability_LABEL` for each. `ValueError` for what is no text.
+
+        `params`: `abstain_below`, the confidence below which the label is "": the model does not know.
+        """
         import pandas as pd
 
         texts = checked_texts(inputs)
+        least = float(params.get("abstain_below", 0.0))
+        if not 0 <= least <= 1:
+            raise ValueError(f"abstain_below={least:g} is no probability; give 0 to 1")
         probabilities = self.probabilities(texts)
         columns = {f"probability_{label}": probabilities[:, i] for i, label in enumerate(self.labels)}
-        return pd.DataFrame({"label": [self.labels[i] for i in probabilities.argmax(1)], **columns})
+        sure = probabilities.max(1) >= least
+        told = [self.labels[i] if known else "" for i, known in zip(probabilities.argmax(1), sure, strict=True)]
+        return pd.DataFrame({"label": told, **columns})
 
 
 def labels_of(directory: Path) -> list[str]:

@@ -102,12 +102,16 @@ class Data:
 
     def bits_per_byte(self, model, name: str) -> float:
         from gpt2.jobs import token_dataset
-        from gpt2.language_model import negative_log_likelihood
+        from gpt2.language_model import token_losses
 
         data = token_dataset(self.files([name]), "validation", SHAPE["n_positions"])
         model.eval()
-        nll, tokens = negative_log_likelihood(model, data)
-        return nll / math.log(2) / (tokens * self.bytes[name, "validation"] / self.counts[name, "validation"])
+        losses = token_losses(model, data)
+        return (
+            losses.sum()
+            / math.log(2)
+            / (len(losses) * self.bytes[name, "validation"] / self.counts[name, "validation"])
+        )
 
 
 def sources():

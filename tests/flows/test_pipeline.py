@@ -266,6 +266,8 @@ def test_the_registered_model_tells_of_itself(home, first_run):
     assert "## Results beside baselines" in told and "TF-IDF" in told and "corpus.jsonl" in told
     assert re.search(r"\| base model \| `base/[0-9a-f]{16}` \|", told)
     assert "## Status" in told and "Traceback" not in told
+    told = home.call([sys.executable, "-m", "flows.cli", "verdict", "models:/gpt2-base/1"])
+    assert re.search("gpt2-base version 1: (not )?promoted", told) and "beats unigram" in told
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
 from gpt2 import language_model, weights
 from gpt2.jobs import token_dataset
+from gpt2.tokenizer import Tokenizer
 from tests.gpt2.test_mixture import job_in
 
 
@@ -37,3 +39,34 @@ def test_parts_of_the_validation_split_are_measured_each_and_together(tmp_path):
         "metrics"
     ]
     assert "bits_per_byte_new" not in without and without["bits_per_byte"] == whole["bits_per_byte"]
+
+
+def test_each_document_has_its_share(tmp_path, monkeypatch):
+    """What the report stores of each document is what the model says of its tokens, its end among them."""
+    monkeypatch.setattr(language_model, "FEW", 2)
+    job = job_in(tmp_path)
+    data = token_dataset(job.tokens, "validation", 16)
+    found = language_model.evaluate(
+        tmp_path / "model", {"": (data, 2.5)}, token_dataset(job.tokens, "train", 16), tmp_path
+    )
+    model, end = weights.load(tmp_path / "model").eval(), Tokenizer.load(tmp_path / "model").end_of_text
+    batch = data.batch(range(len(data)), 0)
+    with torch.no_grad():
+        logits = model.logits(model.hidden(batch["ids"])).flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, batch["targets"].flatten(), reduction="none").tolist()
+    documents: list[list[float]] = [[]]
+    for token, loss in zip(batch["targets"].flatten().tolist(), losses, strict=True):
+        documents[-1].append(loss)
+        if token == end:
+            documents.append([])
+    documents = [losses for losses in documents if losses]
+    assert found["unit"] == "document" and found["units"] == len(documents) > 2
+    stored = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert stored["nll"].tolist() == pytest.approx([sum(losses) for losses in documents], rel=1e-4)
+    assert stored["tokens"].tolist() == [len(losses) for losses in documents]
+    again = language_model.evidence(stored)
+    for name in ("bits_per_byte", "loss", "perplexity"):
+        assert again.value(name) == pytest.approx(found["metrics"][name])
+        low, high = found["intervals"]["model"][name]
+        assert low < found["metrics"][name] < high
+    assert again.value("bits_per_byte", "unigram") == pytest.approx(found["baselines"]["unigram"]["bits_per_byte"])

@@ -89,3 +89,27 @@ def test_numbers_are_finite(good, tmp_path, value):
     with pytest.raises(ValueError):
         report.write(good, tmp_path)
     assert not (tmp_path / "report.json").exists()
+
+
+def test_intervals_parts_and_tables_are_shown(good, tmp_path):
+    good |= {
+        "unit": "post",
+        "units": 1200,
+        "intervals": {"model": {"macro_f1": [0.68, 0.72]}, "TF-IDF": {"macro_f1": [0.71, 0.77]}},
+        "differences": {"TF-IDF": {"macro_f1": {"value": -0.04, "interval": [-0.06, -0.02], "probability": 0.001}}},
+        "slice_metric": "accuracy",
+        "slices": [
+            {"slice": "topic: @<b>", "units": 60, "value": 0.5, "interval": [0.4, 0.6], "baselines": {"TF-IDF": 0.7}}
+        ],
+        "tables": {"Behaviour": {"header": ["what", "cases"], "rows": [["'not' | turns it", 50]]}},
+        "cost": {"parameters": 1000, "latency_ms": 2.5},
+    }
+    written = report.write(good, tmp_path)
+    assert [f["file"] for f in written["figures"]] == ["baselines.png", "slices.png"]
+    assert "0.7000 against 0.7400, a difference of -0.0400 (95 % interval -0.0600 to -0.0200)." in written["notes"][1]
+    text = (tmp_path / "report.md").read_text()
+    assert "| macro f1 | 0.7000 [0.680, 0.720] | 0.2000 | 0.7400 [0.710, 0.770] |" in text
+    assert "| topic: @&lt;b> | 60 | 0.5000 [0.400, 0.600] | 0.7000 |" in text
+    assert "| 'not' \\| turns it | 50 |" in text and "1,000 parameters, 2.5 ms for an answer" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "topic: @&lt;b&gt;" in page and page.index("baselines") < page.index("Parts of the examples")

@@ -93,6 +93,19 @@ def trained(kind, model, examples, tokenizer, steps=15):
     return module
 
 
+def stored(kind, written, out):
+    """The stored predictions give the report's metrics and intervals again."""
+    found = kind.evidence(pd.read_parquet(out / "predictions.parquet"))
+    again = found.summary()
+    assert {name: written[name] for name in again} == json.loads(json.dumps(again))
+    values = {s: written["baselines"].get(s, written["metrics"]) for s in found.systems}
+    for system, metrics in values.items():
+        for metric in found.metrics:
+            assert found.value(metric, system) == pytest.approx(metrics[metric])
+            low, high = written["intervals"][system][metric]
+            assert low <= high
+
+
 def test_every_task_is_listed_with_valid_defaults():
     assert list(tasks()) == sorted(tasks()) and {"sentiment", "recommendation"} <= set(tasks())
     for kind in tasks().values():
@@ -144,11 +157,23 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     module.eval()
     data = kind.dataset(examples, "validation", tokenizer, 64)
     batch = data.batch(range(4), 0)
-    expected = module.logits(batch["ids"], batch["lengths"]).softmax(-1)
+    expected = (module.logits(batch["ids"], batch["lengths"]) / predictor.temperature).softmax(-1)
     validation = pd.read_parquet(examples / "validation.parquet")["text"].tolist()[:4]
     # bf16 where the CPU has it
     assert predictor.probabilities(validation) == pytest.approx(expected.detach().numpy(), abs=5e-3)
+    least = float(probabilities.max(1).mean())
+    unsure = predictor.predict(asked, {"abstain_below": least})["label"].tolist()
+    known = zip(answers["label"], probabilities.max(1), strict=True)
+    assert unsure == [label if confidence >= least else "" for label, confidence in known] and "" in unsure
+    with pytest.raises(ValueError, match=r"abstain_below=1\.5 is no probability"):
+        predictor.predict(asked, {"abstain_below": 1.5})
+    facts = json.loads((saved / "task.json").read_text())
+    assert facts.pop("temperature") == predictor.temperature
     written = report.write(kind.evaluate(saved, examples, out), out)
+    (saved / "task.json").write_text(json.dumps(facts))  # one that was saved before there were temperatures
+    assert kind.predictor(saved).temperature == 1
+    assert "Behavioural tests" in written["tables"] and written["cost"]["latency_ms"] > 0
+    stored(kind, written, out)
     assert kind.primary in written["metrics"] and kind.floor in written["baselines"]
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
     assert {f["file"] for f in written["figures"]} <= {p.name for p in out.iterdir()}
@@ -170,7 +195,7 @@ def test_a_head_of_before_there_were_word_features_goes_on_answering(posts, mode
     older = Classifier(model, 2, features=2).eval()
     kind.save(older, examples, tokenizer, CONTEXT, tmp_path)
     settings = json.loads((tmp_path / "task.json").read_text())
-    (tmp_path / "task.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "masked"}))
+    (tmp_path / "task.json").write_text(json.dumps({name: settings[name] for name in ("task", "labels")}))
     rows = [[*tokenizer.encode("@anna was kind"), tokenizer.end_of_text]]
     expected = older.logits(*pad(rows)).softmax(-1).detach().numpy()
     assert kind.predictor(tmp_path).probabilities(["@anna was kind"]) == pytest.approx(expected, abs=5e-3)
@@ -292,6 +317,8 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
     torch.testing.assert_close(predictor.module.taste.weight.detach(), kept["taste.weight"])
     written = report.write(kind.evaluate(saved, examples, out), out)
     assert kind.primary in written["metrics"] and kind.floor in written["baselines"]
+    stored(kind, written, out)
+    assert any(part["slice"].startswith("history") for part in written["slices"])
     ranks = pd.read_parquet(out / "predictions.parquet")
     assert ranks["test_item"].tolist() == [int(h[-1]) for h in histories]
     room = np.array([len(items) - len(h) + 1 for h in histories])  # what a user has seen does not compete

@@ -1,0 +1,59 @@
+"""The gate at work: the reports of a candidate and of the champion in, a verdict out, kept with the version."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster import pulling
+from cluster.registry import Verdict, gate
+from cluster.tracking import Run, client
+from gpt2 import verdict_files
+from gpt2.policy import GateConfig
+
+FOLDER = "verdict"
+"""Of the artifacts of the MLflow run that registered the version."""
+Report = Mapping[str, Any]
+
+
+def judging(version: Any, policy: GateConfig) -> Callable[[Report, Report | None], Verdict]:
+    """How the gate judges a version. A report says in `folder` where its predictions lie, and in `version` whose they
+    are. The verdict is kept before anyone acts on it."""
+
+    def judge(report: Report, champion: Report | None) -> Verdict:
+        rival = Path(champion["folder"]) if champion else None
+        facts = {
+            "model": version.name,
+            "version": int(version.version),
+            "champion": int(champion["version"]) if champion else None,
+        }
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / FOLDER
+            found = verdict_files.write(out, Path(report["folder"]), rival, policy, facts)
+            if found is None:
+                return gate(report, champion)
+            Run(version.run_id).files(out, FOLDER)
+        return Verdict(found["promote"], tuple(found["reasons"]))
+
+    return judge
+
+
+def again(address: str, out: Path | None = None) -> dict[str, Any]:
+    """The verdict on a version, computed again from the predictions that are kept with it; its page goes to `out`.
+
+    `ValueError` where the version has none, or the stored one does not follow from them.
+    """
+    version = pulling.find(address)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [f.path for f in client().list_artifacts(version.run_id, FOLDER)]
+        if f"{FOLDER}/{verdict_files.VERDICT}" not in files:
+            raise ValueError(
+                f"{pulling.exact(version)} has no verdict with predictions; `gpt2 card {address}` tells why"
+            )
+        folder = Path(client().download_artifacts(version.run_id, FOLDER, scratch))
+        found = verdict_files.recompute(folder)
+        if out is not None:
+            out.write_bytes((folder / verdict_files.PAGE).read_bytes())
+        return found

@@ -1,0 +1,50 @@
+"""Probabilities that mean what they say: one temperature, fitted on held-out examples (Guo et al. 2017)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+LOWEST, HIGHEST = 0.05, 20.0
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """(N, classes) probabilities of logits, divided by the temperature first."""
+    scaled = logits / temperature
+    powers = np.exp(scaled - scaled.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def log_loss(logits: np.ndarray, targets: np.ndarray, temperature: float) -> float:
+    """Mean cross-entropy (nats) of the (N, classes) target probabilities."""
+    scaled = logits / temperature
+    top = scaled.max(1, keepdims=True)
+    logs = scaled - top - np.log(np.exp(scaled - top).sum(1, keepdims=True))
+    return float(-(targets * logs).sum(1).mean())
+
+
+def smoothed(truth: np.ndarray, classes: int) -> np.ndarray:
+    """(N, classes) targets: one more example of each class than there are (Platt 1999), so that few examples, all of
+    them right, do not ask for certainty."""
+    targets = np.full((len(truth), classes), 1.0)
+    targets[np.arange(len(truth)), truth] += len(truth)
+    return targets / (len(truth) + classes)
+
+
+def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The temperature, between 0.05 and 20, at which (N, classes) logits predict the (N,) truth best.
+
+    The loss is convex in 1 / temperature, so that a golden-section search finds it; rounded to three digits.
+    """
+    if not len(truth):
+        return 1.0
+    targets = smoothed(truth, logits.shape[1])
+    ratio, low, high = (math.sqrt(5) - 1) / 2, 1 / HIGHEST, 1 / LOWEST
+    for _ in range(60):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if log_loss(logits, targets, 1 / left) < log_loss(logits, targets, 1 / right):
+            high = right
+        else:
+            low = left
+    return round(2 / (low + high), 3)

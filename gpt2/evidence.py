@@ -1,0 +1,248 @@
+"""What an evaluation found at each unit, so that intervals, slices and the gate's verdict can be computed from it.
+
+It is made from a report's stored predictions alone, by the task whose they are: a verdict can be computed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from gpt2.metrics import bin_of, f1_scores
+from gpt2.significance import DRAWS, Bootstrap, Method, Metric, beside, mcnemar
+
+MODEL = "model"
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The same units, answered by the model and by each baseline."""
+
+    unit: str
+    """What is independent of the others: post, user, document."""
+    key: str
+    """Equal for the same units with the same truth, in the same order."""
+    systems: Mapping[str, np.ndarray]
+    """(n, k) columns of the model (`MODEL`) and of each baseline."""
+    metrics: Mapping[str, Metric]
+    """Metrics as functions of the columns' sums."""
+    primary: str
+    higher_is_better: bool
+    slice_metric: str
+    """The metric that has a meaning within any part of the units."""
+    slices: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """(n,) which units belong to each part."""
+    inflated: tuple[str, ...] = ()
+    """Metrics that resampling makes larger."""
+    hits: Mapping[str, np.ndarray] | None = None
+    """(n,) whether each system was right, where that is how it is."""
+    needed: int | None = None
+    """How many columns, the first, the primary and the slices' metric need, where others are beside them."""
+
+    def __len__(self) -> int:
+        return len(self.systems[MODEL])
+
+    @property
+    def width(self) -> int:
+        return self.systems[MODEL].shape[1]
+
+    def method(self, metric: str) -> Method:
+        """How its interval is made."""
+        return "basic" if metric in self.inflated else "bca"
+
+    def value(self, metric: str, system: str = MODEL) -> float:
+        return float(self.metrics[metric](self.systems[system].sum(0)))
+
+    def part(self, name: str) -> Evidence:
+        """The units of a slice."""
+        inside = self.slices[name]
+        hits = {n: h[inside] for n, h in self.hits.items()} if self.hits else None
+        return replace(self, systems={n: s[inside] for n, s in self.systems.items()}, slices={}, hits=hits)
+
+    def lean(self) -> Evidence:
+        """Of the primary and the slices' metric alone, which are quicker to draw."""
+        systems = {name: columns[:, : self.needed] for name, columns in self.systems.items()}
+        metrics = {name: self.metrics[name] for name in (self.primary, self.slice_metric)}
+        return replace(self, systems=systems, metrics=metrics)
+
+    def against(self, other: Evidence, name: str) -> Evidence:
+        """With another model's answers to the same units beside one's own; `ValueError` where they are not the same."""
+        if self.key != other.key:
+            raise ValueError(f"{name} was measured on other {self.unit}s; measure it on the same ones")
+        hits = {**self.hits, name: other.hits[MODEL]} if self.hits and other.hits else None
+        return replace(self, systems={**self.systems, name: other.systems[MODEL]}, hits=hits)
+
+    @cached_property
+    def drawn(self) -> Bootstrap:
+        """All systems' columns, drawn together."""
+        return Bootstrap(np.concatenate(list(self.systems.values()), axis=1), DRAWS)
+
+    def place(self, system: str) -> slice:
+        """A system's columns among all."""
+        start = list(self.systems).index(system) * self.width
+        return slice(start, start + self.width)
+
+    def of(self, metric: str, system: str = MODEL) -> Metric:
+        """A system's metric as a function of all columns' sums."""
+        place, function = self.place(system), self.metrics[metric]
+        return lambda sums: function(sums[..., place])
+
+    def gain(self, metric: str, system: str) -> Metric:
+        """By how much the model is better than a system, whichever direction is better for the metric."""
+        difference = beside(self.metrics[metric], self.place(MODEL), self.place(system))
+        return difference if self.better_up(metric) else lambda sums: -difference(sums)
+
+    def better_up(self, metric: str) -> bool:
+        return not metric.startswith(("calibration_error", "loss", "perplexity", "bits_per_byte"))
+
+    def summary(self) -> dict[str, Any]:
+        """What a report says besides the values: `unit`, `intervals`, `differences` to the baselines, `slices`."""
+        intervals = {
+            system: {m: bounded(self.drawn.interval(self.of(m, system), self.method(m))) for m in self.metrics}
+            for system in self.systems
+        }
+        differences = {name: self.difference(name) for name in self.systems if name != MODEL}
+        slices = [self.slice(name) for name, inside in self.slices.items() if inside.any()]
+        facts = {"unit": self.unit, "units": len(self), "intervals": intervals, "differences": differences}
+        return {**facts, "slice_metric": self.slice_metric, "slices": slices}
+
+    def difference(self, system: str) -> dict[str, dict[str, Any]]:
+        """The model's value less the system's by metric: `value`, `interval`, the `probability` that the model is
+        better, and of what is right or wrong the exact `p` of McNemar."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, metric in self.metrics.items():
+            gain = beside(metric, self.place(MODEL), self.place(system))
+            found[name] = {
+                "value": self.drawn.value(gain),
+                "interval": list(self.drawn.interval(gain, self.method(name))),
+                "probability": self.drawn.probability(self.gain(name, system)),
+            }
+        if self.hits and "accuracy" in found:
+            found["accuracy"]["p"] = mcnemar(self.hits[MODEL], self.hits[system])
+        return found
+
+    def slice(self, name: str) -> dict[str, Any]:
+        """A row of the report's slices."""
+        part, metric = self.part(name), self.slice_metric
+        low, high = part.drawn.interval(part.of(metric))
+        interval = [low, high] if high > low else None  # all its units are alike: drawing them tells nothing
+        values = {system: part.value(metric, system) for system in self.systems if system != MODEL}
+        return {
+            "slice": name, "units": len(part), "value": part.value(metric), "interval": interval, "baselines": values
+        }  # fmt: skip
+
+
+def bounded(interval: tuple[float, float]) -> list[float]:
+    """No metric here is below 0."""
+    return [max(0.0, bound) for bound in interval]
+
+
+def key_of(*columns: Any) -> str:
+    """What the units are, as a hash."""
+    mark = blake2b(digest_size=8)
+    for column in columns:
+        for value in column:
+            mark.update(f"{value}\0".encode("utf-8", "surrogatepass"))
+    return mark.hexdigest()
+
+
+def classification(
+    truth: np.ndarray,
+    answers: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    labels: Sequence[str],
+    key: str,
+    slices: Mapping[str, np.ndarray],
+    unit: str = "post",
+) -> Evidence:
+    """`answers`: of each system the (n,) predicted classes and how sure it was of each. Metrics as in
+    `gpt2.metrics.classification`."""
+    classes, cells = len(labels), len(labels) ** 2
+
+    def columns(predicted: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+        rows = np.zeros((len(truth), cells + BINS))
+        at = np.arange(len(truth))
+        rows[at, truth * classes + predicted] = 1
+        rows[at, cells + bin_of(confidence, BINS)] = confidence - (predicted == truth)
+        return rows
+
+    def matrix(sums: np.ndarray) -> np.ndarray:
+        return sums[..., :cells].reshape(*sums.shape[:-1], classes, classes)
+
+    def hits(sums: np.ndarray) -> np.ndarray:
+        return np.diagonal(matrix(sums), axis1=-2, axis2=-1)
+
+    metrics: dict[str, Metric] = {
+        "macro_f1": lambda s: f1_scores(matrix(s)).mean(-1),
+        "accuracy": lambda s: hits(s).sum(-1) / np.maximum(matrix(s).sum((-2, -1)), 1),
+        "calibration_error": lambda s: np.abs(s[..., cells:]).sum(-1) / np.maximum(matrix(s).sum((-2, -1)), 1),
+    }
+
+    def of_class(i: int) -> list[Metric]:
+        return [
+            lambda s: hits(s)[..., i] / np.maximum(matrix(s).sum(-2)[..., i], 1),
+            lambda s: hits(s)[..., i] / np.maximum(matrix(s).sum(-1)[..., i], 1),
+            lambda s: f1_scores(matrix(s))[..., i],
+        ]
+
+    for i, label in enumerate(labels):
+        names = (f"precision_{label}", f"recall_{label}", f"f1_{label}")
+        metrics |= dict(zip(names, of_class(i), strict=True))
+    systems = {name: columns(*answer) for name, answer in answers.items()}
+    right = {name: predicted == truth for name, (predicted, _) in answers.items()}
+    inflated = ("calibration_error",)
+    return Evidence(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
+
+
+def ranking(
+    ranks: Mapping[str, np.ndarray], key: str, slices: Mapping[str, np.ndarray], unit: str = "user", k: int = 10
+) -> Evidence:
+    """`ranks`: of each system the (n,) ranks, from 1, of the one right item. Metrics as in `gpt2.metrics.ranking`."""
+
+    def columns(rank: np.ndarray) -> np.ndarray:
+        inside = rank <= k
+        return np.stack([inside / np.log2(rank + 1.0), inside, 1 / rank, np.ones(len(rank))], axis=1)
+
+    def share(column: int) -> Metric:
+        return lambda s: s[..., column] / np.maximum(s[..., 3], 1)
+
+    metrics = {f"ndcg_at_{k}": share(0), f"recall_at_{k}": share(1), "mrr": share(2)}
+    systems = {name: columns(rank) for name, rank in ranks.items()}
+    return Evidence(unit, key, systems, metrics, f"ndcg_at_{k}", True, f"ndcg_at_{k}", slices)
+
+
+def language_model(
+    nll: Mapping[str, np.ndarray], tokens: np.ndarray, size: np.ndarray, part: np.ndarray, key: str, unit: str
+) -> Evidence:
+    """`nll`: of each system the (n,) negative log-likelihoods (nats) of documents with so many tokens and UTF-8 bytes,
+    of the named parts. Metrics as in `gpt2.metrics.language_model`."""
+    parts = list(dict.fromkeys(part.tolist()))
+
+    def columns(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.stack([values, tokens, size], axis=1) * (part == p)[:, None] for p in parts], axis=1)
+
+    def loss(s: np.ndarray) -> np.ndarray:
+        return s[..., 0::3].sum(-1) / np.maximum(s[..., 1::3].sum(-1), 1)
+
+    def bits(nats: np.ndarray, octets: np.ndarray) -> np.ndarray:
+        return nats / math.log(2) / np.maximum(octets, 1e-9)
+
+    metrics: dict[str, Metric] = {
+        "loss": loss,
+        "perplexity": lambda s: np.exp(np.minimum(loss(s), 700)),
+        "bits_per_byte": lambda s: bits(s[..., 0::3].sum(-1), s[..., 2::3].sum(-1)),
+    }
+
+    def of_part(i: int) -> Metric:
+        return lambda s: bits(s[..., 3 * i], s[..., 3 * i + 2])
+
+    if len(parts) > 1:
+        metrics |= {f"bits_per_byte_{p}": of_part(i) for i, p in enumerate(parts)}
+    systems = {name: columns(values) for name, values in nll.items()}
+    return Evidence(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")

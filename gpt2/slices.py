@@ -1,0 +1,54 @@
+"""Parts of a test set that a mean may hide: by length, by class, by topic, by how much is known of a user or item."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Slices = dict[str, np.ndarray]
+
+TOPIC = re.compile(r"(?<![\w@#$])[@#$][^\W\d_]\w*")
+"""A handle, hashtag or cashtag; `$5` is none."""
+WORDS, TOPICS, RARE = (5, 10, 20, 40), 8, 50
+
+
+def topics(text: str) -> list[str]:
+    """Its handles, hashtags and cashtags, in lower case, each once, in order."""
+    return list(dict.fromkeys(found.lower() for found in TOPIC.findall(text)))
+
+
+def of_texts(texts: Sequence[str], classes: np.ndarray, labels: Sequence[str]) -> Slices:
+    """By true class, by length in words, and by the most frequent topics."""
+    found: Slices = {f"class: {label}": classes == i for i, label in enumerate(labels)}
+    found |= bins("words", np.array([len(text.split()) for text in texts]), WORDS)
+    each = [topics(text) for text in texts]
+    counts = Counter(topic for row in each for topic in row)
+    frequent = [topic for topic, count in counts.most_common(TOPICS) if count >= RARE]
+    return found | {f"topic: {topic}": np.array([topic in row for row in each]) for topic in frequent}
+
+
+def bins(name: str, values: np.ndarray, edges: Sequence[int]) -> Slices:
+    """The (n,) whole numbers in bins that end at each edge; those that hold none are left out."""
+    lower = [None, *edges]
+    upper = [*edges, None]
+    found: Slices = {}
+    for low, high in zip(lower, upper, strict=True):
+        inside = np.ones(len(values), dtype=bool)
+        if low is not None:
+            inside &= values > low
+        if high is not None:
+            inside &= values <= high
+        told = f"over {low:,}" if high is None else f"up to {high:,}" if low is None else f"{low + 1:,} to {high:,}"
+        found[f"{name}: {told}"] = inside
+    return {name: inside for name, inside in found.items() if inside.any()}
+
+
+def of_choices(history_lengths: np.ndarray, popularity: np.ndarray) -> Slices:
+    """Of users who chose an item: by how many items they had before, and how often the item was chosen in training."""
+    cold: Slices = {"item: never seen in training": popularity == 0}
+    warm: Mapping[str, np.ndarray] = bins("item chosen", np.where(popularity == 0, 1, popularity), (10, 50, 200))
+    known = {name: inside & (popularity > 0) for name, inside in warm.items()}
+    return cold | known | bins("history", history_lengths, (20, 50, 100, 200))
