@@ -84,9 +84,9 @@ def aggregate(scored: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp, 
     rows[["expected", "p_value"]] = np.nan
     rows["surge"] = False
     calendar = pd.date_range(rows["window"].min(), rows["window"].max(), freq=FREQUENCY[config.window])
-    for _, topic in rows.groupby("topic", sort=False):
-        if topic["posts"].sum() >= config.min_posts:
-            judge_topic(rows, topic, calendar, config.rule)
+    large = rows.groupby("topic")["posts"].transform("sum") >= config.min_posts  # of the many others nothing is judged
+    for _, topic in rows[large].groupby("topic", sort=False):
+        judge_topic(rows, topic, calendar, config.rule)
     return rows.drop(columns="old")[INDEX_COLUMNS]
 
 

@@ -48,9 +48,8 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
         if wrong is None:
             if number == 1:
                 check_columns(path, row, config)
-            text = row.get(config.text_field)
-            if not isinstance(text, str) or not text.strip():
-                wrong = f"{config.text_field!r} is {text!r:.60}, not text"
+            if not isinstance(row.get(config.text_field), str) or not row[config.text_field].strip():
+                wrong = f"{config.text_field!r} is {row.get(config.text_field)!r:.60}, not text"
         if wrong is not None:
             bad.append((number, wrong))
             continue
@@ -58,7 +57,7 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
         rows.append(
             {
                 "number": number,
-                "text": text.strip()[:MAX_CHARS],
+                "text": row[config.text_field].strip()[:MAX_CHARS],
                 "time": row.get(config.time_field) if config.time_field else None,
                 "topic": None if topic is None or topic == "" else str(topic).strip(),
                 "id": row.get(config.id_field) if config.id_field else None,
@@ -84,8 +83,8 @@ def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None
 
 
 def identities(table: pd.DataFrame, path: str, source: str, config: MonitorConfig) -> list[str]:
-    """Each post's identity. Without ids, the second of equal rows of a file is another post, and is known again when the
-    file comes again, grown or under another name."""
+    """Each post's identity. Without ids, the second of equal rows of a file is another post, and is known again when
+    the file comes again, grown or under another name."""
     if config.id_field:
         return [mark("id", value) for value in table["id"]]
     place = source if config.time_field else f"{source} {path.rpartition('/')[2]}"
