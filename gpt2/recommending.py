@@ -25,7 +25,7 @@ class RecommendConfig(Settings):
     model: str = Field("models:/gpt2-recommendation@champion", min_length=1)
     """The registered model that ranks: models:/NAME@ALIAS or models:/NAME/VERSION."""
     top_k: int = Field(10, ge=1, le=1000)
-    """Items for each user."""
+    """Items that each user gets, the best first."""
     active_days: float | None = Field(None, gt=0, le=36500)
     """A user is active who has chosen something in so many days before the latest interaction (times are seconds since
     1970); without it, every user is."""
