@@ -181,7 +181,7 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     )
     sent = tell(config, model, built)
     said = f"{new:,} new posts" if new else "no new posts"
-    say(f"{said}; {built.info['posts']:,} in all, {built.info['alerts']} alerts; the page is {path}")
+    say(f"{said}; {built.info['posts']:,} in all; alerts: {built.info['alerts']}; the page is {path}")
     told = json.loads(built.file("told.json").read_text())
     return {
         "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in told["alerts"]],

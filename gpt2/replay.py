@@ -14,7 +14,7 @@ from gpt2.tasks.sentiment import read_table
 DAYS = 60
 END = pd.Timestamp("2026-03-01", tz="UTC")
 TOPIC = "@jetblue"
-SURGE = (44, 45, 46)
+SURGE = (55, 56, 57)
 """Days on which the topic's negative share is raised."""
 NOTE = (
     f"A replay of the sample posts. They have no times: they were shuffled over {DAYS} days (seed 0). One surge is "

@@ -85,7 +85,7 @@ def test_killed_and_run_again_each_post_counts_once_and_each_alert_is_told_once(
     assert len(posts()) == count and posts()["post"].is_unique
     assert finished and all(p.stat().st_mtime_ns == was for p, was in finished.items())
     page = Path(re.findall(r"^Page: (.+)$", said, re.MULTILINE)[-1]).read_text()
-    assert "1 alert:" in page and "<svg" in page
+    assert "2 alerts:" in page and "<svg" in page  # of air, and of all posts, which are the same
     index = pd.read_parquet(Path(re.findall(r"Parquet: (.+)$", said, re.MULTILINE)[-1]) / "index.parquet")
     assert index[index["topic"] == "air"]["posts"].sum() == count
 
