@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 GPT2 := $(BIN)/gpt2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run up test test-slow chaos lint bench notebooks clean-state
+.PHONY: help install run demo-monitor up test test-slow chaos lint bench notebooks clean-state
 
 help:  ## Show this.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ install: $(STAMP)  ## Make .venv with everything, under constraints.txt.
 
 run: $(STAMP)  ## Run the whole pipeline on the sample data: PRESET=laptop.
 	@$(GPT2) run --preset $(or $(PRESET),laptop)
+
+demo-monitor: $(STAMP)  ## After `make run`: the sample posts replayed, with a planted surge, as the monitor sees them.
+	@$(GPT2) monitor --demo
 
 up: $(STAMP)  ## Start Prefect with its UI, MLflow and Ray on this machine, until Ctrl-C.
 	@$(GPT2) up

@@ -19,7 +19,7 @@ RAY_SOCKET_SUFFIX = 68
 
 SERVICES = "services"
 
-CONTENTS = {"store", "mlflow", "prefect", "ray", "samples", "pulled", SERVICES, "logs"}
+CONTENTS = {"store", "mlflow", "prefect", "ray", "samples", "pulled", "pages", SERVICES, "logs"}
 """What we put into a home."""
 
 QUIET = {

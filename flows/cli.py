@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from cluster.home import configure
+from flows.commands import jobs
 from flows.commands import registry as models
 
 app = App(
@@ -100,6 +101,8 @@ for command in (
     models.serve,
 ):
     app.command(command)
+for job in (jobs.monitor, jobs.recommend):
+    app.command(job)
 
 SERVICES = {  # told here, so that help need not load them
     "up": "Start Prefect with its UI and a worker, MLflow and Ray, and keep them running.\n\n"

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
@@ -21,6 +21,7 @@ from gpt2.refresh import RefreshConfig
 from gpt2.task import TaskSettings, tasks
 
 PRESETS = files("flows") / "presets"
+Schema = TypeVar("Schema", bound=BaseModel)
 
 if TYPE_CHECKING:
     TaskSection = Settings
@@ -125,10 +126,23 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Sequence[
 
 def validate(values: Mapping[str, Any]) -> PipelineConfig:
     """The settings, or `InvalidConfig` with a line for each that is wrong."""
+    return validated(PipelineConfig, values)
+
+
+def validated(schema: type[Schema], values: Mapping[str, Any]) -> Schema:
+    """Settings of any schema, or `InvalidConfig` with a line for each that is wrong."""
     try:
-        return PipelineConfig.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise InvalidConfig("\n".join(explain(error))) from None
+        raise InvalidConfig("\n".join(explain(error, schema))) from None
+
+
+def settings(schema: type[Schema], given: Mapping[str, Any], file: Path | None, changes: Sequence[str]) -> Schema:
+    """Settings of a job of its own: a YAML file's, changed by `a.b=value` items, changed by what was `given`."""
+    values = read_yaml(file) if file is not None else {}
+    for change in changes:
+        values = merged(values, parse_change(change))
+    return validated(schema, merged(values, {name: value for name, value in given.items() if value is not None}))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -170,13 +184,15 @@ def merged(base: Any, change: Any) -> Any:
     return change
 
 
-def explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError, schema: type[BaseModel] = PipelineConfig) -> list[str]:
     """A line for each error: field = value: what is wrong and what to do."""
     lines = []
     for item in error.errors():
         path = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: there is no such setting{near(str(item['loc'][-1]), fields_at(item['loc'][:-1]))}")
+            lines.append(
+                f"{path}: there is no such setting{near(str(item['loc'][-1]), fields_at(item['loc'][:-1], schema))}"
+            )
             continue
         message = item["msg"].removeprefix("Value error, ")
         value = item["input"]
@@ -190,9 +206,9 @@ def explain(error: ValidationError) -> list[str]:
     return lines
 
 
-def fields_at(location: Sequence[str | int]) -> list[str]:
+def fields_at(location: Sequence[str | int], schema: type[BaseModel]) -> list[str]:
     """Names of the settings in a section."""
-    model: Any = PipelineConfig
+    model: Any = schema
     for part in location:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         if field is None:

@@ -6,13 +6,14 @@ import datetime
 import os
 from importlib.resources import files
 from typing import Any
+from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import construct_schedule
-from prefect.events import AutomationCore, EventTrigger
+from prefect.events import AutomationCore, DeploymentTriggerTypes, EventTrigger
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectNotFound
@@ -20,6 +21,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessWorker
+from pydantic import TypeAdapter
 
 from gpt2.artifact import digest
 
@@ -113,13 +115,27 @@ def register_one(client: SyncPrefectClient, entry: dict[str, Any]) -> str:
         there = client.read_deployment_by_name(name)
     except ObjectNotFound:
         flow_id = client.create_flow_from_name(flow.name)
-        client.create_deployment(flow_id, entry["name"], schedules=schedules, **fields)
+        made = client.create_deployment(flow_id, entry["name"], schedules=schedules, **fields)
+        trigger(client, made, entry)
         return name
     if there.version != version:
         enabled = {s.slug: s.active for s in there.schedules}
         kept = [s.model_copy(update={"active": enabled.get(s.slug, s.active)}) for s in schedules]
         client.update_deployment(there.id, DeploymentUpdate(schedules=kept, **fields))
+        trigger(client, there.id, entry)
     return name
+
+
+def trigger(client: SyncPrefectClient, deployment: UUID, entry: dict[str, Any]) -> None:
+    """Make the automations by which events run a deployment anew; one that somebody switched off stays off."""
+    for item in entry.get("triggers", []):
+        wanted: Any = TypeAdapter(DeploymentTriggerTypes).validate_python(item)
+        wanted.set_deployment_id(deployment)
+        automation = wanted.as_automation()
+        for old in client.read_automations_by_name(automation.name):
+            automation.enabled = automation.enabled and old.enabled
+            client.delete_automation(old.id)
+        client.create_automation(automation)
 
 
 def schedule(item: dict[str, Any]) -> DeploymentScheduleCreate:

@@ -6,28 +6,34 @@
 | `gpt2.gate.refused` | `gpt2.model.NAME` | the gate refused a version | version, reasons, url |
 | `gpt2.training.restarted` | `gpt2.training.NAME` | workers failed and start again | cause |
 | `gpt2.budget.exceeded` | `gpt2.training.NAME` | a budget stopped a training after a checkpoint | reason |
-| `gpt2.sentiment.alert` | `gpt2.model.NAME` | sentiment has turned | the monitor's |
+| `gpt2.sentiment.alert` | `gpt2.model.NAME` | a topic's share surges | topic, start, share, expected, text, … |
+| `gpt2.sentiment.drift` | `gpt2.model.NAME` | posts are not like the training data | drifted, threshold, text, … |
 
 `gpt2 automations URL` makes an example automation for each.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Literal
+from uuid import UUID
 
 from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 
 PROMOTED: Literal["gpt2.model.promoted"] = "gpt2.model.promoted"
 REFUSED: Literal["gpt2.gate.refused"] = "gpt2.gate.refused"
 RESTARTED: Literal["gpt2.training.restarted"] = "gpt2.training.restarted"
 BUDGET: Literal["gpt2.budget.exceeded"] = "gpt2.budget.exceeded"
 SENTIMENT: Literal["gpt2.sentiment.alert"] = "gpt2.sentiment.alert"
-EVENTS = (PROMOTED, REFUSED, RESTARTED, BUDGET, SENTIMENT)
+DRIFT: Literal["gpt2.sentiment.drift"] = "gpt2.sentiment.drift"
+EVENTS = (PROMOTED, REFUSED, RESTARTED, BUDGET, SENTIMENT, DRIFT)
 
 
-def of_model(event: str, name: str, **payload: Any) -> None:
-    """Tell what happened to a registered model, `gpt2-sentiment` for instance."""
-    tell(event, f"gpt2.model.{name}", name, payload)
+def of_model(event: str, name: str, id: UUID | None = None, **payload: Any) -> None:
+    """Tell what happened to a registered model, `gpt2-sentiment` for instance. What is told again under the same `id`
+    is the same event."""
+    tell(event, f"gpt2.model.{name}", name, payload, id)
 
 
 def of_training(event: str, name: str, **payload: Any) -> None:
@@ -35,6 +41,15 @@ def of_training(event: str, name: str, **payload: Any) -> None:
     tell(event, f"gpt2.training.{name}", name, payload)
 
 
-def tell(event: str, resource: str, name: str, payload: dict[str, Any]) -> None:
+def tell(event: str, resource: str, name: str, payload: dict[str, Any], id: UUID | None = None) -> None:
     """Hand the event to Prefect's thread, which sends it: whoever tells does not wait."""
-    emit_event(event, {"prefect.resource.id": resource, "prefect.resource.name": name}, payload=payload)
+    emit_event(event, {"prefect.resource.id": resource, "prefect.resource.name": name}, payload=payload, id=id)
+
+
+def sent(seconds: float = 120) -> bool:
+    """Wait until all events that were told are sent; False where the server does not take them in time."""
+    worker = EventsWorker.instance()
+    waiting = threading.Thread(target=worker.wait_until_empty, daemon=True)
+    waiting.start()
+    waiting.join(seconds)
+    return not waiting.is_alive()

@@ -54,7 +54,7 @@ def test_each_event_calls_the_webhook_of_its_automation(tmp_path, receiver):
         made = python(
             "-m", "flows.cli", "automations", url
         ).splitlines()  # again: the address is changed, none is doubled
-        assert len(made) == len(events.EVENTS) == 5
+        assert len(made) == len(events.EVENTS) == 6
         python("-c", TELL)
         found = {g["event"]: g for g in (got.get(timeout=60) for _ in made)}
     assert set(found) == set(events.EVENTS)
@@ -71,6 +71,16 @@ def test_each_event_calls_the_webhook_of_its_automation(tmp_path, receiver):
     assert got.empty()
 
 
+@pytest.mark.slow
+def test_drift_starts_the_pipelines_deployment_and_what_was_switched_off_stays_off(tmp_path):
+    with prefect_server(tmp_path) as port:
+        environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", DRIFT], capture_output=True, text=True, check=False, env=environment, timeout=200
+        )
+    assert done.returncode == 0 and "started" in done.stdout, done.stderr[-3000:]
+
+
 def test_automations_need_a_server_and_an_address():
     with pytest.raises(ValueError, match=r"'example\.org' is not an address"):
         create("example.org")
@@ -80,6 +90,7 @@ def test_automations_need_a_server_and_an_address():
 
 TELL = """
 import time
+import uuid
 from prefect.events.worker import EventsWorker
 from flows import events, results
 from flows.training import announcer
@@ -92,5 +103,34 @@ announce({"event": "failure", "time": time.time(), "workers": {"0": "lost its co
 announce({"event": "begin", "time": time.time(), "step": 4})
 events.of_training(events.BUDGET, "base", reason="budget.max_seconds=1 is used up")
 events.of_model(events.SENTIMENT, "gpt2-sentiment", reason="more complaints")
+id = uuid.uuid4()
+for _ in range(2):  # told twice under one id: one event
+    events.of_model(events.DRIFT, "gpt2-sentiment", id, drifted={"tokens": 0.4})
+assert events.sent()
 EventsWorker.instance().drain()
+"""
+
+DRIFT = """
+import time
+from prefect.client.orchestration import get_client
+from flows import deployments, events
+names = deployments.register()
+assert {"monitor-sentiment/monitor-sentiment", "recommend/recommend"} <= set(names), names
+NAME = "gpt2: drift asks for a training"
+with get_client(sync_client=True) as client:
+    [made] = client.read_automations_by_name(NAME)
+    events.of_model(events.DRIFT, "gpt2-sentiment", drifted={"tokens": 0.4})
+    assert events.sent()
+    deployment = client.read_deployment_by_name("gpt2/pipeline")
+    deadline = time.monotonic() + 90
+    while not (runs := [r for r in client.read_flow_runs() if r.deployment_id == deployment.id]):
+        assert time.monotonic() < deadline, "no run"
+        time.sleep(0.5)
+    assert len(runs) == 1 and runs[0].parameters["stage"] == "pipeline"
+    client.pause_automation(made.id)
+    [entry] = [e for e in deployments.read() if e["name"] == "pipeline"]
+    deployments.trigger(client, deployment.id, entry)
+    [again] = client.read_automations_by_name(NAME)
+    assert not again.enabled
+    print("started")
 """

@@ -11,9 +11,12 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
 from flows.config import InvalidConfig, preset_names, resolve
+from flows.events import EVENTS
 from flows.forms import MAIN, Main, identity, run, settings_of
 from flows.plan import make_plan
 from flows.turns import claim
+from gpt2.monitor import MonitorConfig
+from gpt2.recommending import RecommendConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,11 +78,36 @@ def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
 def test_deployments_are_listed_once_by_module_paused_with_slugs():
     assert (ROOT / "prefect.yaml").samefile(ROOT / "flows" / "prefect.yaml")
     entries = deployments.read()
-    assert {"pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register"} <= {e["name"] for e in entries}
+    assert {
+        "pipeline",
+        "tokenize",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "register",
+        "monitor-sentiment",
+        "recommend",
+    } <= {e["name"] for e in entries}
     for entry in entries:
         assert ":" not in entry["entrypoint"]
         flow = load_flow_from_entrypoint(entry["entrypoint"])
         assert set(entry.get("parameters", {})) <= set(parameter_schema(flow).properties)
+        for item in entry.get("triggers", []):
+            assert set(item["expect"]) <= set(EVENTS) and set(item["parameters"]) <= set(
+                parameter_schema(flow).properties
+            )
         for item in entry.get("schedules", []):
             made = deployments.schedule(item)
             assert made.slug and not made.active and made.schedule.timezone
+
+
+@pytest.mark.parametrize(("entrypoint", "settings"), [
+    ("flows.monitoring.monitor_sentiment", MonitorConfig), ("flows.recommending.recommend", RecommendConfig),
+])  # fmt: skip
+def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
+    schema = parameter_schema(load_flow_from_entrypoint(entrypoint)).model_dump()
+    fields = schema["definitions"][settings.__name__]["properties"]
+    assert set(fields) == set(settings.model_fields)
+    assert all(len(field["description"]) > 20 for field in fields.values())
+    assert settings is RecommendConfig or fields["window"]["enum"] == ["hour", "day"]
+    assert settings is RecommendConfig or fields["min_posts"]["minimum"] == 5

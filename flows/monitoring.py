@@ -1,0 +1,189 @@
+"""The scheduled monitor: new posts, each scored once by the champion; an index by topic; alerts and drift as events."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import pandas as pd
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cluster import monitoring, pages
+from cluster.champion import Used, used
+from cluster.connect import disconnect
+from cluster.home import store
+from flows import events
+from flows.artifacts import show, slug
+from flows.stage import say, without_tracebacks
+from flows.turns import claim
+from gpt2 import index
+from gpt2.artifact import Artifact, Key, digest
+from gpt2.monitor import MonitorConfig
+from gpt2.monitor_page import Page, drift_sentences, markdown, render
+
+TOLD_WITHIN = pd.Timedelta(days=7)
+"""Alerts that began longer before the latest post are on the page, and no event: they are history."""
+EXAMPLES = 3
+"""Posts shown with an alert."""
+CODE = (
+    "gpt2.index", "gpt2.surges", "gpt2.drift", "gpt2.posts", "gpt2.monitor_page", "gpt2.curves", "cluster.monitoring",
+    "flows.monitoring",
+)  # fmt: skip
+
+
+@task(name="read posts")
+def read_posts(config: MonitorConfig) -> tuple[pd.DataFrame, list[str]]:
+    """The posts of all files; unchanged files are not read again."""
+    return monitoring.read_files(store(), config, say)
+
+
+@task(name="score posts")
+def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known: Artifact | None) -> int:
+    """Score what is new, a batch at a time; returns how many posts that were."""
+    posts, new = monitoring.to_score(arrived, monitoring.batches(store(), config), model, config)
+    if len(posts) > new:
+        say(f"{len(posts) - new:,} earlier posts are scored again by {model.address}, to be its history")
+    if len(posts):
+        monitoring.score(store(), posts, config, model, known, say)
+    return new
+
+
+@task(name="build the index")
+def build_index(config: MonitorConfig, model: Used, known: Artifact | None, troubles: list[str], note: str) -> Artifact:
+    """The index of all scored posts, as Parquet, with alerts, drift and the page."""
+    made = monitoring.batches(store(), config)
+    until = pd.Timestamp(time.time(), unit="s", tz="UTC").floor(index.FREQUENCY[config.window])
+    posts = monitoring.scored(made, model, ["time", "topics", "label", "confidence", "version"])
+    # Once the window of the latest post is over, time alone changes nothing.
+    until = min(until, posts["time"].max().floor(index.FREQUENCY[config.window]) + STEP[config.window])
+
+    def build(out: Path) -> dict[str, Any]:
+        table = index.aggregate(posts, config, until, model.address)
+        table.to_parquet(out / "index.parquet", index=False)
+        found = index.alerts(table, config)
+        wanted = pd.DataFrame(
+            [(a.topic, a.start, a.start + a.windows * STEP[config.window]) for a in found],
+            columns=["topic", "start", "end"],
+        )
+        examples = list(monitoring.examples_of(made, model, wanted, EXAMPLES))
+        drift = monitoring.latest_drift(made, config, model, known) if known else None
+        page = Page(config, model.address, model.metric, table, found, examples, drift, len(posts), troubles, note)
+        (out / "page.html").write_text(render(page), "utf-8")
+        (out / "page.md").write_text(markdown(page, str(page_path(config))), "utf-8")
+        told = {
+            "alerts": [
+                {**asdict(a), "start": a.start.isoformat(), "share": a.share, "text": a.sentence(config.window)}
+                for a in found
+            ],
+            "drifted": {d.measure: round(d.psi, 3) for d in page.drifted},
+            "drift": drift_sentences(page),
+            "latest": posts["time"].max().isoformat(),
+        }
+        (out / "told.json").write_text(json.dumps(told, indent=1))
+        return {"posts": len(posts), "topics": table["topic"].nunique(), "alerts": len(found)}
+
+    spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
+    inputs = {"batches": digest([b.id for b in made]), "model": model.identity, "troubles": digest(troubles)}
+    return store().make(Key("sentiment-index", spec, inputs, CODE), build)
+
+
+STEP = {"hour": pd.Timedelta(hours=1), "day": pd.Timedelta(days=1)}
+
+
+def page_path(config: MonitorConfig) -> Path:
+    """Where the latest page lies."""
+    return pages.path(f"monitor-{config.name}")
+
+
+@task(name="tell")
+def tell(config: MonitorConfig, model: Used, built: Artifact) -> list[str]:
+    """Send the events that were not sent before: each alert once, and drift once for each version and what drifted."""
+    told = json.loads(built.file("told.json").read_text())
+    recent = pd.Timestamp(told["latest"]) - TOLD_WITHIN
+    common = {"monitor": config.name, "version": model.address, "page": str(page_path(config))}
+    sent = []
+    for alert in told["alerts"]:
+        if pd.Timestamp(alert["start"]) >= recent:
+            facts = {**common, **alert, "window": config.window}
+            sent += once(events.SENTIMENT, model, {"topic": alert["topic"], "start": alert["start"]}, facts, config)
+    if told["drifted"]:
+        facts = {**common, "drifted": told["drifted"], "threshold": config.drift_threshold}
+        identity = {"version": model.address, "drifted": sorted(told["drifted"])}
+        sent += once(events.DRIFT, model, identity, {**facts, "text": " ".join(told["drift"])}, config)
+    return sent
+
+
+def once(event: str, model: Used, identity: dict[str, Any], facts: dict[str, Any], config: MonitorConfig) -> list[str]:
+    """Send an event and remember that; [] where it was sent before.
+
+    A run that is killed in between sends it again under the same id, which Prefect takes for the same event.
+    """
+    key = Key("told", {"monitor": config.name, "event": event, **identity})
+    if store().find(key):
+        return []
+    events.of_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
+    say(f"{event}: {facts['text']}")
+    if not events.sent():
+        say(f"{event}: Prefect does not take it now; the next run tells it again")
+        return []
+
+    def build(out: Path) -> None:
+        (out / "facts.json").write_text(json.dumps(facts, indent=1))
+
+    store().make(key, build)
+    return [facts["text"]]
+
+
+@flow(name="monitor-sentiment", task_runner=ThreadPoolTaskRunner(max_workers=4))
+def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -> dict[str, Any] | State:  # noqa: B008
+    """New posts are scored by the champion and counted by topic and time; alerts and drift are told as events.
+
+    Each post counts once, whatever is killed in between. Ends at once where there are no new posts.
+
+    Args:
+        config: What it reads, how it counts, and when it raises an alert.
+        note: A sentence that the page says first.
+    """
+    without_tracebacks()
+    with claim(f"monitor-{config.name}") as holder:
+        if holder is not None:
+            return Completed(
+                name="Duplicate", message=f"{holder['run']} is monitoring the same; this run leaves it to it"
+            )
+        try:
+            return watch(config, note)
+        finally:
+            disconnect()
+
+
+def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
+    """The flow's body."""
+    model = used(config.model)
+    arrived, troubles = read_posts(config)
+    known = monitoring.reference(store(), config, model) if len(arrived) else None
+    new = score_posts(arrived, config, model, known)
+    if not monitoring.batches(store(), config):
+        return Completed(message=f"no posts in {', '.join(config.sources)}", data={"new_posts": 0, "alerts": []})
+    built = build_index(config, model, known, troubles, note)
+    path = pages.keep(f"monitor-{config.name}", built.file("page.html").read_text("utf-8"))
+    show(
+        create_markdown_artifact,
+        markdown=built.file("page.md").read_text("utf-8"),
+        key=slug(f"monitor-{config.name}"),
+        description=f"Sentiment of {config.name}",
+    )
+    sent = tell(config, model, built)
+    said = f"{new:,} new posts" if new else "no new posts"
+    say(f"{said}; {built.info['posts']:,} in all; alerts: {built.info['alerts']}; the page is {path}")
+    told = json.loads(built.file("told.json").read_text())
+    return {
+        "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in told["alerts"]],
+        "drift": told["drift"], "told": sent, "page": str(path), "index": str(built.path), "model": model.address,
+    }  # fmt: skip

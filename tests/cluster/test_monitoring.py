@@ -1,0 +1,98 @@
+"""Each post is scored once by a version, whatever has come before and whatever is damaged."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cluster import monitoring
+from cluster.champion import used
+from gpt2.artifact import Store
+from gpt2.index import ALL, aggregate
+from gpt2.monitor import MonitorConfig
+from tests.cluster.small import model_folder
+
+DAY = pd.Timedelta(days=1)
+
+
+class Monitor:
+    """A folder of posts, a store, two models."""
+
+    def __init__(self, folder: Path):
+        self.inbox, self.store = folder / "inbox", Store(folder / "store")
+        self.inbox.mkdir()
+        self.models = [model_folder(folder / f"{seed}", seed=seed) for seed in (0, 1)]
+        self.config = MonitorConfig(sources=[str(self.inbox)], time_field="time", batch_posts=4, window="day")
+
+    def arrive(self, name: str, numbers: range) -> None:
+        rows = [{"text": f"@crew post {n}", "time": f"2026-03-{1 + n % 9:02d}T{n % 24:02d}:00:00Z"} for n in numbers]
+        (self.inbox / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(self, model: int = 0) -> tuple[int, int]:
+        """(posts scored, of them new)."""
+        which = used(str(self.models[model]))
+        arrived, _ = monitoring.read_files(self.store, self.config, print)
+        posts, new = monitoring.to_score(arrived, self.made(), which, self.config)
+        monitoring.score(self.store, posts, self.config, which, None, print)
+        return len(posts), new
+
+    def made(self):
+        return monitoring.batches(self.store, self.config)
+
+    def table(self, model: int = 0) -> pd.DataFrame:
+        columns = ["time", "topics", "label", "confidence", "version"]
+        return monitoring.scored(self.made(), used(str(self.models[model])), columns)
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    return Monitor(tmp_path)
+
+
+def test_each_post_once(monitor):
+    assert monitor.run() == (0, 0)  # an empty folder is no error
+    monitor.arrive("a.jsonl", range(10))
+    assert monitor.run() == (10, 10) and len(monitor.made()) == 3
+    assert monitor.run() == (0, 0)
+    monitor.arrive("a.jsonl", range(13))  # has grown
+    monitor.arrive("copy.jsonl", range(5))
+    assert monitor.run() == (3, 3)
+    # A batch that is cut, as by a disk, is none: its posts are scored again, and no other.
+    victim = monitor.made()[0]
+    lost = victim.info["posts"]
+    (victim.path / "scored.parquet").write_bytes(b"cut")
+    assert monitor.run() == (lost, lost)
+    table = monitor.table()
+    assert len(table) == 13 and table["post"].is_unique
+    index = aggregate(table, monitor.config, table["time"].max().floor("D") + DAY, table["version"][0])
+    assert index[index["topic"] == ALL]["posts"].sum() == index[index["topic"] == "@crew"]["posts"].sum() == 13
+
+
+def test_after_a_promotion_the_new_version_scores_its_history_too(monitor):
+    monitor.arrive("a.jsonl", range(10))
+    monitor.run()
+    monitor.arrive("b.jsonl", range(10, 12))
+    assert monitor.run(model=1) == (12, 2)
+    assert monitor.run(model=1) == (0, 0)
+    table = monitor.table(1)
+    assert len(table) == 12 and table["version"].unique().tolist() == [str(monitor.models[1])]
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_read(monitor):
+    monitor.arrive("a.jsonl", range(3))
+    (monitor.inbox / "b.parquet").write_bytes(b"PAR1")
+    (monitor.inbox / "c.jsonl").write_text('{"text": "x"}\n')
+    posts, troubles = monitoring.read_files(monitor.store, monitor.config, print)
+    assert len(posts) == 3
+    assert len(troubles) == 2 and "b.parquet can't be read" in troubles[0] and "no column 'time'" in troubles[1]
+    absent = MonitorConfig(sources=[str(monitor.inbox / "nowhere")])
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        monitoring.read_files(monitor.store, absent, print)
+
+
+def test_a_label_that_the_model_lacks_is_refused(monitor):
+    monitor.arrive("a.jsonl", range(3))
+    monitor.config = MonitorConfig.model_validate({**monitor.config.model_dump(), "negative": "angry"})
+    with pytest.raises(ValueError, match=r"negative='angry' is no label of .*; its labels are negative, positive"):
+        monitor.run()

@@ -1,0 +1,75 @@
+"""The index by topic and window, its alerts, and the page."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpt2.drift import MEASURES, Drift
+from gpt2.index import ALL, aggregate, alerts
+from gpt2.monitor import MonitorConfig
+from gpt2.monitor_page import Page, markdown, render
+
+CONFIG = MonitorConfig(window="day", name="made-up")
+START = pd.Timestamp("2026-01-01", tz="UTC")
+
+
+def scored(days: int = 40, surge: int | None = 35) -> pd.DataFrame:
+    """40 posts a day about each of two topics, a quarter negative; from `surge` on, @air has 70 % for two days."""
+    generator, rows = np.random.default_rng(0), []
+    for day in range(days):
+        for topic, share in (("@air", 0.7 if surge is not None and 0 <= day - surge < 2 else 0.25), ("#calm", 0.25)):
+            rows += [(START + pd.Timedelta(days=day, minutes=i), [ALL, topic], s) for i, s in
+                     enumerate(np.where(generator.random(40) < share, "negative", "positive"))]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["time", "topics", "label"])
+    return table.assign(confidence=0.8, version="models:/m/2")
+
+
+def built(posts: pd.DataFrame):
+    return aggregate(posts, CONFIG, posts["time"].max().floor("D") + pd.Timedelta(days=1), "models:/m/2")
+
+
+def test_counts_are_those_of_a_plain_loop():
+    posts = scored()
+    index = built(posts)
+    for row in index.sample(20, random_state=0).itertuples():
+        day = posts[posts["time"].dt.floor("D") == row.window]
+        mine = [label for label, topics in zip(day["label"], day["topics"], strict=True) if row.topic in topics]
+        assert (row.posts, row.negative) == (len(mine), mine.count("negative"))
+        assert row.low < row.share < row.high
+
+
+def test_the_planted_surge_is_the_only_alert():
+    [alert] = alerts(built(scored()), CONFIG)
+    assert alert.topic == "@air" and alert.start == START + pd.Timedelta(days=35) and alert.windows >= 2
+    assert "of 40 posts are negative on 2026-02-05, for" in alert.sentence("day") and alert.expected < 0.3
+    assert alerts(built(scored(surge=None)), CONFIG) == []
+
+
+def test_a_window_that_is_not_over_or_of_another_version_is_not_judged():
+    posts = scored(surge=39)
+    open_ended = aggregate(posts, CONFIG, START + pd.Timedelta(days=39), "models:/m/2")
+    assert alerts(built(posts), CONFIG) and not alerts(open_ended, CONFIG)
+    assert alerts(aggregate(posts, CONFIG, START + pd.Timedelta(days=40), "models:/m/3"), CONFIG) == []
+
+
+def test_the_page_shows_alerts_first_and_runs_nothing_of_a_post():
+    index = built(scored())
+    found = alerts(index, CONFIG)
+    drift = [Drift("tokens", 0.4, 10, 20, ((0.5, 0.1), (0.5, 0.9))), Drift("score", 0.01, 0.3, 0.3, ((1.0, 1.0),))]
+    evil = "<script>alert(1)</script> | [x](javascript:1) @air"
+    page = Page(
+        CONFIG, "models:/m/2", "macro f1 0.70", index, found, [[evil]], drift, 3200, ["a row 1: <b>"], "Made up."
+    )
+    text, short = render(page), markdown(page, "/pages/x.html")
+    assert text.index("1 alert:") < text.index("<svg") and text.count("<svg") == 3
+    assert "<script" not in text and "<b>" not in text.partition("left out")[2]
+    assert "<script" not in short and "\\[x\\](javascript" in short
+    assert text.count('class="surge"') >= 2 and "Drifted: length in tokens: median 20" in text
+    assert set(MEASURES) > {"tokens"} and "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    calm = built(scored(surge=None))
+    assert "No topic" in render(Page(CONFIG, "m", "", calm, [], [], None, 10))
+
+
+def test_settings_are_refused_by_name():
+    with pytest.raises(ValueError, match="name a column of its own for each"):
+        MonitorConfig(time_field="text")

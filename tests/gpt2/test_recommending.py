@@ -1,0 +1,64 @@
+"""Recommendations: each active user once, nothing he has chosen, reasons that are true."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gpt2.config import ModelConfig
+from gpt2.model import GPT2
+from gpt2.recommending import RecommendConfig, catalogue, histories, recommend
+from gpt2.tasks.recommendation import TASK, RecommendationSettings
+from gpt2.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def directory(small_data, tmp_path_factory):
+    """A recommender with random weights, saved."""
+    folder = tmp_path_factory.mktemp("recommender")
+    examples, out = folder / "examples", folder / "model"
+    examples.mkdir(), out.mkdir()
+    source = small_data["interactions"]
+    TASK.prepare(RecommendationSettings(source=str(source)), source, examples)
+    tokenizer = Tokenizer.train(["Film plot actor scene story music"] * 20, 280)
+    torch.manual_seed(0)
+    shape = ModelConfig(n_layer=1, n_head=2, n_embd=16, n_positions=64, vocab_size=280)
+    module = TASK.module(GPT2(shape), examples, tokenizer)
+    TASK.save(module, examples, tokenizer, 8, out)
+    return out
+
+
+def test_each_user_once_with_what_he_has_not_chosen(directory, small_data):
+    config = RecommendConfig(top_k=3, reasons=1)
+    chosen, predictor, ids = (
+        histories(small_data["interactions"], config),
+        TASK.predictor(directory),
+        catalogue(directory),
+    )
+    table = recommend(predictor, ids, chosen, config, "models:/r/1")
+    assert sorted(table["user"].unique()) == sorted(map(str, range(30)))
+    assert not table.duplicated(["user", "item"]).any() and (table.groupby("user").size() == 3).all()
+    embeddings = predictor.module.embeddings(predictor.module.features()).detach().numpy()
+    expected = predictor.predict([{"history": items} for items in chosen], {"top_k": 3})["ranking"]
+    for (user, rows), ranking in zip(table.groupby("user"), expected, strict=True):
+        assert not set(rows["item"]) & set(chosen[user]) and rows["score"].is_monotonic_decreasing
+        assert rows["title"].tolist() == ranking
+        own = [ids.index(item) for item in chosen[user]]
+        for row in rows.itertuples():
+            nearest = own[int(np.argmax(embeddings[own] @ embeddings[ids.index(row.item)]))]
+            assert row.reason == f"Of what this user chose, closest to it for the model: {predictor.titles[nearest]}."
+
+
+def test_who_is_unknown_gets_what_is_popular_and_is_told_so(directory):
+    chosen = pd.Series({"new": ["not in the catalogue"]})
+    predictor = TASK.predictor(directory)
+    table = recommend(predictor, catalogue(directory), chosen, RecommendConfig(top_k=2), "v")
+    assert table["reason"].str.startswith("Ranked by popularity alone").all()
+    popular = predictor.module.log_popularity.numpy()
+    assert np.isclose(popular[[catalogue(directory).index(i) for i in table["item"]]], np.sort(popular)[::-1][:2]).all()
+
+
+def test_who_has_been_away_is_not_active(small_data):
+    everyone = histories(small_data["interactions"], RecommendConfig())
+    latest = histories(small_data["interactions"], RecommendConfig(active_days=500 / 86400))
+    assert len(everyone) == 30 and set(latest.index) == {"25", "26", "27", "28", "29"} | (set(latest.index) & {"24"})
