@@ -22,7 +22,7 @@ from cluster.zero import deepspeed_config
 from gpt2.config import TrainConfig
 from gpt2.engine import to_device, trained
 from gpt2.muon import Muon
-from gpt2.optim import optimizer
+from gpt2.optim import optimizer, set_rate
 from gpt2.peak import decided
 
 
@@ -95,8 +95,7 @@ class DeepSpeedEngine:
     def update(self, learning_rate: float, limit: float = math.inf) -> float:
         if self.replicas:
             self.replicas.verify()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.optimizer, learning_rate)
         return self.gate.step(limit)
 
     @torch.no_grad()

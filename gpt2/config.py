@@ -232,6 +232,8 @@ class OptimizerConfig(Settings):
     for all else, at one learning rate: Muon's updates are scaled to AdamW's size (Liu et al. 2025)."""
     learning_rate: float = Field(6e-4, gt=0, le=1)
     """Peak learning rate."""
+    embedding_rate: float = Field(1.0, gt=0, le=100)
+    """Learning rate of the token embeddings, as a multiple of the others'."""
     final_ratio: float = Field(0.1, ge=0, le=1)
     """Learning rate at the last step, as a share of the peak."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.config import TrainConfig
-from gpt2.optim import optimizer
+from gpt2.optim import optimizer, set_rate
 from gpt2.peak import decided
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -96,8 +96,7 @@ class TorchEngine:
     def update(self, learning_rate: float, limit: float = math.inf) -> float:
         clip = self.config.optimizer.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.optimizer, learning_rate)
         if torch.isfinite(norm) and norm <= limit:
             self.optimizer.step()
             self._refresh()

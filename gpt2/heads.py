@@ -44,21 +44,28 @@ class LanguageModel(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A linear layer on the mean and the last of the hidden states."""
+    """A linear layer on the mean and the last of the hidden states and the mean of the token embeddings, normalised.
 
-    def __init__(self, model: GPT2, n_classes: int, dropout: float = 0.1):
+    The last of these is fastText's classifier (Joulin et al. 2017): what single words say is learned at once, and the
+    blocks learn the rest.
+    """
+
+    def __init__(self, model: GPT2, n_classes: int, dropout: float = 0.1, features: int = 3):
+        """With two `features` the embeddings are left out, as in models of before there were three."""
         super().__init__()
         self.model, self.dropout = model, dropout
-        self.head = nn.Linear(2 * model.config.n_embd, n_classes)
+        self.head = nn.Linear(features * model.config.n_embd, n_classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) ids, padded on the right, to (B, classes)."""
         tokens, packed = pack(ids, lengths)
-        hidden = self.model.hidden(tokens, packed=packed)
-        features = torch.cat([packed.means(hidden), hidden[packed.last]], dim=-1)
-        return self.head(F.dropout(features, self.dropout, self.training))
+        hidden, size = self.model.hidden(tokens, packed=packed), self.model.config.n_embd
+        features = [packed.means(hidden), hidden[packed.last]]
+        if self.head.in_features > 2 * size:
+            features.append(F.layer_norm(packed.means(self.model.wte(tokens)), (size,)))
+        return self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
 
     def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of (B,) class indices."""

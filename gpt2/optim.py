@@ -22,17 +22,24 @@ def optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         "fused": True,
     }
     if config.kind == "adamw":
-        return torch.optim.AdamW(parameter_groups(module, config.weight_decay), **options)
-    return Muon(muon_groups(module, config.weight_decay), momentum=config.momentum, **options)
+        return torch.optim.AdamW(parameter_groups(module, config.weight_decay, config.embedding_rate), **options)
+    groups = muon_groups(module, config.weight_decay, config.embedding_rate)
+    return Muon(groups, momentum=config.momentum, **options)
 
 
-def muon_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group the learning rate, times its own `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
+
+
+def muon_groups(module: nn.Module, weight_decay: float, embedding_rate: float = 1.0) -> list[dict[str, Any]]:
     """AdamW's groups without the blocks' matrices, and these, by how many matrices each is: queries, keys and values
     are three, and SwiGLU's first two."""
     parts = {p: n for m in module.modules() for p, n in matrices(m) if p.requires_grad}
     groups = [
         {**group, "params": [p for p in group["params"] if p not in parts]}
-        for group in parameter_groups(module, weight_decay)
+        for group in parameter_groups(module, weight_decay, embedding_rate)
     ]
     for n in sorted(set(parts.values())):
         groups.append({"params": [p for p in parts if parts[p] == n], "weight_decay": weight_decay, "parts": n})
@@ -48,17 +55,23 @@ def matrices(module: nn.Module) -> list[tuple[Tensor, int]]:
     return []
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, embedding_rate: float = 1.0) -> list[dict[str, Any]]:
     """Two groups for AdamW: matrices decay; biases, gains and position embeddings do not (as nanoGPT, Megatron-LM).
 
-    Frozen parameters are in neither; an empty group is left out.
+    Token embeddings with a rate of their own are a third. Frozen parameters are in none; an empty group is left out.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    tokens: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 and "wpe" not in name else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            own = embedding_rate != 1 and name.endswith("wte.weight")
+            (tokens if own else decayed if parameter.ndim >= 2 and "wpe" not in name else plain).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": tokens, "weight_decay": weight_decay, "rate": embedding_rate},
+    ]
     return [group for group in groups if group["params"]]
 
 

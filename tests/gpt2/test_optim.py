@@ -6,7 +6,7 @@ import pytest
 
 from gpt2.config import ModelConfig, OptimizerConfig
 from gpt2.model import GPT2
-from gpt2.optim import learning_rate, parameter_groups
+from gpt2.optim import learning_rate, optimizer, parameter_groups, set_rate
 
 
 def test_matrices_decay_and_nothing_else():
@@ -27,6 +27,15 @@ def test_frozen_parameters_are_left_out():
     model.ln_f.weight.requires_grad_(True)
     (group,) = parameter_groups(model, 0.1)
     assert group["params"] == [model.ln_f.weight]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_embeddings_have_a_rate_of_their_own(kind):
+    model = GPT2(ModelConfig(vocab_size=300, n_positions=8, n_embd=16, n_layer=1, n_head=2))
+    made = optimizer(model, OptimizerConfig(kind=kind, embedding_rate=3))
+    set_rate(made, 0.01)
+    rates = {p: group["lr"] for group in made.param_groups for p in group["params"]}
+    assert rates == {p: 0.03 if p is model.wte.weight else 0.01 for p in model.parameters()}
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])

@@ -11,6 +11,7 @@ import torch
 from gpt2 import report
 from gpt2.config import ModelConfig
 from gpt2.duplicates import jaccard, shingles
+from gpt2.heads import pad
 from gpt2.model import GPT2
 from gpt2.task import task, tasks
 from gpt2.tasks.recommendation import load_examples
@@ -176,6 +177,30 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     assert kind.primary in written["metrics"] and kind.floor in written["baselines"]
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
     assert {f["file"] for f in written["figures"]} <= {p.name for p in out.iterdir()}
+
+
+def test_names_and_links_are_read_alike(posts, model, tokenizer, tmp_path):
+    kind, examples, _ = posts
+    kind.save(kind.module(model, examples, tokenizer), examples, tokenizer, CONTEXT, tmp_path)
+    one, other, third = kind.predictor(tmp_path).probabilities(
+        ["@anna_b late, see https://t.co/x?y=1", "@Bob late, see www.example.org/z", "anna_b late, write to a@b.org"]
+    )
+    assert (one == other).all() and (one != third).any()
+
+
+def test_a_head_of_before_there_were_word_features_goes_on_answering(posts, model, tokenizer, tmp_path):
+    from gpt2.heads import Classifier
+
+    kind, examples, _ = posts
+    older = Classifier(model, 2, features=2).eval()
+    kind.save(older, examples, tokenizer, CONTEXT, tmp_path)
+    settings = json.loads((tmp_path / "task.json").read_text())
+    (tmp_path / "task.json").write_text(
+        json.dumps({k: v for k, v in settings.items() if k not in ("masked", "temperature")})
+    )
+    rows = [[*tokenizer.encode("@anna was kind"), tokenizer.end_of_text]]
+    expected = older.logits(*pad(rows)).softmax(-1).detach().numpy()
+    assert kind.predictor(tmp_path).probabilities(["@anna was kind"]) == pytest.approx(expected, abs=5e-3)
 
 
 @pytest.mark.parametrize("bad", ["", "  ", None, 3, b"bytes"])
