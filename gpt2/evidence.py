@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpt2.metrics import bin_of, f1_scores
 from gpt2.significance import DRAWS, Bootstrap, Method, Metric, beside, mcnemar
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MODEL = "model"
 BINS = 15
@@ -153,16 +156,30 @@ def key_of(*columns: Any) -> str:
     return mark.hexdigest()
 
 
+Answers = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Of each system the (n,) predicted classes and how sure it was of each."""
+
+
+def labelled(predictions: pd.DataFrame) -> tuple[list[str], Answers]:
+    """(labels, answers) of a table with `predicted`, `confidence`, a `probability_LABEL` for each label, and `predicted
+    by NAME` and `confidence of NAME` for each baseline."""
+    labels = [c.removeprefix("probability_") for c in predictions if c.startswith("probability_")]
+    answers = {MODEL: (predictions["predicted"].to_numpy(), predictions["confidence"].to_numpy())}
+    for name in [c.removeprefix("predicted by ") for c in predictions if c.startswith("predicted by ")]:
+        columns = (predictions[f"predicted by {name}"], predictions[f"confidence of {name}"])
+        answers[name] = (columns[0].to_numpy(), columns[1].to_numpy())
+    return labels, answers
+
+
 def classification(
     truth: np.ndarray,
-    answers: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    answers: Answers,
     labels: Sequence[str],
     key: str,
     slices: Mapping[str, np.ndarray],
     unit: str = "post",
 ) -> Evidence:
-    """`answers`: of each system the (n,) predicted classes and how sure it was of each. Metrics as in
-    `gpt2.metrics.classification`."""
+    """Metrics as in `gpt2.metrics.classification`."""
     classes, cells = len(labels), len(labels) ** 2
 
     def columns(predicted: np.ndarray, confidence: np.ndarray) -> np.ndarray:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 MAX_LABELS = 100
-LINK, HANDLE = re.compile(r"(?:https?://|www\.)\S+"), re.compile(r"(?<![\w@])@\w+")
 CALIBRATED_ON = 1000
 """Texts of the validation split that the temperature is fitted on, at most."""
+LINK, HANDLE = re.compile(r"(?:https?://|www\.)\S+"), re.compile(r"(?<![\w@])@\w+")
 
 
 class SentimentSettings(TaskSettings):
@@ -144,8 +144,7 @@ class Sentiment(Task):
         tokenizer.save(out)
         head = {n: p.detach().float().contiguous() for n, p in module.head.state_dict().items()}
         save_file(head, out / "head.safetensors")
-        labels = json.loads((examples / "labels.json").read_text())
-        facts = {"task": self.name, "labels": labels, "masked": True}
+        facts = {"task": self.name, "labels": json.loads((examples / "labels.json").read_text()), "masked": True}
         (out / "task.json").write_text(json.dumps(facts, indent=1))
         facts["temperature"] = self.temperature(out, examples)
         (out / "task.json").write_text(json.dumps(facts, indent=1))
@@ -221,15 +220,10 @@ class Sentiment(Task):
     def evidence(self, predictions: pd.DataFrame) -> Evidence:
         from gpt2 import evidence, slices
 
+        labels, answers = evidence.labelled(predictions)
         truth = predictions["label"].to_numpy()
-        labels = [c.removeprefix("probability_") for c in predictions if c.startswith("probability_")]
-        answers = {evidence.MODEL: (predictions["predicted"].to_numpy(), predictions["confidence"].to_numpy())}
-        for column in predictions:
-            if column.startswith(mark := "predicted by "):
-                name = column.removeprefix(mark)
-                answers[name] = (predictions[column].to_numpy(), predictions[f"confidence of {name}"].to_numpy())
         parts = slices.of_texts(predictions["text"].tolist(), truth, labels)
-        key = evidence.key_of(predictions["text"], predictions["label"], labels)
+        key = evidence.key_of(predictions["text"], truth, labels)
         return evidence.classification(truth, answers, labels, key, parts)
 
 
@@ -266,7 +260,7 @@ class SentimentPredictor:
         facts = json.loads((directory / "task.json").read_text())
         self.labels: list[str] = facts["labels"]
         self.temperature = float(facts.get("temperature", 1.0))
-        self.masked = facts.get("masked", False)
+        self.masked: bool = facts.get("masked", False)
         """Whether the model learned from `masked` texts; older ones did not."""
         self.module = TASK.load(directory)
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
