@@ -158,7 +158,7 @@ def kept_quarantine(folder: Path) -> set[int]:
 
 
 def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) -> tuple[float, int]:
-    """Forward and backward over this rank's micro-batches of a window; returns mean loss and tokens read."""
+    """Forward and backward over this rank's micro-batches of a window; returns mean loss and tokens read, no padding."""
     own = getattr(data, "sample_indices", None)  # a mixture has an order of its own
     if own:
         indices = own(window, config.batch_size, config.seed)
@@ -172,7 +172,7 @@ def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) 
         # Dropout follows from (seed, window, samples): resuming needs no generator state.
         torch.manual_seed(seed_of(config.seed, window, int(samples[0])))
         batch = data.batch(samples.tolist(), seed_of(config.seed, window))
-        tokens += next(iter(batch.values())).numel()
+        tokens += int(batch["lengths"].sum()) if "lengths" in batch else next(iter(batch.values())).numel()
         total += engine.backward(batch)
     return float(total) / len(micro_batches), tokens
 
