@@ -40,7 +40,7 @@ CASES = [
     ("pretrain.batch_size=30", ["batch_size=30", "not divisible"]),
     ("pretrain.micro_batch_size=3", ["micro_batch_size=3", "not divisible"]),
     ("pretrain.micro_batch_size=0", ["micro_batch_size = 0"]),
-    ("cluster.num_workers=3", ["batch_size=32", "num_workers=3", "multiple of 48"]),
+    ("cluster.num_workers=3", ["batch_size=16", "num_workers=3", "multiple of 24"]),
     ("cluster.num_workers=0", ["cluster.num_workers = 0"]),
     ("cluster.zero_stage=4", ["cluster.zero_stage = 4"]),
     ("cluster.offload_parameters=true", ["offload_parameters", "zero_stage: 3"]),
