@@ -158,7 +158,7 @@ def kept_quarantine(folder: Path) -> set[int]:
 
 
 def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) -> tuple[float, int]:
-    """Forward and backward over this rank's micro-batches of a window; returns mean loss and tokens read, no padding."""
+    """Forward and backward over this rank's micro-batches of a window; returns mean loss and tokens read."""
     own = getattr(data, "sample_indices", None)  # a mixture has an order of its own
     if own:
         indices = own(window, config.batch_size, config.seed)
