@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def configure() -> Path:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # it listens on loopback alone
     if (state := running()) is not None:
         use(state)
-    if "RAY_ADDRESS" not in os.environ and not any(name.startswith("RAY_AUTH_") for name in os.environ):
+    named = "RAY_ADDRESS" in os.environ or any(name.startswith("RAY_AUTH_") for name in os.environ)
+    if not named and "ray" not in sys.modules:  # Ray decides once, at its import
         from cluster.credentials import ray_token  # it needs this module
 
         os.environ |= ray_token()

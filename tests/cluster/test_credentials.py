@@ -24,7 +24,9 @@ STRANGER = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False); print('
 def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is taken back, whatever sets it meanwhile
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # another test may have imported it, which decides
     return tmp_path / "home"
 
 

@@ -104,7 +104,7 @@ def test_tuning_changes_a_copy_and_counts(text, posts, kind):
     )
     assert all(torch.equal(p, before[name]) for name, p in base.state_dict().items())
     assert not base.adaptations and all(p.requires_grad for p in base.parameters())
-    head = 3 * (2 * 16 + 1)
+    head = 3 * (3 * 16 + 1)
     lora = 2 * 8 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))  # layers x rank x (in + out)
     prefix = 2 * 2 * 16 * 16  # layers x (keys, values) x length x width
     few = {"full": SHAPE.n_parameters, "lora": lora, "prefix": prefix, "head": 0}[kind]
