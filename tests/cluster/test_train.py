@@ -179,6 +179,7 @@ def test_another_world_size_goes_on_by_itself(inputs, reference, tmp_path):
     assert begins[1]["step"] == begins[1]["reached"]  # no step is done again
 
 
+@pytest.mark.slow
 def test_an_ended_training_is_continued_with_more_steps_and_another_rate(inputs):
     first, second = (store().root / "base" / (digit * 16) for digit in "12")
     for folder in (first, second):
@@ -214,6 +215,7 @@ def test_checkpoints_that_can_never_fit_are_refused(inputs, tmp_path):
         on_cluster(huge)
 
 
+@pytest.mark.slow
 def test_what_only_a_worker_sees_is_told_once_and_not_tried_again(inputs, tmp_path):
     """A split that is too small: its reason, after one more start, and not `max_failures` of them."""
     work = job(inputs, tmp_path / "out", context=8, steps=None, epochs=1, batch_size=4096, micro_batch_size=1)

@@ -248,6 +248,7 @@ print(json.dumps([[r.info.run_name, r.info.status, r.data.tags, sorted(r.data.me
         assert data or tags.get("gpt2.level") == "pipeline", name
 
 
+@pytest.mark.slow
 def test_bad_documents_stop_the_run_in_a_sentence(tmp_path, small_changes):
     """Too many bad documents: the counts, the quarantine file and the remedy; no traceback."""
     lines = [json.dumps({"text": f"document {i} is fine"}) for i in range(90)] + ["not json"] * 10
