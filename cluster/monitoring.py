@@ -21,7 +21,7 @@ from cluster.champion import Used, load
 from cluster.tokenization import each
 from gpt2 import drift
 from gpt2.artifact import Artifact, Key, Store, digest
-from gpt2.index import FREQUENCY, topic_lists
+from gpt2.index import FREQUENCY, STEP, topic_lists
 from gpt2.monitor import MonitorConfig
 from gpt2.posts import COLUMNS, UTC, read
 from gpt2.readers import UnreadableFile
@@ -113,9 +113,7 @@ def to_score(
     if others.empty:
         return new, len(new)
     latest = max(done["time"].max(), new["time"].max() if new["time"].notna().any() else done["time"].max())
-    horizon = latest.floor(FREQUENCY[config.window]) - pd.Timedelta(
-        HISTORY[config.window] + 2, FREQUENCY[config.window]
-    )
+    horizon = latest.floor(FREQUENCY[config.window]) - (HISTORY[config.window] + 2) * STEP[config.window]
     again = set(others["post"][others["time"] >= horizon])
     if not again:
         return new, len(new)

@@ -33,8 +33,8 @@ TOLD_WITHIN = pd.Timedelta(days=7)
 EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
-    "gpt2.index", "gpt2.surges", "gpt2.drift", "gpt2.posts", "gpt2.monitor_page", "gpt2.curves", "cluster.monitoring",
-    "flows.monitoring",
+    "gpt2.index", "gpt2.surges", "gpt2.drift", "gpt2.posts", "gpt2.topics", "gpt2.monitor_page", "gpt2.report",
+    "gpt2.curves", "cluster.monitoring", "flows.monitoring",
 )  # fmt: skip
 
 
@@ -62,14 +62,14 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
     until = pd.Timestamp(time.time(), unit="s", tz="UTC").floor(index.FREQUENCY[config.window])
     posts = monitoring.scored(made, model, ["time", "topics", "label", "confidence", "version"])
     # Once the window of the latest post is over, time alone changes nothing.
-    until = min(until, posts["time"].max().floor(index.FREQUENCY[config.window]) + STEP[config.window])
+    until = min(until, posts["time"].max().floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
 
     def build(out: Path) -> dict[str, Any]:
         table = index.aggregate(posts, config, until, model.address)
         table.to_parquet(out / "index.parquet", index=False)
         found = index.alerts(table, config)
         wanted = pd.DataFrame(
-            [(a.topic, a.start, a.start + a.windows * STEP[config.window]) for a in found],
+            [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in found],
             columns=["topic", "start", "end"],
         )
         examples = list(monitoring.examples_of(made, model, wanted, EXAMPLES))
@@ -92,9 +92,6 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": digest([b.id for b in made]), "model": model.identity, "troubles": digest(troubles)}
     return store().make(Key("sentiment-index", spec, inputs, CODE), build)
-
-
-STEP = {"hour": pd.Timedelta(hours=1), "day": pd.Timedelta(days=1)}
 
 
 def page_path(config: MonitorConfig) -> Path:

@@ -18,9 +18,9 @@ from flows.artifacts import show
 from flows.plan import local_source
 from flows.stage import say, without_tracebacks
 from gpt2.artifact import Artifact, Key
-from gpt2.monitor_page import flat
 from gpt2.recommending import RecommendConfig, catalogue, histories
 from gpt2.recommending import recommend as recommend_to
+from gpt2.report import flat
 from gpt2.sources import source_id
 
 CODE = ("gpt2.recommending", "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.model")

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 
 from gpt2.monitor import MonitorConfig
-from gpt2.posts import topics_of
 from gpt2.surges import Rule, judge, wilson
+from gpt2.topics import topics_of
 
 ALL = "all posts"
 FREQUENCY = {"hour": "h", "day": "D"}
+STEP = {window: pd.Timedelta(1, unit=unit) for window, unit in FREQUENCY.items()}
+"""From a window to the next."""
 PROMISED = 25
 """Negative posts that a topic must have in a usual window for a doubling to be found within two windows in 95 of 100
 cases (`tests/gpt2/test_surges.py`)."""
@@ -52,7 +54,7 @@ def topic_lists(posts: pd.DataFrame, config: MonitorConfig) -> list[list[str]]:
     """Topics of each post, `ALL` among them."""
     if config.topic_field:
         return [[ALL, *([topic] if isinstance(topic, str) else [])] for topic in posts["topic"]]
-    return [[ALL, *topics_of(text, list(config.topics))] for text in posts["text"]]
+    return [[ALL, *topics_of(text, config.topics)] for text in posts["text"]]
 
 
 def aggregate(scored: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp, version: str) -> pd.DataFrame:
@@ -111,9 +113,8 @@ def judge_topic(rows: pd.DataFrame, topic: pd.DataFrame, calendar: pd.DatetimeIn
 def alerts(index: pd.DataFrame, config: MonitorConfig) -> list[Alert]:
     """Windows that surge in a row are one alert; the newest first."""
     found = []
-    step = pd.Timedelta(1, unit=FREQUENCY[config.window])
     for topic, rows in index[index["surge"].astype(bool)].groupby("topic"):
-        episode = (rows["window"].diff() != step).cumsum()
+        episode = (rows["window"].diff() != STEP[config.window]).cumsum()
         for _, windows in rows.groupby(episode):
             first = windows.iloc[0]
             numbers = int(first["posts"]), int(first["negative"]), float(first["expected"]), float(first["p_value"])

@@ -11,8 +11,9 @@ import pandas as pd
 
 from gpt2 import curves
 from gpt2.drift import LEAST, MEASURES, Drift
-from gpt2.index import PROMISED, Alert
+from gpt2.index import PROMISED, STEP, Alert
 from gpt2.monitor import MonitorConfig
+from gpt2.report import flat
 from gpt2.surges import HISTORY, MIN_HISTORY
 
 SHOWN = {"hour": 14 * 24, "day": 120}
@@ -35,7 +36,7 @@ blockquote{margin:.5rem 0 0;padding-left:.8rem;border-left:2px solid var(--grid)
 .panel h3{margin:0;font-size:1rem;display:flex;justify-content:space-between;gap:1rem}
 .panel h3 span{font-weight:400;color:var(--muted)}.panel svg{width:100%;height:auto}
 .panel.hot h3{color:var(--alarm)}table{border-collapse:collapse;width:100%}
-td,th{padding:.3rem .7rem;border-bottom:1px solidvar(--grid);text-align:right;font-variant-numeric:tabular-nums}
+td,th{padding:.3rem .7rem;border-bottom:1px solid var(--grid);text-align:right;font-variant-numeric:tabular-nums}
 td:first-child,th:first-child{text-align:left}th{color:var(--muted);font-weight:500}
 .bins{display:inline-flex;align-items:flex-end;gap:2px;height:34px}
 .bins i{display:inline-flex;align-items:flex-end;gap:1px}.bins u{width:5px;background:var(--muted);opacity:.5}
@@ -81,7 +82,7 @@ class Page:
     def rows(self, topic: str) -> pd.DataFrame:
         """The topic's windows on the page."""
         latest = self.index["window"].max()
-        reach = pd.Timedelta(SHOWN[self.config.window], unit="h" if self.config.window == "hour" else "D")
+        reach = SHOWN[self.config.window] * STEP[self.config.window]
         return self.index[(self.index["topic"] == topic) & (self.index["window"] > latest - reach)]
 
     def top(self) -> float:
@@ -244,8 +245,3 @@ def markdown(page: Page, path: str) -> str:
     if page.troubles:
         lines += ["", f"{len(page.troubles):,} rows or files were left out, such as {flat(page.troubles[0])}."]
     return "\n".join([*lines, "", f"The page with all curves: `{path}`; scored by {page.model}."]) + "\n"
-
-
-def flat(text: str) -> str:
-    """Text that is no markup."""
-    return " ".join(text.split()).translate({ord(c): f"\\{c}" for c in "|*_`[]#"} | {ord("<"): "&lt;"})

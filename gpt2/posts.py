@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -25,12 +24,6 @@ from gpt2.sources import split_suffix
 UTC = "datetime64[us, UTC]"
 COLUMNS = ("post", "time", "topic", "text")
 MAX_CHARS = 20_000
-PATTERNS = {
-    "handles": re.compile(r"(?<![\w@#$/.])@(\w{2,50})"),
-    "hashtags": re.compile(r"(?<![\w@#$/&])#(\w*[^\W\d_]\w*)"),
-    "cashtags": re.compile(r"(?<![\w@#$])\$([A-Za-z]{1,6})(?!\w)"),
-}
-SIGNS = {"handles": "@", "hashtags": "#", "cashtags": "$"}
 Bad = tuple[int, str]
 """A row's number in its file, from 1, and what is wrong with it."""
 
@@ -161,9 +154,3 @@ def csv_records(data: bytes) -> Iterator[tuple[int, dict[str, Any], str | None]]
     for number, fields in enumerate((f for f in reader if f), 1):
         wrong = None if len(fields) == len(header) else f"{len(fields)} fields, the header has {len(header)}"
         yield number, dict(zip(header, fields, strict=False)), wrong
-
-
-def topics_of(text: str, kinds: list[str]) -> list[str]:
-    """The topics that a text names, in lower case, each once."""
-    found = (SIGNS[kind] + name.lower() for kind in kinds for name in PATTERNS[kind].findall(text))
-    return list(dict.fromkeys(found))

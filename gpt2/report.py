@@ -156,6 +156,11 @@ def harmless(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def flat(text: str) -> str:
+    """What people wrote, on one line, with nothing in it that Markdown would take for its own."""
+    return harmless(text).translate({ord(c): f"\\{c}" for c in "*_`[]#"})
+
+
 def page(report: Mapping[str, Any], out: Path, head: str = "") -> str:
     """One self-contained HTML page, with its figures inside; `head` is HTML that goes before all else."""
     told = "".join(

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gpt2.topics import topics_of
+
 Slices = dict[str, np.ndarray]
 
-TOPIC = re.compile(r"(?<![\w@#$])[@#$][^\W\d_]\w*")
-"""A handle, hashtag or cashtag; `$5` is none."""
 WORDS, TOPICS, RARE = (5, 10, 20, 40), 8, 50
-
-
-def topics(text: str) -> list[str]:
-    """Its handles, hashtags and cashtags, in lower case, each once, in order."""
-    return list(dict.fromkeys(found.lower() for found in TOPIC.findall(text)))
 
 
 def of_texts(texts: Sequence[str], classes: np.ndarray, labels: Sequence[str]) -> Slices:
     """By true class, by length in words, and by the most frequent topics."""
     found: Slices = {f"class: {label}": classes == i for i, label in enumerate(labels)}
     found |= bins("words", np.array([len(text.split()) for text in texts]), WORDS)
-    each = [topics(text) for text in texts]
+    each = [topics_of(text) for text in texts]
     counts = Counter(topic for row in each for topic in row)
     frequent = [topic for topic, count in counts.most_common(TOPICS) if count >= RARE]
     return found | {f"topic: {topic}": np.array([topic in row for row in each]) for topic in frequent}

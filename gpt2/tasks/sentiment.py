@@ -80,7 +80,7 @@ class Sentiment(Task):
     floor = "majority class"
     Settings = SentimentSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration")
-    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices", "gpt2.behaviour")
+    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices", "gpt2.topics", "gpt2.behaviour")
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
         "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "

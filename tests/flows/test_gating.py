@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from cluster import promotion, pulling
@@ -12,10 +11,10 @@ from cluster.tracking import client
 from flows.cli import app
 from flows.config import InvalidConfig, resolve
 from flows.gating import FOLDER, judging
-from gpt2 import report, verdict_files
+from gpt2 import verdict_files
 from gpt2.policy import GateConfig
-from gpt2.task import task
 from tests.cluster.small import LABELS, registered
+from tests.gpt2.stored import stored
 
 NAME = "gpt2-gated"
 
@@ -24,21 +23,7 @@ def measured(folder, skill, seed):
     """A stored report of made-up answers to the same 600 posts."""
     truth, generator = np.arange(600) % 2, np.random.default_rng(seed)
     predicted = np.where(generator.random(600) < skill, truth, 1 - truth)
-    table = pd.DataFrame({"text": [f"post {i}" for i in range(600)], "label": truth, "predicted": predicted})
-    table["confidence"] = skill
-    for i, label in enumerate(LABELS):
-        table[f"probability_{label}"] = np.where(predicted == i, skill, 1 - skill)
-    table["predicted by majority class"], table["confidence of majority class"] = 0, 0.5
-    folder.mkdir()
-    table.to_parquet(folder / "predictions.parquet", index=False)
-    found = task("sentiment").evidence(table)
-    values = {s: {m: found.value(m, s) for m in found.metrics} for s in found.systems}
-    content = {
-        "task": "sentiment", "title": "Posts", "primary": {"name": "macro_f1", "higher_is_better": True},
-        "floor": "majority class", "metrics": values.pop("model"), "baselines": values, "counts": {"test": 600},
-        "samples": {}, "figures": [], "cost": {"parameters": 1000, "latency_ms": 2.0}, **found.summary(),
-    }  # fmt: skip
-    report.write(content, folder)
+    stored(folder, truth, predicted, np.full(600, skill), LABELS, cost={"parameters": 1000, "latency_ms": 2.0})
     return folder
 
 

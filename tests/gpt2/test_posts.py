@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from gpt2.monitor import MonitorConfig
-from gpt2.posts import read, times, topics_of
+from gpt2.posts import read, times
 from gpt2.readers import UnreadableFile
 
 TIMED = MonitorConfig(time_field="time")
@@ -79,10 +79,3 @@ def test_times_in_seconds_milliseconds_and_words():
     found = times(pd.Series([1772359200, "1772359200000", "2026-03-01 12:00+02:00", None, "x", -5], dtype=object))
     assert [str(t) for t in found[:3]] == ["2026-03-01 10:00:00+00:00"] * 3
     assert found[3:].isna().all()
-
-
-def test_topics_of_a_text():
-    kinds = ["handles", "hashtags", "cashtags"]
-    text = "@United lost it #Fail #1 $AAPL, $5 me@mail.com @united http://x.y/#frag &#39;"
-    assert topics_of(text, kinds) == ["@united", "#fail", "$aapl"]
-    assert topics_of(text, ["cashtags"]) == ["$aapl"]

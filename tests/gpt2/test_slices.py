@@ -2,12 +2,7 @@
 
 import numpy as np
 
-from gpt2.slices import bins, of_choices, of_texts, topics
-
-
-def test_topics_are_handles_hashtags_and_cashtags():
-    assert topics("@Delta lost $5 of $AAPL, mail me@home.org #Fail #fail ##x") == ["@delta", "$aapl", "#fail"]
-    assert topics("nothing here, 3 @ 5") == []
+from gpt2.slices import bins, of_choices, of_texts
 
 
 def test_texts_are_in_their_class_their_length_and_their_topics():

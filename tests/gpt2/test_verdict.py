@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpt2 import evidence, report, verdict_files
+from gpt2 import evidence, verdict_files
 from gpt2.policy import GateConfig
-from gpt2.task import task
 from gpt2.verdict import Measured, judge
+from tests.gpt2.stored import stored
 
 LABELS = ["a", "b", "c"]
 POLICY = GateConfig()
@@ -155,30 +155,10 @@ def test_few_units_are_thrown_not_drawn():
     assert not verdict["promote"] and verdict["criteria"][0]["figures"]["probability"] == pytest.approx(0.875, abs=0.02)
 
 
-def stored(posts, folder, answers):
-    """A report of the answers as the pipeline writes it."""
-    predicted, confidence = answers
-    table = pd.DataFrame({"text": [f"post {i}" for i in range(len(posts.truth))], "label": posts.truth})
-    table["predicted"], table["confidence"] = predicted, confidence
-    for i, label in enumerate(LABELS):
-        table[f"probability_{label}"] = np.where(predicted == i, confidence, (1 - confidence) / 2)
-    table["predicted by majority"], table["confidence of majority"] = 0, 0.45
-    folder.mkdir()
-    table.to_parquet(folder / "predictions.parquet", index=False)
-    found = task("sentiment").evidence(table)
-    values = {s: {m: found.value(m, s) for m in found.metrics} for s in found.systems}
-    content = {
-        "task": "sentiment", "title": "Posts", "primary": {"name": "macro_f1", "higher_is_better": True},
-        "floor": "majority", "metrics": values["model"], "baselines": {"majority": values["majority"]},
-        "counts": {"test": len(table)}, "samples": {}, "figures": [], **found.summary(),
-    }  # fmt: skip
-    return report.write(content, folder)
-
-
 def test_a_verdict_is_stored_with_its_page_and_follows_from_the_stored_predictions(tmp_path):
     posts = Posts(800)
-    stored(posts, tmp_path / "mine", posts.answers(0.80))
-    stored(posts, tmp_path / "champion", posts.answers(0.70))
+    stored(tmp_path / "mine", posts.truth, *posts.answers(0.80), LABELS)
+    stored(tmp_path / "champion", posts.truth, *posts.answers(0.70), LABELS)
     facts = {"model": "gpt2-<posts>", "version": 4, "champion": 3}
     out = tmp_path / "verdict"
     verdict = verdict_files.write(out, tmp_path / "mine", tmp_path / "champion", POLICY, facts)
