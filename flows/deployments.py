@@ -10,7 +10,13 @@ from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentScheduleUpdate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import construct_schedule
 from prefect.events import AutomationCore, DeploymentTriggerTypes, EventTrigger
@@ -76,8 +82,6 @@ def make_pool(client: SyncPrefectClient, at_once: int | None) -> None:
 def crash_the_silent(client: SyncPrefectClient) -> None:
     """An automation: a run whose heartbeats stop is marked crashed, so that it frees its place and can run again."""
     name = "gpt2: a run without a heartbeat has crashed"
-    if client.read_automations_by_name(name):
-        return
     beat = "prefect.flow-run.heartbeat"
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Duplicate")}
     trigger = EventTrigger(
@@ -86,12 +90,20 @@ def crash_the_silent(client: SyncPrefectClient) -> None:
         after={beat},
         expect={beat, *ends},
         posture=Posture.Proactive,
-        threshold=0,
+        threshold=1,  # it fires where fewer came; with 0 it never does
         within=datetime.timedelta(seconds=SILENT),
     )
     message = "Its process has died: no heartbeat. Run it again, and it goes on where it stopped."
     crash = ChangeFlowRunState(state=StateType.CRASHED, message=message)
-    client.create_automation(AutomationCore(name=name, description=message, trigger=trigger, actions=[crash]))
+    automate(client, AutomationCore(name=name, description=message, trigger=trigger, actions=[crash]))
+
+
+def automate(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Make an automation in place of the one of its name; one that somebody switched off stays off."""
+    for old in client.read_automations_by_name(automation.name):
+        automation.enabled = automation.enabled and old.enabled
+        client.delete_automation(old.id)
+    client.create_automation(automation)
 
 
 def register_one(client: SyncPrefectClient, entry: dict[str, Any]) -> str:
@@ -120,22 +132,23 @@ def register_one(client: SyncPrefectClient, entry: dict[str, Any]) -> str:
         return name
     if there.version != version:
         enabled = {s.slug: s.active for s in there.schedules}
-        kept = [s.model_copy(update={"active": enabled.get(s.slug, s.active)}) for s in schedules]
+        kept = [update_of(s, enabled.get(s.slug, s.active)) for s in schedules]
         client.update_deployment(there.id, DeploymentUpdate(schedules=kept, **fields))
         trigger(client, there.id, entry)
     return name
 
 
 def trigger(client: SyncPrefectClient, deployment: UUID, entry: dict[str, Any]) -> None:
-    """Make the automations by which events run a deployment anew; one that somebody switched off stays off."""
+    """Make the automations by which events run a deployment."""
     for item in entry.get("triggers", []):
         wanted: Any = TypeAdapter(DeploymentTriggerTypes).validate_python(item)
         wanted.set_deployment_id(deployment)
-        automation = wanted.as_automation()
-        for old in client.read_automations_by_name(automation.name):
-            automation.enabled = automation.enabled and old.enabled
-            client.delete_automation(old.id)
-        client.create_automation(automation)
+        automate(client, wanted.as_automation())
+
+
+def update_of(new: DeploymentScheduleCreate, active: bool) -> DeploymentScheduleUpdate:
+    """What a schedule becomes; the server knows it by its slug and leaves its id."""
+    return DeploymentScheduleUpdate(schedule=new.schedule, slug=new.slug, parameters=new.parameters, active=active)
 
 
 def schedule(item: dict[str, Any]) -> DeploymentScheduleCreate:

@@ -129,7 +129,11 @@ with get_client(sync_client=True) as client:
     assert len(runs) == 1 and runs[0].parameters["stage"] == "pipeline"
     client.pause_automation(made.id)
     [entry] = [e for e in deployments.read() if e["name"] == "pipeline"]
-    deployments.trigger(client, deployment.id, entry)
+    [schedule] = deployment.schedules
+    client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+    deployments.register_one(client, entry | {"description": "another"})  # what was switched stays, under its ids
+    there = client.read_deployment_by_name("gpt2/pipeline")
+    assert there.description == "another" and [(s.id, s.active) for s in there.schedules] == [(schedule.id, True)]
     [again] = client.read_automations_by_name(NAME)
     assert not again.enabled
     print("started")

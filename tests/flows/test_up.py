@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.sorting import LogSort
 from prefect.states import Cancelling
 
 from tests.flows import browser
@@ -220,10 +221,14 @@ def test_a_killed_process_is_crashed_and_goes_on(up):
     reached = up.reached()
     third = up.press("pipeline", *LONG)
     up.until_training(third, beyond=reached)
+
+    def lately_said():
+        with up.client as client:
+            return [log.message for log in client.read_logs(sort=LogSort.TIMESTAMP_DESC)]
+
+    up.until(lambda: any("goes on from the checkpoint of step" in said for said in lately_said()), "the news", 30)
     with up.client as client:
-        logs = client.read_logs()
         client.set_flow_run_state(third, Cancelling())
-    assert any("goes on from the checkpoint of step" in log.message for log in logs)
     up.until_ended(third, 120)
 
 
@@ -275,9 +280,9 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
         page.screenshot(shots / "6-run.png")
         page.open(f"{ui}/artifacts/key/report-sentiment")
         page.until_text("Evaluation of sentiment")
-        page.script(
-            "[...document.querySelectorAll('a')].filter(a => a.href.includes('/artifacts/artifact/'))[0].click()"
-        )
+        found = "[...document.querySelectorAll('a')].filter(a => a.href.includes('/artifacts/artifact/'))"
+        page.until(lambda: page.script(f"{found}.length"), "the artifact's link")
+        page.script(f"{found}[0].click()")
         page.until_text("majority class")
         page.screenshot(shots / "7-report.png")
         page.open(f"http://gpt2:{up.secret('mlflow-password')}@127.0.0.1:{up.mlflow}/version")  # the login, once
