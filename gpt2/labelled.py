@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from gpt2.config import Settings
 from gpt2.task import TaskSettings
 
 if TYPE_CHECKING:
@@ -29,11 +30,9 @@ MAX_UNTIMED = 0.1
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}
 
 
-class LabelledSettings(TaskSettings):
+class LabelledFile(Settings):
     """What is read of a file of labelled texts, and how it is split and weighted."""
 
-    source: str = Field("sample:posts", min_length=1)
-    """A .csv, .jsonl or .parquet file with a text and a label per row, or `sample:posts`."""
     text_field: str = Field("text", min_length=1)
     """The column of the texts."""
     label_field: str | None = Field(None, min_length=1)
@@ -70,7 +69,14 @@ class LabelledSettings(TaskSettings):
         return {"time": self.time_field, "topic": self.topic_field, "weight": self.weight_field}
 
 
-def prepare(source: Path, settings: LabelledSettings, out: Path) -> dict[str, Any]:
+class LabelledSettings(LabelledFile, TaskSettings):
+    """The settings of a task that learns from such a file."""
+
+    source: str = Field("sample:posts", min_length=1)
+    """A .csv, .jsonl or .parquet file with a text and a label per row, or `sample:posts`."""
+
+
+def prepare(source: Path, settings: LabelledFile, out: Path) -> dict[str, Any]:
     """Write train, validation and test.parquet, labels.json and counts.json; returns the counts.
 
     Columns: text, label (index), row (number in the source, from 1) and, where the source has them, time (UTC) and
@@ -79,13 +85,7 @@ def prepare(source: Path, settings: LabelledSettings, out: Path) -> dict[str, An
     """
     from gpt2.duplicates import groups
 
-    table, counts = read_labelled(source, settings)
-    table["label"], labels, counts["respelled"] = indexed(table["label"], settings, source)
-    table, repeated = without_duplicates(table)
-    counts |= repeated
-    few = [i for i in range(len(labels)) if (table["label"] == i).sum() < LEAST]
-    if few:
-        raise ValueError(too_few(source, labels[few[0]], int((table["label"] == few[0]).sum()), LEAST, "in all"))
+    table, labels, counts = usable(source, settings)
     group = groups(table["text"].tolist())
     if "time" in table:
         split = split_by_time(table["time"], group, settings)
@@ -112,6 +112,20 @@ def prepare(source: Path, settings: LabelledSettings, out: Path) -> dict[str, An
     return counts
 
 
+def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
+    """(the examples that can be learned from, each text once, with label indices; the labels; the counts so far)."""
+    table, counts = read_labelled(source, settings)
+    if table.empty:
+        raise ValueError(f"{source} has no row with a text and a label; it has {counts['rows']:,} rows")
+    table["label"], labels, counts["respelled"] = indexed(table["label"], settings, source)
+    table, repeated = without_duplicates(table)
+    sizes = [int((table["label"] == i).sum()) for i in range(len(labels))]
+    for label, size in zip(labels, sizes, strict=True):
+        if size < LEAST:
+            raise ValueError(too_few(source, label, size, LEAST, "in all"))
+    return table, labels, counts | repeated
+
+
 def too_few(source: Path, label: str, count: int, least: int, where: str) -> str:
     """What is wrong with a rare label, and what to do."""
     return (
@@ -120,7 +134,7 @@ def too_few(source: Path, label: str, count: int, least: int, where: str) -> str
     )
 
 
-def read_labelled(source: Path, settings: LabelledSettings) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, dict[str, int]]:
     """(columns text, label and row, those of time, topic and weight that the file has; counts of rows, also of those
     that are gone as they have no text, no label or no time)."""
     table = read_table(source)
@@ -231,7 +245,7 @@ def json_lines(source: Path) -> list[dict[str, Any]]:
     return found
 
 
-def indexed(column: pd.Series, settings: LabelledSettings, source: Path) -> tuple[pd.Series, list[str], int]:
+def indexed(column: pd.Series, settings: LabelledFile, source: Path) -> tuple[pd.Series, list[str], int]:
     """(labels as indices, the labels in order, how many rows were spelled otherwise).
 
     Labels that differ in case or spaces alone are one, spelled as most rows have it, or as `labels` does. `ValueError`
@@ -270,7 +284,7 @@ def without_duplicates(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int
     return kept, {"duplicates": len(table) - len(kept), "conflicting_texts": conflicting}
 
 
-def split_groups(texts: Sequence[str], group: np.ndarray, settings: LabelledSettings) -> np.ndarray:
+def split_groups(texts: Sequence[str], group: np.ndarray, settings: LabelledFile) -> np.ndarray:
     """(N,) name of each text's split, decided by the content of the first text of its group."""
     from hashlib import blake2b
 
@@ -286,7 +300,7 @@ def split_groups(texts: Sequence[str], group: np.ndarray, settings: LabelledSett
     return np.array([place(i) for i in range(len(texts))])
 
 
-def split_by_time(times: pd.Series, group: np.ndarray, settings: LabelledSettings) -> np.ndarray:
+def split_by_time(times: pd.Series, group: np.ndarray, settings: LabelledFile) -> np.ndarray:
     """(N,) name of each text's split, "" for one that is left out as a near-duplicate of it is in a later split.
 
     The newest texts, as many as the share asks for, are the test, the newest of the others the validation; texts of
@@ -308,7 +322,7 @@ def split_by_time(times: pd.Series, group: np.ndarray, settings: LabelledSetting
 
 
 def weighted(
-    part: pd.DataFrame, labels: Sequence[str], given: np.ndarray | None, settings: LabelledSettings, source: Path
+    part: pd.DataFrame, labels: Sequence[str], given: np.ndarray | None, settings: LabelledFile, source: Path
 ) -> pd.DataFrame:
     """The training split with the column `weight`, of mean 1, where its examples do not all count alike."""
     import numpy as np

@@ -272,7 +272,8 @@ def test_a_wild_file_is_refused_by_name_or_split_without_leaks(
     ("content", "message"),
     [
         ("", "No columns"),
-        ("text,label\n", "only the label"),
+        ("text,label\n", "no row with a text and a label; it has 0 rows"),
+        ("text,label\na,b\n", "only the label"),
         ("text,label\na,b,c\nd,e,f\n", "more fields than its header; put texts with commas in quotes"),
         ("text,label\na,b\nd,e,f\n", "Expected 2 fields in line 3, saw 3"),
         ("body,label\na,b\n", "no column 'text'; it has body, label: set text_field"),
