@@ -52,9 +52,8 @@ class ClassifierConfig(LabelledFile):
 def name_of(config: ClassifierConfig) -> str:
     """What the model is called after `gpt2-`; `InvalidConfig` where that would be another task's model."""
     if config.name is None:
-        name = (
-            re.sub(r"[^a-z0-9]+", "-", Path(config.source).name.partition(".")[0].lower()).strip("-")[:60].rstrip("-")
-        )
+        stem = Path(config.source).name.partition(".")[0].lower()
+        name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60].rstrip("-")
         if name and name not in ("base", *tasks()):
             return name
         raise InvalidConfig(f"name: {config.source!r} gives no name of its own; set one: --name my-posts")
@@ -72,9 +71,7 @@ def pretrained(config: ClassifierConfig) -> Lineage | None:
         return None
     version = pulling.find(config.base)
     if version.name != name:
-        raise InvalidConfig(
-            f"base = {config.base!r}: {version.name} is no pretrained model; give models:/{name}/VERSION"
-        )
+        raise InvalidConfig(f"base = {config.base!r} is no pretrained model; give models:/{name}/VERSION")
     return registered_lineage(version)
 
 

@@ -25,7 +25,7 @@ def card(
     use, limits = (language_model.USE, language_model.LIMITS) if base else (task(name).use, task(name).limits)
     header, *body = report.rows(results)
     counts = ", ".join(f"{what.replace('_', ' ')} {value:,}" for what, value in results["counts"].items())
-    example = json.dumps(example_input(name))
+    call = f'gpt2.load("models:/{registered}@champion")\nmodel.predict([{json.dumps(example_input(name))}])'
     parts = [
         f"# {registered}: {results['title']}",
         "## Intended use",
@@ -44,7 +44,7 @@ def card(
         "Every id is a hash of what its artifact was made from: settings, the ids of inputs, and code.",
         markdown_table(["what", "value"], lineage),
         "## How to load",
-        f'```python\nimport gpt2\n\nmodel = gpt2.load("models:/{registered}@champion")\nmodel.predict([{example}])\n```',
+        f"```python\nimport gpt2\n\nmodel = {call}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -35,9 +35,11 @@ def train_classifier(
         set_: a setting, as in label_field=mood or balance=inverse; may be given several times.
         dry_run: say what the file holds; start nothing.
     """
+    from cluster.home import store
+    from flows import early
     from flows.classifier import TASK, ClassifierConfig, name_of, pipeline_settings, plan_of, pretrained
     from flows.config import settings as job_settings
-    from flows.plan import local_source
+    from flows.plan import Plan, local_source
     from gpt2.labelled import usable
 
     chosen = job_settings(ClassifierConfig, {"source": source, "name": name, "preset": preset}, config, set_ or ())
@@ -56,21 +58,26 @@ def train_classifier(
     out.print(f"It becomes a version of gpt2-{name_of(chosen)}, made from {learner}")
     if dry_run:
         return
-    out.print("Starting Prefect, Ray and MLflow ...")
-    from flows import early
+    from flows.summary import model_table, registered_before
 
-    early.start(settings)
-    from flows.classifying import train_classifier as run
-    from flows.summary import model_table
+    def final() -> Plan | None:
+        examples = store().find(plan.tasks[TASK].examples)
+        return plan_of(pipeline_settings(chosen, base, examples.info["train"]), base) if examples else None
 
-    result = run(chosen)
-    examples = plan.tasks[TASK].examples
-    from cluster.home import store
+    done = final()
+    rows = registered_before(done) if done else None
+    if rows:
+        out.print("Nothing to do: every stage was done before.")
+    else:
+        out.print("Starting Prefect, Ray and MLflow ...")
+        early.start(settings)
+        from flows.classifying import train_classifier as run
 
-    made = store().require(examples.kind, examples.id)
-    final = plan_of(pipeline_settings(chosen, base, made.info["train"]), base)
-    out.print(model_table(final, result["registered"]))
-    for row in result["registered"]:
+        rows, done = run(chosen)["registered"], final()
+    assert done is not None
+    out.print(model_table(done, rows))
+    for row in rows:
         out.print(f"{row['model']} version {row['version']} {row['verdict']}: {row['reasons']}", markup=False)
-    out.print(f"Report, with the labels to look at: {result['report']}", markup=False)
+    report = done.tasks[TASK].report
+    out.print(f"Report, with the labels to look at: {store().require(report.kind, report.id).file('report.html')}")
     out.print(f"Use it: gpt2 predict models:/gpt2-{name_of(chosen)}@champion --input texts.txt --output scored.jsonl")
