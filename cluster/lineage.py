@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.home import store
 from gpt2.artifact import Artifact, DamagedArtifact, Store
@@ -50,14 +51,21 @@ def champion_lineage() -> Lineage:
     champion = registry.by_alias(name, registry.CHAMPION)
     if champion is None:
         raise ValueError(f"{name} has no champion to go on from; make one with the whole pipeline: gpt2 run")
-    id = champion.tags.get(registry.ARTIFACT_TAG, "")
+    return registered_lineage(champion)
+
+
+def registered_lineage(version: Any) -> Lineage:
+    """Of a version of `gpt2-base`; `ValueError` where what it was made from is not here."""
+    from cluster import registry  # MLflow
+
+    id = version.tags.get(registry.ARTIFACT_TAG, "")
     base = store().get("base", id)
     if base is None:
         raise ValueError(
-            f"{name} version {champion.version} was made from base/{id}, which is not in {store().root}; set GPT2_HOME "
-            f"to the home where it was trained, or train one here: gpt2 run"
+            f"{version.name} version {version.version} was made from base/{id}, which is not in {store().root}; set "
+            f"GPT2_HOME to the home where it was trained, or train one here: gpt2 run"
         )
-    return lineage(champion.version, base)
+    return lineage(version.version, base)
 
 
 def lineage(version: str, base: Artifact) -> Lineage:

@@ -71,6 +71,9 @@ class PipelineConfig(Settings):
                 )
             if train.precision == "fp16" and not self.cluster.use_gpu:
                 raise ValueError(f"{name}.precision=fp16 needs a GPU; use bf16, or set cluster.use_gpu: true")
+        named = ["base", *(s.register_as or name for name, s in self.task_settings(enabled_only=False).items())]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"two models would be registered as gpt2-{twice[0]}; set another register_as")
         for name, settings in self.task_settings().items():
             adaptation = settings.adaptation
             if adaptation.kind == "lora" and adaptation.rank > self.model.n_embd:

@@ -22,15 +22,21 @@ from gpt2.jobs import MODEL, Job
 from gpt2.task import task as task_of
 
 
-@task(name="fine-tune", task_run_name="fine-tune {name}")
-def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
-    """Prepare the task's examples and train from the pretrained model."""
+def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
+    """The task's examples, split."""
     keys, settings = plan.tasks[name], config.task_settings()[name]
 
     def prepare(out: Path, run: Run) -> dict[str, Any]:
         return task_of(name).prepare(settings, Path(local_source(keys.source)), out)
 
-    examples = make(f"{name}-examples", keys.examples, settings.model_dump(mode="json"), prepare)
+    return make(f"{name}-examples", keys.examples, settings.model_dump(mode="json"), prepare)
+
+
+@task(name="fine-tune", task_run_name="fine-tune {name}")
+def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
+    """Prepare the task's examples and train from the pretrained model."""
+    keys, settings = plan.tasks[name], config.task_settings()[name]
+    examples = prepare_examples(name, config, plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         base = store().require("base", plan.base.id)

@@ -59,6 +59,8 @@ class TaskKeys:
     examples: Key
     model: Key
     report: Key
+    registered: str
+    """The registry's name for the model."""
     teacher: str | None = None
     """The id of the artifact that teaches."""
 
@@ -78,6 +80,10 @@ class Plan:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Of the registered versions: what else there is to say of where they come from."""
 
+    def reports(self) -> dict[str, Key]:
+        """The report of each model by the registry's name for it."""
+        return {registered_name("base"): self.base_report} | {k.registered: k.report for k in self.tasks.values()}
+
     def by_stage(self) -> Iterator[tuple[str, str, Key]]:
         """(stage, what, key) in order."""
         for path, key in zip(self.sources, self.documents, strict=True):
@@ -92,6 +98,11 @@ class Plan:
         yield "evaluate", "base report", self.base_report
         for name, keys in self.tasks.items():
             yield "evaluate", f"{name} report", keys.report
+
+
+def registered_name(name: str) -> str:
+    """As `cluster.registry` has it, which loads MLflow."""
+    return f"gpt2-{name}"
 
 
 def make_plan(config: PipelineConfig) -> Plan:
@@ -139,13 +150,14 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> T
     except ValueError as error:
         raise InvalidConfig(f"tasks.{name}.source: {error}") from None
     code = (f"gpt2.tasks.{name}", *kind.code)
+    registered = registered_name(settings.register_as or name)
     examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), {"source": source_hash}, code)
     spec = {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()}
     inputs = {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id}
     modules: tuple[str, ...] = TRAINING
     teacher = None
     if distil := getattr(settings, "distil", None):
-        teacher = teacher_id(name, distil.teacher)
+        teacher = teacher_id(name, distil.teacher, registered)
         spec |= {"distil": without(distil, "teacher")}
         inputs["teacher"] = teacher
         modules = (*TRAINING, "gpt2.distillation")
@@ -153,17 +165,19 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> T
     report = Key(
         f"{name}-report", {}, {"model": model.id, "examples": examples.id}, (*REPORTING, *code, *kind.report_code)
     )
-    return TaskKeys(source, examples, model, report, teacher)
+    return TaskKeys(source, examples, model, report, registered, teacher)
 
 
-def teacher_id(name: str, teacher: str) -> str:
-    """The id of the artifact that teaches a task; `InvalidConfig` where the registry has none."""
+def teacher_id(name: str, teacher: str, registered: str) -> str:
+    """The id of the artifact that teaches a task: of the model's own name or the task's; `InvalidConfig` where the
+    registry has none."""
     if not teacher.startswith("models:/"):
         return teacher
     from cluster.registry import artifact_id  # loads MLflow
 
     try:
-        return artifact_id(teacher, f"gpt2-{name}")
+        own = teacher.startswith((f"models:/{registered}@", f"models:/{registered}/"))
+        return artifact_id(teacher, registered if own else registered_name(name))
     except ValueError as error:
         raise InvalidConfig(f"tasks.{name}.distil.teacher: {error}") from None
 

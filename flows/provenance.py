@@ -89,7 +89,8 @@ def model_card(
         training.append(("what it changes", config.task_settings()[name].adaptation.kind))
     lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in found["stages"]]
     lineage += [("commit", f"`{found['git.commit']}`")] if "git.commit" in found else []
-    return card(name, report, data, training, lineage)
+    registered = None if name == "base" else plan.tasks[name].registered
+    return card(name, report, data, training, lineage, registered)
 
 
 TRAINING_FIGURES = ("steps", "seconds", "tokens_per_second", "train_loss", "validation_loss")

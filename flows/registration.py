@@ -55,7 +55,7 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
     model_key, report_key = (
         (plan.base, plan.base_report) if name == "base" else (plan.tasks[name].model, plan.tasks[name].report)
     )
-    registered = registry.registered_name(name)
+    registered = registry.registered_name(name) if name == "base" else plan.tasks[name].registered
     made = store().require(report_key.kind, report_key.id)
     report = json.loads(made.file("report.json").read_text())
     version = registry.by_artifact(registered, model_key.id)

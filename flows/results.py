@@ -29,7 +29,7 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 def publish(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     """The page of these registered versions (`registry.row`), as the artifact `results` of the flow run."""
-    keys = {"gpt2-base": plan.base_report} | {f"gpt2-{name}": k.report for name, k in plan.tasks.items()}
+    keys = plan.reports()
     reports = {}
     for row in rows:
         artifact = store().require(keys[row["model"]].kind, keys[row["model"]].id)

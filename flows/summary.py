@@ -49,8 +49,8 @@ def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
         return None
     from cluster import registry  # MLflow: only when there is a registry to ask
 
-    keys = {"base": plan.base} | {name: k.model for name, k in plan.tasks.items()}
-    found = [registry.by_artifact(registry.registered_name(name), key.id) for name, key in keys.items()]
+    keys = {registry.registered_name("base"): plan.base} | {k.registered: k.model for k in plan.tasks.values()}
+    found = [registry.by_artifact(name, key.id) for name, key in keys.items()]
     versions = [version for version in found if version and registry.judged(version)]
     return [registry.row(version) for version in versions] if len(versions) == len(keys) else None
 
@@ -79,7 +79,7 @@ def model_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
     table = Table(title="Models", title_justify="left")
     for column in ("model", "metric", "value", "verdict"):
         table.add_column(column, justify="right" if column == "value" else "left")
-    reports = {"gpt2-base": plan.base_report} | {f"gpt2-{n}": k.report for n, k in plan.tasks.items()}
+    reports = plan.reports()
     for row in registered:
         artifact = store().find(reports[row["model"]])
         assert artifact is not None

@@ -14,15 +14,26 @@ def majority(train_labels: np.ndarray, n_test: int, n_classes: int) -> np.ndarra
 
 
 def tfidf_logistic_regression(
-    train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str], n_classes: int
+    train_texts: Sequence[str],
+    train_labels: np.ndarray,
+    test_texts: Sequence[str],
+    n_classes: int,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(n_test, classes) probabilities of logistic regression (C=4) on sublinear TF-IDF of 1- and 2-grams (min_df 2)."""
+    """(n_test, classes) probabilities of logistic regression (C=4) on sublinear TF-IDF of 1- and 2-grams (min_df 2).
+
+    `weights` (n_train,) are those of the examples in its loss, as the model has them.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2 if len(train_texts) > 100 else 1, sublinear_tf=True)
-    train = vectorizer.fit_transform(train_texts)
-    model = LogisticRegression(C=4, max_iter=300, tol=1e-3).fit(train, train_labels)
+    try:
+        train = vectorizer.fit_transform(train_texts)
+    except ValueError:  # no word is there twice, as in scripts without spaces: by characters
+        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+        train = vectorizer.fit_transform(train_texts)
+    model = LogisticRegression(C=4, max_iter=300, tol=1e-3).fit(train, train_labels, weights)
     out = np.zeros((len(test_texts), n_classes))
     out[:, model.classes_] = model.predict_proba(vectorizer.transform(test_texts))
     return out

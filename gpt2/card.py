@@ -14,18 +14,20 @@ NAME = "README.md"
 Rows = Sequence[tuple[str, Any]]
 
 
-def card(name: str, results: Mapping[str, Any], data: Rows, training: Rows, lineage: Rows) -> str:
-    """The card of the model `gpt2-NAME` as Markdown.
+def card(
+    name: str, results: Mapping[str, Any], data: Rows, training: Rows, lineage: Rows, registered: str | None = None
+) -> str:
+    """The card of a task's model, or of the base, as Markdown; `registered` is the registry's name, if not `gpt2-NAME`.
 
     `results` is the report of its evaluation (`gpt2.report`); the others are rows of what and value.
     """
-    base = name == language_model.NAME
+    base, registered = name == language_model.NAME, registered or f"gpt2-{name}"
     use, limits = (language_model.USE, language_model.LIMITS) if base else (task(name).use, task(name).limits)
     header, *body = report.rows(results)
     counts = ", ".join(f"{what.replace('_', ' ')} {value:,}" for what, value in results["counts"].items())
-    example = json.dumps(example_input(name))
+    call = f'gpt2.load("models:/{registered}@champion")\nmodel.predict([{json.dumps(example_input(name))}])'
     parts = [
-        f"# gpt2-{name}: {results['title']}",
+        f"# {registered}: {results['title']}",
         "## Intended use",
         use,
         "## Results beside baselines",
@@ -42,7 +44,7 @@ def card(name: str, results: Mapping[str, Any], data: Rows, training: Rows, line
         "Every id is a hash of what its artifact was made from: settings, the ids of inputs, and code.",
         markdown_table(["what", "value"], lineage),
         "## How to load",
-        f'```python\nimport gpt2\n\nmodel = gpt2.load("models:/gpt2-{name}@champion")\nmodel.predict([{example}])\n```',
+        f"```python\nimport gpt2\n\nmodel = {call}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -25,10 +25,16 @@ class Distilled(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        """Mean of (1 - w) x cross-entropy of the labels + w T^2 x KL(teacher || student) at temperature T."""
+    def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean of (1 - w) x cross-entropy of the labels + w T^2 x KL(teacher || student) at temperature T.
+
+        `weights` (B,) are of the labels; the teacher's word is taken alike for all texts.
+        """
         logits = self.student.logits(ids, lengths).float()
-        hard = F.cross_entropy(logits, labels)
+        if weights is None:
+            hard = F.cross_entropy(logits, labels)
+        else:
+            hard = (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
         if not self.weight:
             return hard
         with torch.no_grad():

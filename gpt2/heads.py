@@ -67,9 +67,16 @@ class Classifier(nn.Module):
             features.append(F.layer_norm(packed.means(self.model.wte(tokens)), (size,)))
         return self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
 
-    def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of (B,) class indices."""
-        return F.cross_entropy(self.logits(ids, lengths).float(), labels)
+    def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of (B,) class indices, each multiplied by its weight (B,).
+
+        It is divided by B, not by the weights' sum: weights with mean 1 over the data give the weighted mean of all of
+        it, however it is cut into batches.
+        """
+        logits = self.logits(ids, lengths).float()
+        if weights is None:
+            return F.cross_entropy(logits, labels)
+        return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
 class Recommender(nn.Module):

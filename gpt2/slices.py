@@ -11,16 +11,24 @@ from gpt2.topics import topics_of
 
 Slices = dict[str, np.ndarray]
 
-WORDS, TOPICS, RARE = (5, 10, 20, 40), 8, 50
+WORDS, TOPICS = (5, 10, 20, 40), 8
+RARE, RARE_GIVEN = 50, 10
+"""Topics of fewer texts are no part: of those that texts name, and of those in a column, where somebody asked for them.
+"""
 
 
-def of_texts(texts: Sequence[str], classes: np.ndarray, labels: Sequence[str]) -> Slices:
-    """By true class, by length in words, and by the most frequent topics."""
+def of_texts(
+    texts: Sequence[str], classes: np.ndarray, labels: Sequence[str], topics: Sequence[str | None] | None = None
+) -> Slices:
+    """By true class, by length in words, and by the most frequent topics: those given, or those that texts name."""
     found: Slices = {f"class: {label}": classes == i for i, label in enumerate(labels)}
     found |= bins("words", np.array([len(text.split()) for text in texts]), WORDS)
-    each = [topics_of(text) for text in texts]
+    if topics is None:
+        each, least = [topics_of(text) for text in texts], RARE
+    else:
+        each, least = [[topic] if topic else [] for topic in topics], RARE_GIVEN
     counts = Counter(topic for row in each for topic in row)
-    frequent = [topic for topic, count in counts.most_common(TOPICS) if count >= RARE]
+    frequent = [topic for topic, count in counts.most_common(TOPICS) if count >= least]
     return found | {f"topic: {topic}": np.array([topic in row for row in each]) for topic in frequent}
 
 

@@ -59,6 +59,9 @@ class TaskSettings(Settings):
     """Whether the pipeline runs this task."""
     source: str = Field(..., min_length=1)
     """The labelled data: a file, a directory or `sample:NAME`."""
+    register_as: str | None = operational(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
+    """The registered model is gpt2- and this; without it, gpt2- and the task's name. Models of other data than the
+    champion's have a name of their own, as it is on the champion's examples that the gate compares."""
     num_workers: int | None = operational(None, ge=1, le=4096)
     """Workers of this task's training; without it `cluster.num_workers`. Tasks that fit run at the same time."""
     train: TrainConfig

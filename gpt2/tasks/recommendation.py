@@ -52,7 +52,7 @@ class Recommendation(Task):
     primary = "ndcg_at_10"
     floor = "popularity"
     Settings = RecommendationSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.baselines", "gpt2.metrics")
+    code: ClassVar[tuple[str, ...]] = ("gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.metrics")
     report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices",)
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
@@ -333,7 +333,7 @@ def tie_break(user: Any, item: Any) -> str:
 
 def read_source(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(interactions: user, item, time; items: item, title, text)."""
-    from gpt2.tasks.sentiment import read_table
+    from gpt2.labelled import read_table
 
     if (source / "MovieLens100k_data.parquet.brotli").exists():
         return read_movielens(source)

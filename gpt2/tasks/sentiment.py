@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from gpt2 import labelled
 from gpt2.config import OptimizerConfig, TrainConfig
-from gpt2.task import DistilConfig, Task, TaskSettings
+from gpt2.labelled import LabelledSettings
+from gpt2.task import DistilConfig, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,28 +25,14 @@ if TYPE_CHECKING:
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
-SPLITS = ("train", "validation", "test")
-MAX_LABELS = 100
 CALIBRATED_ON = 1000
 """Texts of the validation split that the temperature is fitted on, at most."""
 LINK, HANDLE = re.compile(r"(?:https?://|www\.)\S+"), re.compile(r"(?<![\w@])@\w+")
 
 
-class SentimentSettings(TaskSettings):
+class SentimentSettings(LabelledSettings):
     """Sentiment monitoring: labelled posts."""
 
-    source: str = Field("sample:posts", min_length=1)
-    """A .csv, .jsonl or .parquet file with a text and a label per row, or `sample:posts`."""
-    text_field: str = Field("text", min_length=1)
-    """The column of the texts."""
-    label_field: str = Field("sentiment", min_length=1)
-    """The column of the labels."""
-    labels: list[str] | None = None
-    """The labels that are allowed; a row with another is refused. Without it, those found in the data."""
-    validation_share: float = Field(0.05, gt=0, le=0.4)
-    """Share of the texts that training is watched on."""
-    test_share: float = Field(0.2, gt=0, le=0.5)
-    """Share of the texts that the report is made from."""
     train: TrainConfig = TrainConfig(
         epochs=1,
         batch_size=64,
@@ -79,8 +67,10 @@ class Sentiment(Task):
     primary = "macro_f1"
     floor = "majority class"
     Settings = SentimentSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration")
-    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices", "gpt2.topics", "gpt2.behaviour")
+    code: ClassVar[tuple[str, ...]] = (
+        "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration"
+    )  # fmt: skip
+    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.doubts")
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
         "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
@@ -94,30 +84,16 @@ class Sentiment(Task):
     example = "The crew was lovely and we landed early"
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet (text, label) and labels.json; near-duplicates stay together."""
-        from gpt2.duplicates import groups
-
-        table, dropped = read_labelled(source, settings)
-        table["label"], labels = indexed(table["label"], settings, source)
-        group = groups(table["text"].tolist())
-        split = split_groups(table["text"].tolist(), group, settings)
-        counts: dict[str, Any] = dict(dropped)
-        counts["near_duplicates_kept_together"] = int(len(group) - len(set(group.tolist())))
-        for name in SPLITS:
-            part = table[split == name]
-            if part.empty or (name == "train" and part["label"].nunique() < len(labels)):
-                raise ValueError(f"{source}: too few rows ({len(table)}) for a {name} split with every label; add data")
-            part.reset_index(drop=True).to_parquet(out / f"{name}.parquet", index=False)
-            counts[name] = len(part)
-        (out / "labels.json").write_text(json.dumps(labels))
-        return counts
+        """Write train, validation and test.parquet and labels.json; see `gpt2.labelled.prepare`."""
+        return labelled.prepare(source, settings, out)
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> TextDataset:
         import pandas as pd
 
         table = pd.read_parquet(examples / f"{split}.parquet")
         rows = encode(tokenizer, [masked(text) for text in table["text"]], context)
-        return TextDataset(rows, table["label"].to_numpy())
+        weights = table["weight"].to_numpy() if "weight" in table else None
+        return TextDataset(rows, table["label"].to_numpy(), weights)
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         from gpt2.heads import Classifier
@@ -166,18 +142,23 @@ class Sentiment(Task):
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
         import pandas as pd
 
-        from gpt2 import baselines, behaviour, cost, metrics, plots
+        from gpt2 import baselines, behaviour, cost, doubts, metrics, plots
         from gpt2.calibration import softmax
 
-        train, test = (pd.read_parquet(examples / f"{s}.parquet") for s in ("train", "test"))
+        train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in labelled.SPLITS)
         predictor = self.predictor(directory)
         labels, truth = predictor.labels, test["label"].to_numpy()
         logits = predictor.logits(test["text"].tolist())
         before, probabilities = softmax(logits), softmax(logits, predictor.temperature)
+        held_out = [("test", test, probabilities)]
+        held_out.append(("validation", validation, predictor.probabilities(validation["text"].tolist())))
+        doubtful = doubts.table(held_out, labels)
+        counted = train["weight"].to_numpy() if "weight" in train else None
+        texts, known = train["text"].tolist(), train["label"].to_numpy()
         others = {
-            "majority class": baselines.majority(train["label"].to_numpy(), len(test), len(labels)),
+            "majority class": baselines.majority(known, len(test), len(labels)),
             "TF-IDF + logistic regression": baselines.tfidf_logistic_regression(
-                train["text"].tolist(), train["label"].to_numpy(), test["text"].tolist(), len(labels)
+                texts, known, test["text"].tolist(), len(labels), counted
             ),
         }
         test["predicted"], test["confidence"] = probabilities.argmax(1), probabilities.max(1)
@@ -189,11 +170,6 @@ class Sentiment(Task):
         figures = [
             plots.confusion(metrics.confusion_matrix(truth, probabilities.argmax(1), len(labels)), labels, out),
             plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
-        ]
-        wrong = test[test["predicted"] != test["label"]].nlargest(8, "confidence")
-        mistakes = [
-            f"{r.text} (is {labels[r.label]}, predicted {labels[r.predicted]} at {r.confidence:.0%})"
-            for r in wrong.itertuples()
         ]
         found = metrics.classification(truth, probabilities, labels)
         uncalibrated = metrics.calibration_error(truth, before)
@@ -208,11 +184,11 @@ class Sentiment(Task):
             "floor": self.floor,
             "metrics": found | {"calibration_error_before": uncalibrated},
             "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
-            "counts": {"train": len(train), "test": len(test)},
-            "remarks": [remark],
-            "samples": {"Most confident mistakes": mistakes},
+            "counts": json.loads((examples / "counts.json").read_text()),
+            "remarks": [*doubts.remarks(examples, train, test, labels), remark],
+            "samples": {},
             "figures": figures,
-            "tables": behaviour.tables(predictor.probabilities, labels),
+            "tables": doubtful | behaviour.tables(predictor.probabilities, labels),
             "cost": cost.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
             **self.evidence(test).summary(),
         }
@@ -222,18 +198,20 @@ class Sentiment(Task):
 
         labels, answers = evidence.labelled(predictions)
         truth = predictions["label"].to_numpy()
-        parts = slices.of_texts(predictions["text"].tolist(), truth, labels)
+        topics = predictions["topic"].tolist() if "topic" in predictions else None
+        parts = slices.of_texts(predictions["text"].tolist(), truth, labels, topics)
         key = evidence.key_of(predictions["text"], truth, labels)
         return evidence.classification(truth, answers, labels, key, parts)
 
 
 class TextDataset:
-    """Encoded texts with labels; a batch is `ids` (B, T), `lengths` (B,), `labels` (B,)."""
+    """Encoded texts with labels; a batch is `ids` (B, T), `lengths` (B,), `labels` (B,), `weights` (B,) if any."""
 
-    def __init__(self, rows: list[list[int]], labels: np.ndarray):
+    def __init__(self, rows: list[list[int]], labels: np.ndarray, weights: np.ndarray | None = None):
         import numpy as np
 
         self.rows, self.labels = rows, labels
+        self.weights = None if weights is None else weights.astype(np.float32)
         self.lengths = np.array([len(row) for row in rows])
 
     def __len__(self) -> int:
@@ -245,7 +223,10 @@ class TextDataset:
         from gpt2.heads import pad
 
         ids, lengths = pad([self.rows[i] for i in indices])
-        return {"ids": ids, "lengths": lengths, "labels": torch.from_numpy(self.labels[list(indices)])}
+        batch = {"ids": ids, "lengths": lengths, "labels": torch.from_numpy(self.labels[list(indices)])}
+        if self.weights is not None:
+            batch["weights"] = torch.from_numpy(self.weights[list(indices)])
+        return batch
 
 
 class SentimentPredictor:
@@ -330,71 +311,6 @@ def masked(text: str) -> str:
 def encode(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> list[list[int]]:
     """Ids of each text, cut to `context` with the end-of-text at the end."""
     return [[*ids[: context - 1], tokenizer.end_of_text] for ids in tokenizer.encode_batch(texts)]
-
-
-def read_labelled(source: Path, settings: SentimentSettings) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(columns text and label, counts of dropped rows): empty texts, missing labels and exact duplicates go."""
-    table = read_table(source)
-    for field, name in ((settings.text_field, "text_field"), (settings.label_field, "label_field")):
-        if field not in table:
-            raise ValueError(f"{source} has no column {field!r}; it has {', '.join(table.columns)}: set {name}")
-    table = table[[settings.text_field, settings.label_field]].set_axis(["text", "label"], axis=1)
-    rows = len(table)
-    table = table[table["text"].notna() & table["label"].notna()]
-    table = table.assign(text=table["text"].astype(str).str.strip(), label=table["label"].astype(str).str.strip())
-    table = table[(table["text"] != "") & (table["label"] != "")]
-    usable = len(table)
-    table = table.drop_duplicates("text").reset_index(drop=True)
-    return table, {"rows": rows, "empty": rows - usable, "duplicates": usable - len(table)}
-
-
-def read_table(source: Path) -> pd.DataFrame:
-    """A .csv (UTF-8, or Latin-1 where it is not), .jsonl or .parquet file; `ValueError` where it is none."""
-    import pandas as pd
-
-    try:
-        if source.suffix == ".parquet" or source.name.endswith(".parquet.brotli"):
-            return pd.read_parquet(source)
-        if source.suffix == ".jsonl":
-            return pd.read_json(source, lines=True)
-        if source.suffix == ".csv":
-            try:
-                return pd.read_csv(source, dtype=str)
-            except UnicodeDecodeError:
-                return pd.read_csv(source, dtype=str, encoding="latin-1")
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of these
-        raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
-    raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
-
-
-def indexed(column: Any, settings: SentimentSettings, source: Path) -> tuple[Any, list[str]]:
-    """Labels as indices, and the labels in order; `ValueError` for unknown ones, only one, or too many."""
-    found = sorted(set(column))
-    labels = settings.labels or found
-    unknown = [label for label in found if label not in labels]
-    if unknown:
-        raise ValueError(f"{source} has labels {unknown[:5]} that are not among labels={labels}; mend them or add them")
-    if len(found) < 2:
-        raise ValueError(f"{source} has only the label {found}; a classifier needs two or more")
-    if len(labels) > MAX_LABELS:
-        raise ValueError(f"{source} has {len(labels)} labels, more than {MAX_LABELS}; is label_field the right column?")
-    return column.map({label: i for i, label in enumerate(labels)}), list(labels)
-
-
-def split_groups(texts: Sequence[str], group: np.ndarray, settings: SentimentSettings) -> np.ndarray:
-    """(N,) name of each text's split, decided by the content of the first text of its group."""
-    from hashlib import blake2b
-
-    import numpy as np
-
-    def place(i: int) -> str:
-        mark = blake2b(texts[group[i]].encode(), digest_size=8)
-        share = int.from_bytes(mark.digest(), "little") / 2**64
-        if share < settings.test_share:
-            return "test"
-        return "validation" if share < settings.test_share + settings.validation_share else "train"
-
-    return np.array([place(i) for i in range(len(texts))])
 
 
 TASK = Sentiment()

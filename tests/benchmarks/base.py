@@ -48,10 +48,12 @@ def pretrained(context: int, steps: int, batch_size: int = 16):
 def posts():
     """(texts, labels, names of the labels) of the sample posts, in an order of their own."""
     from cluster.home import samples
+    from gpt2.labelled import read_labelled, without_duplicates
     from gpt2.samples import resolve
-    from gpt2.tasks.sentiment import SentimentSettings, read_labelled
+    from gpt2.tasks.sentiment import SentimentSettings
 
     table, _ = read_labelled(Path(resolve("sample:posts", samples())), SentimentSettings())
+    table, _ = without_duplicates(table)
     column = table["label"].astype("category")
     order = np.random.default_rng(0).permutation(len(table))
     texts = table["text"].to_numpy()[order].tolist()

@@ -17,12 +17,14 @@ def run() -> None:
     import torch
 
     from cluster.home import samples
+    from gpt2.labelled import read_labelled, without_duplicates
     from gpt2.samples import resolve
-    from gpt2.tasks.sentiment import SentimentSettings, TextDataset, encode, read_labelled
+    from gpt2.tasks.sentiment import SentimentSettings, TextDataset, encode
     from gpt2.tokenizer import Tokenizer
 
     torch.set_num_threads(2)
     table, _ = read_labelled(Path(resolve("sample:posts", samples())), SentimentSettings())
+    table, _ = without_duplicates(table)
     texts, labels = table["text"].tolist(), table["label"].astype("category").cat.codes.to_numpy(np.int64)
     tokenizer = Tokenizer.train(texts, VOCABULARY)
     chosen = np.random.default_rng(0).permutation(len(texts))[: STEPS * BATCH]  # each is read once by each side

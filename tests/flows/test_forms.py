@@ -10,6 +10,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
+from flows.classifier import ClassifierConfig
 from flows.config import InvalidConfig, preset_names, resolve
 from flows.events import EVENTS
 from flows.forms import MAIN, Main, identity, run, settings_of
@@ -85,6 +86,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
         "finetune",
         "evaluate",
         "register",
+        "train-classifier",
         "monitor-sentiment",
         "recommend",
     } <= {e["name"] for e in entries}
@@ -103,11 +105,15 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
 
 @pytest.mark.parametrize(("entrypoint", "settings"), [
     ("flows.monitoring.monitor_sentiment", MonitorConfig), ("flows.recommending.recommend", RecommendConfig),
+    ("flows.classifying.train_classifier", ClassifierConfig),
 ])  # fmt: skip
 def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
     schema = parameter_schema(load_flow_from_entrypoint(entrypoint)).model_dump()
     fields = schema["definitions"][settings.__name__]["properties"]
     assert set(fields) == set(settings.model_fields)
     assert all(len(field["description"]) > 20 for field in fields.values())
-    assert settings is RecommendConfig or fields["window"]["enum"] == ["hour", "day"]
-    assert settings is RecommendConfig or fields["min_posts"]["minimum"] == 5
+    if settings is MonitorConfig:
+        assert fields["window"]["enum"] == ["hour", "day"] and fields["min_posts"]["minimum"] == 5
+    if settings is ClassifierConfig:
+        assert fields["balance"]["enum"] == ["auto", "none", "sqrt", "inverse"]
+        assert schema["definitions"][settings.__name__]["required"] == ["source"]

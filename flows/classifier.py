@@ -1,0 +1,126 @@
+"""What `gpt2 train-classifier` and its form ask for, and the pipeline's settings that follow from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from cluster.lineage import Lineage, registered_lineage
+from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
+from flows.new_data import Known, like
+from flows.plan import REPORTING, WRITING, Plan, make_plan, task_keys
+from gpt2.artifact import Key
+from gpt2.config import TrainConfig
+from gpt2.labelled import LabelledFile
+from gpt2.task import tasks
+
+TASK = "sentiment"
+CHAMPION = "models:/gpt2-base@champion"
+FEW_STEPS = 100
+"""A small file is learned in smaller batches, so that there are so many steps."""
+SMALLEST_BATCH = 8
+
+if TYPE_CHECKING:
+    Preset = str
+else:
+    Preset = Literal[tuple(preset_names())]
+
+
+class ClassifierConfig(LabelledFile):
+    """A file of labelled texts that becomes a registered model."""
+
+    source: str = Field(..., min_length=1)
+    """A .csv, .jsonl or .parquet file with a text and a label per row, and perhaps a time, a topic and a weight."""
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
+    """The registered model is gpt2-NAME; empty: from the file's name. `sentiment` is the name of the sample's."""
+    base: str = Field(CHAMPION, min_length=1)
+    """The pretrained model that learns: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home.
+    Where there is no champion yet, one is pretrained first, as the preset says."""
+    preset: Preset = "laptop"
+    """The settings to start from; those of the model and its tokenizer are the pretrained model's."""
+    passes: float = Field(3.0, gt=0, le=1000)
+    """Passes over the training split."""
+    max_steps: int = Field(600, ge=1)
+    """No more steps than this, whatever the passes: some 7 minutes on two cores with the preset `laptop`."""
+    changes: list[str] = Field(default=[])
+    """Any other settings of the pipeline, each as in tasks.sentiment.train.context=64."""
+
+
+def name_of(config: ClassifierConfig) -> str:
+    """What the model is called after `gpt2-`; `InvalidConfig` where that would be another task's model."""
+    if config.name is None:
+        stem = Path(config.source).name.partition(".")[0].lower()
+        name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60].rstrip("-")
+        if name and name not in ("base", *tasks()):
+            return name
+        raise InvalidConfig(f"name: {config.source!r} gives no name of its own; set one: --name my-posts")
+    if config.name in {"base", *tasks()} - {TASK}:
+        raise InvalidConfig(f"name = {config.name!r}: gpt2-{config.name} is another kind of model; choose another")
+    return config.name
+
+
+def pretrained(config: ClassifierConfig) -> Lineage | None:
+    """The model that learns; None where the registry has no champion yet. `ValueError` where it is not in this home."""
+    from cluster import pulling, registry  # MLflow
+
+    name = registry.registered_name("base")
+    if config.base == CHAMPION and registry.by_alias(name, registry.CHAMPION) is None:
+        return None
+    version = pulling.find(config.base)
+    if version.name != name:
+        raise InvalidConfig(f"base = {config.base!r} is no pretrained model; give models:/{name}/VERSION")
+    return registered_lineage(version)
+
+
+def pipeline_settings(config: ClassifierConfig, base: Lineage | None, examples: int | None = None) -> PipelineConfig:
+    """The settings of the whole; with the number of training examples also how long training is."""
+    values = resolve(config.preset).model_dump()
+    others = {name: {"enabled": False} for name in tasks() if name != TASK}
+    given = {name: getattr(config, name) for name in ("source", *LabelledFile.model_fields)}
+    values = merged(values, {"tasks": {**others, TASK: {**given, "enabled": True, "register_as": name_of(config)}}})
+    if base is not None:
+        room = base.model.n_positions
+        values["pretrain"]["context"] = min(room, values["pretrain"]["context"])
+        values["tasks"][TASK]["train"]["context"] = min(room, values["tasks"][TASK]["train"]["context"])
+    settings = validate(values)
+    if examples is not None:
+        train = getattr(settings.tasks, TASK).train
+        workers = settings.task_cluster(TASK).num_workers
+        values = merged(values, {"tasks": {TASK: {"train": length(config, train, examples, workers)}}})
+    for change in config.changes:
+        values = merged(values, parse_change(change))
+    settings = validate(values)
+    return like(base, settings) if base is not None else settings
+
+
+def length(config: ClassifierConfig, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
+    """Steps and batches by the size of the training split: so many passes, in smaller batches where it is small."""
+    batch = train.batch_size
+    while batch % (2 * workers) == 0 and batch > SMALLEST_BATCH and config.passes * examples < FEW_STEPS * batch:
+        batch //= 2
+    steps = max(1, min(config.max_steps, int(config.passes * examples / batch)))
+    return {
+        "steps": steps,
+        "epochs": max(config.passes, 1.0),
+        "batch_size": batch,
+        "micro_batch_size": min(train.micro_batch_size, batch // workers),
+        "optimizer": {"warmup_steps": min(train.optimizer.warmup_steps, steps // 5)},
+    }
+
+
+def plan_of(settings: PipelineConfig, base: Lineage | None) -> Plan:
+    """The keys of all artifacts; those of the pretrained model are there."""
+    if base is None:
+        return make_plan(settings)
+    known = {kind: Known(kind, known=artifact.id) for kind, artifact in (
+        ("corpus", base.corpora[-1]), ("tokenizer", base.tokenizer), ("tokens", base.tokens[-1]), ("base", base.base),
+    )}  # fmt: skip
+    report = Key("base-report", {}, {"model": base.base.id, "tokens": base.tokens[-1].id}, (*REPORTING, *WRITING))
+    own = {TASK: task_keys(TASK, settings, known["base"], known["tokenizer"])}
+    tags = {"gpt2.base_version": f"gpt2-base/{base.version}"}
+    return Plan(
+        (), (), known["corpus"], known["tokenizer"], known["tokens"], known["base"], report, own, tags
+    )  # fmt: skip

@@ -1,0 +1,343 @@
+"""A file of labelled texts, made fit to learn from: bad rows counted, labels found, splits without leaks, weights."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gpt2.config import Settings
+from gpt2.task import TaskSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+SPLITS = ("train", "validation", "test")
+LABEL_FIELDS = ("label", "sentiment")
+MAX_LABELS = 100
+LEAST = 5
+"""Examples of a label without which it is refused."""
+UNEVEN = 5.0
+"""`balance: auto` weights the labels where the largest has more than so many times the examples of the smallest."""
+MAX_UNTIMED = 0.1
+"""Largest tolerated share of rows without a time, where the file has times."""
+EXPONENTS = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}
+
+
+class LabelledFile(Settings):
+    """What is read of a file of labelled texts, and how it is split and weighted."""
+
+    text_field: str = Field("text", min_length=1)
+    """The column of the texts."""
+    label_field: str | None = Field(None, min_length=1)
+    """The column of the labels; without it `label`, or else `sentiment`."""
+    time_field: str | None = Field("time", min_length=1)
+    """The column of the times: ISO 8601, or seconds or milliseconds since 1970; without a zone UTC. Where the file has
+    it the newest texts are the test split and those before them the validation split; else a text's content decides."""
+    topic_field: str | None = Field("topic", min_length=1)
+    """The column of a text's topic, for the parts of the report; without one, the @handles, #hashtags and $cashtags."""
+    weight_field: str | None = Field("weight", min_length=1)
+    """The column of how much an example counts in the training loss (0 or more); measuring counts all alike."""
+    labels: list[str] | None = None
+    """The labels that are allowed; a row with another is refused. Without it, those found in the data."""
+    balance: Literal["auto", "none", "sqrt", "inverse"] = "auto"
+    """Weights of labels in the training loss: by the inverse of a label's frequency, by the square root of that, or
+    none. `auto` is `sqrt` where the largest label has over 5 times the examples of the smallest, else `none`: the full
+    inverse lets a few examples decide, and makes rare labels look likely. Measuring counts all examples alike."""
+    validation_share: float = Field(0.05, gt=0, le=0.4)
+    """Share of the texts that training is watched on."""
+    test_share: float = Field(0.2, gt=0, le=0.5)
+    """Share of the texts that the report is made from."""
+
+    @model_validator(mode="after")
+    def _columns(self):
+        names = [n for n in (self.text_field, self.label_field, *self.optional().values()) if n is not None]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a column is named twice among {', '.join(names)}; name a column of its own for each")
+        if self.labels and len({fold(label) for label in self.labels}) < len(self.labels):
+            raise ValueError(f"labels={self.labels} has two that differ in case or spaces alone; those are one label")
+        return self
+
+    def optional(self) -> dict[str, str | None]:
+        """The columns that a file may have."""
+        return {"time": self.time_field, "topic": self.topic_field, "weight": self.weight_field}
+
+
+class LabelledSettings(LabelledFile, TaskSettings):
+    """The settings of a task that learns from such a file."""
+
+    source: str = Field("sample:posts", min_length=1)
+    """A .csv, .jsonl or .parquet file with a text and a label per row, or `sample:posts`."""
+
+
+def prepare(source: Path, settings: LabelledFile, out: Path) -> dict[str, Any]:
+    """Write train, validation and test.parquet, labels.json and counts.json; returns the counts.
+
+    Columns: text, label (index), row (number in the source, from 1) and, where the source has them, time (UTC) and
+    topic; train.parquet has the weight in the loss, with mean 1, where not all are equal. No near-duplicate of a text
+    is in another split. `ValueError` where a file can't be learned from.
+    """
+    from gpt2.duplicates import groups
+
+    table, labels, counts = usable(source, settings)
+    group = groups(table["text"].tolist())
+    if "time" in table:
+        split = split_by_time(table["time"], group, settings)
+        counts["near_duplicates_removed"] = int((split == "").sum())
+        kept = group[split != ""]
+    else:
+        split, kept = split_groups(table["text"].tolist(), group, settings), group
+    counts["near_duplicates_kept_together"] = int(len(kept) - len(set(kept.tolist())))
+    weights = table.pop("weight") if "weight" in table else None
+    for name in SPLITS:
+        part = table[split == name]
+        if part.empty:
+            raise ValueError(f"{source}: too few rows ({len(table)}) for a {name} split; add data")
+        for i, label in enumerate(labels):
+            if name != "validation" and not (part["label"] == i).any():
+                raise ValueError(too_few(source, label, 0, 1, f"in the {name} split"))
+        if name == "train":
+            given = None if weights is None else weights[split == name].to_numpy()
+            part = weighted(part, labels, given, settings, source)
+        part.reset_index(drop=True).to_parquet(out / f"{name}.parquet", index=False)
+        counts[name] = len(part)
+    (out / "labels.json").write_text(json.dumps(labels))
+    (out / "counts.json").write_text(json.dumps(counts))
+    return counts
+
+
+def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
+    """(the examples that can be learned from, each text once, with label indices; the labels; the counts so far)."""
+    table, counts = read_labelled(source, settings)
+    if table.empty:
+        raise ValueError(f"{source} has no row with a text and a label; it has {counts['rows']:,} rows")
+    table["label"], labels, counts["respelled"] = indexed(table["label"], settings, source)
+    table, repeated = without_duplicates(table)
+    sizes = [int((table["label"] == i).sum()) for i in range(len(labels))]
+    for label, size in zip(labels, sizes, strict=True):
+        if size < LEAST:
+            raise ValueError(too_few(source, label, size, LEAST, "in all"))
+    return table, labels, counts | repeated
+
+
+def too_few(source: Path, label: str, count: int, least: int, where: str) -> str:
+    """What is wrong with a rare label, and what to do."""
+    return (
+        f"{source}: the label {label!r} has {count} examples {where}, fewer than {least}; add examples of it, join it "
+        f"with another label, or take its rows out" + (", or raise test_share" if "test" in where else "")
+    )
+
+
+def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, dict[str, int]]:
+    """(columns text, label and row, those of time, topic and weight that the file has; counts of rows, also of those
+    that are gone as they have no text, no label or no time)."""
+    table = read_table(source)
+    label = settings.label_field or next((name for name in LABEL_FIELDS if name in table), LABEL_FIELDS[0])
+    columns = {"text": settings.text_field, "label": label}
+    for name, column in settings.optional().items():
+        if column is not None and (column in table or column != name):  # a column that was named must be there
+            columns[name] = column
+    for name, column in columns.items():
+        if column not in table:
+            raise ValueError(f"{source} has no column {column!r}; it has {listed(table)}: set {name}_field")
+    table = table[list(columns.values())].set_axis(list(columns), axis=1)
+    table["row"] = range(1, len(table) + 1)
+    counts = {"rows": len(table)}
+    for name in ("text", "label", *({"topic"} & columns.keys())):
+        table[name] = table[name].map(written)
+    table = table[table["text"].notna() & table["label"].notna()]
+    counts["empty"] = counts["rows"] - len(table)
+    if "time" in table:
+        table = timed(table, source, columns["time"])
+        counts["untimed"] = counts["rows"] - counts["empty"] - len(table)
+    if "weight" in table:
+        table["weight"] = checked_weights(table, source, columns["weight"])
+    return table, counts
+
+
+def listed(table: pd.DataFrame) -> str:
+    """The columns of a table."""
+    return ", ".join(map(str, table.columns))
+
+
+def written(value: Any) -> str | None:
+    """A cell as text without spaces around it, None for an empty one; whole numbers have no point."""
+    if value is None or value != value or str(value) in ("", "<NA>", "NaT"):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).encode("utf-8", "replace").decode("utf-8").strip() or None
+
+
+def timed(table: pd.DataFrame, source: Path, column: str) -> pd.DataFrame:
+    """The rows that have a time, in UTC; `ValueError` where too many have none."""
+    from gpt2.posts import times
+
+    found = times(table["time"])
+    none = found.isna()
+    if none.mean() > MAX_UNTIMED:
+        example = table["time"][none].iloc[0]
+        raise ValueError(
+            f"{source}: {none.sum():,} of {len(table):,} rows have no time that can be read in {column!r}, such as "
+            f"{example!r:.60}; write ISO 8601 or seconds since 1970, or set time_field: null to split without times"
+        )
+    return table.assign(time=found)[~none]
+
+
+def checked_weights(table: pd.DataFrame, source: Path, column: str) -> pd.Series:
+    """Weights as numbers; `ValueError` names the first that is none."""
+    import numpy as np
+    import pandas as pd
+
+    found = pd.to_numeric(table["weight"], errors="coerce").astype(float)
+    bad = ~(np.isfinite(found) & (found >= 0))
+    if bad.any():
+        first = table[bad].iloc[0]
+        raise ValueError(
+            f"{source} row {first['row']}: {column}={first['weight']!r:.60} is no weight; give a finite number of 0 or "
+            f"more, or set weight_field: null"
+        )
+    return found
+
+
+def read_table(source: Path) -> pd.DataFrame:
+    """A .csv (UTF-8, or Latin-1 where it is not), .jsonl or .parquet file; `ValueError` where it is none.
+
+    A csv's cells are text, and only an empty one is missing: `None` and `NA` may be labels.
+    """
+    import pandas as pd
+
+    try:
+        if source.suffix == ".parquet" or source.name.endswith(".parquet.brotli"):
+            return pd.read_parquet(source)
+        if source.suffix == ".jsonl":
+            return pd.DataFrame(json_lines(source))
+        if source.suffix == ".csv":
+            options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+            try:
+                table = pd.read_csv(source, encoding="utf-8", **options)
+            except UnicodeDecodeError:
+                table = pd.read_csv(source, encoding="latin-1", **options)
+            if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                raise ValueError("its rows have more fields than its header; put texts with commas in quotes")
+            return table
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of these
+        raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
+    raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
+
+
+def json_lines(source: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; `ValueError` names the first line that is none."""
+    from gpt2.posts import json_records
+
+    found = []
+    data = source.read_bytes()
+    for number, row, wrong in json_records(data if data.endswith(b"\n") else data + b"\n"):
+        if wrong:
+            raise ValueError(f"row {number} is {wrong}")
+        found.append(row)
+    return found
+
+
+def indexed(column: pd.Series, settings: LabelledFile, source: Path) -> tuple[pd.Series, list[str], int]:
+    """(labels as indices, the labels in order, how many rows were spelled otherwise).
+
+    Labels that differ in case or spaces alone are one, spelled as most rows have it, or as `labels` does. `ValueError`
+    for unknown ones, only one, or too many.
+    """
+    counts, folded = Counter(column), column.map(fold)
+    rarest_first = sorted(sorted(counts, reverse=True), key=lambda form: counts[form])
+    spelling = {fold(form): form for form in rarest_first}
+    spelling |= {fold(label): label for label in settings.labels or ()}
+    found = folded.map(spelling)
+    labels = settings.labels or sorted(set(found))
+    unknown = sorted(set(found) - set(labels))
+    if unknown:
+        raise ValueError(f"{source} has labels {unknown[:5]} that are not among labels={labels}; mend them or add them")
+    if found.nunique() < 2:
+        raise ValueError(f"{source} has only the label {sorted(set(found))}; a classifier needs two or more")
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"{source} has {len(labels)} labels, more than {MAX_LABELS}; is label_field the right column?")
+    place = found.map({label: i for i, label in enumerate(labels)}).astype("int64")
+    return place, list(labels), int((found != column).sum())
+
+
+def fold(label: str) -> str:
+    """What labels that are one have in common."""
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def without_duplicates(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """(the table with each text once, counts of rows that are gone and of texts that had more than one label).
+
+    The first row of a text counts; where there are times, its newest, so that a copy leaves the older split.
+    """
+    conflicting = int((table.groupby("text")["label"].nunique() > 1).sum())
+    order = table.sort_values("time", ascending=False, kind="stable") if "time" in table else table
+    kept = order.drop_duplicates("text").sort_index().reset_index(drop=True)
+    return kept, {"duplicates": len(table) - len(kept), "conflicting_texts": conflicting}
+
+
+def split_groups(texts: Sequence[str], group: np.ndarray, settings: LabelledFile) -> np.ndarray:
+    """(N,) name of each text's split, decided by the content of the first text of its group."""
+    from hashlib import blake2b
+
+    import numpy as np
+
+    def place(i: int) -> str:
+        mark = blake2b(texts[group[i]].encode(), digest_size=8)
+        share = int.from_bytes(mark.digest(), "little") / 2**64
+        if share < settings.test_share:
+            return "test"
+        return "validation" if share < settings.test_share + settings.validation_share else "train"
+
+    return np.array([place(i) for i in range(len(texts))])
+
+
+def split_by_time(times: pd.Series, group: np.ndarray, settings: LabelledFile) -> np.ndarray:
+    """(N,) name of each text's split, "" for one that is left out as a near-duplicate of it is in a later split.
+
+    The newest texts, as many as the share asks for, are the test, the newest of the others the validation; texts of
+    one moment stay together, in the later split.
+    """
+    import numpy as np
+
+    moments = times.astype("int64").to_numpy()
+    place = np.zeros(len(moments), dtype=int)
+    older = np.ones(len(moments), dtype=bool)
+    for split, share in ((2, settings.test_share), (1, settings.validation_share)):
+        if older.any():
+            ordered = np.sort(moments[older])
+            place[older & (moments >= ordered[-min(len(ordered), int(np.ceil(share * len(moments))))])] = split
+            older = place == 0
+    latest = np.zeros(len(moments), dtype=int)
+    np.maximum.at(latest, group, place)
+    return np.where(place < latest[group], "", np.array(SPLITS)[place])
+
+
+def weighted(
+    part: pd.DataFrame, labels: Sequence[str], given: np.ndarray | None, settings: LabelledFile, source: Path
+) -> pd.DataFrame:
+    """The training split with the column `weight`, of mean 1, where its examples do not all count alike."""
+    import numpy as np
+
+    truth = part["label"].to_numpy()
+    sizes = np.bincount(truth, minlength=len(labels))
+    balance = settings.balance
+    if balance == "auto":
+        balance = "sqrt" if sizes.max() > UNEVEN * sizes.min() else "none"
+    if given is None and balance == "none":
+        return part
+    weights = (len(part) / (len(labels) * sizes[truth])) ** EXPONENTS[balance]
+    if given is not None:
+        weights = weights * given
+        for i, label in enumerate(labels):
+            if not given[truth == i].any():
+                raise ValueError(f"{source}: all training examples of the label {label!r} have weight 0; raise some")
+    return part.assign(weight=weights / weights.mean())
