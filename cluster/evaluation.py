@@ -32,22 +32,28 @@ def token_files(tokens: Artifact) -> TokenFiles:
 
 
 def evaluate_base(
-    model: Path, tokens: Artifact, context: int, out: Path, beside: Mapping[str, Mapping[str, float]] | None = None
+    model: Path,
+    tokens: Artifact,
+    searched: Artifact,
+    context: int,
+    out: Path,
+    beside: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a pretrained model on the validation split; `beside` has other models' metrics on it, by their name."""
-    arguments = (model, token_files(tokens), dict(tokens.info), context, out, dict(beside or {}))
+    """Evaluate a pretrained model on the validation split, of which `searched` tells what the training text has;
+    `beside` has other models' metrics on it, by their name."""
+    arguments = (model, token_files(tokens), dict(tokens.info), searched.path, context, out, dict(beside or {}))
     return next(iter(spread(_evaluate_base, [arguments])))
 
 
-def evaluate_task(name: str, model: Path, examples: Artifact, out: Path) -> dict[str, Any]:
-    """Evaluate a task's model on the test split."""
-    return next(iter(spread(_evaluate_task, [(name, model, examples.path, out)])))
+def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact, out: Path) -> dict[str, Any]:
+    """Evaluate a task's model on the test split, of which `searched` tells what the training text has."""
+    return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out)])))
 
 
 def _evaluate_base(
-    path: Path, files: TokenFiles, info: dict[str, Any], context: int, out: Path, beside: dict[str, Any]
+    path: Path, files: TokenFiles, info: dict[str, Any], searched: Path, context: int, out: Path, beside: dict[str, Any]
 ) -> dict[str, Any]:
-    from gpt2 import language_model, report
+    from gpt2 import contamination, language_model, report
     from gpt2.jobs import token_dataset
     from gpt2.journal import read_journal
 
@@ -59,6 +65,7 @@ def _evaluate_base(
         parts = {name: (token_dataset(half, "validation", context), bytes_per_token(c)) for name, half, c in halves}
     content = language_model.evaluate(path / MODEL, parts, token_dataset(files, "train", context), out)
     content["baselines"] |= beside
+    content = contamination.attached(content, contamination.read(searched))
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)
 
 
@@ -71,10 +78,10 @@ def bytes_per_token(counts: Mapping[str, int]) -> float:
     return size / max(1, tokens)
 
 
-def _evaluate_task(name: str, path: Path, examples: Path, out: Path) -> dict[str, Any]:
-    from gpt2 import report
+def _evaluate_task(name: str, path: Path, examples: Path, searched: Path, out: Path) -> dict[str, Any]:
+    from gpt2 import contamination, report
     from gpt2.journal import read_journal
     from gpt2.task import task
 
-    content = task(name).evaluate(path / MODEL, examples, out)
+    content = contamination.attached(task(name).evaluate(path / MODEL, examples, out), contamination.read(searched))
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)

@@ -10,7 +10,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cluster import evaluation
+from cluster import contamination, evaluation
 from cluster.home import store
 from cluster.tracking import Run
 from flows.artifacts import image, show, slug
@@ -29,13 +29,28 @@ def publish(name: str, report: Artifact) -> None:
     show(create_markdown_artifact, markdown=text, key=key, description=description)
 
 
+def search(name: str, plan: Plan) -> Artifact:
+    """How much of what is held out the training text has."""
+    key = plan.base_contamination if name == "base" else plan.tasks[name].contamination
+
+    def build(out: Path) -> dict[str, Any]:
+        tokens = store().require("tokens", plan.tokens.id)
+        if name == "base":
+            return contamination.of_documents(tokens, out)
+        examples = plan.tasks[name].examples
+        return contamination.of_task(name, tokens, store().require(examples.kind, examples.id), out)
+
+    return store().make(key, build)
+
+
 @task(name="evaluate base model")
 def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
     """Validation loss, perplexity, bits per byte, sample texts."""
+    searched = search("base", plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
-        metrics = evaluation.evaluate_base(model.path, tokens, config.pretrain.context, out)["metrics"]
+        metrics = evaluation.evaluate_base(model.path, tokens, searched, config.pretrain.context, out)["metrics"]
         run.files(out, "report")
         return metrics
 
@@ -47,12 +62,12 @@ def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
 @task(name="evaluate", task_run_name="evaluate {name}")
 def evaluate_task(name: str, plan: Plan) -> Artifact:
     """The task's metrics beside its baselines on the same examples."""
-    keys = plan.tasks[name]
+    keys, searched = plan.tasks[name], search(name, plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model = store().require(keys.model.kind, keys.model.id)
         examples = store().require(keys.examples.kind, keys.examples.id)
-        metrics = evaluation.evaluate_task(name, model.path, examples, out)["metrics"]
+        metrics = evaluation.evaluate_task(name, model.path, examples, searched, out)["metrics"]
         run.files(out, "report")
         return metrics
 

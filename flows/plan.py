@@ -35,7 +35,9 @@ TRAINING = (
     "cluster.zero",
 )
 REFRESHING = (*TRAINING, "gpt2.mixture")
+SEARCHING = ("gpt2.overlap", "gpt2.duplicates", "gpt2.contamination", "cluster.contamination")
 REPORTING = (
+    "gpt2.contamination",
     "gpt2.metrics",
     "gpt2.evidence",
     "gpt2.significance",
@@ -58,6 +60,7 @@ class TaskKeys:
     source: str
     examples: Key
     model: Key
+    contamination: Key
     report: Key
     registered: str
     """The registry's name for the model."""
@@ -75,6 +78,7 @@ class Plan:
     tokenizer: Key
     tokens: Key
     base: Key
+    base_contamination: Key
     base_report: Key
     tasks: dict[str, TaskKeys]
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -95,8 +99,10 @@ class Plan:
         for name, keys in self.tasks.items():
             yield "finetune", f"{name} examples", keys.examples
             yield "finetune", f"{name} model", keys.model
+        yield "evaluate", "base contamination", self.base_contamination
         yield "evaluate", "base report", self.base_report
         for name, keys in self.tasks.items():
+            yield "evaluate", f"{name} contamination", keys.contamination
             yield "evaluate", f"{name} report", keys.report
 
 
@@ -123,9 +129,11 @@ def make_plan(config: PipelineConfig) -> Plan:
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         TRAINING,
     )
-    base_report = Key("base-report", {}, {"model": base.id, "tokens": tokens.id}, (*REPORTING, *WRITING))
-    tasks = {name: task_keys(name, config, base, tokenizer) for name in config.task_settings()}
-    return Plan(sources, documents, corpus, tokenizer, tokens, base, base_report, tasks)
+    searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
+    inputs = {"model": base.id, "tokens": tokens.id, "contamination": searched.id}
+    base_report = Key("base-report", {}, inputs, (*REPORTING, *WRITING))
+    tasks = {name: task_keys(name, config, base, tokenizer, tokens) for name in config.task_settings()}
+    return Plan(sources, documents, corpus, tokenizer, tokens, base, searched, base_report, tasks)
 
 
 def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, ...]]:
@@ -142,7 +150,7 @@ def tokenizer_key(config: PipelineConfig, corpus: Key) -> Key:
     return Key("tokenizer", spec, {"corpus": corpus.id}, ("gpt2.tokenizer",))
 
 
-def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> TaskKeys:
+def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, tokens: Key) -> TaskKeys:
     settings, kind = config.task_settings()[name], task(name)
     source = settings.source
     try:
@@ -162,10 +170,11 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key) -> T
         inputs["teacher"] = teacher
         modules = (*TRAINING, "gpt2.distillation")
     model = Key(name, spec, inputs, (*modules, *code))
-    report = Key(
-        f"{name}-report", {}, {"model": model.id, "examples": examples.id}, (*REPORTING, *code, *kind.report_code)
-    )
-    return TaskKeys(source, examples, model, report, registered, teacher)
+    both = {"tokens": tokens.id, "examples": examples.id}
+    searched = Key(f"{name}-contamination", {}, both, (*SEARCHING, f"gpt2.tasks.{name}"))
+    inputs = {"model": model.id, "examples": examples.id, "contamination": searched.id}
+    report = Key(f"{name}-report", {}, inputs, (*REPORTING, *code, *kind.report_code))
+    return TaskKeys(source, examples, model, searched, report, registered, teacher)
 
 
 def teacher_id(name: str, teacher: str, registered: str) -> str:

@@ -17,7 +17,7 @@ from cluster.stopping import politely
 from cluster.tracking import Run
 from flows import results
 from flows.config import PipelineConfig, resolve
-from flows.evaluation import evaluate_task, publish
+from flows.evaluation import evaluate_task, publish, search
 from flows.finetuning import finetune_all
 from flows.new_data import NewData, look
 from flows.plan import ENCODING, Plan, local_source
@@ -87,6 +87,7 @@ def train_on(new: NewData, tokens: Artifact, plan: Plan) -> Artifact:
 @task(name="evaluate base model")
 def evaluate_base(new: NewData, plan: Plan) -> Artifact:
     """Bits per byte of the old and of the new validation text, beside the champion's."""
+    searched = search("base", plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
@@ -96,7 +97,7 @@ def evaluate_base(new: NewData, plan: Plan) -> Artifact:
             theirs = report_of(champion, "base", plan, new.config)
             beside = {f"champion (version {champion.version})": theirs["metrics"]}
         context = new.config.pretrain.context
-        metrics = evaluation.evaluate_base(model.path, tokens, context, out, beside)["metrics"]
+        metrics = evaluation.evaluate_base(model.path, tokens, searched, context, out, beside)["metrics"]
         run.files(out, "report")
         return metrics
 

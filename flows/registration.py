@@ -14,6 +14,7 @@ from cluster.home import store
 from cluster.tracking import Run
 from flows import gating, provenance, results
 from flows.config import PipelineConfig, resolve
+from flows.evaluation import search
 from flows.plan import Plan, make_plan
 from flows.stage import commit_tag, recorded, say
 from gpt2 import language_model
@@ -33,10 +34,10 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
 
     def build(out: Path) -> dict[str, Any]:
         examples = store().require(data.kind, data.id)
-        path = pulling.pull_version(version).parent
+        path, searched = pulling.pull_version(version).parent, search(name, plan)
         if name == "base":
-            return evaluation.evaluate_base(path, examples, config.pretrain.context, out)["metrics"]
-        return evaluation.evaluate_task(name, path, examples, out)["metrics"]
+            return evaluation.evaluate_base(path, examples, searched, config.pretrain.context, out)["metrics"]
+        return evaluation.evaluate_task(name, path, examples, searched, out)["metrics"]
 
     if store().find(key) is None:
         say(f"{version.name}: measuring version {version.version} on the same examples")

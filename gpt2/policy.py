@@ -35,6 +35,9 @@ class GateConfig(Settings):
     """By how much the expected calibration error may be more than the champion's, as it is, not as a share."""
     forgetting_margin: float = Field(0.02, ge=0, le=1)
     """By which share the bits per byte of old text may be more than the champion's after a refresh."""
+    max_contamination: float = Field(0.05, ge=0, le=1)
+    """The largest share of held-out texts that the training text may have (13 words in a row, or nearly the same text).
+    Were all of these known by heart, 0.05 would make an accuracy of 0.75 too good by 0.0125: less than `margin`."""
     max_parameters: int | None = Field(None, ge=1)
     """The largest model that may be promoted; without it, any."""
     max_latency_ms: float | None = Field(None, gt=0)

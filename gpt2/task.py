@@ -119,6 +119,14 @@ class Task(ABC):
     def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         """Write what `predictor` needs: config.json, *.safetensors, tokenizer.json, task.json. No pickle."""
 
+    def texts(self, examples: Path, split: str) -> list[str]:
+        """The texts of a split, in the order in which the report has them, to be looked for in training text; none
+        where what is held out is no text. Here: the column `text` of SPLIT.parquet."""
+        import pandas as pd
+
+        path = examples / f"{split}.parquet"
+        return pd.read_parquet(path, columns=["text"])["text"].tolist() if path.exists() else []
+
     @abstractmethod
     def predictor(self, directory: Path) -> Predictor:
         """The model that `save` wrote, ready for use."""

@@ -126,7 +126,7 @@ def sureness(figures: Mapping[str, float], passed: bool, policy: GateConfig) -> 
 
 
 def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
-    """Size and latency."""
+    """Size, latency and contamination."""
     cost, found = candidate.report.get("cost", {}), []
     for name, what, limit in (
         ("parameters", "parameters", policy.max_parameters),
@@ -136,6 +136,14 @@ def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
             passed = cost[name] <= limit
             text = f"{cost[name]:,g} {what}, {'within' if passed else 'over'} the limit of {limit:,g}"
             found.append(Criterion(f"{name} within the limit", passed, text, {"value": cost[name], "limit": limit}))
+    if facts := candidate.report.get("contamination"):
+        passed = facts["share"] <= policy.max_contamination
+        text = (
+            f"the training text has {len(facts['contaminated']):,} of {facts['units']:,} held-out {facts['unit']}s "
+            f"({facts['share']:.2%}), {'within' if passed else 'over'} the limit of {policy.max_contamination:.2%}"
+        )
+        figures = {"value": facts["share"], "limit": policy.max_contamination, "by": facts["by"]}
+        found.append(Criterion("no contamination", passed, text, figures))
     return found
 
 

@@ -269,6 +269,7 @@ def test_the_registered_model_tells_of_itself(home, first_run):
     assert "## Status" in told and "Traceback" not in told
     told = home.call([sys.executable, "-m", "flows.cli", "verdict", "models:/gpt2-base/1"])
     assert re.search("gpt2-base version 1: (not )?promoted", told) and "beats unigram" in told
+    assert "✓ no contamination" in told and "of 0 held-out" not in told
 
 
 @pytest.mark.slow
