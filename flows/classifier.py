@@ -11,8 +11,7 @@ from pydantic import Field
 from cluster.lineage import Lineage, registered_lineage
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
 from flows.new_data import Known, like
-from flows.plan import REPORTING, WRITING, Plan, make_plan, task_keys
-from gpt2.artifact import Key
+from flows.plan import Plan, base_reports, make_plan, task_keys
 from gpt2.config import TrainConfig
 from gpt2.labelled import LabelledFile
 from gpt2.task import tasks
@@ -115,12 +114,9 @@ def plan_of(settings: PipelineConfig, base: Lineage | None) -> Plan:
     """The keys of all artifacts; those of the pretrained model are there."""
     if base is None:
         return make_plan(settings)
-    known = {kind: Known(kind, known=artifact.id) for kind, artifact in (
-        ("corpus", base.corpora[-1]), ("tokenizer", base.tokenizer), ("tokens", base.tokens[-1]), ("base", base.base),
-    )}  # fmt: skip
-    report = Key("base-report", {}, {"model": base.base.id, "tokens": base.tokens[-1].id}, (*REPORTING, *WRITING))
-    own = {TASK: task_keys(TASK, settings, known["base"], known["tokenizer"])}
+    corpus, tokenizer = Known("corpus", known=base.corpora[-1].id), Known("tokenizer", known=base.tokenizer.id)
+    tokens, model = Known("tokens", known=base.tokens[-1].id), Known("base", known=base.base.id)
+    searched, report = base_reports(model, tokens)
+    own = {TASK: task_keys(TASK, settings, model, tokenizer, tokens)}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}"}
-    return Plan(
-        (), (), known["corpus"], known["tokenizer"], known["tokens"], known["base"], report, own, tags
-    )  # fmt: skip
+    return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags)

@@ -37,7 +37,7 @@ from gpt2.task import tasks
 MAIN = {
     "sources": "corpus.sources",
     "text_field": "corpus.text_field",
-    **{f"{name}_source": f"tasks.{name}.source" for name in tasks()},
+    **{f"{name}_{field}": f"tasks.{name}.{field}" for name in tasks() for field in ("enabled", "source")},
     "steps": "pretrain.steps",
     "batch_size": "pretrain.batch_size",
     "learning_rate": "pretrain.optimizer.learning_rate",

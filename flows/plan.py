@@ -129,11 +129,16 @@ def make_plan(config: PipelineConfig) -> Plan:
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         TRAINING,
     )
-    searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
-    inputs = {"model": base.id, "tokens": tokens.id, "contamination": searched.id}
-    base_report = Key("base-report", {}, inputs, (*REPORTING, *WRITING))
+    searched, base_report = base_reports(base, tokens)
     tasks = {name: task_keys(name, config, base, tokenizer, tokens) for name in config.task_settings()}
     return Plan(sources, documents, corpus, tokenizer, tokens, base, searched, base_report, tasks)
+
+
+def base_reports(base: Key, tokens: Key) -> tuple[Key, Key]:
+    """(what of the held-out documents the training text has, the pretrained model's report)."""
+    searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
+    inputs = {"model": base.id, "tokens": tokens.id, "contamination": searched.id}
+    return searched, Key("base-report", {}, inputs, (*REPORTING, *WRITING))
 
 
 def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, ...]]:

