@@ -73,7 +73,7 @@ class Support(Task):
     primary = "mrr"
     floor = "BM25"
     Settings = SupportSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.tasks.sentiment")
+    code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.labelled")
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode"
     )  # fmt: skip
@@ -90,7 +90,7 @@ class Support(Task):
         """Write pairs.parquet (question, answer, group, split) and settings.json. Questions that say nearly the same
         are a group: it stays in one split, and its answers are right for each of its questions."""
         from gpt2.duplicates import groups
-        from gpt2.tasks.sentiment import split_groups
+        from gpt2.labelled import split_groups
 
         table = read_source(source, settings.question_field, settings.answer_field)
         rows = len(table)
@@ -357,7 +357,7 @@ def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
     import pandas as pd
     import yaml
 
-    from gpt2.tasks.sentiment import read_table
+    from gpt2.labelled import read_table
 
     if source.is_dir():
         found = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in sorted(source.glob("*.yml"))]
