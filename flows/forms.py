@@ -63,6 +63,8 @@ def of_schema(path: str) -> tuple[Any, Any]:
     of: Any = field.annotation
     if type(None) in get_args(of):
         of = next(t for t in get_args(of) if t is not type(None))
+    if of is bool:
+        of = Literal["yes", "no"]  # the form sends a switch that nobody touched as off
     description = f"{field.description} Sets `{path}`; empty: as in the preset."
 
     def without_default(schema: dict[str, Any]) -> None:

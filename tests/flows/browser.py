@@ -90,7 +90,7 @@ class Browser:
         """Wait until `done()`; `AssertionError` names what did not come."""
         deadline = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < deadline, f"{what} did not come in {seconds} s; the page says: {self.text()[:600]}"
+            assert time.monotonic() < deadline, f"{what} did not come in {seconds} s, but {self.text()[:600]!r}"
             time.sleep(0.2)
 
     def until_text(self, text: str, seconds: float = 180) -> None:

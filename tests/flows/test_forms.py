@@ -30,17 +30,21 @@ def test_the_form_shows_the_one_schema():
     assert all(len(field["description"]) > 20 and "default" not in field for field in fields.values())
     assert fields["steps"]["type"] == "integer" and fields["steps"]["minimum"] == 1
     assert fields["learning_rate"]["exclusiveMinimum"] == 0
+    assert all(field.get("type") != "boolean" for field in fields.values())  # the form sends those untouched as off
+    assert fields["support_enabled"]["enum"] == ["yes", "no"]
     assert schema["properties"]["main"]["default"] == {}
 
 
 def test_a_filled_form_is_what_the_command_line_would_say():
-    main = Main(steps=70, learning_rate=6e-4, sources=["a, b.txt", "c.txt"], sentiment_source="posts.csv")
+    sources = ["a, b.txt", "c.txt"]
+    main = Main(steps=70, learning_rate=6e-4, sources=sources, sentiment_source="posts.csv", support_enabled="yes")
     filled = settings_of("smoke", main, ["cluster.zero_stage=1"], "")
     said = [
         "pretrain.steps=70",
         "pretrain.optimizer.learning_rate=6e-4",
         'corpus.sources=["a, b.txt", "c.txt"]',
         "tasks.sentiment.source=posts.csv",
+        "tasks.support.enabled=true",
         "cluster.zero_stage=1",
     ]
     assert filled == resolve("smoke", None, said)
