@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterConfig
+from gpt2 import language_model
 from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
 from gpt2.cost import BudgetConfig
 from gpt2.policy import GateConfig
@@ -81,6 +82,10 @@ class PipelineConfig(Settings):
                     f"tasks.{name}.adaptation.rank={adaptation.rank} is more than the matrices of a model with "
                     f"n_embd={self.model.n_embd} have; lower the rank"
                 )
+        known = dict.fromkeys([language_model.FLOOR, *(b for task in tasks().values() for b in task.baselines)])
+        for name in self.gate.must_beat:
+            if name not in known:
+                raise ValueError(f"gate.must_beat={name!r} is no baseline of any model{near(name, list(known))}")
         return self
 
     def task_settings(self, enabled_only: bool = True) -> dict[str, TaskSettings]:

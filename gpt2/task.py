@@ -81,7 +81,9 @@ class Task(ABC):
     """The metric that the gate compares."""
     higher_is_better: ClassVar[bool] = True
     floor: ClassVar[str]
-    """The simple baseline, a key of the report's `baselines`, that a model must beat to be promoted."""
+    """The simple baseline, one of `baselines`, that a model must beat to be promoted."""
+    baselines: ClassVar[tuple[str, ...]]
+    """All that its report sets the model beside, by the names that `gate.must_beat` knows."""
     Settings: ClassVar[type[TaskSettings]]
     code: ClassVar[tuple[str, ...]] = ()
     """Modules besides the task's own that its result depends on."""

@@ -51,6 +51,7 @@ class Recommendation(Task):
     title = "Next film by text"
     primary = "ndcg_at_10"
     floor = "popularity"
+    baselines = ("popularity", "item-kNN")
     Settings = RecommendationSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.metrics")
     report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices",)

@@ -66,6 +66,7 @@ class Sentiment(Task):
     title = "Sentiment of posts"
     primary = "macro_f1"
     floor = "majority class"
+    baselines = ("majority class", "TF-IDF + logistic regression")
     Settings = SentimentSettings
     code: ClassVar[tuple[str, ...]] = (
         "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration"

@@ -72,6 +72,7 @@ class Support(Task):
     title = "Answers to questions"
     primary = "mrr"
     floor = "BM25"
+    baselines = ("BM25", "TF-IDF", "embeddings alone")
     Settings = SupportSettings
     code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.labelled")
     report_code: ClassVar[tuple[str, ...]] = (
