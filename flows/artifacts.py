@@ -25,12 +25,13 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from flows.alive import say_alive
 from gpt2.journal import EVENTS, JOURNAL, read_journal
 
 PATIENCE = 600.0
 """Seconds that an artifact waits for a Prefect server that went away; then the run goes on without it."""
-PROGRESS_EVERY, CURVE_EVERY = 3.0, 30.0
-"""Seconds between two states of the progress bar and of the curve."""
+PROGRESS_EVERY, CURVE_EVERY, ALIVE_EVERY = 3.0, 30.0, 30.0
+"""Seconds between two states of the progress bar, of the curve, and two looks whether Prefect took the run for dead."""
 LEAVING = 10.0
 """Seconds that a training's end waits for the last of them."""
 AWAY = (httpx.TransportError, PrefectHTTPStatusError)
@@ -94,6 +95,7 @@ class Live:
         self.bar: Any = None
         self.drawing: Any = None
         self.drawn = 0.0
+        self.heard = time.monotonic()
         self.step = -1
         self.ended = threading.Event()
         context = contextvars.copy_context()  # the run that the artifacts belong to
@@ -116,6 +118,8 @@ class Live:
             began = time.thread_time()
             with contextlib.suppress(*AWAY), impatient():
                 self._update()
+            with contextlib.suppress(*AWAY), impatient():
+                self._alive()
             took = time.thread_time() - began
         with contextlib.suppress(*AWAY), impatient():
             self._update(last=True)
@@ -131,6 +135,11 @@ class Live:
         if last or time.monotonic() - self.drawn > CURVE_EVERY:
             self._curve(journal)
             self.drawn = time.monotonic()
+
+    def _alive(self) -> None:
+        if time.monotonic() - self.heard > ALIVE_EVERY:
+            say_alive()
+            self.heard = time.monotonic()
 
     def _progress(self, step: int, journal: Sequence[Mapping[str, Any]]) -> None:
         total = next((e["total"] for e in reversed(read_journal(self.folder / EVENTS)) if "total" in e), step)

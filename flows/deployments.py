@@ -29,6 +29,7 @@ from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessWorker
 from pydantic import TypeAdapter
 
+from flows.alive import SILENCE
 from gpt2.artifact import digest
 
 LISTED = files("flows") / "prefect.yaml"
@@ -93,9 +94,8 @@ def crash_the_silent(client: SyncPrefectClient) -> None:
         threshold=1,  # it fires where fewer came; with 0 it never does
         within=datetime.timedelta(seconds=SILENT),
     )
-    message = "Its process has died: no heartbeat. Run it again, and it goes on where it stopped."
-    crash = ChangeFlowRunState(state=StateType.CRASHED, message=message)
-    automate(client, AutomationCore(name=name, description=message, trigger=trigger, actions=[crash]))
+    crash = ChangeFlowRunState(state=StateType.CRASHED, message=SILENCE)
+    automate(client, AutomationCore(name=name, description=SILENCE, trigger=trigger, actions=[crash]))
 
 
 def automate(client: SyncPrefectClient, automation: AutomationCore) -> None:

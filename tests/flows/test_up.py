@@ -11,8 +11,9 @@ import psutil
 import pytest
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.sorting import LogSort
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 
+from flows.alive import LIVES, SILENCE
 from tests.flows import browser
 from tests.flows.running import Up, answer, basic
 from tests.flows.strangers import STRANGERS, changes, everything, listeners, speaks_http
@@ -230,6 +231,19 @@ def test_a_killed_process_is_crashed_and_goes_on(up):
     with up.client as client:
         client.set_flow_run_state(third, Cancelling())
     up.until_ended(third, 120)
+
+
+def test_a_run_that_was_taken_for_dead_says_that_it_lives(up):
+    """As the automation does where no heartbeat came through, say since the server was away."""
+    id, reached = up.press("pipeline", *LONG), up.reached()
+    process = up.until_training(id, beyond=reached)
+    with up.client as client:
+        client.set_flow_run_state(id, Crashed(message=SILENCE), force=True)
+    run = up.until(lambda: (r := up.run(id)).state.name == "Running" and r, "life", 120)
+    assert run.state.message == LIVES and process.is_running()
+    with up.client as client:
+        client.set_flow_run_state(id, Cancelling())
+    assert up.until_ended(id, 120).state.name == "Cancelled"
 
 
 @pytest.mark.skipif(browser.executable() is None, reason="no Chromium is installed")
