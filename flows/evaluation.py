@@ -84,5 +84,6 @@ def evaluate(config: PipelineConfig = resolve("laptop")) -> list[str]:
         config: the pipeline's settings.
     """
     plan = make_plan(config)
-    futures = [evaluate_base.submit(config, plan), *(evaluate_task.submit(name, plan) for name in plan.tasks)]
-    return [future.result().id for future in futures]
+    tasks = {name: evaluate_task.submit(name, plan) for name in plan.tasks}
+    base = evaluate_base.submit(config, plan)  # last: tasks take longer
+    return [base.result().id, *(future.result().id for future in tasks.values())]

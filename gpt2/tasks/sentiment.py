@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CALIBRATED_ON = 1000
 """Texts of the validation split that the temperature is fitted on, at most."""
+ENOUGH = 2000
+"""Of so many test texts the doubtful labels are shown from these alone: reading the validation split takes time."""
 LINK, HANDLE = re.compile(r"(?:https?://|www\.)\S+"), re.compile(r"(?<![\w@])@\w+")
 
 
@@ -152,7 +154,8 @@ class Sentiment(Task):
         logits = predictor.logits(test["text"].tolist())
         before, probabilities = softmax(logits), softmax(logits, predictor.temperature)
         held_out = [("test", test, probabilities)]
-        held_out.append(("validation", validation, predictor.probabilities(validation["text"].tolist())))
+        if len(test) < ENOUGH:
+            held_out.append(("validation", validation, predictor.probabilities(validation["text"].tolist())))
         doubtful = doubts.table(held_out, labels)
         counted = train["weight"].to_numpy() if "weight" in train else None
         texts, known = train["text"].tolist(), train["label"].to_numpy()
