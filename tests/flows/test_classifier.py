@@ -109,6 +109,7 @@ def test_from_a_file_to_a_model_as_a_user_does_it(tmp_path, small_changes, small
     assert {a.partition("/")[0] for a in home.artifacts() - before} == {
         "sentiment-examples",
         "sentiment",
+        "sentiment-contamination",
         "sentiment-report",
     }
     models = home.call([sys.executable, "-m", "flows.cli", "models"])
