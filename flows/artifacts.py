@@ -118,7 +118,6 @@ class Live:
             began = time.thread_time()
             with contextlib.suppress(*AWAY), impatient():
                 self._update()
-            with contextlib.suppress(*AWAY), impatient():
                 self._alive()
             took = time.thread_time() - began
         with contextlib.suppress(*AWAY), impatient():

@@ -41,8 +41,9 @@ SILENT = 75
 
 
 def register(at_once: int | None = None) -> list[str]:
-    """Register pool, deployments and the automation for dead runs; what is as it should be is left alone. `at_once`
-    is the pool's limit from now on; None leaves it, `AT_ONCE` where there is none.
+    """Register pool, deployments and the automation for dead runs. What is as it should be is left alone, but for that
+    automation, which is made anew. `at_once` is the pool's limit from now on; None leaves it, `AT_ONCE` where there is
+    none.
 
     A deployment's schedules keep their ids and whether somebody has enabled them: a tick is never run twice.
     Returns the deployments' names.
@@ -99,7 +100,7 @@ def crash_the_silent(client: SyncPrefectClient) -> None:
 
 
 def automate(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Make an automation in place of the one of its name; one that somebody switched off stays off."""
+    """Make an automation anew, in place of the one of its name; one that somebody switched off stays off."""
     for old in client.read_automations_by_name(automation.name):
         automation.enabled = automation.enabled and old.enabled
         client.delete_automation(old.id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.home import store
 from cluster.lineage import PARENT, Lineage, champion_lineage
 from flows.config import PipelineConfig, validate
-from flows.plan import ENCODING, REFRESHING, REPORTING, SEARCHING, Plan, document_keys, task_keys
+from flows.plan import ENCODING, REFRESHING, Plan, base_reports, document_keys, task_keys
 from flows.summary import registered_before
 from gpt2.artifact import Artifact, Key
 from gpt2.config import ModelShape, TrainConfig
@@ -109,13 +109,7 @@ class NewData:
             {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
             REFRESHING,
         )
-        searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
-        report = Key(
-            "base-report",
-            {},
-            {PARENT: before.base.id, "model": base.id, "tokens": tokens.id, "contamination": searched.id},
-            (*REPORTING, "gpt2.language_model", "gpt2.generate"),
-        )
+        searched, report = base_reports(base, self.tokens, **{PARENT: before.base.id})
         tasks = {name: task_keys(name, config, base, tokenizer, self.tokens) for name in config.task_settings()}
         tags = {
             "gpt2.refreshed_from": f"gpt2-base/{before.version}",

@@ -134,10 +134,11 @@ def make_plan(config: PipelineConfig) -> Plan:
     return Plan(sources, documents, corpus, tokenizer, tokens, base, searched, base_report, tasks)
 
 
-def base_reports(base: Key, tokens: Key) -> tuple[Key, Key]:
-    """(what of the held-out documents the training text has, the pretrained model's report)."""
+def base_reports(base: Key, tokens: Key, **others: str) -> tuple[Key, Key]:
+    """(what of the held-out documents the training text has, the pretrained model's report); `others` are further
+    inputs of the report."""
     searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
-    inputs = {"model": base.id, "tokens": tokens.id, "contamination": searched.id}
+    inputs = {**others, "model": base.id, "tokens": tokens.id, "contamination": searched.id}
     return searched, Key("base-report", {}, inputs, (*REPORTING, *WRITING))
 
 

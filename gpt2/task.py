@@ -152,6 +152,15 @@ class Predictor(Protocol):
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame: ...
 
 
+def checked_texts(inputs: Any) -> list[str]:
+    """The inputs as texts; `ValueError` names the first that is none."""
+    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"input {i} is {text!r}; give a text that is not empty")
+    return texts
+
+
 @cache
 def tasks() -> dict[str, Task]:
     """The downstream tasks by name: every module of `gpt2.tasks` has one, `TASK`."""

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from gpt2 import labelled
 from gpt2.config import OptimizerConfig, TrainConfig
 from gpt2.labelled import LabelledSettings
-from gpt2.task import DistilConfig, Task
+from gpt2.task import DistilConfig, Task, checked_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -295,15 +295,6 @@ class SentimentPredictor:
 def labels_of(directory: Path) -> list[str]:
     """The labels of a saved model, in order."""
     return json.loads((directory / "task.json").read_text())["labels"]
-
-
-def checked_texts(inputs: Any) -> list[str]:
-    """The inputs as texts; `ValueError` names the first that is none."""
-    texts = [inputs] if isinstance(inputs, str) else list(inputs)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"input {i} is {text!r}; give a text that is not empty")
-    return texts
 
 
 def masked(text: str) -> str:

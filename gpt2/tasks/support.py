@@ -74,7 +74,9 @@ class Support(Task):
     floor = "BM25"
     baselines = ("BM25", "TF-IDF", "embeddings alone")
     Settings = SupportSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.labelled")
+    code: ClassVar[tuple[str, ...]] = (
+        "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.metrics"
+    )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode"
     )  # fmt: skip
@@ -322,7 +324,7 @@ class SupportPredictor:
         """
         import pandas as pd
 
-        from gpt2.tasks.sentiment import checked_texts
+        from gpt2.task import checked_texts
 
         questions = checked_texts(inputs)
         least, most = float(params.get("abstain_below", 0.0)), int(params.get("max_tokens", REPLY_TOKENS))

@@ -204,7 +204,7 @@ def test_a_head_of_before_there_were_word_features_goes_on_answering(posts, mode
 
 @pytest.mark.parametrize("bad", ["", "  ", None, 3, b"bytes"])
 def test_sentiment_refuses_what_is_no_text(bad):
-    from gpt2.tasks.sentiment import checked_texts
+    from gpt2.task import checked_texts
 
     with pytest.raises(ValueError, match="input 1"):
         checked_texts(["fine", bad])
