@@ -19,10 +19,10 @@ from gpt2.config import AdaptationConfig, ModelConfig
 
 IGNORED = -100
 ROTARY_BASE = 10_000.0
-# Logits that the loss holds at a time: on a CPU as many as its cache has room for, on a GPU as many as keep it busy.
-LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**21, 2**26
-LOSS_ROWS = 256  # but no fewer rows, whatever the vocabulary: thinner matrix products are slow
+# Bytes of logits that the loss holds at a time: on a CPU what its cache has room for, on a GPU what keeps it busy.
+LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**23, 2**28
 SHORT = 512  # tokens up to which a CPU attends faster by plain matrix products
+HALVED = 128  # and from which it pays to do so in two halves
 
 
 class Attention(nn.Module):
@@ -128,14 +128,20 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
     """(B, heads, T, d) queries, keys and values to (B, heads, T, d); each position sees itself and what is before.
 
     PyTorch's fused kernel, except for short sequences in bf16 on a CPU, where its backward pass takes about twice as
-    long as the same steps one by one (2.13, AVX-512).
+    long as the same steps one by one (2.13, AVX-512). The first half of the queries then leaves the last half of the
+    keys alone: a quarter of the work saved; more pieces cost more in small products than they save.
     """
     T, d = q.shape[-2:]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > SHORT:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-    weights = ((q * d**-0.5) @ k.transpose(-2, -1) + future).softmax(dim=-1)
-    return F.dropout(weights, dropout) @ v
+    q = q * d**-0.5
+    halves = [(0, T)] if T < HALVED else [(0, T // 2), (T // 2, T)]
+    results = []
+    for start, end in halves:
+        scores = q[..., start:end, :] @ k[..., :end, :].transpose(-2, -1) + future[start:end, :end]
+        results.append(F.dropout(scores.softmax(dim=-1), dropout) @ v[..., :end, :])
+    return torch.cat(results, dim=-2)
 
 
 class MLP(nn.Module):
@@ -352,7 +358,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     targets = targets[kept]
     try:
         return SlicedCrossEntropy.apply(hidden[kept], weight, targets, torch.is_grad_enabled())
-    except RuntimeError:
+    except (RuntimeError, IndexError):
         if targets.device.type == "cpu" and (targets.min() < 0 or targets.max() >= len(weight)):
             raise ValueError(
                 f"targets from {int(targets.min())} to {int(targets.max())} were given, the model has 0 to "
@@ -361,18 +367,26 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         raise
 
 
+def loss_rows(vocabulary: int, width: int, dtype: torch.dtype, device: str) -> int:
+    """Of how many tokens the loss holds logits at a time."""
+    room = LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU
+    # No fewer than the width, or reading and writing dW for each slice would take longer than its products.
+    return max(width, room // (vocabulary * dtype.itemsize))
+
+
 class SlicedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of (N, C) hidden states against a (V, C) head, never holding more than a slice of logits.
 
     The gradients are made in the forward pass, slice by slice, so logits are computed once (as in Liger Kernel, Hsu et
-    al. 2024). Matrix products have the parameters' or autocast's precision; softmax, sums and dW are in fp32.
+    al. 2024). Matrix products have the parameters' or autocast's precision, and so have the probabilities, computed in
+    fp32 and rounded once; losses, sums and dW are in fp32.
     """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, need: bool) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        rows = max(LOSS_ROWS, (LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU) // len(weight))
+        rows = loss_rows(len(weight), weight.shape[1], dtype, device)
         low_weight = weight.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if need else None
@@ -380,15 +394,20 @@ class SlicedCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = hidden[start : start + rows].to(dtype)
-                goal = targets[start : start + rows, None]
-                logits = F.linear(part, low_weight).float()
+                goal = targets[start : start + rows]
+                logits = F.linear(part, low_weight)
+                if d_hidden is None or d_weight is None:
+                    total += F.cross_entropy(logits.float(), goal, reduction="sum")
+                    continue
                 probabilities = logits.softmax(dim=-1)
-                log_z = logits.amax(-1) - probabilities.amax(-1).log()  # a logsumexp without another pass of exp
-                total += (log_z - logits.gather(1, goal)[:, 0]).sum()
-                if d_hidden is not None and d_weight is not None:
-                    d_logits = probabilities.scatter_(1, goal, probabilities.gather(1, goal) - 1).to(dtype)
-                    d_hidden[start : start + rows] = d_logits @ low_weight
-                    d_weight += d_logits.T @ part
+                # A logsumexp without another pass of exp; the largest probability's rounding, up to 2^-9, is no bias.
+                log_z = logits.amax(-1).float() - probabilities.amax(-1).float().log()
+                losses = log_z - logits.gather(1, goal[:, None])[:, 0].float()
+                total += losses.sum()
+                d_logits = probabilities
+                d_logits[torch.arange(len(goal), device=hidden.device), goal] = ((-losses).exp() - 1).to(dtype)
+                d_hidden[start : start + rows] = d_logits @ low_weight
+                d_weight += d_logits.T @ part
         ctx.dtype = weight.dtype
         ctx.save_for_backward(d_hidden, d_weight)
         return total

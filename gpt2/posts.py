@@ -99,10 +99,11 @@ def times(column: pd.Series) -> pd.Series:
     if pd.api.types.is_datetime64_any_dtype(column):
         return pd.to_datetime(column, utc=True).astype(UTC)
     number = pd.to_numeric(column, errors="coerce")
-    number = number.where(number.between(0, 1e14))
+    dates = number.between(19000101, 22001231)  # 20240131, the basic form of ISO 8601
+    number = number.where(number.between(0, 1e14) & ~dates)
     seconds = number.where(number < 1e11, number / 1000)
     since_1970 = pd.to_datetime(seconds * 1e6, unit="us", utc=True).astype(UTC)
-    written = column.where(number.isna()).map(lambda v: None if v is None else str(v))
+    written = column.where(number.isna()).map(lambda v: None if v is None else str(v).removesuffix(".0"))
     parsed = pd.to_datetime(written, utc=True, errors="coerce", format="ISO8601").astype(UTC)
     found = since_1970.fillna(parsed)
     return found.where(found.dt.year.between(1970, 2261))

@@ -176,6 +176,7 @@ class Sentiment(Task):
             plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
         ]
         found = metrics.classification(truth, probabilities, labels)
+        tested = behaviour.tables(predictor.probabilities, labels)  # none where the labels are no moods
         uncalibrated = metrics.calibration_error(truth, before)
         remark = (
             f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
@@ -183,7 +184,7 @@ class Sentiment(Task):
         )
         return {
             "task": self.name,
-            "title": self.title,
+            "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",
             "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
             "floor": self.floor,
             "metrics": found | {"calibration_error_before": uncalibrated},
@@ -192,7 +193,7 @@ class Sentiment(Task):
             "remarks": [*doubts.remarks(examples, train, test, labels), remark],
             "samples": {},
             "figures": figures,
-            "tables": doubtful | behaviour.tables(predictor.probabilities, labels),
+            "tables": doubtful | tested,
             "cost": cost.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
             **self.evidence(test).summary(),
         }

@@ -117,9 +117,9 @@ class Browser:
 
     def field(self, label: str) -> str:
         """JavaScript for the innermost part of a form that has that label and something to fill."""
-        title = json.dumps(f"{label} (Optional)")
+        starts = " || ".join(f"e.innerText.startsWith({json.dumps(label + end)})" for end in (" (Optional)", "\n"))
         return (
-            f"[...document.querySelectorAll('div')].filter(e => e.innerText.startsWith({title}) && "
+            f"[...document.querySelectorAll('div')].filter(e => ({starts}) && "
             "e.querySelector('input, textarea, button.p-draggable-list__create-button')).pop()"
         )
 

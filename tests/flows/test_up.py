@@ -1,5 +1,6 @@
 """`gpt2 up` as an operator and an analyst use it: real servers, a real worker, a real browser."""
 
+import json
 import os
 import signal
 import subprocess
@@ -32,6 +33,8 @@ def up(tmp_path_factory, small_changes):
     assert not up.processes()
 
 
+FLOWS = {"refresh": "gpt2", "pipeline": "gpt2"}
+"""The flow of a deployment that has another name."""
 LONG = ("pretrain.steps=4000", "pretrain.epochs=10000", "pretrain.checkpoint_every=2", "pretrain.seed=5")
 
 
@@ -277,14 +280,7 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
         page.fill("Steps", "41")
         page.add("changes", [c for c in up.changes if "pretrain.steps" not in c])
         page.screenshot(shots / "5-filled.png")
-        page.click("button[type=submit]")
-        page.until(lambda: not page.script("location.href").endswith("/run"), "a run")
-        with up.client as client:
-            [newest] = client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(deployment_id={"any_": [deployment.id]}),
-                sort="EXPECTED_START_TIME_DESC",
-                limit=1,
-            )
+        newest = sent(up, page, deployment.id)
         assert newest.parameters["main"]["steps"] == 41
         ended = up.until_ended(str(newest.id), 600)
         assert ended.state.type.value == "COMPLETED", ended.state
@@ -303,6 +299,72 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
         page.open(f"http://127.0.0.1:{up.mlflow}/#/models")
         page.until_text("gpt2-sentiment")
         page.screenshot(shots / "8-models.png")
+
+
+def sent(up, page, deployment):
+    """Press the form's button; the run."""
+    page.click("button[type=submit]")
+    page.until(lambda: not page.script("location.href").endswith("/run"), "a run")
+    with up.client as client:
+        [newest] = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(deployment_id={"any_": [deployment]}),
+            sort="EXPECTED_START_TIME_DESC",
+            limit=1,
+        )
+    return newest
+
+
+@pytest.mark.skipif(browser.executable() is None, reason="no Chromium is installed")
+def test_the_other_forms_do_what_they_say(up, small_data):
+    """A refresh without new documents, monitoring, recommendations and a classifier, each from its form, with what the
+    browser sends for fields that nobody touched."""
+    shots = Path(os.environ.get("GPT2_SCREENSHOTS") or up.folder / "shots")
+    shots.mkdir(exist_ok=True)
+    ui = f"http://127.0.0.1:{up.prefect}"
+    for name in ("sentiment", "recommendation"):  # whatever the gate said of so small a model
+        up.gpt2("promote", f"gpt2-{name}", "1", "--force", "--reason", "for the forms", code=None)
+    inbox = up.folder / "forms-inbox"
+    inbox.mkdir()
+    lines = [
+        json.dumps({"text": f"@air number {i} was late", "time": f"2026-03-01T{i % 24:02}:00Z"}) for i in range(80)
+    ]
+    (inbox / "a.jsonl").write_text("\n".join(lines) + "\n")
+    changes = [c for c in up.changes if "tasks" not in c and "pretrain.steps" not in c]
+    with browser.Browser(up.folder / "chromium-forms") as page:
+
+        def press(deployment: str, choose: str = "", changes: list[str] = [], **texts: str):  # noqa: B006
+            with up.client as client:
+                id = client.read_deployment_by_name(f"{FLOWS.get(deployment, deployment)}/{deployment}").id
+            page.open(f"{ui}/deployments/deployment/{id}/run")
+            page.until(lambda: page.script("!!document.querySelector('button[type=submit]')"), f"{deployment}'s form")
+            if choose:
+                page.until(lambda: page.script("!!document.querySelector('select')"), "choices")
+                page.choose(choose)
+            for label, text in texts.items():
+                page.fill(label.replace("_", " "), text)
+            page.add("changes" if deployment == "refresh" else "Changes", changes)
+            page.screenshot(shots / f"form-{deployment}.png")
+            ended = up.until_ended(str(sent(up, page, id).id), 400)
+            page.open(f"{ui}/runs/flow-run/{ended.id}")
+            page.until_text(ended.state.name)
+            time.sleep(2)
+            page.screenshot(shots / f"form-{deployment}-run.png")
+            assert ended.state.type.value == "COMPLETED", (deployment, ended.state, ended.parameters)
+            return ended
+
+        page.open(f"{ui}/deployments")
+        page.until_text("Login")
+        page.click("input")
+        page.type(up.login)
+        page.click("button", "Login")
+        page.until_text("pipeline")
+        assert "Nothing to do" in press("refresh", "smoke", [*up.changes, "pretrain.steps=41"]).state.message
+        press("monitor-sentiment", Sources=str(inbox), Time_Field="time")
+        press("recommend", Source=str(small_data["interactions"]))
+        press(
+            "train-classifier", "smoke", changes, Source=str(small_data["posts"]), Name="from-the-form", Max_Steps="4"
+        )
+    assert "gpt2-from-the-form" in up.gpt2("models")
 
 
 def test_no_secret_is_anywhere_but_in_its_file(up):
