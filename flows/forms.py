@@ -21,7 +21,7 @@ from pydantic import Field, create_model, model_serializer
 from pydantic.json_schema import SkipJsonSchema
 
 from cluster.tracking import end_dead
-from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
+from flows.config import PipelineConfig, preset_names, resolve
 from flows.endings import HOOKS, or_cancelled
 from flows.new_data import look
 from flows.pipeline import STORY, pipeline
@@ -152,13 +152,14 @@ def run(
     try:
         settings = settings_of(preset, main, changes, file)
         plan = make_plan(settings)
-    except InvalidConfig as error:
+        nothing_new = look(settings).nothing() if stage == "refresh" else None
+    except ValueError as error:
         return Failed(message=f"refused: {error}")
     if stage == "pipeline" and (rows := registered_before(plan)):
         create_table_artifact(rows, key="verdicts", description="Registered before: nothing had to be done")
         return Completed(message="Nothing to do: every stage was done before.", data=rows)
-    if stage == "refresh" and (reason := look(settings).nothing()):
-        return Completed(message=f"Nothing to do: {reason}.")
+    if nothing_new:
+        return Completed(message=f"Nothing to do: {nothing_new}.")
     end_dead()
     with claim(identity(stage, plan)) as holder:
         if holder is not None:

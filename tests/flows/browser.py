@@ -125,7 +125,7 @@ class Browser:
 
     def fill(self, label: str, text: str) -> None:
         """Replace what the field of a form holds."""
-        field = f"{self.field(label)}.querySelector('input:not([type=checkbox]), textarea')"
+        field = f"{self.field(label)}?.querySelector('input:not([type=checkbox]), textarea')"
         self.until(lambda: self.script(f"!!{field}"), label)
         self.script(f"(e => {{e.scrollIntoView({{block: 'center'}}); e.focus(); e.select()}})({field})")
         self.type(text)

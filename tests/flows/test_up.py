@@ -321,7 +321,7 @@ def test_the_other_forms_do_what_they_say(up, small_data):
     shots = Path(os.environ.get("GPT2_SCREENSHOTS") or up.folder / "shots")
     shots.mkdir(exist_ok=True)
     ui = f"http://127.0.0.1:{up.prefect}"
-    for name in ("sentiment", "recommendation"):  # whatever the gate said of so small a model
+    for name in ("base", "sentiment", "recommendation"):  # whatever the gate said of so small a model
         up.gpt2("promote", f"gpt2-{name}", "1", "--force", "--reason", "for the forms", code=None)
     inbox = up.folder / "forms-inbox"
     inbox.mkdir()
@@ -359,12 +359,10 @@ def test_the_other_forms_do_what_they_say(up, small_data):
         page.click("button", "Login")
         page.until_text("pipeline")
         assert "Nothing to do" in press("refresh", "smoke", [*up.changes, "pretrain.steps=41"]).state.message
-        press("monitor-sentiment", Sources=str(inbox), Time_Field="time")
+        press("monitor-sentiment", Sources=str(inbox))
         press("recommend", Source=str(small_data["interactions"]))
-        press(
-            "train-classifier", "smoke", changes, Source=str(small_data["posts"]), Name="from-the-form", Max_Steps="4"
-        )
-    assert "gpt2-from-the-form" in up.gpt2("models")
+        press("train-classifier", "smoke", changes, Source=str(small_data["posts"]), Max_Steps="4")
+    assert "gpt2-posts" in up.gpt2("models")
 
 
 def test_no_secret_is_anywhere_but_in_its_file(up):
