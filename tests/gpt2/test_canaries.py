@@ -176,11 +176,14 @@ def test_exposure_is_exact_where_all_others_are_known(others, mine):
 
 
 @pytest.mark.parametrize("skew", [-3, 0, 3])
-@pytest.mark.parametrize("bits", [3, 9, 14, 20, 26])
-def test_exposure_by_a_sample_is_that_of_the_whole_space(skew, bits):
-    references = skewnorm.rvs(skew, loc=30, scale=2, size=2048, random_state=np.random.default_rng(bits))
-    loss = skewnorm.ppf(2.0**-bits, skew, loc=30, scale=2)
-    assert exposure.exposures(np.array([loss]), references, SPACE)[0] == pytest.approx(bits, abs=0.5 + 0.15 * bits)
+def test_exposure_by_a_sample_is_that_of_the_whole_space(skew):
+    """On average over samples, from where they tell the rank to far beyond them."""
+    bits = np.array([3, 6, 9, 14, 20, 26])
+    losses = skewnorm.ppf(2.0**-bits, skew, loc=30, scale=2)
+    generators = [np.random.default_rng(i) for i in range(8)]
+    samples = [skewnorm.rvs(skew, loc=30, scale=2, size=exposure.REFERENCES, random_state=g) for g in generators]
+    found = np.mean([exposure.exposures(losses, sample, SPACE) for sample in samples], axis=0)
+    assert (np.abs(found - bits) < 0.2 + 0.08 * bits).all(), found
 
 
 def test_exposure_ends_at_the_size_of_the_space():
@@ -240,9 +243,8 @@ def trained(tmp_path_factory):
     return folder / "model", config
 
 
-def test_what_was_read_fifty_times_is_exposed_and_what_was_never_read_is_not(trained, tmp_path, monkeypatch):
+def test_what_was_read_fifty_times_is_exposed_and_what_was_never_read_is_not(trained, tmp_path):
     folder, config = trained
-    monkeypatch.setattr(exposure, "REFERENCES", 1024)
     facts = exposure.measured(folder, config, 1.0)
     never, often = facts["groups"]
     assert (never["repeats"], often["repeats"], often["canaries"]) == (0, 50, 1)
@@ -268,7 +270,7 @@ GROUPS = [
 
 @pytest.mark.parametrize("passes", [None, 0.25])
 def test_the_report_says_what_it_means(tmp_path, passes):
-    facts = {"space": SPACE, "references": 2048, "most": math.log2(SPACE), "passes": passes, "groups": GROUPS}
+    facts = {"space": SPACE, "references": 1024, "most": math.log2(SPACE), "passes": passes, "groups": GROUPS}
     content = {
         "task": "base", "title": "T", "primary": {"name": "bits_per_byte", "higher_is_better": False},
         "floor": "unigram", "metrics": {"bits_per_byte": 1.0}, "baselines": {"unigram": {"bits_per_byte": 2.0}},
