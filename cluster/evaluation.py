@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import spread
-from cluster.lineage import ancestors
-from gpt2.artifact import Artifact, DamagedArtifact, Store
+from cluster.lineage import ancestors, canaries_in
+from gpt2.artifact import Artifact, DamagedArtifact, Store, read_manifest
+from gpt2.canaries import CanaryConfig
 from gpt2.jobs import MODEL, TokenFiles
 from gpt2.journal import JOURNAL
 
@@ -40,8 +41,10 @@ def evaluate_base(
     beside: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a pretrained model on the validation split, of which `searched` tells what the training text has;
-    `beside` has other models' metrics on it, by their name."""
-    arguments = (model, token_files(tokens), dict(tokens.info), searched.path, context, out, dict(beside or {}))
+    `beside` has other models' metrics on it, by their name. Of canaries in the text, what it knows of them."""
+    planted = canaries_in(ancestors(Store(tokens.path.parent.parent), tokens)[0])
+    files, info, read = token_files(tokens), dict(tokens.info), passes(model, tokens)
+    arguments = (model, files, info, searched.path, context, out, dict(beside or {}), planted, read)
     return next(iter(spread(_evaluate_base, [arguments])))
 
 
@@ -50,10 +53,29 @@ def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact
     return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out)])))
 
 
+def passes(model: Path, tokens: Artifact) -> float | None:
+    """How often the model's training read these tokens; None where its records don't say so simply: it read others,
+    or went on from another model."""
+    manifest = read_manifest(model) or {}
+    steps, spec = manifest.get("info", {}).get("steps"), manifest.get("spec", {})
+    if manifest.get("inputs", {}).get("tokens") != tokens.id or "refresh" in spec or steps is None:
+        return None
+    train = spec["train"]
+    return steps * train["batch_size"] * train["context"] / max(1, tokens.info["train_tokens"])
+
+
 def _evaluate_base(
-    path: Path, files: TokenFiles, info: dict[str, Any], searched: Path, context: int, out: Path, beside: dict[str, Any]
+    path: Path,
+    files: TokenFiles,
+    info: dict[str, Any],
+    searched: Path,
+    context: int,
+    out: Path,
+    beside: dict[str, Any],
+    planted: CanaryConfig,
+    read: float | None,
 ) -> dict[str, Any]:
-    from gpt2 import contamination, language_model, report
+    from gpt2 import contamination, exposure, language_model, report
     from gpt2.jobs import token_dataset
     from gpt2.journal import read_journal
 
@@ -66,6 +88,8 @@ def _evaluate_base(
     content = language_model.evaluate(path / MODEL, parts, token_dataset(files, "train", context), out)
     content["baselines"] |= beside
     content = contamination.attached(content, contamination.read(searched))
+    if planted.count:
+        content = exposure.attached(content, exposure.measured(path / MODEL, planted, read))
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.home import store
 from gpt2.artifact import Artifact, DamagedArtifact, Store
+from gpt2.canaries import CanaryConfig
 from gpt2.config import ModelConfig
 
 PARENT = "parent"
@@ -88,6 +89,11 @@ def ancestors(root: Store, artifact: Artifact) -> list[Artifact]:
             yield current
 
     return list(upwards())[::-1]
+
+
+def canaries_in(tokens: Artifact) -> CanaryConfig:
+    """Those that are planted in the text; with a count of 0 where there are none. A refresh adds none."""
+    return CanaryConfig.model_validate(tokens.manifest["spec"].get("canaries", {}))
 
 
 def wanted(root: Store, kind: str, id: str, by: Artifact) -> Artifact:

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from cluster.connect import spread
-from gpt2 import corpus, shards
+from gpt2 import canaries, corpus, shards
 from gpt2.artifact import Artifact, Key, Store, digest
+from gpt2.canaries import PLANTED, CanaryConfig
 from gpt2.config import CorpusConfig, TokenizerConfig
 from gpt2.tokenizer import Tokenizer
 
 Report = Callable[[str], None]
+Places = dict[bytes, list[str]]
+"""Canaries by the digest of the document that they follow."""
 COUNTS = [f"{split}_{unit}" for split in ("train", "validation") for unit in ("tokens", "documents", "bytes")]
 
 
@@ -101,18 +104,20 @@ def encode(
     say: Report,
     parent: Artifact | None = None,
     here: bool = False,
+    planted: CanaryConfig | None = None,
 ) -> dict[str, Any]:
     """Token shards, an artifact per piece, and `tokens.json`, which lists them. Finished pieces are not done again.
 
     With a `parent`, other tokens that these go on from, the counts are of both together, and `new_…` of these alone.
-    `here` is as in `clean_documents`.
+    `here` is as in `clean_documents`. Canaries are `planted` in the training split; shards without any are those that
+    there would be anyway.
     """
-    masks = iter(kept_masks(merged))
+    masks, after = iter(kept_masks(merged)), iter(canaries_after(documents, merged, corpus_config, planted))
     spec = {"dtype": dtype, "validation_share": corpus_config.validation_share}
     keys, calls = [], []
     for artifact in documents:
         for number, piece in enumerate(pieces_of(artifact)):
-            mask = next(masks)
+            mask, behind = next(masks), next(after)
             if not mask.any():
                 continue
             inputs = {
@@ -121,10 +126,11 @@ def encode(
                 "keep": digest(np.packbits(mask).tobytes().hex()),
                 "tokenizer": tokenizer.id,
             }
-            key = Key("shard", spec, inputs, code)
+            own = spec | {"planted": shown(behind)} if behind else spec
+            key = Key("shard", own, inputs, (*code, *canaries.CODE) if behind else code)
             keys.append(key)
             if store.find(key) is None:
-                calls.append((str(store.root), key, str(piece), mask, str(tokenizer.path), spec))
+                calls.append((str(store.root), key, str(piece), mask, str(tokenizer.path), spec, behind))
     tokens = 0
     for done, info in enumerate(each(encode_one, calls, here), start=1):
         tokens += info["train_tokens"] + info["validation_tokens"]
@@ -138,19 +144,44 @@ def encode(
     (out / "tokens.json").write_text(json.dumps(listing, indent=1))
     counts = {name: sum(a.info[name] for a in made) for name in COUNTS}
     if parent is None:
-        return counts
+        return counts | ({PLANTED: sum(a.info.get(PLANTED, 0) for a in made)} if planted and planted.count else {})
     total = {name: counts[name] + parent.info[name] for name in COUNTS}
+    total |= {name: count for name, count in parent.info.items() if name == PLANTED}
     return total | {f"new_{name}": count for name, count in counts.items()}
 
 
+def canaries_after(
+    documents: Sequence[Artifact], merged: Artifact, config: CorpusConfig, planted: CanaryConfig | None
+) -> list[Places]:
+    """What is planted in each piece."""
+    pieces, masks = [piece for artifact in documents for piece in pieces_of(artifact)], kept_masks(merged)
+    if planted is None or not planted.count:
+        return [{} for _ in pieces]
+    found = zip(pieces, masks, strict=True)
+    return canaries.places(planted, (canaries.training_digests(p, m, config.validation_share) for p, m in found))
+
+
+def shown(after: Places) -> str:
+    """A digest of what is planted in a piece, and where."""
+    return digest({mark.hex(): texts for mark, texts in after.items()})
+
+
 def encode_one(
-    root: str, key: Key, piece: str, keep: np.ndarray, tokenizer: str, spec: dict[str, Any]
+    root: str, key: Key, piece: str, keep: np.ndarray, tokenizer: str, spec: dict[str, Any], after: Places
 ) -> dict[str, Any]:
-    """On a worker: encode one piece."""
+    """On a worker: encode one piece, with the canaries that come after some of its documents."""
 
     def build(out: Path) -> dict[str, Any]:
-        return shards.encode_piece(
-            Path(piece), keep, Tokenizer.load(Path(tokenizer)), spec["dtype"], spec["validation_share"], out
-        )
+        path, mask, extra = Path(piece), keep, [text for texts in after.values() for text in texts]
+        if extra:
+            path = out / "_planted.parquet"
+            mask = np.ones(canaries.plant(Path(piece), keep, after, path), dtype=bool)
+        tokenizer_of, share = Tokenizer.load(Path(tokenizer)), spec["validation_share"]
+        info = shards.encode_piece(path, mask, tokenizer_of, spec["dtype"], share, out)
+        if extra:
+            info["train_documents"] -= len(extra)
+            info["train_bytes"] -= sum(len(text.encode()) for text in extra)
+            info[PLANTED] = len(extra)
+        return info
 
     return dict(Store(root).make(key, build).info)

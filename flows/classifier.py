@@ -116,7 +116,7 @@ def plan_of(settings: PipelineConfig, base: Lineage | None) -> Plan:
         return make_plan(settings)
     corpus, tokenizer = Known("corpus", known=base.corpora[-1].id), Known("tokenizer", known=base.tokenizer.id)
     tokens, model = Known("tokens", known=base.tokens[-1].id), Known("base", known=base.base.id)
-    searched, report = base_reports(model, tokens)
+    searched, report = base_reports(model, tokens, settings.canaries)
     own = {TASK: task_keys(TASK, settings, model, tokenizer, tokens)}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}"}
     return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterConfig
 from gpt2 import language_model
+from gpt2.canaries import LONGEST, CanaryConfig
 from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
 from gpt2.cost import BudgetConfig
 from gpt2.policy import GateConfig
@@ -48,6 +49,8 @@ class PipelineConfig(Settings):
     """Going on with new text: `gpt2 run refresh`."""
     tasks: TaskSection = TaskSection()
     """The downstream tasks."""
+    canaries: CanaryConfig = CanaryConfig()
+    """Made-up secrets in the training text, to measure what is learned by heart."""
     gate: GateConfig = GateConfig()
     """What a model must show to become the champion."""
     cluster: ClusterConfig = ClusterConfig()
@@ -72,6 +75,11 @@ class PipelineConfig(Settings):
                 )
             if train.precision == "fp16" and not self.cluster.use_gpu:
                 raise ValueError(f"{name}.precision=fp16 needs a GPU; use bf16, or set cluster.use_gpu: true")
+        if self.canaries.count and self.pretrain.context < LONGEST:
+            raise ValueError(
+                f"pretrain.context={self.pretrain.context} is shorter than a canary, which has up to {LONGEST} tokens; "
+                f"set canaries.count to 0, or a longer context"
+            )
         named = ["base", *(s.register_as or name for name, s in self.task_settings(enabled_only=False).items())]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"two models would be registered as gpt2-{twice[0]}; set another register_as")

@@ -44,6 +44,7 @@ MAIN = {
     "num_workers": "cluster.num_workers",
     "use_gpu": "cluster.use_gpu",
     "seed": "pretrain.seed",
+    "canaries": "canaries.count",
     "gate_probability": "gate.probability",
     "gate_margin": "gate.margin",
     "gate_must_beat": "gate.must_beat",

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 
 from cluster.home import store
-from cluster.lineage import PARENT, Lineage, champion_lineage
-from flows.config import PipelineConfig, validate
+from cluster.lineage import PARENT, Lineage, canaries_in, champion_lineage
+from flows.config import InvalidConfig, PipelineConfig, validate
 from flows.plan import ENCODING, REFRESHING, Plan, base_reports, document_keys, task_keys
 from flows.summary import registered_before
 from gpt2.artifact import Artifact, Key
@@ -33,7 +33,7 @@ class NewData:
     """The source files that are new or changed since the champion's text, and what they make."""
 
     config: PipelineConfig
-    """The settings, with the champion's model, tokenizer and split in place of theirs."""
+    """The settings, with the champion's model, tokenizer, split and canaries in place of theirs."""
     champion: Lineage
     files: int
     """In all sources."""
@@ -109,7 +109,7 @@ class NewData:
             {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
             REFRESHING,
         )
-        searched, report = base_reports(base, self.tokens, **{PARENT: before.base.id})
+        searched, report = base_reports(base, self.tokens, config.canaries, **{PARENT: before.base.id})
         tasks = {name: task_keys(name, config, base, tokenizer, self.tokens) for name in config.task_settings()}
         tags = {
             "gpt2.refreshed_from": f"gpt2-base/{before.version}",
@@ -127,7 +127,12 @@ def look(config: PipelineConfig) -> NewData:
 
 def compare(config: PipelineConfig, champion: Lineage) -> NewData:
     """The sources beside what a model has learned."""
-    config = like(champion, config)
+    asked, config = config.canaries, like(champion, config)
+    if asked.count and not config.canaries.count:
+        raise InvalidConfig(
+            f"canaries.count={asked.count}: a refresh plants none, and the text of the champion, gpt2-base version "
+            f"{champion.version}, has none; set canaries.count to 0, or train anew on all text: gpt2 run"
+        )
     seen = {id for _, id in champion.document_ids()}
     sources, keys = document_keys(config)
     new = {key.id: (path, key) for path, key in zip(sources, keys, strict=True) if key.id not in seen}
@@ -136,11 +141,13 @@ def compare(config: PipelineConfig, champion: Lineage) -> NewData:
 
 
 def like(champion: Lineage, config: PipelineConfig) -> PipelineConfig:
-    """The settings with the champion's model, tokenizer and split; `InvalidConfig` where the others don't fit them."""
+    """The settings with the champion's model, tokenizer, split and canaries; `InvalidConfig` where the others don't fit
+    them."""
     model, split = champion.model, champion.tokens[-1].manifest["spec"]
     values = config.model_dump()
     values["model"] = {name: getattr(model, name) for name in ModelShape.model_fields}
     values["corpus"]["validation_share"] = split["validation_share"]
+    values["canaries"] = canaries_in(champion.tokens[0]).model_dump()
     values["tokenizer"] |= {
         "kind": champion.tokenizer.manifest["spec"]["kind"],
         "vocab_size": model.vocab_size,

@@ -10,12 +10,15 @@ from cluster.home import samples
 from flows.config import InvalidConfig, PipelineConfig
 from gpt2 import samples as sample_data
 from gpt2.artifact import Key, Store
+from gpt2.canaries import CODE as PLANTING
+from gpt2.canaries import CanaryConfig
 from gpt2.config import Settings
 from gpt2.sources import expand, source_id
 from gpt2.task import task
 
 CLEANING = ("gpt2.corpus", "gpt2.readers", "gpt2.sources")
 ENCODING = ("gpt2.shards", "gpt2.tokenizer")
+EXPOSING = ("gpt2.exposure", "gpt2.canaries")
 TRAINING = (
     "gpt2.model",
     "gpt2.adapters",
@@ -116,12 +119,11 @@ def make_plan(config: PipelineConfig) -> Plan:
     sources, documents = document_keys(config)
     corpus = Key("corpus", {}, {f"{i:06d}": key.id for i, key in enumerate(documents)}, ("gpt2.corpus",))
     tokenizer = tokenizer_key(config, corpus)
-    tokens = Key(
-        "tokens",
-        {"dtype": config.tokenizer.dtype, "validation_share": config.corpus.validation_share},
-        {"corpus": corpus.id, "tokenizer": tokenizer.id},
-        ENCODING,
-    )
+    spec = {"dtype": config.tokenizer.dtype, "validation_share": config.corpus.validation_share}
+    code: tuple[str, ...] = ENCODING
+    if config.canaries.count:  # without any, the tokens are those of before there were canaries
+        spec, code = {**spec, "canaries": config.canaries.identity()}, (*ENCODING, *PLANTING)
+    tokens = Key("tokens", spec, {"corpus": corpus.id, "tokenizer": tokenizer.id}, code)
     model = config.model_config_with_vocabulary()
     base = Key(
         "base",
@@ -129,17 +131,17 @@ def make_plan(config: PipelineConfig) -> Plan:
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         TRAINING,
     )
-    searched, base_report = base_reports(base, tokens)
+    searched, base_report = base_reports(base, tokens, config.canaries)
     tasks = {name: task_keys(name, config, base, tokenizer, tokens) for name in config.task_settings()}
     return Plan(sources, documents, corpus, tokenizer, tokens, base, searched, base_report, tasks)
 
 
-def base_reports(base: Key, tokens: Key, **others: str) -> tuple[Key, Key]:
-    """(what of the held-out documents the training text has, the pretrained model's report); `others` are further
-    inputs of the report."""
+def base_reports(base: Key, tokens: Key, canaries: CanaryConfig, **others: str) -> tuple[Key, Key]:
+    """(what of the held-out documents the training text has, the pretrained model's report, with what it knows of the
+    `canaries` in the tokens); `others` are further inputs of the report."""
     searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
     inputs = {**others, "model": base.id, "tokens": tokens.id, "contamination": searched.id}
-    return searched, Key("base-report", {}, inputs, (*REPORTING, *WRITING))
+    return searched, Key("base-report", {}, inputs, (*REPORTING, *WRITING, *(EXPOSING if canaries.count else ())))
 
 
 def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, ...]]:

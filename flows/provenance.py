@@ -14,6 +14,7 @@ from flows.config import PipelineConfig
 from flows.plan import Plan
 from flows.stage import commit_tag
 from gpt2.artifact import Artifact, Key, code_version
+from gpt2.canaries import PLANTED
 from gpt2.card import NAME as CARD
 from gpt2.card import Rows, card
 
@@ -70,7 +71,7 @@ def model_card(
     """The model's card."""
     train = config.trainings()["pretrain" if name == "base" else f"tasks.{name}.train"][0]
     data: list[tuple[str, Any]] = [("text", ", ".join(Path(s).name for s in plan.sources))]
-    data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens")
+    data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens", PLANTED)
     if name != "base":
         data.append(("labelled data", Path(plan.tasks[name].source).name))
         data += figures(plan.tasks[name].examples, "train", "validation", "test", "users", "items", "interactions")

@@ -15,6 +15,7 @@ from flows.plan import ENCODING, Plan, local_source, make_plan
 from flows.stage import make, recorded, say
 from gpt2 import corpus
 from gpt2.artifact import Artifact
+from gpt2.canaries import PLANTED
 from gpt2.samples import fetch
 from gpt2.tokenizer import Tokenizer
 
@@ -66,8 +67,9 @@ def encode(
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         return tokenization.encode(
-            store(), documents, merged, tokenizer, config.corpus, config.tokenizer.dtype, ENCODING, out, say
-        )
+            store(), documents, merged, tokenizer, config.corpus, config.tokenizer.dtype, ENCODING, out, say,
+            planted=config.canaries,
+        )  # fmt: skip
 
     return make("encode", plan.tokens, {}, build)
 
@@ -77,7 +79,7 @@ def tokenize(config: PipelineConfig = resolve("laptop")) -> str:
     """Text files become token shards.
 
     Args:
-        config: the pipeline's settings; this stage reads `corpus` and `tokenizer`.
+        config: the pipeline's settings; this stage reads `corpus`, `tokenizer` and `canaries`.
     """
     plan = make_plan(config)
     documents = clean_documents(config, plan)
@@ -89,4 +91,6 @@ def tokenize(config: PipelineConfig = resolve("laptop")) -> str:
         f"{info['train_documents']:,} documents, {info['train_tokens']:,} tokens to train on; "
         f"{info['validation_documents']:,} documents, {info['validation_tokens']:,} tokens to validate on"
     )
+    if planted := info.get(PLANTED):
+        say(f"{planted:,} canaries were planted among the documents to train on")
     return tokens.id

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt2 import language_model, report
+from gpt2 import exposure, language_model, report
 from gpt2.task import task
 
 NAME = "README.md"
@@ -24,6 +24,7 @@ def card(
     base, registered = name == language_model.NAME, registered or f"gpt2-{name}"
     use, limits = (language_model.USE, language_model.LIMITS) if base else (task(name).use, task(name).limits)
     header, *body = report.rows(results)
+    remembered = [exposure.told(results["canaries"])] if "canaries" in results else []
     counts = ", ".join(f"{what.replace('_', ' ')} {value:,}" for what, value in results["counts"].items())
     call = f'gpt2.load("models:/{registered}@champion")\nmodel.predict([{json.dumps(example_input(name))}])'
     parts = [
@@ -39,7 +40,7 @@ def card(
         "## Training",
         markdown_table(["what", "value"], training),
         "## Limits",
-        bullets(limits),
+        bullets([*limits, *remembered]),
         "## Lineage",
         "Every id is a hash of what its artifact was made from: settings, the ids of inputs, and code.",
         markdown_table(["what", "value"], lineage),

@@ -67,6 +67,10 @@ CASES = [
     ("corpus.max_bad_share=2", ["max_bad_share = 2"]),
     ("corpus.min_chars=2000000", ["min_chars=2000000", "max_chars"]),
     ("corpus.text_field=", ["text_field"]),
+    ("canaries.count=-1", ["canaries.count = -1", "greater than or equal to 0"]),
+    ("canaries.repeats=[5, 5]", ["canaries.repeats = [5, 5]", "different numbers"]),
+    ("canaries.repeat=[5]", ["canaries.repeat", "did you mean 'repeats'"]),
+    ("canaries={count: 1000, repeats: [1000]}", ["1,000,000 planted documents", "lower count or repeats"]),
     ("refresh.replay_share=1", ["refresh.replay_share = 1", "0.95"]),
     ("refresh.epochs=0", ["refresh.epochs = 0"]),
     ("refresh.warmup_share=2", ["refresh.warmup_share = 2"]),
@@ -89,6 +93,38 @@ def test_wrong_setting_is_refused(change, expected):
         resolve("laptop", None, [change])
     for part in expected:
         assert part in str(caught.value)
+
+
+def test_a_context_shorter_than_a_canary_is_refused():
+    short = ["pretrain.context=32"]
+    resolve("smoke", None, short)
+    with pytest.raises(InvalidConfig, match=r"pretrain\.context=32 is shorter than a canary.*canaries\.count to 0"):
+        resolve("smoke", None, [*short, "canaries.count=1"])
+
+
+def test_without_canaries_every_key_is_as_before():
+    def keys(*changes):
+        return {what: key for _, what, key in make_plan(resolve("smoke", None, changes)).by_stage()}
+
+    plain = keys()
+    assert {w: k.id for w, k in keys("canaries.seed=7", "canaries.repeats=[2]").items()} == {
+        w: k.id for w, k in plain.items()
+    }
+    assert plain["tokens"].spec == {"dtype": "uint16", "validation_share": 0.02}
+    for key in plain.values():
+        assert not {"gpt2.canaries", "gpt2.exposure"} & set(key.code)
+    planted = keys("canaries.count=1")
+    same = {what for what in plain if plain[what].id == planted[what].id}
+    assert same == {
+        "documents of sample:reviews",
+        "corpus",
+        "tokenizer",
+        "sentiment examples",
+        "recommendation examples",
+    }
+    assert {"gpt2.canaries", "gpt2.exposure"} <= set(planted["base report"].code)
+    assert keys("canaries.count=1", "canaries.seed=7")["tokens"].id != planted["tokens"].id
+    assert keys("canaries.count=1", "canaries.repeats=[100, 10, 1]")["tokens"].id == planted["tokens"].id
 
 
 def test_uint16_must_hold_the_vocabulary():

@@ -14,13 +14,14 @@ import psutil
 import pytest
 
 from cluster import tokenization
-from cluster.evaluation import token_files
+from cluster.evaluation import _evaluate_base, passes, token_files
 from cluster.home import store
 from cluster.lineage import Lineage, lineage
-from flows.config import resolve
+from flows.config import InvalidConfig, merged, resolve, validate
 from flows.new_data import NewData, compare
 from flows.plan import ENCODING, make_plan
-from gpt2.artifact import DamagedArtifact
+from gpt2 import canaries, contamination, exposure
+from gpt2.artifact import DamagedArtifact, Key
 from gpt2.corpus import content_digest, is_validation, normalise
 from gpt2.jobs import Job, build
 from gpt2.shards import TokenStream
@@ -74,7 +75,17 @@ class Text:
         tokens = s.make(
             plan.tokens,
             lambda out: tokenization.encode(
-                s, documents, merged, tokenizer, corpus, shape.dtype, ENCODING, out, say, here=True
+                s,
+                documents,
+                merged,
+                tokenizer,
+                corpus,
+                shape.dtype,
+                ENCODING,
+                out,
+                say,
+                here=True,
+                planted=self.config.canaries,
             ),
         )
         return lineage("1", self.model(plan.base, tokenizer, tokens))
@@ -224,6 +235,65 @@ def test_the_plan_is_the_champions_and_says_where_from(text):
     assert new.plan(tokens).base.id == plan.base.id
     slower = compare(resolve("smoke", None, [*changes, *other, "refresh.learning_rate=1e-5"]), first)
     assert slower.plan(tokens).base.id != plan.base.id and slower.tokens.id == new.tokens.id
+
+
+def test_canaries_are_planted_once_and_a_refresh_measures_those_of_its_parent(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(exposure, "REFERENCES", 64)
+    values = merged(text.config.model_dump(), {"corpus": {"piece_bytes": 2000}})
+    without = validate(values)
+    config = validate(merged(values, {"canaries": {"count": 2, "repeats": [1, 5]}}))
+    made = {c.text: c.repeats for c in canaries.canaries(config.canaries)}
+    text.config = without
+    plain = text.pretrained()
+    text.config = config
+    first = text.pretrained()
+
+    # The corpus and its counts are what they were; the tokens have so many more documents in training, as asked.
+    assert first.corpora[0].id == plain.corpora[0].id and first.tokenizer.id == plain.tokenizer.id
+    [(_, before), (_, after)] = decoded(plain), decoded(first)
+    assert after["validation"] == before["validation"]
+    assert [d for d in after["train"] if d not in made] == before["train"]
+    assert {d: after["train"].count(d) for d in made} == made
+    info, was = first.tokens[0].info, plain.tokens[0].info
+    assert info["planted_documents"] == 12 and "planted_documents" not in was
+    same = [name for name in tokenization.COUNTS if name != "train_tokens"]
+    assert all(info[name] == was[name] for name in same)
+    tokenizer = Tokenizer.load(first.tokenizer.path)
+    assert info["train_tokens"] - was["train_tokens"] == sum(
+        n * (len(tokenizer.encode(d)) + 1) for d, n in made.items()
+    )
+    # Shards without canaries are those that were there.
+    listings = [json.loads(c.tokens[0].file("tokens.json").read_text())["train"] for c in (plain, first)]
+    assert 0 < len(set(listings[1]) - set(listings[0])) <= 12 and set(listings[0]) & set(listings[1])
+
+    # A refresh, whatever it asks for, plants none, and is measured by those that are there.
+    write(text.folder / "c.jsonl", text.writer.texts(30))
+    text.config = without
+    new = compare(without, first)
+    assert new.config.canaries == config.canaries
+    second = text.refreshed(new, "2")
+    old, added = decoded(second)
+    assert old == after and not made.keys() & {*added["train"], *added["validation"]}
+    assert second.tokens[-1].info["planted_documents"] == 12
+    tokens = second.tokens[-1]
+    contamination.write(contamination.summary([], [], [], "document", 0), tmp_path)
+    rest = ({}, config.canaries, passes(second.base.path, tokens))
+    told = _evaluate_base(second.base.path, token_files(tokens), dict(tokens.info), tmp_path, 64, tmp_path, *rest)
+    assert [(g["repeats"], g["canaries"]) for g in told["canaries"]["groups"]] == [(0, 2), (1, 2), (5, 2)]
+    assert told["canaries"]["passes"] is None and told["metrics"]["canary_exposure"] < 20
+    assert "bits_per_byte_new" in told["metrics"]
+    with pytest.raises(InvalidConfig, match=r"canaries\.count=2: a refresh plants none.*set canaries\.count to 0"):
+        compare(config, plain)
+
+
+def test_passes_over_the_text(text):
+    tokens = text.pretrained().tokens[0]
+    spec = {"train": {"batch_size": 8, "context": 64}}
+    model = store().make(Key("base", spec, {"tokens": tokens.id}), lambda out: {"steps": 40})
+    assert passes(model.path, tokens) == pytest.approx(40 * 8 * 64 / tokens.info["train_tokens"])
+    for other in (Key("base", {**spec, "refresh": {}}, {"tokens": tokens.id}), Key("base", spec, {"tokens": "x"})):
+        assert passes(store().make(other, lambda out: {"steps": 40}).path, tokens) is None
+    assert passes(text.folder, tokens) is None
 
 
 LATER = "bread butter cheese honey apple cherry lemon pepper onion garlic tomato basil cook taste dinner kitchen"

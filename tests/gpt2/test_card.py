@@ -27,5 +27,14 @@ def test_the_card_of_every_task(name):
     assert Task.use not in text and Task.limits[0] not in text  # every task states its own
 
 
+def test_what_it_knows_of_canaries_is_among_the_limits():
+    group = {"repeats": 10, "canaries": 3, "exposure": 12.5, "interval": None, "largest": 14.0}
+    facts = {"space": 1000, "references": 99, "most": 29.9, "passes": None, "groups": [group]}
+    text = card(language_model.NAME, {**REPORT, "canaries": facts}, [], [], [])
+    limits = text.partition("## Limits")[2].partition("## Lineage")[0]
+    assert "planted 10 times in the training text, have an exposure of 12.5 bits" in limits
+    assert "Memorisation" not in card(language_model.NAME, REPORT, [], [], [])
+
+
 def test_cells_stay_cells():
     assert markdown_table(["a"], [["one\ntwo | three"]]).splitlines()[-1] == "| one two \\| three |"
