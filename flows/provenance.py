@@ -72,7 +72,8 @@ def model_card(
     data: list[tuple[str, Any]] = [("text", ", ".join(Path(s).name for s in plan.sources))]
     data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens")
     if name != "base":
-        data.append(("labelled data", Path(plan.tasks[name].source).name))
+        sources = config.task_settings()[name].sources().values()
+        data.append(("labelled data", ", ".join(Path(s).name for s in sources)))
         data += figures(plan.tasks[name].examples, "train", "validation", "test", "users", "items", "interactions")
     figures_of_training = [(k.replace("_", " "), f"{v:,.4g}") for k, v in model.info.items() if k in TRAINING_FIGURES]
     workers = config.cluster if name == "base" else config.task_cluster(name)
