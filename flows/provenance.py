@@ -39,10 +39,9 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
     """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
-    for task_name, task in settings["tasks"].items():
-        task["enabled"] = task_name == name
-        if ":" not in task["source"]:
-            task["source"] = str(Path(task["source"]).absolute())
+    for other, own in config.task_settings(enabled_only=False).items():
+        places = {what: place if ":" in place else str(Path(place).absolute()) for what, place in own.sources().items()}
+        settings["tasks"][other] |= {"enabled": other == name, **places}
     stages = [
         {"what": what, "kind": k.kind, "id": k.id, "inputs": dict(k.inputs), "code": code_version(*k.code)}
         for what, k in keys_of(name, plan)

@@ -130,7 +130,7 @@ class Recommendation(Task):
         popular = baselines.popularity(trained, len(items))
         scores = {
             "model": predictor.scores(before),
-            "popularity": np.tile(popular, (len(before), 1)),
+            "popularity": np.broadcast_to(popular, (len(before), len(items))),
             "item-kNN": baselines.item_knn(before, len(items)),
         }
         ranks = {

@@ -10,7 +10,8 @@ import pytest
 from flows.config import InvalidConfig, preset_names, resolve
 from flows.learner import RecommenderConfig, name_of, pipeline_settings, plan_of, with_examples
 from flows.plan import make_plan
-from gpt2.artifact import Store
+from flows.provenance import record
+from gpt2.artifact import Key, Store
 from gpt2.catalogue import CatalogueFiles
 from gpt2.samples import identity
 from gpt2.task import task
@@ -72,6 +73,17 @@ def test_training_is_as_long_as_the_histories_say(files, tmp_path):
     made = Store(tmp_path / "store").make(key, lambda out: task("recommendation").prepare(settings, files[0], out))
     train = with_examples(config, None, made).tasks.recommendation.train
     assert made.info["users"] == 10 and train.batch_size == 8 and train.steps == 4 * 10 // 8
+
+
+def test_a_model_is_made_again_from_both_files_wherever_that_is_asked(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_of([file.relative_to(tmp_path) for file in files])
+    settings = pipeline_settings(config, None)
+    made = Store(tmp_path / "store").make(Key("recommendation", {}, {}), lambda out: {})
+    kept = record("recommendation", settings, plan_of(settings, None), made)["config"]["tasks"]
+    assert (kept["recommendation"]["source"], kept["recommendation"]["interactions"]) == tuple(map(str, files))
+    assert kept["sentiment"]["source"] == "sample:posts" and not kept["sentiment"]["enabled"]
+    assert "interactions" not in kept["sentiment"] and kept["recommendation"]["enabled"]
 
 
 @pytest.mark.slow

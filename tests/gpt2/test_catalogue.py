@@ -270,11 +270,12 @@ CELL = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 9), st.floats(allow_nan=False), st.text(max_size=3),
     st.lists(st.integers(0, 2), max_size=2), st.sampled_from(["2024-01-01", "1e9", " 3 ", "\ud800"]),
 )  # fmt: skip
+TOLD = dict.fromkeys(("id", "text", "title", "a"), CELL)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    items=st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "text", "a"), CELL)), max_size=12),
+    items=st.lists(st.fixed_dictionaries({}, optional=TOLD), max_size=12),
     choices=st.lists(st.fixed_dictionaries({"user": CELL, "item": CELL, "time": CELL, "weight": CELL}), max_size=30),
     least=st.sampled_from([None, 1]),
 )
