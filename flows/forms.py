@@ -38,6 +38,7 @@ MAIN = {
     "sources": "corpus.sources",
     "text_field": "corpus.text_field",
     **{f"{name}_{field}": f"tasks.{name}.{field}" for name in tasks() for field in ("enabled", "source")},
+    "recommendation_interactions": "tasks.recommendation.interactions",
     "steps": "pretrain.steps",
     "batch_size": "pretrain.batch_size",
     "learning_rate": "pretrain.optimizer.learning_rate",

@@ -160,14 +160,15 @@ def tokenizer_key(config: PipelineConfig, corpus: Key) -> Key:
 
 def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, tokens: Key) -> TaskKeys:
     settings, kind = config.task_settings()[name], task(name)
-    source = settings.source
-    try:
-        source_hash = source_id(source)
-    except ValueError as error:
-        raise InvalidConfig(f"tasks.{name}.source: {error}") from None
+    read = {}
+    for what, source in settings.sources().items():
+        try:
+            read[what] = source_id(source)
+        except ValueError as error:
+            raise InvalidConfig(f"tasks.{name}.{what}: {error}") from None
     code = (f"gpt2.tasks.{name}", *kind.code)
     registered = registered_name(settings.register_as or name)
-    examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), {"source": source_hash}, code)
+    examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), read, code)
     spec = {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()}
     inputs = {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id}
     modules: tuple[str, ...] = TRAINING
@@ -182,7 +183,7 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, toke
     searched = Key(f"{name}-contamination", {}, both, (*SEARCHING, f"gpt2.tasks.{name}"))
     inputs = {"model": model.id, "examples": examples.id, "contamination": searched.id}
     report = Key(f"{name}-report", {}, inputs, (*REPORTING, *code, *kind.report_code))
-    return TaskKeys(source, examples, model, searched, report, registered, teacher)
+    return TaskKeys(settings.source, examples, model, searched, report, registered, teacher)
 
 
 def teacher_id(name: str, teacher: str, registered: str) -> str:

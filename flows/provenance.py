@@ -40,10 +40,9 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
     """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
-    for task_name, task in settings["tasks"].items():
-        task["enabled"] = task_name == name
-        if ":" not in task["source"]:
-            task["source"] = str(Path(task["source"]).absolute())
+    for other, own in config.task_settings(enabled_only=False).items():
+        places = {what: place if ":" in place else str(Path(place).absolute()) for what, place in own.sources().items()}
+        settings["tasks"][other] |= {"enabled": other == name, **places}
     stages = [
         {"what": what, "kind": k.kind, "id": k.id, "inputs": dict(k.inputs), "code": code_version(*k.code)}
         for what, k in keys_of(name, plan)
@@ -73,7 +72,8 @@ def model_card(
     data: list[tuple[str, Any]] = [("text", ", ".join(Path(s).name for s in plan.sources))]
     data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens", PLANTED)
     if name != "base":
-        data.append(("labelled data", Path(plan.tasks[name].source).name))
+        sources = config.task_settings()[name].sources().values()
+        data.append(("labelled data", ", ".join(Path(s).name for s in sources)))
         data += figures(plan.tasks[name].examples, "train", "validation", "test", "users", "items", "interactions")
     figures_of_training = [(k.replace("_", " "), f"{v:,.4g}") for k, v in model.info.items() if k in TRAINING_FIGURES]
     workers = config.cluster if name == "base" else config.task_cluster(name)

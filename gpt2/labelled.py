@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from gpt2 import samples
 from gpt2.config import Settings
 from gpt2.task import TaskSettings
 
@@ -35,8 +36,13 @@ class LabelledFile(Settings):
 
     text_field: str = Field("text", min_length=1)
     """The column of the texts."""
+    title_field: str | None = Field(None, min_length=1)
+    """The column of what stands before a text, on a line of its own, such as the title of a review."""
     label_field: str | None = Field(None, min_length=1)
     """The column of the labels; without it `label`, or else `sentiment`."""
+    label_names: dict[str, str] = Field(default={})
+    """What labels of the file are called in the model, as in {"1": "recommended", "0": "not recommended"}; those that
+    get the same name are one."""
     time_field: str | None = Field("time", min_length=1)
     """The column of the times: ISO 8601, or seconds or milliseconds since 1970; without a zone UTC. Where the file has
     it the newest texts are the test split and those before them the validation split; else a text's content decides."""
@@ -55,9 +61,17 @@ class LabelledFile(Settings):
     test_share: float = Field(0.2, gt=0, le=0.5)
     """Share of the texts that the report is made from."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_sample(cls, values: Any) -> Any:
+        """A sample is read by the columns that it is known to have, where no others are named."""
+        return {**samples.columns(values.get("source")), **values} if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _columns(self):
-        names = [n for n in (self.text_field, self.label_field, *self.optional().values()) if n is not None]
+        names = [
+            n for n in (self.text_field, self.title_field, self.label_field, *self.optional().values()) if n is not None
+        ]
         if len(set(names)) < len(names):
             raise ValueError(f"a column is named twice among {', '.join(names)}; name a column of its own for each")
         if self.labels and len({fold(label) for label in self.labels}) < len(self.labels):
@@ -140,6 +154,8 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
     table = read_table(source)
     label = settings.label_field or next((name for name in LABEL_FIELDS if name in table), LABEL_FIELDS[0])
     columns = {"text": settings.text_field, "label": label}
+    if settings.title_field is not None:
+        columns["title"] = settings.title_field
     for name, column in settings.optional().items():
         if column is not None and (column in table or column != name):  # a column that was named must be there
             columns[name] = column
@@ -151,6 +167,11 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
     counts = {"rows": len(table)}
     for name in ("text", "label", *({"topic"} & columns.keys())):
         table[name] = table[name].map(written)
+    if "title" in table:
+        both = zip(map(written, table.pop("title")), map(written, table["text"]), strict=True)
+        table["text"] = ["\n".join(filter(None, parts)) or None for parts in both]
+    if settings.label_names:
+        table["label"] = renamed(table["label"], settings.label_names, source)
     table = table[table["text"].notna() & table["label"].notna()]
     counts["empty"] = counts["rows"] - len(table)
     if "time" in table:
@@ -159,6 +180,15 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
     if "weight" in table:
         table["weight"] = checked_weights(table, source, columns["weight"])
     return table, counts
+
+
+def renamed(column: pd.Series, names: Mapping[str, str], source: Path) -> pd.Series:
+    """Labels as the model calls them; `ValueError` for a name of a label that the file does not have."""
+    found = set(column.dropna())
+    if missing := [label for label in names if label not in found]:
+        have = ", ".join(sorted(found)[:10])
+        raise ValueError(f"{source}: label_names has {missing[0]!r}, a label of no row; there are: {have}")
+    return column.map(lambda label: names.get(label, label))
 
 
 def listed(table: pd.DataFrame) -> str:

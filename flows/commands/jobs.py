@@ -107,10 +107,10 @@ def recommend(
 ):
     """The best items for every active user, as Parquet with scores, model version and reasons; each user once.
 
-    Example: gpt2 recommend films/ --set top_k=20
+    Example: gpt2 recommend interactions.csv --set top_k=20
 
     Args:
-        source: a folder with interactions.* and items.*, as the training reads it; without it the sample.
+        source: a file of interactions, or a folder with interactions.*; without it the sample.
         config: a YAML file of settings (`gpt2.recommending`).
         set_: a setting, as in active_days=30; may be given several times.
     """

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from gpt2 import catalogue
+from gpt2.catalogue import TABLES, CatalogueFiles, sentence
 from gpt2.config import OptimizerConfig, TrainConfig
 from gpt2.task import Task, TaskSettings
 
@@ -22,15 +24,15 @@ if TYPE_CHECKING:
     from gpt2.tokenizer import Tokenizer
 
 ITEM_TOKENS = 32
-"""An item's text is cut to this many tokens."""
+"""What is told of an item in models that were saved without saying to how many tokens it is cut."""
 
 
-class RecommendationSettings(TaskSettings):
+class RecommendationSettings(CatalogueFiles, TaskSettings):
     """Recommendation: who saw what, when, and what the items are called."""
 
     source: str = Field("sample:movielens", min_length=1)
-    """A folder with `interactions.*` (user, item, time) and `items.*` (item, title, text), .csv, .jsonl or .parquet;
-    or `sample:movielens`."""
+    """The file of items (.csv, .jsonl, .parquet): id, text and attributes, with `interactions` beside it; or a folder
+    with `items.*` and `interactions.*`; or `sample:movielens`."""
     train: TrainConfig = TrainConfig(
         epochs=4,
         batch_size=32,
@@ -43,17 +45,32 @@ class RecommendationSettings(TaskSettings):
     )
     """Fine-tuning: length, batches, rates. The context counts items: the latest of a history."""
 
+    @model_validator(mode="after")
+    def _files(self):
+        if self.interactions is None and Path(self.source).suffix in TABLES:
+            raise ValueError(f"source={self.source!r} is a file of items; set interactions to the file of interactions")
+        if self.interactions is not None and self.source.startswith("sample:"):
+            raise ValueError(
+                f"interactions={self.interactions!r} are not the sample's; set source to your file of items"
+            )
+        return self
+
+    def sources(self) -> dict[str, str]:
+        return super().sources() | ({} if self.interactions is None else {"interactions": self.interactions})
+
 
 class Recommendation(Task):
     """Rankings of a catalogue."""
 
     name = "recommendation"
-    title = "Next film by text"
+    title = "Next item by text"
     primary = "ndcg_at_10"
     floor = "popularity"
     baselines = ("popularity", "item-kNN")
     Settings = RecommendationSettings
-    code: ClassVar[tuple[str, ...]] = ("gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.metrics")
+    code: ClassVar[tuple[str, ...]] = (
+        "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.metrics"
+    )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices",)
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
@@ -65,35 +82,8 @@ class Recommendation(Task):
     example: ClassVar[Any] = {"history": ["a title of the catalogue"]}
 
     def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write items.parquet (item, title, text, popularity) and histories.parquet (user, item indices in order).
-
-        The last item of a user is the test, the one before it the validation, the rest trains; popularity counts
-        training interactions only. Interactions of the same second are ordered by a hash of user and item.
-        """
-        import pandas as pd
-
-        interactions, items = read_source(source)
-        known = interactions["item"].isin(items["item"])
-        if not known.all():
-            raise ValueError(
-                f"{source}: {int((~known).sum())} interactions are with items that items.* does not list, such as "
-                f"{interactions['item'][~known].iloc[0]!r}; add them or leave those rows out"
-            )
-        index = {item: i for i, item in enumerate(items["item"])}
-        interactions = interactions.drop_duplicates(["user", "item"])
-        ties = [tie_break(u, i) for u, i in zip(interactions["user"], interactions["item"], strict=True)]
-        interactions = interactions.assign(tie=ties)
-        interactions = interactions.sort_values(["user", "time", "tie"], kind="stable")
-        interactions["index"] = interactions["item"].map(index)
-        histories = interactions.groupby("user", sort=True)["index"].agg(list)
-        usable = histories[histories.map(len) >= 4]
-        if len(usable) < 2:
-            raise ValueError(f"{source}: only {len(usable)} users have 4 items or more; add interactions")
-        trained = pd.Series([item for history in usable for item in history[:-2]]).value_counts()
-        popularity = trained.reindex(range(len(items)), fill_value=0).to_numpy()
-        items.assign(popularity=popularity).to_parquet(out / "items.parquet", index=False)
-        usable.rename("items").reset_index().to_parquet(out / "histories.parquet", index=False)
-        return {"users": len(usable), "items": len(items), "interactions": len(interactions)}
+        """Write items.parquet, histories.parquet and catalogue.json; see `gpt2.catalogue.prepare`."""
+        return catalogue.prepare(source, settings, out)
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> HistoryDataset:
         histories, _ = load_examples(examples)
@@ -101,11 +91,14 @@ class Recommendation(Task):
             return HistoryDataset([h[:-1] for h in histories], context, last_only=True)
         return HistoryDataset([h[:-2] for h in histories], context)
 
+    def samples(self, examples: Path, info: Mapping[str, Any], context: int) -> int:
+        return len(HistoryDataset([h[:-2] for h in load_examples(examples)[0]], context))
+
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         from gpt2.heads import Recommender
 
         _, items = load_examples(examples)
-        return Recommender(model, texts(items, tokenizer), log_popularity(items))
+        return Recommender(model, texts(items, tokenizer, item_tokens(examples)), log_popularity(items))
 
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
@@ -118,7 +111,8 @@ class Recommendation(Task):
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
         save_file(head, out / "head.safetensors")
         items.to_json(out / "items.jsonl", orient="records", lines=True, force_ascii=False)
-        (out / "task.json").write_text(json.dumps({"task": self.name, "context": context}, indent=1))
+        told = {"task": self.name, "context": context, "item_tokens": item_tokens(examples)}
+        (out / "task.json").write_text(json.dumps(told, indent=1))
 
     def predictor(self, directory: Path) -> RecommendationPredictor:
         return RecommendationPredictor(directory)
@@ -136,7 +130,7 @@ class Recommendation(Task):
         popular = baselines.popularity(trained, len(items))
         scores = {
             "model": predictor.scores(before),
-            "popularity": np.tile(popular, (len(before), 1)),
+            "popularity": np.broadcast_to(popular, (len(before), len(items))),
             "item-kNN": baselines.item_knn(before, len(items)),
         }
         ranks = {
@@ -225,8 +219,10 @@ class RecommendationPredictor:
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
         trunk = weights.load(directory)
         tokenizer = Tokenizer.load(directory, trunk.config.vocab_size)
-        self.module = Recommender(trunk, texts(items, tokenizer), log_popularity(items))
-        self.context = json.loads((directory / "task.json").read_text())["context"]
+        saved = json.loads((directory / "task.json").read_text())
+        told = texts(items, tokenizer, saved.get("item_tokens", ITEM_TOKENS))
+        self.module = Recommender(trunk, told, log_popularity(items))
+        self.context = saved["context"]
         path = directory / "head.safetensors"
         head, own = files.read(path), self.module.state_dict()
         files.check(path, head, {name: value for name, value in own.items() if not name.startswith("model.")})
@@ -319,58 +315,15 @@ def log_popularity(items: pd.DataFrame) -> Tensor:
     return (counts / counts.sum()).log()
 
 
-def texts(items: pd.DataFrame, tokenizer: Tokenizer) -> list[list[int]]:
-    """Ids of each item's title and text."""
-    told = [f"{title}: {text}" if text else title for title, text in zip(items["title"], items["text"], strict=True)]
-    return [ids[:ITEM_TOKENS] or [tokenizer.end_of_text] for ids in tokenizer.encode_batch(told)]
+def item_tokens(examples: Path) -> int:
+    """To how many tokens what is told of an item is cut."""
+    return json.loads((examples / "catalogue.json").read_text())["item_tokens"]
 
 
-def tie_break(user: Any, item: Any) -> str:
-    """An order of interactions at the same time that says nothing about them."""
-    from hashlib import blake2b
-
-    return blake2b(f"{user} {item}".encode(), digest_size=8).hexdigest()
-
-
-def read_source(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(interactions: user, item, time; items: item, title, text)."""
-    from gpt2.labelled import read_table
-
-    if (source / "MovieLens100k_data.parquet.brotli").exists():
-        return read_movielens(source)
-    tables = []
-    needed = {"interactions": ["user", "item", "time"], "items": ["item", "title"]}
-    for name, columns in needed.items():
-        files = sorted(source.glob(f"{name}.*")) if source.is_dir() else []
-        if not files:
-            raise ValueError(f"{source} has no {name}.csv, .jsonl or .parquet; a folder with both tables is needed")
-        table = read_table(files[0])
-        missing = [c for c in columns if c not in table]
-        if missing:
-            raise ValueError(f"{files[0]} has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}")
-        tables.append(table.dropna(subset=columns))
-    interactions, items = tables
-    interactions["item"], items["item"] = interactions["item"].astype(str), items["item"].astype(str)
-    items = items.drop_duplicates("item").reset_index(drop=True)
-    text = items["text"].fillna("").astype(str) if "text" in items else ""
-    return interactions[["user", "item", "time"]], items[["item", "title"]].assign(text=text)
-
-
-def read_movielens(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """MovieLens-100k (Harper and Konstan 2015): the items' text is their genres."""
-    import pandas as pd
-
-    ratings = pd.read_parquet(source / "MovieLens100k_data.parquet.brotli")
-    films = pd.read_parquet(source / "MovieLens100k_items.parquet.brotli")
-    names = list(films.columns[films.columns.get_loc("unknown") + 1 :])
-    genres = [", ".join(n for n in names if row[n]) for row in films[names].to_dict("records")]
-    items = pd.DataFrame(
-        {"item": films["movie_id"].astype(str), "title": films["movie_title"].astype(str), "text": genres}
-    )
-    interactions = pd.DataFrame(
-        {"user": ratings["user_id"], "item": ratings["movie_id"].astype(str), "time": ratings["timestamp"]}
-    )
-    return interactions, items
+def texts(items: pd.DataFrame, tokenizer: Tokenizer, length: int = ITEM_TOKENS) -> list[list[int]]:
+    """Ids of each item's title and text, `length` of them at most."""
+    told = [sentence(title, text) for title, text in zip(items["title"], items["text"], strict=True)]
+    return [ids[:length] or [tokenizer.end_of_text] for ids in tokenizer.encode_batch(told)]
 
 
 TASK = Recommendation()

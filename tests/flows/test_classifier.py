@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.classifier import FEW_STEPS, ClassifierConfig, length, name_of, pipeline_settings, plan_of
 from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
+from flows.learner import FEW_STEPS, ClassifierConfig, length, name_of, pipeline_settings, plan_of
 from flows.plan import make_plan
 from gpt2.config import TrainConfig
 from gpt2.labelled import LabelledFile
@@ -22,6 +22,7 @@ from tests.flows.test_refresh import Text
         ("/data/My Headlines.2024.csv", None, "my-headlines"),
         ("s.jsonl", "mood-2", "mood-2"),
         ("posts.csv", "sentiment", "sentiment"),  # who says so
+        ("sample:clothing", None, "clothing"),
     ],
 )
 def test_a_model_is_named_after_its_file(source, name, expected):

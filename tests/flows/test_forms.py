@@ -10,10 +10,10 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
-from flows.classifier import ClassifierConfig
 from flows.config import InvalidConfig, preset_names, resolve
 from flows.events import EVENTS
 from flows.forms import MAIN, Main, identity, run, settings_of
+from flows.learner import ClassifierConfig, RecommenderConfig
 from flows.plan import make_plan
 from flows.turns import claim
 from gpt2.monitor import MonitorConfig
@@ -91,6 +91,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
         "evaluate",
         "register",
         "train-classifier",
+        "train-recommender",
         "monitor-sentiment",
         "recommend",
     } <= {e["name"] for e in entries}
@@ -109,7 +110,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
 
 @pytest.mark.parametrize(("entrypoint", "settings"), [
     ("flows.monitoring.monitor_sentiment", MonitorConfig), ("flows.recommending.recommend", RecommendConfig),
-    ("flows.classifying.train_classifier", ClassifierConfig),
+    ("flows.learning.train_classifier", ClassifierConfig), ("flows.learning.train_recommender", RecommenderConfig),
 ])  # fmt: skip
 def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
     schema = parameter_schema(load_flow_from_entrypoint(entrypoint)).model_dump()
@@ -121,3 +122,5 @@ def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
     if settings is ClassifierConfig:
         assert fields["balance"]["enum"] == ["auto", "none", "sqrt", "inverse"]
         assert schema["definitions"][settings.__name__]["required"] == ["source"]
+    if settings is RecommenderConfig:
+        assert schema["definitions"][settings.__name__]["required"] == ["source", "interactions"]

@@ -349,7 +349,7 @@ def test_unusable_interactions_are_refused(views, tmp_path):
     (tmp_path / "items.csv").write_bytes((source / "items.csv").read_bytes())
     raw.replace({"item": {"f1": "f77"}}).to_csv(tmp_path / "interactions.csv", index=False)
     with pytest.raises(ValueError, match="f77"):
-        kind.prepare(kind.Settings(), tmp_path, tmp_path)
+        kind.prepare(kind.Settings(max_unknown=0), tmp_path, tmp_path)
     raw.head(3).to_csv(tmp_path / "interactions.csv", index=False)
     with pytest.raises(ValueError, match="users have 4 items"):
         kind.prepare(kind.Settings(), tmp_path, tmp_path)

@@ -1,4 +1,4 @@
-"""A file of labelled texts becomes a registered model: split, learned by a pretrained model, measured, judged."""
+"""Data of one's own become a registered model: read, learned by a pretrained model, measured, judged."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from cluster.lineage import Lineage
 from cluster.stopping import politely
 from cluster.tracking import end_dead
 from flows import results
-from flows.classifier import TASK, ClassifierConfig, pipeline_settings, plan_of, pretrained
 from flows.config import PipelineConfig
 from flows.endings import HOOKS, or_cancelled
 from flows.evaluation import evaluate_task
 from flows.finetuning import finetune_all, prepare_examples
 from flows.forms import duplicate, leaving_in_time
+from flows.learner import (
+    ClassifierConfig,
+    Learner,
+    RecommenderConfig,
+    pipeline_settings,
+    plan_of,
+    pretrained,
+    with_examples,
+)
 from flows.pipeline import pipeline
 from flows.plan import Plan
 from flows.registration import register_model
@@ -29,9 +37,9 @@ from gpt2.artifact import Artifact, digest
 
 
 @task(name="prepare examples")
-def prepare(settings: PipelineConfig, plan: Plan) -> Artifact:
-    """Read the file, leave out what can't be learned from, and split the rest."""
-    return prepare_examples(TASK, settings, plan)
+def prepare(name: str, settings: PipelineConfig, plan: Plan) -> Artifact:
+    """Read the data, leave out what can't be learned from, and split the rest."""
+    return prepare_examples(name, settings, plan)
 
 
 @flow(name="train-classifier", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
@@ -41,6 +49,21 @@ def train_classifier(config: ClassifierConfig) -> Any:
     Args:
         config: The file, which columns it has, and what learns from it.
     """
+    return learned(config)
+
+
+@flow(name="train-recommender", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
+def train_recommender(config: RecommenderConfig) -> Any:
+    """A catalogue and what people chose of it become a model of its own. What is done already is not done again.
+
+    Args:
+        config: The two files, which columns they have, and what learns from them.
+    """
+    return learned(config)
+
+
+def learned(config: Learner) -> Any:
+    """The body of both flows: one at a time of those that train, equal ones once."""
     without_tracebacks()
     try:
         base = pretrained(config)
@@ -49,35 +72,37 @@ def train_classifier(config: ClassifierConfig) -> Any:
     except ValueError as error:
         return Failed(message=f"refused: {error}")
     end_dead()
-    with claim(f"classifier-{digest([plan.tasks[TASK].registered, plan.tasks[TASK].examples.id])[:16]}") as holder:
+    keys = plan.tasks[config.task]
+    with claim(f"{config.task}-{digest([keys.registered, keys.examples.id])[:16]}") as holder:
         if holder is not None:
             return duplicate(holder)
         with leaving_in_time(), turn():
-            return or_cancelled(lambda: learn(config, base, prepare(settings, plan)))
+            return or_cancelled(lambda: learn(config, base, prepare(config.task, settings, plan)))
 
 
-def learn(config: ClassifierConfig, base: Lineage | None, examples: Artifact) -> dict[str, Any]:
-    """The flow's body, once the examples are there and say how long training is."""
-    settings = pipeline_settings(config, base, examples.info["train"])
+def learn(config: Learner, base: Lineage | None, examples: Artifact) -> dict[str, Any]:
+    """All that follows the examples, which say how long training is."""
+    settings = with_examples(config, base, examples)
     plan = plan_of(settings, base)
     if base is None:
         say("there is no gpt2-base yet: one is pretrained first")
         rows = pipeline.fn(settings)["registered"]
     else:
-        rows = fine_tuned(settings, plan)
-    report = store().require(plan.tasks[TASK].report.kind, plan.tasks[TASK].report.id)
-    return {"registered": rows, "report": str(report.file("report.html"))}
+        rows = fine_tuned(config.task, settings, plan)
+    report = plan.tasks[config.task].report
+    made = store().require(report.kind, report.id)
+    return {"registered": rows, "report": str(made.file("report.html"))}
 
 
-def fine_tuned(settings: PipelineConfig, plan: Plan) -> list[dict[str, Any]]:
+def fine_tuned(name: str, settings: PipelineConfig, plan: Plan) -> list[dict[str, Any]]:
     """From the pretrained model to a registered one; the registry's rows."""
     run = parent_run()
     run.params(settings.model_dump(mode="json"))
     try:
         with politely():
             finetune_all(settings, plan)
-        evaluate_task.submit(TASK, plan).result()
-        rows = [register_model(TASK, settings, plan)]
+        evaluate_task.submit(name, plan).result()
+        rows = [register_model(name, settings, plan)]
         results.publish(plan, rows)
     except BaseException as error:
         run.end("FAILED" if isinstance(error, Exception) else "KILLED")

@@ -1,10 +1,11 @@
-"""What `gpt2 train-classifier` and its form ask for, and the pipeline's settings that follow from it."""
+"""A task learns data of one's own from the base model: what its command and form ask for, and the pipeline's settings
+that follow from it."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,11 +13,13 @@ from cluster.lineage import Lineage, registered_lineage
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
 from flows.new_data import Known, like
 from flows.plan import Plan, base_reports, make_plan, task_keys
-from gpt2.config import TrainConfig
+from gpt2.artifact import Artifact
+from gpt2.catalogue import CatalogueFiles
+from gpt2.config import Settings, TrainConfig
 from gpt2.labelled import LabelledFile
+from gpt2.samples import PREFIX
 from gpt2.task import tasks
 
-TASK = "sentiment"
 CHAMPION = "models:/gpt2-base@champion"
 FEW_STEPS = 100
 """A small file is learned in smaller batches, so that there are so many steps."""
@@ -28,13 +31,15 @@ else:
     Preset = Literal[tuple(preset_names())]
 
 
-class ClassifierConfig(LabelledFile):
-    """A file of labelled texts that becomes a registered model."""
+class Learner(Settings):
+    """Data of one's own that become a registered model; a subclass adds how they are read."""
 
+    task: ClassVar[str]
+    """The task that learns: its settings that a subclass has too are passed on."""
     source: str = Field(..., min_length=1)
-    """A .csv, .jsonl or .parquet file with a text and a label per row, and perhaps a time, a topic and a weight."""
+    """The file."""
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
-    """The registered model is gpt2-NAME; empty: from the file's name. `sentiment` is the name of the sample's."""
+    """The registered model is gpt2-NAME; empty: from the file's name. A task's name is that of the sample's model."""
     base: str = Field(CHAMPION, min_length=1)
     """The pretrained model that learns: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home.
     Where there is no champion yet, one is pretrained first, as the preset says."""
@@ -45,23 +50,41 @@ class ClassifierConfig(LabelledFile):
     max_steps: int = Field(600, ge=1)
     """No more steps than this, whatever the passes: some 7 minutes on two cores with the preset `laptop`."""
     changes: list[str] = Field(default=[])
-    """Any other settings of the pipeline, each as in tasks.sentiment.train.context=64."""
+    """Any other settings of the pipeline, each as in pretrain.steps=500 or tasks.sentiment.train.context=64."""
 
 
-def name_of(config: ClassifierConfig) -> str:
+class ClassifierConfig(LabelledFile, Learner):
+    """A file of labelled texts that becomes a registered model."""
+
+    task: ClassVar[str] = "sentiment"
+    source: str = Field(..., min_length=1)
+    """A .csv, .jsonl or .parquet file with a text and a label per row, and perhaps a time, a topic and a weight."""
+
+
+class RecommenderConfig(CatalogueFiles, Learner):
+    """A file of items and a file of interactions that become a registered model."""
+
+    task: ClassVar[str] = "recommendation"
+    source: str = Field(..., min_length=1)
+    """The file of items (.csv, .jsonl, .parquet): id, text, perhaps a title; all other columns are attributes."""
+    interactions: str = Field(..., min_length=1)
+    """The file of interactions: user, item, time, perhaps a weight such as a rating."""
+
+
+def name_of(config: Learner) -> str:
     """What the model is called after `gpt2-`; `InvalidConfig` where that would be another task's model."""
     if config.name is None:
-        stem = Path(config.source).name.partition(".")[0].lower()
+        stem = Path(config.source.removeprefix(PREFIX)).name.partition(".")[0].lower()
         name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60].rstrip("-")
         if name and name not in ("base", *tasks()):
             return name
-        raise InvalidConfig(f"name: {config.source!r} gives no name of its own; set one: --name my-posts")
-    if config.name in {"base", *tasks()} - {TASK}:
+        raise InvalidConfig(f"name: {config.source!r} gives no name of its own; set one: --name mine")
+    if config.name in {"base", *tasks()} - {config.task}:
         raise InvalidConfig(f"name = {config.name!r}: gpt2-{config.name} is another kind of model; choose another")
     return config.name
 
 
-def pretrained(config: ClassifierConfig) -> Lineage | None:
+def pretrained(config: Learner) -> Lineage | None:
     """The model that learns; None where the registry has no champion yet. `ValueError` where it is not in this home."""
     from cluster import pulling, registry  # MLflow
 
@@ -74,28 +97,36 @@ def pretrained(config: ClassifierConfig) -> Lineage | None:
     return registered_lineage(version)
 
 
-def pipeline_settings(config: ClassifierConfig, base: Lineage | None, examples: int | None = None) -> PipelineConfig:
-    """The settings of the whole; with the number of training examples also how long training is."""
-    values = resolve(config.preset).model_dump()
-    others = {name: {"enabled": False} for name in tasks() if name != TASK}
-    given = {name: getattr(config, name) for name in ("source", *LabelledFile.model_fields)}
-    values = merged(values, {"tasks": {**others, TASK: {**given, "enabled": True, "register_as": name_of(config)}}})
+def pipeline_settings(config: Learner, base: Lineage | None, examples: int | None = None) -> PipelineConfig:
+    """The settings of the whole; with the number of training samples also how long training is."""
+    values, name = resolve(config.preset).model_dump(), config.task
+    others = {other: {"enabled": False} for other in tasks() if other != name}
+    known = tasks()[name].Settings.model_fields
+    given = {field: getattr(config, field) for field in type(config).model_fields if field in known}
+    values = merged(values, {"tasks": {**others, name: {**given, "enabled": True, "register_as": name_of(config)}}})
     if base is not None:
         room = base.model.n_positions
         values["pretrain"]["context"] = min(room, values["pretrain"]["context"])
-        values["tasks"][TASK]["train"]["context"] = min(room, values["tasks"][TASK]["train"]["context"])
+        values["tasks"][name]["train"]["context"] = min(room, values["tasks"][name]["train"]["context"])
     settings = validate(values)
     if examples is not None:
-        train = getattr(settings.tasks, TASK).train
-        workers = settings.task_cluster(TASK).num_workers
-        values = merged(values, {"tasks": {TASK: {"train": length(config, train, examples, workers)}}})
+        train = getattr(settings.tasks, name).train
+        workers = settings.task_cluster(name).num_workers
+        values = merged(values, {"tasks": {name: {"train": length(config, train, examples, workers)}}})
     for change in config.changes:
         values = merged(values, parse_change(change))
     settings = validate(values)
     return like(base, settings) if base is not None else settings
 
 
-def length(config: ClassifierConfig, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
+def with_examples(config: Learner, base: Lineage | None, examples: Artifact) -> PipelineConfig:
+    """The settings of the whole, once the examples are there and say how long training is."""
+    train = getattr(pipeline_settings(config, base).tasks, config.task).train
+    count = tasks()[config.task].samples(examples.path, examples.info, train.context)
+    return pipeline_settings(config, base, count)
+
+
+def length(config: Learner, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
     """Steps and batches by the size of the training split: so many passes, in smaller batches where it is small."""
     batch = train.batch_size
     while batch % (2 * workers) == 0 and batch > SMALLEST_BATCH and config.passes * examples < FEW_STEPS * batch:
@@ -117,6 +148,6 @@ def plan_of(settings: PipelineConfig, base: Lineage | None) -> Plan:
     corpus, tokenizer = Known("corpus", known=base.corpora[-1].id), Known("tokenizer", known=base.tokenizer.id)
     tokens, model = Known("tokens", known=base.tokens[-1].id), Known("base", known=base.base.id)
     searched, report = base_reports(model, tokens, settings.canaries)
-    own = {TASK: task_keys(TASK, settings, model, tokenizer, tokens)}
+    own = {name: task_keys(name, settings, model, tokenizer, tokens) for name in settings.task_settings()}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}"}
     return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags)

@@ -1,0 +1,166 @@
+"""The commands `gpt2 train-classifier` and `gpt2 train-recommender`: files in, a registered model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from flows.learner import ClassifierConfig, Learner, RecommenderConfig
+
+out = Console(highlight=False, soft_wrap=True)
+Changes = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+DryRun = Annotated[bool, Parameter(negative="")]
+
+
+def train_classifier(
+    source: str,
+    *,
+    name: str | None = None,
+    preset: str | None = None,
+    config: Path | None = None,
+    set_: Changes = None,
+    dry_run: DryRun = False,
+):
+    """Make a model of a file of labelled texts: .csv, .jsonl or .parquet, columns text,label[,time,topic,weight].
+
+    The champion of gpt2-base learns it; where there is none yet, one is pretrained first.
+
+    Example: gpt2 train-classifier headlines.csv --set label_field=mood
+
+    Args:
+        source: the file, or sample:clothing.
+        name: the registered model is gpt2-NAME; without it, named after the file.
+        preset: settings to start from, as for `gpt2 run`.
+        config: a YAML file of settings (`flows.learner`).
+        set_: a setting, as in label_field=mood or balance=inverse; may be given several times.
+        dry_run: say what the file holds; start nothing.
+    """
+    from flows.config import settings
+    from flows.learner import ClassifierConfig
+
+    chosen = settings(ClassifierConfig, {"source": source, "name": name, "preset": preset}, config, set_ or ())
+    learn(chosen, dry_run)
+
+
+def train_recommender(
+    items: str,
+    interactions: str,
+    *,
+    name: str | None = None,
+    preset: str | None = None,
+    config: Path | None = None,
+    set_: Changes = None,
+    dry_run: DryRun = False,
+):
+    """Make a model of a catalogue: items (id,text[,title], attributes) and interactions (user,item,time[,weight]).
+
+    Files are .csv, .jsonl or .parquet. The champion of gpt2-base learns them; where there is none yet, one is
+    pretrained first.
+
+    Example: gpt2 train-recommender products.csv sales.csv --set user_field=customer
+
+    Args:
+        items: the file of items; columns of no other use are attributes that are told after the text.
+        interactions: the file of who chose what, and when.
+        name: the registered model is gpt2-NAME; without it, named after the file of items.
+        preset: settings to start from, as for `gpt2 run`.
+        config: a YAML file of settings (`flows.learner`).
+        set_: a setting, as in weight_field=rating or min_weight=4; may be given several times.
+        dry_run: say what the files hold; start nothing.
+    """
+    from flows.config import settings
+    from flows.learner import RecommenderConfig
+
+    given = {"source": items, "interactions": interactions, "name": name, "preset": preset}
+    learn(settings(RecommenderConfig, given, config, set_ or ()), dry_run)
+
+
+def describe_labelled(chosen: ClassifierConfig) -> None:
+    """What a file of labelled texts holds."""
+    from flows.plan import local_source
+    from gpt2.labelled import usable
+
+    table, labels, counts = usable(Path(local_source(chosen.source)), chosen)
+    sizes = ", ".join(f"{label} {int((table['label'] == i).sum()):,}" for i, label in enumerate(labels))
+    found = [c for c in ("time", "topic", "weight") if c in table]
+    out.print(f"{chosen.source}: {len(table):,} texts to learn from, of {counts['rows']:,} rows: {sizes}", markup=False)
+    out.print(f"Split by {'time' if 'time' in found else 'content'}; other columns: {', '.join(found) or 'none'}")
+    left_out({what: n for what, n in counts.items() if what != "rows"})
+
+
+def describe_catalogue(chosen: RecommenderConfig) -> None:
+    """What a file of items and a file of interactions hold."""
+    from gpt2.catalogue import sentence, usable
+
+    items, _, counts = usable(Path(chosen.source), chosen)
+    users, items_, interactions = (f"{counts.pop(what):,}" for what in ("users", "items", "interactions"))
+    out.print(
+        f"{items_} items of {chosen.source}, as: {sentence(items['title'][0], items['text'][0]):.200}", markup=False
+    )
+    out.print(f"{interactions} choices of {chosen.interactions} by {users} users to learn from", markup=False)
+    left_out(counts)
+
+
+def left_out(counts: dict[str, int]) -> None:
+    """What was counted of the rows that are gone."""
+    if told := [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n]:
+        out.print(", ".join(told))
+
+
+def learn(chosen: Learner, dry_run: bool) -> None:
+    """Say what the data hold, train where that has not been done, and say what came of it."""
+    from cluster.home import store
+    from flows import early
+    from flows.learner import (
+        ClassifierConfig,
+        RecommenderConfig,
+        name_of,
+        pipeline_settings,
+        plan_of,
+        pretrained,
+        with_examples,
+    )
+    from flows.plan import Plan
+
+    base = pretrained(chosen)
+    settings = pipeline_settings(chosen, base)
+    plan = plan_of(settings, base)
+    labelled = isinstance(chosen, ClassifierConfig)
+    if isinstance(chosen, ClassifierConfig):
+        describe_labelled(chosen)
+    elif isinstance(chosen, RecommenderConfig):
+        describe_catalogue(chosen)
+    learner = f"gpt2-base version {base.version}" if base else f"a gpt2-base that is pretrained first ({chosen.preset})"
+    out.print(f"It becomes a version of gpt2-{name_of(chosen)}, made from {learner}")
+    if dry_run:
+        return
+    from flows.summary import model_table, registered_before
+
+    def final() -> Plan | None:
+        examples = store().find(plan.tasks[chosen.task].examples)
+        return plan_of(with_examples(chosen, base, examples), base) if examples else None
+
+    done = final()
+    rows = registered_before(done) if done else None
+    if rows:
+        out.print("Nothing to do: every stage was done before.")
+    else:
+        out.print("Starting Prefect, Ray and MLflow ...")
+        early.start(settings)
+        from flows.learning import train_classifier, train_recommender
+
+        run = train_classifier if labelled else train_recommender
+        rows, done = run(chosen)["registered"], final()
+    assert done is not None
+    out.print(model_table(done, rows))
+    for row in rows:
+        out.print(f"{row['model']} version {row['version']} {row['verdict']}: {row['reasons']}", markup=False)
+    report = done.tasks[chosen.task].report
+    told = "Report, with the labels to look at" if labelled else "Report"
+    out.print(f"{told}: {store().require(report.kind, report.id).file('report.html')}")
+    asked = "texts.txt" if labelled else "histories.jsonl"
+    out.print(f"Use it: gpt2 predict models:/gpt2-{name_of(chosen)}@champion --input {asked} --output scored.jsonl")
