@@ -370,8 +370,8 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def loss_rows(vocabulary: int, width: int, dtype: torch.dtype, device: str) -> int:
     """Of how many tokens the loss holds logits at a time."""
     room = LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU
-    # No fewer than the width, or reading and writing dW for each slice would take longer than its products.
-    return max(width, room // (vocabulary * dtype.itemsize))
+    # No fewer than twice the width, or reading and writing dW for each slice would take longer than its products.
+    return max(2 * width, room // (vocabulary * dtype.itemsize))
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
