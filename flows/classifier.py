@@ -61,16 +61,16 @@ def name_of(config: ClassifierConfig) -> str:
     return config.name
 
 
-def pretrained(config: ClassifierConfig) -> Lineage | None:
+def pretrained(address: str) -> Lineage | None:
     """The model that learns; None where the registry has no champion yet. `ValueError` where it is not in this home."""
     from cluster import pulling, registry  # MLflow
 
     name = registry.registered_name("base")
-    if config.base == CHAMPION and registry.by_alias(name, registry.CHAMPION) is None:
+    if address == CHAMPION and registry.by_alias(name, registry.CHAMPION) is None:
         return None
-    version = pulling.find(config.base)
+    version = pulling.find(address)
     if version.name != name:
-        raise InvalidConfig(f"base = {config.base!r} is no pretrained model; give models:/{name}/VERSION")
+        raise InvalidConfig(f"base = {address!r} is no pretrained model; give models:/{name}/VERSION")
     return registered_lineage(version)
 
 
@@ -110,13 +110,13 @@ def length(config: ClassifierConfig, train: TrainConfig, examples: int, workers:
     }
 
 
-def plan_of(settings: PipelineConfig, base: Lineage | None) -> Plan:
-    """The keys of all artifacts; those of the pretrained model are there."""
+def plan_of(settings: PipelineConfig, base: Lineage | None, task: str = TASK) -> Plan:
+    """The keys of all artifacts of a task's model; those of the pretrained model are there."""
     if base is None:
         return make_plan(settings)
     corpus, tokenizer = Known("corpus", known=base.corpora[-1].id), Known("tokenizer", known=base.tokenizer.id)
     tokens, model = Known("tokens", known=base.tokens[-1].id), Known("base", known=base.base.id)
     searched, report = base_reports(model, tokens, settings.canaries)
-    own = {TASK: task_keys(TASK, settings, model, tokenizer, tokens)}
+    own = {task: task_keys(task, settings, model, tokenizer, tokens)}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}"}
     return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags)

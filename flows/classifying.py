@@ -43,7 +43,7 @@ def train_classifier(config: ClassifierConfig) -> Any:
     """
     without_tracebacks()
     try:
-        base = pretrained(config)
+        base = pretrained(config.base)
         settings = pipeline_settings(config, base)
         plan = plan_of(settings, base)
     except ValueError as error:

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from cluster.home import configure
-from flows.commands import benchmark, classifier, jobs
+from flows.commands import benchmark, classifier, jobs, search
 from flows.commands import registry as models
 
 app = App(
@@ -101,7 +101,7 @@ for command in (
     models.serve,
 ):
     app.command(command)
-for job in (jobs.monitor, jobs.recommend, classifier.train_classifier, benchmark.benchmark):
+for job in (jobs.monitor, jobs.recommend, classifier.train_classifier, search.search, benchmark.benchmark):
     app.command(job)
 
 SERVICES = {  # told here, so that help need not load them

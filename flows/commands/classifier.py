@@ -43,7 +43,7 @@ def train_classifier(
     from gpt2.labelled import usable
 
     chosen = job_settings(ClassifierConfig, {"source": source, "name": name, "preset": preset}, config, set_ or ())
-    base = pretrained(chosen)
+    base = pretrained(chosen.base)
     settings = pipeline_settings(chosen, base)
     plan = plan_of(settings, base)
     table, labels, counts = usable(Path(local_source(source)), chosen)
