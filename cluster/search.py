@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +101,8 @@ def tuned(
     on_message: Callable[[str], None],
 ) -> dict[int, str]:
     """Let Tune run the jobs; why each failed that did, by its place."""
-    # No loggers of Tune's own: Tune would write each candidate's results thrice.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Neither Tune's loggers, which write each result thrice, nor its tables, whatever `verbose` says.
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -145,9 +147,26 @@ def tuned(
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
-    results = tuner.fit()
     return {
         result.config["number"]: str(result.error).strip().splitlines()[-1]
-        for result in results
+        for result in aside(tuner.fit)
         if result.error is not None and result.config is not None
     }
+
+
+def aside(work: Callable[[], Any]) -> Any:
+    """What `work` returns, from a thread of its own: a signal ends the wait for it at once.
+
+    In Ray's own waiting the exception of a handler becomes a `SystemError`, and Tune takes a Ctrl-C for the end of a
+    search. The thread ends with the connection to Ray, or with this process.
+    """
+    found: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="search").start()
+    return found.result()

@@ -70,15 +70,14 @@ def candidates(
 
 
 def default_space(settings: PipelineConfig, name: str) -> dict[str, space.Dimension]:
-    """Around the settings, of what matters most."""
+    """Around the settings, of what matters most. Not the batch: of equally many steps the larger sees more. Warm-up is
+    over at the first look, or it would be judged by what it has not yet learned."""
     mine = getattr(settings.tasks, name)
-    optimizer, rate, batch = mine.train.optimizer, mine.train.optimizer.learning_rate, mine.train.batch_size
-    workers = settings.task_cluster(name).num_workers
+    optimizer, rate = mine.train.optimizer, mine.train.optimizer.learning_rate
     found: dict[str, space.Dimension] = {
         "train.optimizer.learning_rate": space.Range(low=rate / 10, high=min(1.0, rate * 10), log=True),
         "train.optimizer.weight_decay": sorted({0.0, 0.01, 0.1, optimizer.weight_decay}),
-        "train.optimizer.warmup_steps": sorted({0, mine.train.steps // 20, mine.train.steps // 5}),
-        "train.batch_size": [batch // 2, batch] if batch % (2 * workers) == 0 else [batch],
+        "train.optimizer.warmup_steps": sorted({0, mine.train.steps // 20, mine.train.steps // 10}),
     }
     if mine.adaptation.kind == "full":  # else the embeddings stay as they are
         found["train.optimizer.embedding_rate"] = space.Range(low=0.3, high=10, log=True)

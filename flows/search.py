@@ -49,10 +49,11 @@ class SearchConfig(Settings):
     """Steps of a candidate that is not stopped early; empty: as in the preset."""
     space: dict[str, Any] = Field(default={})
     """Paths under the task, in train and adaptation, each with choices or a range, as in {"train.batch_size": [16, 32],
-    "train.optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}. Empty: learning rates, warm-up, weight
-    decay and batch size around the preset's, and what its adaptation reads."""
-    eval_samples: int = Field(512, ge=1)
-    """Validation samples at each of the some nine looks."""
+    "train.optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}. Empty: learning rates, warm-up and
+    weight decay around the preset's, and what its adaptation reads. Candidates train for equally many steps: of two
+    batch sizes the larger sees more."""
+    eval_samples: int = Field(1000, ge=1)
+    """Validation samples at each look, of some nine, on which candidates are stopped or chosen."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Seeds what is drawn from the space. The seed of the candidates' trainings is the preset's."""
     parallel: int | None = operational(None, ge=1, le=4096)

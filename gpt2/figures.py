@@ -144,7 +144,10 @@ def search(rows: Sequence[Mapping[str, Any]], best: int) -> Figure:
     that was drawn, the last loss against it: filled where the candidate came to its end."""
     drawn = {path: value for row in rows for path, value in row["settings"].items()}
     numbers = [p for p, v in drawn.items() if isinstance(v, float) and not isinstance(v, bool)][:3]
-    title = f"{len(rows)} candidates; the best is {best}, the preset's own is 0"
+    loss = next(row["validation_loss"] for row in rows if row["candidate"] == best)
+    title = (
+        f"Of {len(rows)} candidates number {best} is the best (blue): {loss:.4f}; number 0 is the preset's own (red)"
+    )
     figure, axes = blank(title, 3.4 * (1 + len(numbers)), 3.2, 1 + len(numbers))
     first, *others = np.atleast_1d(axes)
     for row in sorted(rows, key=lambda row: row["candidate"] == best):
@@ -162,4 +165,5 @@ def search(rows: Sequence[Mapping[str, Any]], best: int) -> Figure:
         each.set_xlabel(path.removeprefix("train.").removeprefix("optimizer."))
         if min(values) > 0 and max(values) > 20 * min(values):
             each.set_xscale("log")
+            each.xaxis.set_minor_formatter("")
     return figure

@@ -64,7 +64,9 @@ def search(
         from flows.searching import search as run
 
         run(found.config)
-    made = store().require(found.key.kind, found.key.id)
+    made = store().find(found.key)
+    if made is None:
+        return  # another run is doing it, as the log says
     rows = rows_of(json.loads(made.file("candidates.json").read_text()))
     shown = Table()
     for column in rows[0]:

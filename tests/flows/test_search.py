@@ -19,7 +19,7 @@ from flows.candidates import candidates
 from flows.classifier import plan_of
 from flows.config import InvalidConfig, resolve
 from flows.search import Search, SearchConfig, as_settings, best_of, rows, settings_of, table
-from gpt2 import candidate
+from gpt2 import candidate, figures
 from gpt2.artifact import Key, read_manifest
 from gpt2.candidate import Curve
 from gpt2.jobs import MODEL, Job
@@ -163,6 +163,10 @@ def test_the_best_came_to_its_end():
     assert [r["state"] for r in told] == ["ended", "stopped early", "ended", "ended", "failed"]
     assert [r["candidate"] for r in table(told)] == [2, 0, 3, 1, 4]
     assert "it was no good" in table(told)[-1]["state"]
+    drawn = figures.search(told, 2)
+    assert [axes.get_xlabel() for axes in drawn.axes] == ["step", "learning_rate"]
+    assert len(drawn.axes[0].lines) == 4  # the last told nothing
+    assert len(figures.search([{**row, "settings": {}} for row in told], 0).axes) == 1
     with pytest.raises(ValueError, match="no candidate came to its end"):
         best_of(told[1:2])
 
@@ -293,18 +297,18 @@ def test_a_search_as_a_user_does_it(tmp_path, small_changes):
     [examples] = home.folder.glob("home/store/sentiment-examples/*")
     truth = (examples / "test.parquet").read_bytes()
     (examples / "test.parquet").write_bytes(bytes(len(truth)))  # nobody can read it
-    process = subprocess.Popen(
-        command, cwd=home.folder, env=home.environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    told = "home/store/.partial/search-*/_candidates/001/curve.json"
-    deadline = time.monotonic() + 240
-    while not list(home.folder.glob(told)):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(family, timeout=60)
+    for sent, told in ((signal.SIGTERM, "000"), (signal.SIGKILL, "001")):
+        process = subprocess.Popen(
+            command, cwd=home.folder, env=home.environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 240
+        while not list(home.folder.glob(f"home/store/.partial/search-*/_candidates/{told}/curve.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        family = psutil.Process(process.pid).children(recursive=True)
+        (os.kill if sent == signal.SIGTERM else os.killpg)(process.pid, sent)
+        assert process.wait(60) == {signal.SIGTERM: 143, signal.SIGKILL: -9}[sent]
+        assert not psutil.wait_procs(family, timeout=60)[1]
     [first] = home.folder.glob("home/store/.partial/search-*/_candidates/000/curve.json")
     kept = json.loads(first.read_text())
     kept["points"][-1][1] += 1e-9  # to be known by
