@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from cluster.home import configure
-from flows.commands import benchmark, jobs, learning
+from flows.commands import benchmark, jobs, learning, search
 from flows.commands import registry as models
 
 app = App(
@@ -101,7 +101,8 @@ for command in (
     models.serve,
 ):
     app.command(command)
-for job in (jobs.monitor, jobs.recommend, learning.train_classifier, learning.train_recommender, benchmark.benchmark):
+LEARNERS = (learning.train_classifier, learning.train_recommender)
+for job in (jobs.monitor, jobs.recommend, *LEARNERS, search.search, benchmark.benchmark):
     app.command(job)
 
 SERVICES = {  # told here, so that help need not load them

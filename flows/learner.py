@@ -84,16 +84,16 @@ def name_of(config: Learner) -> str:
     return config.name
 
 
-def pretrained(config: Learner) -> Lineage | None:
+def pretrained(address: str) -> Lineage | None:
     """The model that learns; None where the registry has no champion yet. `ValueError` where it is not in this home."""
     from cluster import pulling, registry  # MLflow
 
     name = registry.registered_name("base")
-    if config.base == CHAMPION and registry.by_alias(name, registry.CHAMPION) is None:
+    if address == CHAMPION and registry.by_alias(name, registry.CHAMPION) is None:
         return None
-    version = pulling.find(config.base)
+    version = pulling.find(address)
     if version.name != name:
-        raise InvalidConfig(f"base = {config.base!r} is no pretrained model; give models:/{name}/VERSION")
+        raise InvalidConfig(f"base = {address!r} is no pretrained model; give models:/{name}/VERSION")
     return registered_lineage(version)
 
 

@@ -66,7 +66,7 @@ def learned(config: Learner) -> Any:
     """The body of both flows: one at a time of those that train, equal ones once."""
     without_tracebacks()
     try:
-        base = pretrained(config)
+        base = pretrained(config.base)
         settings = pipeline_settings(config, base)
         plan = plan_of(settings, base)
     except ValueError as error:

@@ -126,7 +126,7 @@ def learn(chosen: Learner, dry_run: bool) -> None:
     )
     from flows.plan import Plan
 
-    base = pretrained(chosen)
+    base = pretrained(chosen.base)
     settings = pipeline_settings(chosen, base)
     plan = plan_of(settings, base)
     labelled = isinstance(chosen, ClassifierConfig)

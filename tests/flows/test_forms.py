@@ -15,9 +15,11 @@ from flows.events import EVENTS
 from flows.forms import MAIN, Main, identity, run, settings_of
 from flows.learner import ClassifierConfig, RecommenderConfig
 from flows.plan import make_plan
+from flows.search import SearchConfig
 from flows.turns import claim
 from gpt2.monitor import MonitorConfig
 from gpt2.recommending import RecommendConfig
+from gpt2.task import tasks
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +94,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
         "register",
         "train-classifier",
         "train-recommender",
+        "search",
         "monitor-sentiment",
         "recommend",
     } <= {e["name"] for e in entries}
@@ -111,6 +114,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
 @pytest.mark.parametrize(("entrypoint", "settings"), [
     ("flows.monitoring.monitor_sentiment", MonitorConfig), ("flows.recommending.recommend", RecommendConfig),
     ("flows.learning.train_classifier", ClassifierConfig), ("flows.learning.train_recommender", RecommenderConfig),
+    ("flows.searching.search", SearchConfig),
 ])  # fmt: skip
 def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
     schema = parameter_schema(load_flow_from_entrypoint(entrypoint)).model_dump()
@@ -124,3 +128,6 @@ def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
         assert schema["definitions"][settings.__name__]["required"] == ["source"]
     if settings is RecommenderConfig:
         assert schema["definitions"][settings.__name__]["required"] == ["source", "interactions"]
+    if settings is SearchConfig:
+        assert fields["task"]["enum"] == list(tasks()) and fields["space"]["type"] == "object"
+        assert schema["definitions"][settings.__name__]["required"] == ["task"]

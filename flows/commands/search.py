@@ -1,0 +1,78 @@
+"""The command `gpt2 search`: better fine-tuning settings of a task, as a file for `gpt2 run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+out = Console(highlight=False, soft_wrap=True)
+Changes = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+
+
+def search(
+    task: str,
+    *,
+    preset: str | None = None,
+    trials: int | None = None,
+    max_steps: int | None = None,
+    config: Path | None = None,
+    set_: Changes = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+):
+    """Search better fine-tuning settings of a task, by its validation loss; weak candidates are stopped early.
+
+    The best become a file that `gpt2 run --config` and the form take. The test split is not looked at.
+
+    Example: gpt2 search sentiment --trials 8 --set 'space={train.batch_size: [16, 32, 64]}'
+
+    Args:
+        task: sentiment, recommendation, support, or one of yours.
+        preset: settings to start from, as for `gpt2 run`; they are the first candidate.
+        trials: how many candidates.
+        max_steps: steps of a candidate that is not stopped early.
+        config: a YAML file of settings (`flows.search`).
+        set_: a setting, as in seed=1 or parallel=1; may be given several times.
+        dry_run: print the candidates; start nothing.
+    """
+    import json
+
+    from rich.table import Table
+
+    from cluster.home import store
+    from flows import early
+    from flows.config import settings
+    from flows.search import SearchConfig, prepare
+    from flows.search import table as rows_of
+
+    given = {"task": task, "preset": preset, "trials": trials, "max_steps": max_steps}
+    found = prepare(settings(SearchConfig, given, config, set_ or ()))
+    steps = f"{found.steps} steps where they are not stopped early"
+    out.print(f"{len(found.candidates)} candidates for {found.config.task}, {steps}; the first is the preset's own")
+    if dry_run:
+        for number, candidate in enumerate(found.candidates):
+            drawn = ", ".join(f"{path}={value}" for path, value in candidate.drawn.items())
+            out.print(f"{number}: {drawn or 'the preset'}", markup=False)
+        return
+    if store().find(found.key):
+        out.print("Nothing to do: the search was done before.")
+    else:
+        out.print("Starting Prefect, Ray and MLflow ...")
+        early.start(found.candidates[0].settings)
+        from flows.searching import search as run
+
+        run(found.config)
+    made = store().find(found.key)
+    if made is None:
+        return  # another run is doing it, as the log says
+    rows = rows_of(json.loads(made.file("candidates.json").read_text()))
+    shown = Table()
+    for column in rows[0]:
+        shown.add_column(column)
+    for row in rows:
+        shown.add_row(*map(str, row.values()), style="bold" if row["candidate"] == made.info["best"] else None)
+    out.print(shown)
+    out.print(f"The best: {made.file('best.yaml')}", markup=False)
+    out.print(f"Use it: gpt2 run --preset {found.config.preset} --config {made.file('best.yaml')}", markup=False)

@@ -1,0 +1,133 @@
+"""A search for better fine-tuning settings: candidates on Ray, the best as a file that the pipeline takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cluster import search as on_ray
+from cluster.connect import disconnect
+from cluster.home import store
+from cluster.stopping import politely
+from cluster.tracking import Run, end_dead
+from flows.artifacts import image, show, slug
+from flows.endings import HOOKS, or_cancelled
+from flows.finetuning import prepare_examples
+from flows.forms import duplicate, leaving_in_time
+from flows.search import REDUCTION, Search, SearchConfig, as_settings, best_of, prepare, rows, table
+from flows.stage import make, parent_run, say, speaker, without_tracebacks
+from flows.turns import claim, turn
+from gpt2 import candidate, figures
+from gpt2.artifact import Artifact
+from gpt2.jobs import MODEL, Job
+from gpt2.peak import decided
+
+
+@task(name="search", task_run_name="search {config.task}")
+def search_task(found: Search, config: SearchConfig) -> Artifact:
+    """Prepare the task's examples, try the candidates, and keep what they told."""
+    name, settings = config.task, found.candidates[0].settings
+    examples = prepare_examples(name, settings, found.plan)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        jobs = jobs_of(found, examples, out)
+        cluster = settings.task_cluster(name)
+        curves = on_ray.run(jobs, found.steps, REDUCTION, config.parallel, cluster, out, speaker())
+        told = rows(found, curves)
+        best = best_of(told)
+        (out / "candidates.json").write_text(json.dumps(told, indent=1, allow_nan=False))
+        (out / "best.yaml").write_text(as_settings(found, best))
+        figures.search(told, best["candidate"]).savefig(out / "candidates.png", metadata={"Software": None})
+        run.files(out / "best.yaml")
+        run.files(out / "candidates.png")
+        own = told[0]["validation_loss"]
+        return {
+            "candidates": len(told),
+            "stopped_early": sum(row["state"] == "stopped early" for row in told),
+            "failed": sum(row["state"] == "failed" for row in told),
+            "best": best["candidate"],
+            "best_validation_loss": best["validation_loss"],
+            **({"presets_validation_loss": own} if told[0]["state"] == "ended" and own is not None else {}),
+        }
+
+    return make(f"search-{name}", found.key, config.model_dump(mode="json"), build)
+
+
+def jobs_of(found: Search, examples: Artifact, out: Path) -> list[Job]:
+    """A job for each candidate, which sees no file of the test split."""
+    name = found.config.task
+    base = store().require("base", found.plan.base.id)
+    tokenizer = store().require("tokenizer", found.plan.tokenizer.id)
+    seen = candidate.without_test(examples.path, out / "_examples")
+    gpu = found.candidates[0].settings.task_cluster(name).use_gpu
+    every = candidate.interval(found.steps, REDUCTION)
+    return [
+        Job(
+            name=name,
+            train=decided(candidate.watched(c.train, every, found.config.eval_samples), gpu),
+            tokenizer=str(tokenizer.path),
+            output=str(out / "_candidates" / f"{number:03d}"),
+            base=str(base.path / MODEL),
+            examples=str(seen),
+            adaptation=c.adaptation,
+        )
+        for number, c in enumerate(found.candidates)
+    ]
+
+
+@flow(name="search", flow_run_name="search-{config.task}", task_runner=ThreadPoolTaskRunner(max_workers=4), **HOOKS)
+def search(config: SearchConfig) -> Any:
+    """Better fine-tuning settings of a task, by its validation loss; the test split is not looked at. What is done
+    already is not done again.
+
+    Args:
+        config: The task, what may change, and how many candidates are tried.
+    """
+    without_tracebacks()
+    try:
+        found = prepare(config)
+    except ValueError as error:
+        return Failed(message=f"refused: {error}")
+    if done := store().find(found.key):
+        publish(found, done)
+        return Completed(message=f"Nothing to do: the search was done before; {done.file('best.yaml')}")
+    end_dead()
+    with claim(f"search-{found.key.id}") as holder:
+        if holder is not None:
+            return duplicate(holder)
+        with leaving_in_time(), turn():
+            return or_cancelled(lambda: searched(found))
+
+
+def searched(found: Search) -> dict[str, Any]:
+    """The flow's body."""
+    run = parent_run()
+    try:
+        with politely():
+            made = search_task(found, found.config)
+        publish(found, made)
+    except BaseException as error:
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    finally:
+        disconnect()
+    run.end()
+    say(f"the best settings: {made.file('best.yaml')}")
+    return {"best": str(made.file("best.yaml")), **made.info}
+
+
+def publish(found: Search, made: Artifact) -> None:
+    """The table of all candidates, and a page with the picture and the best settings, of this flow run."""
+    name, told = found.config.task, json.loads(made.file("candidates.json").read_text())
+    title = f"Candidates of the search for {name}"
+    show(create_table_artifact, table=table(told), key=slug(f"candidates-of-{name}"), description=title)
+    picture = image(made.file("candidates.png"), "candidates")
+    best = made.file("best.yaml").read_text()
+    text = f"# {title}\n\n{picture}\n\n```yaml\n{best}```\n\nIn {made.file('best.yaml')}\n"
+    show(create_markdown_artifact, markdown=text, key=slug(f"search-{name}"), description=f"Best settings of {name}")
