@@ -104,10 +104,7 @@ def pipeline_settings(config: Learner, base: Lineage | None, examples: int | Non
     known = tasks()[name].Settings.model_fields
     given = {field: getattr(config, field) for field in type(config).model_fields if field in known}
     values = merged(values, {"tasks": {**others, name: {**given, "enabled": True, "register_as": name_of(config)}}})
-    if base is not None:
-        room = base.model.n_positions
-        values["pretrain"]["context"] = min(room, values["pretrain"]["context"])
-        values["tasks"][name]["train"]["context"] = min(room, values["tasks"][name]["train"]["context"])
+    values = fitting(values, name, base)
     settings = validate(values)
     if examples is not None:
         train = getattr(settings.tasks, name).train
@@ -117,6 +114,16 @@ def pipeline_settings(config: Learner, base: Lineage | None, examples: int | Non
         values = merged(values, parse_change(change))
     settings = validate(values)
     return like(base, settings) if base is not None else settings
+
+
+def fitting(values: dict[str, Any], name: str, base: Lineage | None) -> dict[str, Any]:
+    """Settings whose contexts are no longer than the pretrained model's positions."""
+    if base is None:
+        return values
+    room = base.model.n_positions
+    shorter = {"context": min(room, values["tasks"][name]["train"]["context"])}
+    own = {"pretrain": {"context": min(room, values["pretrain"]["context"])}, "tasks": {name: {"train": shorter}}}
+    return merged(values, own)
 
 
 def with_examples(config: Learner, base: Lineage | None, examples: Artifact) -> PipelineConfig:

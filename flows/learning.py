@@ -8,7 +8,6 @@ from prefect import flow, task
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cluster.connect import disconnect
 from cluster.home import store
 from cluster.lineage import Lineage
 from cluster.stopping import politely
@@ -31,7 +30,7 @@ from flows.learner import (
 from flows.pipeline import pipeline
 from flows.plan import Plan
 from flows.registration import register_model
-from flows.stage import parent_run, say, without_tracebacks
+from flows.stage import parent_of_all, say, without_tracebacks
 from flows.turns import claim, turn
 from gpt2.artifact import Artifact, digest
 
@@ -96,18 +95,11 @@ def learn(config: Learner, base: Lineage | None, examples: Artifact) -> dict[str
 
 def fine_tuned(name: str, settings: PipelineConfig, plan: Plan) -> list[dict[str, Any]]:
     """From the pretrained model to a registered one; the registry's rows."""
-    run = parent_run()
-    run.params(settings.model_dump(mode="json"))
-    try:
+    with parent_of_all() as run:
+        run.params(settings.model_dump(mode="json"))
         with politely():
             finetune_all(settings, plan)
         evaluate_task.submit(name, plan).result()
         rows = [register_model(name, settings, plan)]
         results.publish(plan, rows)
-    except BaseException as error:
-        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    finally:
-        disconnect()
-    run.end()
     return rows

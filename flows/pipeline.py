@@ -16,7 +16,7 @@ from flows.plan import make_plan
 from flows.pretraining import pretrain
 from flows.registration import register
 from flows.results import publish
-from flows.stage import parent_run
+from flows.stage import parent_of_all
 from flows.tokenization import tokenize
 
 STORY: dict[str, Flow] = {
@@ -37,10 +37,9 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     """
     seconds: dict[str, float] = {}
     results: dict[str, Any] = {}
-    run = parent_run()
-    run.params(config.model_dump(mode="json"))
-    run.facts(config.model_dump(mode="json"))
-    try:
+    with parent_of_all() as run:
+        run.params(config.model_dump(mode="json"))
+        run.facts(config.model_dump(mode="json"))
         for name, stage in STORY.items():
             started = time.monotonic()
             if name == "register":  # needs no Ray: it may leave meanwhile
@@ -48,12 +47,6 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
                 leaving.start()
             results[name] = stage(config)
             seconds[name] = round(time.monotonic() - started, 1)
-    except BaseException as error:
-        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    finally:
-        disconnect()
-    publish(make_plan(config), results["register"])
-    run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
-    run.end()
+        publish(make_plan(config), results["register"])
+        run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
     return {"registered": results["register"], "mlflow_run": run.id}

@@ -10,7 +10,6 @@ from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from cluster import evaluation, registry, tokenization
-from cluster.connect import disconnect
 from cluster.evaluation import token_files
 from cluster.home import store
 from cluster.stopping import politely
@@ -22,7 +21,7 @@ from flows.finetuning import finetune_all
 from flows.new_data import NewData, look
 from flows.plan import ENCODING, Plan, local_source
 from flows.registration import register_model, report_of
-from flows.stage import make, parent_run, say
+from flows.stage import make, parent_of_all, say
 from flows.training import run_job
 from gpt2 import corpus
 from gpt2.artifact import Artifact
@@ -118,16 +117,9 @@ def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | Stat
     new = look(config)
     if reason := new.nothing():
         return ended(reason)
-    run = parent_run()
-    try:
+    with parent_of_all() as run:
         result = go_on(new)
-    except BaseException as error:
-        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    finally:
-        disconnect()
-    run.params(new.config.model_dump(mode="json"))
-    run.end()
+        run.params(new.config.model_dump(mode="json"))
     return result if isinstance(result, State) else {**result, "mlflow_run": run.id}
 
 

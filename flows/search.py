@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from cluster.lineage import Lineage
 from flows.candidates import Candidate, candidates
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
-from flows.learner import CHAMPION, plan_of, pretrained
+from flows.learner import CHAMPION, fitting, plan_of, pretrained
 from flows.new_data import like
 from flows.plan import TRAINING, Plan
 from gpt2 import space
@@ -113,10 +113,7 @@ def settings_of(config: SearchConfig, base: Lineage | None) -> PipelineConfig:
     name = config.task
     values = resolve(config.preset).model_dump()
     values = merged(values, {"tasks": {other: {"enabled": other == name} for other in tasks()}})
-    if base is not None:
-        room = base.model.n_positions
-        for section in (values["pretrain"], values["tasks"][name]["train"]):
-            section["context"] = min(room, section["context"])
+    values = fitting(values, name, base)
     train = values["tasks"][name]["train"]
     if config.max_steps is not None:
         warmup = min(train["optimizer"]["warmup_steps"], config.max_steps // 5)

@@ -12,7 +12,6 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from cluster import search as on_ray
-from cluster.connect import disconnect
 from cluster.home import store
 from cluster.stopping import politely
 from cluster.tracking import Run, end_dead
@@ -21,7 +20,7 @@ from flows.endings import HOOKS, or_cancelled
 from flows.finetuning import prepare_examples
 from flows.forms import duplicate, leaving_in_time
 from flows.search import REDUCTION, Search, SearchConfig, as_settings, best_of, prepare, rows, table
-from flows.stage import make, parent_run, say, speaker, without_tracebacks
+from flows.stage import make, parent_of_all, say, speaker, without_tracebacks
 from flows.turns import claim, turn
 from gpt2 import candidate, figures
 from gpt2.artifact import Artifact
@@ -107,17 +106,10 @@ def search(config: SearchConfig) -> Any:
 
 def searched(found: Search) -> dict[str, Any]:
     """The flow's body."""
-    run = parent_run()
-    try:
+    with parent_of_all():
         with politely():
             made = search_task(found, found.config)
         publish(found, made)
-    except BaseException as error:
-        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    finally:
-        disconnect()
-    run.end()
     say(f"the best settings: {made.file('best.yaml')}")
     return {"best": str(made.file("best.yaml")), **made.info}
 

@@ -75,6 +75,22 @@ def parent_run() -> Run:
     return Run.open(f"pipeline {flow_run.name or ''}".strip(), tags | commit_tag())
 
 
+@contextlib.contextmanager
+def parent_of_all() -> Iterator[Run]:
+    """The flow's own MLflow run, which ends as the block does; Ray is left at the end."""
+    from cluster.connect import disconnect  # Ray
+
+    run = parent_run()
+    try:
+        yield run
+    except BaseException as error:
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    finally:
+        disconnect()
+    run.end()
+
+
 def prefect_tags(flow_run_id: str) -> dict[str, str]:
     """The Prefect run's id and link, for MLflow; a local server shows the runs of an embedded one."""
     server = (PREFECT_UI_URL.value() or LOCAL_SERVER).rstrip("/")

@@ -259,13 +259,7 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
     with up.client as client:
         deployment = client.read_deployment_by_name("gpt2/pipeline")
     with browser.Browser(up.folder / "chromium") as page:
-        page.open(f"{ui}/deployments")
-        page.until_text("Login")
-        page.screenshot(shots / "1-login.png")
-        page.click("input")
-        page.type(up.login)
-        page.click("button", "Login")
-        page.until_text("pipeline")
+        log_in(up, page, shots / "1-login.png")
         page.screenshot(shots / "2-deployments.png")
         page.open(f"{ui}/deployments/deployment/{deployment.id}/run")
         page.until_text("Peak learning rate")
@@ -299,6 +293,18 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
         page.open(f"http://127.0.0.1:{up.mlflow}/#/models")
         page.until_text("gpt2-sentiment")
         page.screenshot(shots / "8-models.png")
+
+
+def log_in(up, page, picture=None):
+    """From Prefect's login to the deployments."""
+    page.open(f"http://127.0.0.1:{up.prefect}/deployments")
+    page.until_text("Login")
+    if picture:
+        page.screenshot(picture)
+    page.click("input")
+    page.type(up.login)
+    page.click("button", "Login")
+    page.until_text("pipeline")
 
 
 def sent(up, page, deployment):
@@ -352,12 +358,7 @@ def test_the_other_forms_do_what_they_say(up, small_data):
             assert ended.state.type.value == "COMPLETED", (deployment, ended.state, ended.parameters)
             return ended
 
-        page.open(f"{ui}/deployments")
-        page.until_text("Login")
-        page.click("input")
-        page.type(up.login)
-        page.click("button", "Login")
-        page.until_text("pipeline")
+        log_in(up, page)
         assert "Nothing to do" in press("refresh", "smoke", [*up.changes, "pretrain.steps=41"]).state.message
         press("monitor-sentiment", Sources=str(inbox))
         press("recommend", Source=str(small_data["interactions"]))
