@@ -32,7 +32,9 @@ from gpt2.modelfiles import manifest
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ARTIFACT_TAG = "gpt2.artifact"
-REQUIREMENTS = ("torch", "tiktoken", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow")
+REQUIREMENTS = (
+    "torch", "tiktoken", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow", "scikit-learn"
+)  # fmt: skip
 
 
 def registered_name(task: str) -> str:

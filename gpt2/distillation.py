@@ -15,22 +15,31 @@ from gpt2.task import DistilConfig
 class Distilled(nn.Module):
     """A student with its teacher beside it, which stays as it is and has no dropout."""
 
-    def __init__(self, student: Classifier, teacher: Classifier, config: DistilConfig):
+    def __init__(self, student: Classifier, teacher: Classifier, config: DistilConfig, teacher_ngrams: bool = True):
+        """`teacher_ngrams`: the teacher learned with a linear model of n-grams beside it (`gpt2.ngrams`)."""
         super().__init__()
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
-        self.temperature, self.weight = config.temperature, config.weight
+        self.temperature, self.weight, self.teacher_ngrams = config.temperature, config.weight, teacher_ngrams
 
     def train(self, mode: bool = True) -> Distilled:
         super().train(mode)
         self.teacher.eval()
         return self
 
-    def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        ngrams: Tensor | None = None,
+    ) -> Tensor:
         """Mean of (1 - w) x cross-entropy of the labels + w T^2 x KL(teacher || student) at temperature T.
 
-        `weights` (B,) are of the labels; the teacher's word is taken alike for all texts.
+        `weights` (B,) are of the labels; the teacher's word is taken alike for all texts. `ngrams` (B, classes) are
+        added to the student's logits, and to the teacher's where it learned so.
         """
-        logits = self.student.logits(ids, lengths).float()
+        logits = self.student.logits(ids, lengths, ngrams).float()
         if weights is None:
             hard = F.cross_entropy(logits, labels)
         else:
@@ -38,7 +47,8 @@ class Distilled(nn.Module):
         if not self.weight:
             return hard
         with torch.no_grad():
-            goal = (self.teacher.logits(ids, lengths).float() / self.temperature).log_softmax(-1)
+            told = self.teacher.logits(ids, lengths, ngrams if self.teacher_ngrams else None)
+            goal = (told.float() / self.temperature).log_softmax(-1)
         found = (logits / self.temperature).log_softmax(-1)
         soft = F.kl_div(found, goal, reduction="batchmean", log_target=True)
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft

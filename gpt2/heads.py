@@ -58,22 +58,30 @@ class Classifier(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) ids, padded on the right, to (B, classes)."""
+    def logits(self, ids: Tensor, lengths: Tensor, ngrams: Tensor | None = None) -> Tensor:
+        """(B, T) ids, padded on the right, to (B, classes); `ngrams` (B, classes) are added (`gpt2.ngrams`)."""
         tokens, packed = pack(ids, lengths)
         hidden, size = self.model.hidden(tokens, packed=packed), self.model.config.n_embd
         features = [packed.means(hidden), hidden[packed.last]]
         if self.head.in_features > 2 * size:
             features.append(F.layer_norm(packed.means(self.model.wte(tokens)), (size,)))
-        return self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
+        found = self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
+        return found if ngrams is None else found.float() + ngrams.float()
 
-    def forward(self, ids: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        ngrams: Tensor | None = None,
+    ) -> Tensor:
         """Mean cross-entropy of (B,) class indices, each multiplied by its weight (B,).
 
         It is divided by B, not by the weights' sum: weights with mean 1 over the data give the weighted mean of all of
         it, however it is cut into batches.
         """
-        logits = self.logits(ids, lengths).float()
+        logits = self.logits(ids, lengths, ngrams).float()
         if weights is None:
             return F.cross_entropy(logits, labels)
         return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()

@@ -137,6 +137,7 @@ def training_text(job: Job, files: TokenFiles) -> Dataset:
 def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
     """(the student, the module that trains it); `ValueError` for a teacher of other labels or another tokenizer."""
     from gpt2.distillation import Distilled, student
+    from gpt2.ngrams import FILE
 
     assert job.distil is not None and job.teacher is not None
     directory = Path(job.teacher)
@@ -150,7 +151,12 @@ def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tup
     labels = [json.loads(path.read_text()) for path in (directory / "task.json", examples / "labels.json")]
     if labels[0]["labels"] != labels[1]:
         raise ValueError(f"the teacher knows the labels {labels[0]['labels']}, the examples {labels[1]}; give another")
-    return learner, Distilled(learner, teacher, job.distil)
+    known, given = ((folder / FILE).exists() for folder in (directory, examples))
+    if known and not given:
+        raise ValueError(
+            f"the teacher in {directory} has a linear model of n-grams, the examples have none; set ngrams=true"
+        )
+    return learner, Distilled(learner, teacher, job.distil, known)
 
 
 def token_dataset(files: TokenFiles, split: str, context: int) -> TokenDataset:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,6 +21,7 @@ ROTARY_BASE = 10_000.0
 # Bytes of logits that the loss holds at a time: on a CPU what its cache has room for, on a GPU what keeps it busy.
 LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**23, 2**28
 SHORT = 512  # tokens up to which a CPU attends faster by plain matrix products
+GELU_SLOPE, GELU_CUBE = 2 * math.sqrt(2 / math.pi), 0.044715  # x sigmoid(slope (x + cube x^3))
 HALVED = 128  # and from which it pays to do so in two halves
 
 
@@ -108,7 +108,8 @@ class Packed:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None = None) -> Tensor:
         """(N, heads, d): no token sees another text's."""
-        return self.unpad(attend_rows(self.pad(q), self.pad(k), self.pad(v), dropout, prefix))
+        q, k, v = self.pad(torch.cat([q, k, v], dim=1)).chunk(3, dim=2)  # one copy is cheaper than three
+        return self.unpad(attend_rows(q, k, v, dropout, prefix))
 
 
 def rotations(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -157,6 +158,29 @@ class MLP(nn.Module):
         return F.dropout(self.proj(self.activation(self.fc(x))), self.dropout, self.training)
 
 
+class GeluTanh(torch.autograd.Function):
+    """GELU's tanh approximation (Hendrycks and Gimpel 2016) as x times a sigmoid, which it equals: in bf16 on a CPU the
+    kernel of PyTorch takes 1.7 times as long for its tanh (2.13). Its backward pass is as good as any."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        slope = x.new_tensor(GELU_SLOPE)
+        return torch.addcmul(slope, x, x, value=GELU_SLOPE * GELU_CUBE).mul_(x).sigmoid_().mul_(x)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by the tanh approximation."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return GeluTanh.apply(x)
+    return F.gelu(x, approximate="tanh")
+
+
 def swiglu(x: Tensor) -> Tensor:
     """(..., 2 H) to (..., H) (Shazeer 2020)."""
     gate, value = x.chunk(2, dim=-1)
@@ -164,7 +188,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": gelu_tanh,
     "gelu": F.gelu,
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),

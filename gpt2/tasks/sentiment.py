@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +14,7 @@ from pydantic import model_validator
 from gpt2 import labelled
 from gpt2.config import OptimizerConfig, TrainConfig
 from gpt2.labelled import LabelledSettings
+from gpt2.ngrams import FILE, Ngrams, fit
 from gpt2.task import DistilConfig, Task, checked_texts
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ CALIBRATED_ON = 1000
 """Texts of the validation split that the temperature is fitted on, at most."""
 ENOUGH = 2000
 """Of so many test texts the doubtful labels are shown from these alone: reading the validation split takes time."""
+NGRAMS = "ngrams"
+"""The column of what the linear model says of a text."""
 LINK, HANDLE = re.compile(r"(?:https?://|www\.)\S+"), re.compile(r"(?<![\w@])@\w+")
 
 
@@ -46,6 +50,8 @@ class SentimentSettings(LabelledSettings):
         log_every=20,
     )
     """Fine-tuning: length, batches, rates."""
+    ngrams: bool = True
+    """A linear model of words, pairs of words and spellings is fitted first, and the network adds to what it says."""
     distil: DistilConfig | None = None
     """A smaller model learns from a fine-tuned one, instead of the pretrained model from the labels."""
 
@@ -71,7 +77,8 @@ class Sentiment(Task):
     baselines = ("majority class", "TF-IDF + logistic regression")
     Settings = SentimentSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration"
+        "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration",
+        "gpt2.ngrams",
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.doubts")
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
@@ -87,16 +94,24 @@ class Sentiment(Task):
     example = "The crew was lovely and we landed early"
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet and labels.json; see `gpt2.labelled.prepare`."""
-        return labelled.prepare(source, settings, out)
+        """Write train, validation and test.parquet and labels.json; see `gpt2.labelled.prepare`.
+
+        With `ngrams` also `ngrams.safetensors`, and its logits as a column of each table (`gpt2.ngrams`).
+        """
+        counts = labelled.prepare(source, settings, out)
+        if settings.ngrams:
+            add_ngrams(out)
+        return counts
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> TextDataset:
+        import numpy as np
         import pandas as pd
 
         table = pd.read_parquet(examples / f"{split}.parquet")
         rows = encode(tokenizer, [masked(text) for text in table["text"]], context)
         weights = table["weight"].to_numpy() if "weight" in table else None
-        return TextDataset(rows, table["label"].to_numpy(), weights)
+        ngrams = np.stack(table[NGRAMS]) if NGRAMS in table else None
+        return TextDataset(rows, table["label"].to_numpy(), weights, ngrams)
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         from gpt2.heads import Classifier
@@ -123,6 +138,8 @@ class Sentiment(Task):
         tokenizer.save(out)
         head = {n: p.detach().float().contiguous() for n, p in module.head.state_dict().items()}
         save_file(head, out / "head.safetensors")
+        if (examples / FILE).exists():
+            shutil.copyfile(examples / FILE, out / FILE)
         facts = {"task": self.name, "labels": json.loads((examples / "labels.json").read_text()), "masked": True}
         (out / "task.json").write_text(json.dumps(facts, indent=1))
         facts["temperature"] = self.temperature(out, examples)
@@ -143,6 +160,7 @@ class Sentiment(Task):
         return SentimentPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
+        import numpy as np
         import pandas as pd
 
         from gpt2 import baselines, behaviour, cost, doubts, metrics, plots
@@ -170,7 +188,7 @@ class Sentiment(Task):
             test[f"probability_{label}"] = probabilities[:, i]
         for name, theirs in others.items():
             test[f"predicted by {name}"], test[f"confidence of {name}"] = theirs.argmax(1), theirs.max(1)
-        test.to_parquet(out / "predictions.parquet", index=False)
+        test.drop(columns=NGRAMS, errors="ignore").to_parquet(out / "predictions.parquet", index=False)
         figures = [
             plots.confusion(metrics.confusion_matrix(truth, probabilities.argmax(1), len(labels)), labels, out),
             plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
@@ -182,6 +200,10 @@ class Sentiment(Task):
             f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
             f"calibration error {uncalibrated:.4f} before, {found['calibration_error']:.4f} with it."
         )
+        remarks = [*doubts.remarks(examples, train, test, labels), remark]
+        if predictor.ngrams is not None:
+            alone = metrics.classification(truth, softmax(np.stack(test[NGRAMS])), labels)[self.primary]
+            remarks.append(f"Of it, the linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
         return {
             "task": self.name,
             "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",
@@ -190,7 +212,7 @@ class Sentiment(Task):
             "metrics": found | {"calibration_error_before": uncalibrated},
             "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
             "counts": json.loads((examples / "counts.json").read_text()),
-            "remarks": [*doubts.remarks(examples, train, test, labels), remark],
+            "remarks": remarks,
             "samples": {},
             "figures": figures,
             "tables": doubtful | tested,
@@ -210,12 +232,19 @@ class Sentiment(Task):
 
 
 class TextDataset:
-    """Encoded texts with labels; a batch is `ids` (B, T), `lengths` (B,), `labels` (B,), `weights` (B,) if any."""
+    """Encoded texts with labels; a batch is `ids` (B, T), `lengths` (B,), `labels` (B,), `weights` (B,) and `ngrams`
+    (B, classes) if any."""
 
-    def __init__(self, rows: list[list[int]], labels: np.ndarray, weights: np.ndarray | None = None):
+    def __init__(
+        self,
+        rows: list[list[int]],
+        labels: np.ndarray,
+        weights: np.ndarray | None = None,
+        ngrams: np.ndarray | None = None,
+    ):
         import numpy as np
 
-        self.rows, self.labels = rows, labels
+        self.rows, self.labels, self.ngrams = rows, labels, ngrams
         self.weights = None if weights is None else weights.astype(np.float32)
         self.lengths = np.array([len(row) for row in rows])
 
@@ -231,6 +260,8 @@ class TextDataset:
         batch = {"ids": ids, "lengths": lengths, "labels": torch.from_numpy(self.labels[list(indices)])}
         if self.weights is not None:
             batch["weights"] = torch.from_numpy(self.weights[list(indices)])
+        if self.ngrams is not None:
+            batch["ngrams"] = torch.from_numpy(self.ngrams[list(indices)])
         return batch
 
 
@@ -250,6 +281,7 @@ class SentimentPredictor:
         """Whether the model learned from `masked` texts; older ones did not."""
         self.module = TASK.load(directory)
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
+        self.ngrams = Ngrams.load(directory, len(self.labels))
         self.module.to(quickest()).eval()
 
     def logits(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
@@ -259,15 +291,15 @@ class SentimentPredictor:
 
         from gpt2.heads import pad
 
-        texts = [masked(text) for text in texts] if self.masked else texts
-        rows = encode(self.tokenizer, texts, self.module.model.config.n_positions)
+        short = [masked(text) for text in texts] if self.masked else texts
+        rows = encode(self.tokenizer, short, self.module.model.config.n_positions)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = np.zeros((len(rows), len(self.labels)))
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 out[chosen] = self.module.logits(*pad([rows[i] for i in chosen])).float().numpy()
-        return out
+        return out if self.ngrams is None or not len(texts) else out + self.ngrams.logits(short)
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """(N, classes), calibrated."""
@@ -291,6 +323,22 @@ class SentimentPredictor:
         sure = probabilities.max(1) >= least
         told = [self.labels[i] if known else "" for i, known in zip(probabilities.argmax(1), sure, strict=True)]
         return pd.DataFrame({"label": told, **columns})
+
+
+def add_ngrams(examples: Path) -> None:
+    """Fit the linear model on the training split and write it and what it says of each split's texts."""
+    import pandas as pd
+
+    labels = json.loads((examples / "labels.json").read_text())
+    tables = {split: pd.read_parquet(examples / f"{split}.parquet") for split in labelled.SPLITS}
+    texts = {split: [masked(text) for text in table["text"]] for split, table in tables.items()}
+    train = tables["train"]
+    counted = train["weight"].to_numpy() if "weight" in train else None
+    model, held_out = fit(texts["train"], train["label"].to_numpy(), len(labels), counted)
+    model.save(examples)
+    for split, table in tables.items():
+        table[NGRAMS] = list(held_out if split == "train" else model.logits(texts[split]))
+        table.to_parquet(examples / f"{split}.parquet", index=False)
 
 
 def labels_of(directory: Path) -> list[str]:

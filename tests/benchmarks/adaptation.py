@@ -33,7 +33,7 @@ def run() -> None:
         task = tasks()[name]
         with tempfile.TemporaryDirectory() as folder:
             examples = Path(folder)
-            settings = task.Settings()
+            settings = task.Settings(**({"ngrams": False} if name == "sentiment" else {}))  # the network alone
             task.prepare(settings, Path(resolve(settings.source, samples())), examples)
             for way, (adaptation, rate) in WAYS.items():
                 train = TrainConfig(

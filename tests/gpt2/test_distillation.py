@@ -1,6 +1,7 @@
 """Distillation: the loss against its formula, what is trained, and a student that learns what its teacher knows."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -30,20 +31,22 @@ def config(**changes):
     return DistilConfig(**{"teacher": "x", "student": SHAPE, **changes})
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("temperature", "weight"), [(1.0, 1.0), (4.0, 0.3), (2.0, 0.0)])
-def test_the_loss_is_hinton_s(temperature, weight):
+def test_the_loss_is_hinton_s(temperature, weight, known):
     """Against the sums written out; the soft part's gradient stays of one size at any temperature."""
     torch.manual_seed(0)
     teacher, learner = (
         Classifier(GPT2(TEACHER), 3),
         Classifier(GPT2(ModelConfig(**SHAPE.model_dump(), vocab_size=300)), 3),
     )
-    module = Distilled(learner, teacher, config(temperature=temperature, weight=weight)).eval()
-    p = (teacher.logits(IDS, LENGTHS) / temperature).softmax(-1)
-    q = (learner.logits(IDS, LENGTHS) / temperature).softmax(-1)
+    module = Distilled(learner, teacher, config(temperature=temperature, weight=weight), known).eval()
+    ngrams = torch.randn(len(LABELS), 3)
+    p = ((teacher.logits(IDS, LENGTHS) + known * ngrams) / temperature).softmax(-1)
+    q = ((learner.logits(IDS, LENGTHS) + ngrams) / temperature).softmax(-1)
     soft = (p * (p / q).log()).sum(-1).mean() * temperature**2
-    hard = F.cross_entropy(learner.logits(IDS, LENGTHS), LABELS)
-    loss = module(ids=IDS, lengths=LENGTHS, labels=LABELS)
+    hard = F.cross_entropy(learner.logits(IDS, LENGTHS) + ngrams, LABELS)
+    loss = module(ids=IDS, lengths=LENGTHS, labels=LABELS, ngrams=ngrams)
     assert loss.item() == pytest.approx((weight * soft + (1 - weight) * hard).item(), rel=1e-5)
     loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -128,6 +131,13 @@ def test_what_does_not_fit_is_refused(job, tmp_path):
     (examples / "labels.json").write_text(json.dumps(["positive", "negative"]))
     with pytest.raises(ValueError, match=r"the teacher knows the labels \['negative', 'positive'\], the examples"):
         build(job.model_copy(update={"examples": str(examples)}))
+    wide = tmp_path / "wide"
+    shutil.copytree(job.teacher, wide)
+    (wide / "ngrams.safetensors").touch()
+    with pytest.raises(
+        ValueError, match=r"the teacher in .*wide has a linear model of n-grams, the examples have none"
+    ):
+        build(job.model_copy(update={"teacher": str(wide)}))
     with pytest.raises(ValueError, match="recommendation can't be distilled"):
         task("recommendation").load(tmp_path)
 

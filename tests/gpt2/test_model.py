@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2 import model as model_module
 from gpt2.config import ModelConfig
 from gpt2.huggingface import TRANSPOSED, their_name
-from gpt2.model import GPT2, KeyValues, Packed, causal_attention, cross_entropy, rotate, rotations
+from gpt2.model import GPT2, KeyValues, Packed, causal_attention, cross_entropy, gelu_tanh, rotate, rotations
 
 SMALL = ModelConfig(vocab_size=300, n_positions=16, n_embd=32, n_layer=2, n_head=4)
 
@@ -344,3 +344,16 @@ def test_first_values_reach_the_layers_above():
 def test_odd_heads_do_not_turn():
     with pytest.raises(ValueError, match="a head is n_embd / n_head = 3 wide; choose an even width"):
         ModelConfig(vocab_size=300, n_embd=24, n_head=8, positions="rotary")
+
+
+def test_gelu_in_bf16_is_as_near_as_pytorch_s():
+    """Against fp32, over all that a bf16 can be near zero; gradients are PyTorch's own."""
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    x = bits.view(torch.bfloat16)
+    x = x[x.isfinite() & (x.abs() < 50)].requires_grad_()
+    exact = torch.nn.functional.gelu(x.float(), approximate="tanh")
+    theirs = torch.nn.functional.gelu(x, approximate="tanh")
+    found = gelu_tanh(x)
+    ours, peer = ((y.float() - exact).abs() for y in (found, theirs))
+    assert (ours <= 0.01 * x.abs()).all() and ours.max() <= 1.5 * peer.max()
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, torch.ones_like(y))[0] for y in (found, theirs)))

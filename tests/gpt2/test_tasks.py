@@ -146,7 +146,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     saved, out = tmp_path / "model", tmp_path / "report"
     saved.mkdir(), out.mkdir()
     kind.save(module, examples, tokenizer, CONTEXT, saved)
-    assert {p.name for p in saved.iterdir()} == SAVED
+    assert {p.name for p in saved.iterdir()} == SAVED | {"ngrams.safetensors"}
     predictor = kind.predictor(saved)
     asked = ["lovely crew", "awful seat, awful meal", "kind " * 500]
     answers = predictor.predict(asked, {})
@@ -156,7 +156,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     module.eval()
     data = kind.dataset(examples, "validation", tokenizer, 64)
     batch = data.batch(range(4), 0)
-    expected = (module.logits(batch["ids"], batch["lengths"]) / predictor.temperature).softmax(-1)
+    expected = (module.logits(batch["ids"], batch["lengths"], batch["ngrams"]) / predictor.temperature).softmax(-1)
     validation = pd.read_parquet(examples / "validation.parquet")["text"].tolist()[:4]
     # bf16 where the CPU has it
     assert predictor.probabilities(validation) == pytest.approx(expected.detach().numpy(), abs=5e-3)
@@ -197,6 +197,7 @@ def test_a_head_of_before_there_were_word_features_goes_on_answering(posts, mode
     (tmp_path / "task.json").write_text(
         json.dumps({k: v for k, v in settings.items() if k not in ("masked", "temperature")})
     )
+    (tmp_path / "ngrams.safetensors").unlink()
     rows = [[*tokenizer.encode("@anna was kind"), tokenizer.end_of_text]]
     expected = older.logits(*pad(rows)).softmax(-1).detach().numpy()
     assert kind.predictor(tmp_path).probabilities(["@anna was kind"]) == pytest.approx(expected, abs=5e-3)

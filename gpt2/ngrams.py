@@ -1,0 +1,125 @@
+"""A linear classifier of hashed word and character n-grams, for the network to add to.
+
+Single words, pairs and spellings say much of a label, and a linear model learns that from all examples in seconds. Its
+logits are added to the network's, which learns the rest (Wide & Deep, Cheng et al. 2016). What it says of its own
+training texts is too good to be true, so the network sees there what models say that did not learn from the text
+(stacked generalisation, Wolpert 1992).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpt2.calibration import fit_temperature
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+FILE = "ngrams.safetensors"
+BUCKETS = 2**17
+"""Of words and pairs of words, and as many of 2 to 5 characters within a word; collisions cost little."""
+FOLDS = 4
+"""Parts of the training texts, each judged by a model that learned from the others."""
+C = 1.5
+"""Inverse strength of the L2 penalty."""
+
+
+class Ngrams:
+    """(classes,) logits of a text: its l2-normalised tf-idf weights times a matrix."""
+
+    def __init__(self, idf: np.ndarray, weights: np.ndarray, bias: np.ndarray):
+        """`idf` (features,), `weights` (features, classes), `bias` (classes,), float32."""
+        self.idf, self.weights, self.bias = idf, weights, bias
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, classes) float32."""
+        return np.asarray(weighted(counts(texts), self.idf) @ self.weights + self.bias, dtype=np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Write `ngrams.safetensors`."""
+        from safetensors.numpy import save_file
+
+        save_file({"idf": self.idf, "weights": self.weights, "bias": self.bias}, directory / FILE)
+
+    @classmethod
+    def load(cls, directory: Path, classes: int) -> Ngrams | None:
+        """Of a saved model; None where it has none. `ValueError` where the file does not fit."""
+        from gpt2 import files
+
+        path = directory / FILE
+        if not path.exists():
+            return None
+        found = {name: tensor.numpy() for name, tensor in files.read(path).items()}
+        shapes = {"idf": (2 * BUCKETS,), "weights": (2 * BUCKETS, classes), "bias": (classes,)}
+        if {name: array.shape for name, array in found.items()} != shapes:
+            raise ValueError(f"{path} is not of n-grams for {classes} labels: {[*found]}; it is from another version")
+        return cls(**found)
+
+
+def fit(
+    texts: Sequence[str], labels: np.ndarray, classes: int, weights: np.ndarray | None = None
+) -> tuple[Ngrams, np.ndarray]:
+    """(the model, what it says of its training texts: (N, classes) logits by models that did not see the text).
+
+    The model is the mean of the `FOLDS` models; its logits are calibrated on those that it returns. `weights` (N,)
+    say how much a text counts. Deterministic: a text's place decides its fold.
+    """
+    raw = counts(texts)
+    n, seen = raw.shape[0], np.bincount(raw.indices, minlength=raw.shape[1])
+    idf = (np.log((1 + n) / (1 + seen)) + 1).astype(np.float32)
+    features, fold = weighted(raw, idf), np.arange(n) % FOLDS
+    held_out = np.zeros((n, classes))
+    matrix, bias = np.zeros((features.shape[1], classes)), np.zeros(classes)
+    for k in range(FOLDS):
+        others = fold != k
+        w, b = one_against_rest(
+            features[others], labels[others], classes, weights if weights is None else weights[others]
+        )
+        held_out[~others] = features[~others] @ w + b
+        matrix, bias = matrix + w / FOLDS, bias + b / FOLDS
+    temperature = fit_temperature(held_out, labels)
+    found = Ngrams(idf, (matrix / temperature).astype(np.float32), (bias / temperature).astype(np.float32))
+    return found, (held_out / temperature).astype(np.float32)
+
+
+def one_against_rest(
+    features: csr_matrix, labels: np.ndarray, classes: int, counted: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(features, classes) weights and (classes,) intercepts; of a label without examples, or without any other, the
+    intercept alone."""
+    from sklearn.linear_model import LogisticRegression
+
+    weights, bias = np.zeros((features.shape[1], classes)), np.zeros(classes)
+    for label in range(classes):
+        mine = labels == label
+        if mine.all() or not mine.any():
+            bias[label] = math.log((mine.sum() + 0.5) / ((~mine).sum() + 0.5))
+            continue
+        model = LogisticRegression(C=C, solver="liblinear", tol=1e-2).fit(features, mine, counted)
+        weights[:, label], bias[label] = model.coef_[0], model.intercept_[0]
+    return weights, bias
+
+
+def counts(texts: Sequence[str]) -> csr_matrix:
+    """(N, features): how often a text has each n-gram, by the n-gram's hash."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    plain: dict[str, Any] = {"n_features": BUCKETS, "alternate_sign": False, "norm": None, "dtype": np.float32}
+    words = HashingVectorizer(ngram_range=(1, 2), **plain)
+    spellings = HashingVectorizer(ngram_range=(2, 5), analyzer="char_wb", **plain)
+    return hstack([words.transform(texts), spellings.transform(texts)], format="csr")
+
+
+def weighted(found: csr_matrix, idf: np.ndarray) -> csr_matrix:
+    """(N, features) sublinear tf-idf, each row of length 1 (or 0), as scikit-learn's TfidfTransformer has it."""
+    from sklearn.preprocessing import normalize
+
+    out = found.copy()
+    out.data = (1 + np.log(out.data)) * idf[out.indices]
+    return normalize(out)
