@@ -59,7 +59,7 @@ class Sampler:
         if settings.repetition_penalty != 1:
             logits = penalised(logits, self.text, settings.repetition_penalty)
         if settings.temperature == 0:
-            tokens = logits.argmax(-1)
+            tokens = likeliest(logits)
         else:
             tokens = self.draw(logits.float() / settings.temperature, self.draws[self.step])
             self.step += 1
@@ -79,6 +79,13 @@ class Sampler:
         else:
             chosen = at(probabilities.double().cumsum(-1), draws)
         return chosen if order is None else order.gather(1, chosen[:, None])[:, 0]
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """(B, V) logits to (B,) tokens, the first of equals."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:  # NumPy's takes a tenth of the time (2.13)
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def penalised(logits: Tensor, text: Tensor, penalty: float) -> Tensor:
