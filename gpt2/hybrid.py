@@ -108,11 +108,14 @@ def fit(
     columns = [np.asarray(score(read)), *(np.broadcast_to(p, (len(read), n_items)) for p in popular)]
     columns += [(recent @ relations[name]).toarray() for name in RECENT]
     columns.append((all_of_them @ relations["EASE"]).toarray())
-    scales = np.array([column.std() or 1.0 for column in columns])
+    middles = np.array([column.mean(dtype=float) for column in columns])
+    spreads = np.array([column.std(dtype=float) for column in columns])
+    scales = np.where(spreads > 1e-6 * (1 + np.abs(middles)), spreads, 1.0)  # what is the same for all says nothing
     allowed = all_of_them.toarray() == 0
     start = np.zeros(len(names))
     start[0] = scales[0]  # the model as it is
-    features = np.stack([c / s for c, s in zip(columns, scales, strict=True)], axis=-1).astype(np.float32)
+    parts = [(c - m) / s for c, m, s in zip(columns, middles, scales, strict=True)]
+    features = np.stack(parts, axis=-1).astype(np.float32)
     weights = dict(zip(names, (logit(features, allowed, wanted[users], start) / scales).tolist(), strict=True))
     of_recent, *others = [weights[name] * relations[name] for name in RECENT]
     for other in others:

@@ -110,6 +110,15 @@ def test_what_is_fitted_ranks_as_its_features_say_and_better_than_noise(tmp_path
     assert (found.scores(noise([empty]), [empty]) == noise([empty])).all()
 
 
+def test_what_is_the_same_for_all_items_does_no_harm():
+    """As popularity of late where all was at one moment long ago, or a model that says nothing."""
+    histories, popular = walks(200), table(walks(200)).assign(recent=1.0)
+    found = fit(lambda read: np.full((len(read), ITEMS), 7.3, np.float32), histories, popular)
+    values = np.array(list(found.weights.values()))
+    assert np.isfinite(values).all() and np.abs(values).max() < 100 and found.recent.nnz and found.whole.nnz
+    assert found.weights["recent popularity"] == pytest.approx(0, abs=1e-6)
+
+
 def test_what_is_held_out_changes_nothing():
     """Of the validation's choice only the weights know: no count and no pair is of it."""
     histories = walks(80)
