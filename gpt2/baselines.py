@@ -113,6 +113,6 @@ def ease_weights(histories: Sequence[np.ndarray], n_items: int, strength: float 
 def ease(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> np.ndarray:
     """(users, items) scores of EASE."""
     places, weights = ease_weights(histories, n_items, strength)
-    scores = np.zeros((len(histories), n_items))
+    scores = np.zeros((len(histories), n_items), np.float32)
     scores[:, places] = chosen(histories, n_items)[:, places] @ weights
     return scores

@@ -133,18 +133,21 @@ class Recommendation(Task):
         before, test = [h[:-1] for h in histories], np.array([h[-1] for h in histories])
         trained = [h[:-2] for h in histories]
         popular = baselines.popularity(trained, len(items))
+
+        def ranks_by(scores: np.ndarray) -> np.ndarray:
+            return np.array([metrics.rank_of(scores[u], test[u], before[u]) for u in range(len(before))])
+
         by_text = predictor.by_text(before)
-        scores = {
-            "model": predictor.with_choices(by_text, before),
-            "popularity": np.broadcast_to(popular, (len(before), len(items))),
-            "item-kNN": baselines.item_knn(before, len(items)),
-            "recent item-kNN": baselines.recent_item_knn(before, len(items)),
-            "EASE": baselines.ease(before, len(items)),
-            "text alone": by_text,
-        }
-        ranks = {
-            name: np.array([metrics.rank_of(s[u], test[u], before[u]) for u in range(len(before))])
-            for name, s in scores.items()
+        mixed, of_text = predictor.with_choices(by_text, before), ranks_by(by_text)
+        best = [predictor.top(mixed[u], before[u], 5) for u in range(min(4, len(before)))]
+        ranks = {"model": ranks_by(mixed)}
+        del by_text, mixed  # one table of all users and items at a time
+        ranks |= {
+            "popularity": ranks_by(np.broadcast_to(popular, (len(before), len(items)))),
+            "item-kNN": ranks_by(baselines.item_knn(before, len(items))),
+            "recent item-kNN": ranks_by(baselines.recent_item_knn(before, len(items))),
+            "EASE": ranks_by(baselines.ease(before, len(items))),
+            "text alone": of_text,
         }
         facts = {
             "test_item": test,
@@ -156,10 +159,10 @@ class Recommendation(Task):
         predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
         titles = items["title"].tolist()
-        samples = []
-        for user in range(min(4, len(before))):
-            top = [titles[i] for i in predictor.top(scores["model"][user], before[user], 5)]
-            samples.append(f"after {'; '.join(titles[i] for i in before[user][-5:])} → {'; '.join(top)}")
+        samples = [
+            f"after {'; '.join(titles[i] for i in before[user][-5:])} → {'; '.join(titles[i] for i in top)}"
+            for user, top in enumerate(best)
+        ]
         return {
             "task": self.name,
             "title": self.title,
