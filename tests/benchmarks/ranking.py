@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-CONTEXT, PRETRAINING, STEPS = 50, 64, 226
+CONTEXT, PRETRAINING, STEPS = 50, 64, 130
 HELD_OUT = 0.1
 """Share of the films that are taken out of all that is learned from."""
 PEER = "SASRec (RecTools)"
@@ -39,7 +39,7 @@ def run() -> None:
 
 
 def tuned(model, tokenizer, task, examples: Path):
-    """The predictor after a fine-tuning like the laptop's, but of more steps."""
+    """The predictor after a fine-tuning like the laptop's."""
     from gpt2.config import AdaptationConfig, OptimizerConfig, TrainConfig
     from gpt2.tuning import tune
 

@@ -1,7 +1,7 @@
 """RecTools' SASRec (Kang and McAuley 2018) on a leave-last-out split, for `ranking`; run by an environment of its own.
 
-python sasrec.py HISTORIES.json RANKS.json: settings and number of epochs are those best on the validation choice
-(the second to last); with them it learns from all but the last, whose rank is written.
+python sasrec.py HISTORIES.json RANKS.json: it learns from all but the last two choices, is taken as it was when it
+ranked the second to last best, settings and epochs alike, and then ranks the last after reading all before it.
 """
 
 import itertools
@@ -22,36 +22,25 @@ EVERY, EPOCHS, PATIENCE = 3, 60, 3
 
 def main(source: str, out: str) -> None:
     histories = [np.array(h) for h in json.loads(Path(source).read_text())]
-    grid = [dict(zip(SETTINGS, values, strict=True)) for values in itertools.product(*SETTINGS.values())]
-    tried = [(*search(histories, settings), number) for number, settings in enumerate(grid)]
-    _, epochs, number = max(tried)
-    found = final(histories, grid[number], epochs)
-    Path(out).write_text(json.dumps(found.tolist()))
+    found = [search(histories, dict(zip(SETTINGS, v, strict=True))) for v in itertools.product(*SETTINGS.values())]
+    Path(out).write_text(json.dumps(max(found, key=lambda pair: pair[0])[1].tolist()))
 
 
-def search(histories, settings: dict) -> tuple[float, int]:
-    """(NDCG@10 of the validation's choices, epochs): the best."""
-    started, best = time.perf_counter(), (0.0, 0)
-    model, data = sasrec(settings), dataset([h[:-2] for h in histories])
+def search(histories, settings: dict) -> tuple[float, np.ndarray]:
+    """(NDCG@10 of the validation's choices, ranks of the last ones) at the best epoch."""
+    started, best, at = time.perf_counter(), (0.0, np.array([])), 0
+    model, data, more = sasrec(settings), dataset([h[:-2] for h in histories]), dataset([h[:-1] for h in histories])
     for epochs in range(EVERY, EPOCHS + 1, EVERY):
         learn(model, data, EVERY, seed=epochs)
         ndcg = ndcg_at_10(ranks(model, data, [h[-2] for h in histories]))
-        best = max(best, (ndcg, epochs), key=lambda pair: pair[0])
+        if ndcg > best[0]:
+            best, at = (ndcg, ranks(model, more, [h[-1] for h in histories])), epochs
         told = {**settings, "epochs": epochs, "validation": round(ndcg, 4), "s": round(time.perf_counter() - started)}
         print(json.dumps(told), file=sys.stderr, flush=True)
-        if epochs - best[1] >= PATIENCE * EVERY:
+        if epochs - at >= PATIENCE * EVERY:
             break
-    print(json.dumps({**settings, "epochs": best[1], "validation": round(best[0], 4)}), flush=True)
+    print(json.dumps({**settings, "epochs": at, "validation": best[0], "test": ndcg_at_10(best[1])}), flush=True)
     return best
-
-
-def final(histories, settings: dict, epochs: int) -> np.ndarray:
-    """Ranks of the last choices for a model that knows all others."""
-    model, data = sasrec(settings), dataset([h[:-1] for h in histories])
-    learn(model, data, epochs, seed=epochs)
-    found = ranks(model, data, [h[-1] for h in histories])
-    print(json.dumps({**settings, "epochs": epochs, "test": round(ndcg_at_10(found), 4)}), flush=True)
-    return found
 
 
 def sasrec(settings: dict):
