@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+CELLS = 8_000_000
+"""Similarities computed at a time, which bounds the memory."""
+EASE_ITEMS = 4000
 
 
 def majority(train_labels: np.ndarray, n_test: int, n_classes: int) -> np.ndarray:
@@ -44,22 +52,67 @@ def popularity(histories: Sequence[np.ndarray], n_items: int) -> np.ndarray:
     return np.bincount(np.concatenate(histories), minlength=n_items).astype(float)
 
 
-def item_knn(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> np.ndarray:
-    """(users, items) scores: the sum of cosine similarities to the user's items, each item's 200 nearest kept.
-
-    Sarwar et al. 2001, on implicit feedback.
-    """
+def chosen(
+    histories: Sequence[Sequence[int] | np.ndarray], n_items: int, decay: float = 1.0, last: int | None = None
+) -> csr_matrix:
+    """(users, items), sparse: decay^k for what was chosen k items before the latest, of the `last` ones alone."""
     from scipy.sparse import csr_matrix
 
-    rows = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
-    columns = np.concatenate(histories)
-    seen = csr_matrix((np.ones(len(columns), np.float32), (rows, columns)), shape=(len(histories), n_items))
-    seen.data[:] = 1
-    similarity = (seen.T @ seen).toarray().astype(np.float32)
-    norms = np.sqrt(np.maximum(np.diag(similarity), 1e-9))
-    similarity /= norms[:, None] * norms[None, :]
-    np.fill_diagonal(similarity, 0)
-    if neighbours < n_items:
-        cut = np.partition(similarity, -neighbours, axis=1)[:, -neighbours][:, None]
-        similarity[similarity < cut] = 0
-    return seen @ similarity.T
+    rows = [np.asarray(h, dtype=int)[::-1][:last] for h in histories]
+    lengths = [len(row) for row in rows]
+    weights = np.concatenate([decay ** np.arange(n) for n in lengths]).astype(np.float32)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return csr_matrix((weights, np.concatenate(rows), indptr), shape=(len(rows), n_items))
+
+
+def cosines(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> csr_matrix:
+    """(items, items), sparse: to each item, in its row, the cosine similarities of the nearest others by who chose
+    them. Sarwar et al. 2001, on implicit feedback."""
+    from scipy.sparse import csr_matrix, vstack
+
+    seen = chosen(histories, n_items)
+    norms = np.sqrt(np.maximum(np.asarray(seen.sum(0)).ravel(), 1e-9)).astype(np.float32)
+    by_item, step, parts = seen.T.tocsr(), max(1, CELLS // n_items), []
+    for start in range(0, n_items, step):  # never all pairs at once: a large catalogue has too many
+        part = (by_item[start : start + step] @ seen).toarray()
+        part /= norms[start : start + step, None] * norms[None, :]
+        part[np.arange(len(part)), np.arange(start, start + len(part))] = 0
+        if neighbours < n_items:
+            part[part < np.partition(part, -neighbours, axis=1)[:, -neighbours][:, None]] = 0
+        parts.append(csr_matrix(part))
+    return vstack(parts, format="csr")
+
+
+def item_knn(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> np.ndarray:
+    """(users, items) scores: the sum of `cosines` to the user's items."""
+    return (chosen(histories, n_items) @ cosines(histories, n_items, neighbours).T).toarray()
+
+
+def recent_item_knn(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> np.ndarray:
+    """(users, items) scores: the same over the user's last ten items, the latest first, with weights 0.8^k."""
+    return (chosen(histories, n_items, 0.8, last=10) @ cosines(histories, n_items, neighbours).T).toarray()
+
+
+def ease_weights(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> tuple[np.ndarray, ...]:
+    """(items' indices (n,), weights (n, n) from a chosen item, the row, to another) of EASE (Steck 2019).
+
+    Of the `EASE_ITEMS` most chosen items, as it inverts a dense matrix: beyond them there is hardly a pair to learn
+    from.
+    """
+    seen = chosen(histories, n_items)
+    places = np.sort(np.argsort(-np.asarray(seen.sum(0)).ravel(), kind="stable")[:EASE_ITEMS])
+    kept = seen[:, places]
+    gram = (kept.T @ kept).toarray().astype(float)
+    gram[np.diag_indices(len(gram))] += strength
+    inverse = np.linalg.inv(gram)
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return places, weights
+
+
+def ease(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> np.ndarray:
+    """(users, items) scores of EASE."""
+    places, weights = ease_weights(histories, n_items, strength)
+    scores = np.zeros((len(histories), n_items), np.float32)
+    scores[:, places] = chosen(histories, n_items)[:, places] @ weights
+    return scores

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from gpt2.config import Settings, operational
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = (".csv", ".jsonl", ".parquet")
+HALF_LIVES = 8
+"""Of an interaction's weight in recent popularity, in the time from the first to the last of them."""
 
 
 class InteractionsFile(Settings):
@@ -78,26 +81,32 @@ def distinct(names: Sequence[str]) -> None:
 
 
 def prepare(source: Path, settings: CatalogueFiles, out: Path) -> dict[str, int]:
-    """Write items.parquet (item, title, text, popularity), histories.parquet (user, item indices in order) and
+    """Write items.parquet (item, title, text, popularity, recent), histories.parquet (user, item indices in order) and
     catalogue.json; returns the counts, also of what was left out.
 
     The last item of a user is the test, the one before it the validation, the rest trains; popularity counts training
-    interactions only. `ValueError` where the files can't be learned from.
+    interactions only, and so does `recent`, where the older count less. `ValueError` where the files can't be learned
+    from.
     """
-    import pandas as pd
-
     items, histories, counts = usable(source, settings)
-    trained = pd.Series([item for history in histories for item in history[:-2]]).value_counts()
-    popularity = trained.reindex(range(len(items)), fill_value=0).to_numpy()
-    items.assign(popularity=popularity).to_parquet(out / "items.parquet", index=False)
-    histories.rename("items").reset_index().to_parquet(out / "histories.parquet", index=False)
+    trained = [np.concatenate([row[:-2] for row in histories[column]]) for column in ("items", "times")]
+    popularity = np.bincount(trained[0], minlength=len(items))
+    recent = np.bincount(trained[0], freshness(trained[1]), minlength=len(items))
+    items.assign(popularity=popularity, recent=recent).to_parquet(out / "items.parquet", index=False)
+    histories["items"].reset_index().to_parquet(out / "histories.parquet", index=False)
     (out / "catalogue.json").write_text(json.dumps({"item_tokens": settings.item_tokens}))
     return counts
 
 
-def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.Series, dict[str, int]]:
-    """(items: item, title, text; of each user with enough of them the indices of what he chose, each once, in order of
-    time; counts)."""
+def freshness(times: np.ndarray) -> np.ndarray:
+    """(N,) seconds to weights of at most 1, by how long before the last of them they were."""
+    age = times.max() - times
+    return 0.5 ** (HALF_LIVES * age / max(age.max(), 1.0))
+
+
+def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """(items: item, title, text; of each user with enough of them `items`, the indices of what he chose, each once, in
+    order of time, and their `times`; counts)."""
     from gpt2.catalogue_files import read_source
 
     items, choices, counts = read_source(source, settings)
@@ -113,9 +122,10 @@ def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.Ser
     counts["unknown_items"] = len(choices) - int(known.sum())
     counts["repeated"] = int(known.sum()) - len(chosen)
     places = {item: i for i, item in enumerate(items["item"])}
-    chosen["index"] = chosen["item"].map(places)
-    histories = chosen.groupby("user", sort=True)["index"].agg(list)
-    enough = histories[histories.map(len) >= settings.min_items]
+    chosen["items"] = chosen["item"].map(places)
+    chosen["times"] = (chosen["time"] - chosen["time"].min()).dt.total_seconds()
+    histories = chosen.groupby("user", sort=True)[["items", "times"]].agg(list)
+    enough = histories[histories["items"].map(len) >= settings.min_items]
     counts["users_with_few"] = len(histories) - len(enough)
     if len(enough) < 2:
         left_out = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n)
@@ -123,7 +133,7 @@ def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.Ser
             f"{where}: only {len(enough)} users have {settings.min_items} items or more ({left_out}); add interactions"
             + ("" if settings.min_weight is None else f" or lower min_weight={settings.min_weight}")
         )
-    total = int(enough.map(len).sum())
+    total = int(enough["items"].map(len).sum())
     return items, enough, {"users": len(enough), "items": len(items), "interactions": total, **counts}
 
 

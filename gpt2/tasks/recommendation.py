@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gpt2.evidence import Evidence
+    from gpt2.hybrid import Hybrid
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
@@ -66,10 +67,11 @@ class Recommendation(Task):
     title = "Next item by text"
     primary = "ndcg_at_10"
     floor = "popularity"
-    baselines = ("popularity", "item-kNN")
+    baselines = ("popularity", "item-kNN", "recent item-kNN", "EASE", "text alone")
     Settings = RecommendationSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.metrics"
+        "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.hybrid",
+        "gpt2.metrics",
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices",)
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
@@ -103,16 +105,19 @@ class Recommendation(Task):
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
 
-        from gpt2 import weights
+        from gpt2 import hybrid, weights
 
         weights.save(module.model, out)
         tokenizer.save(out)
-        _, items = load_examples(examples)
+        histories, items = load_examples(examples)
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
         save_file(head, out / "head.safetensors")
         items.to_json(out / "items.jsonl", orient="records", lines=True, force_ascii=False)
         told = {"task": self.name, "context": context, "item_tokens": item_tokens(examples)}
         (out / "task.json").write_text(json.dumps(told, indent=1))
+        mixed = hybrid.fit(self.predictor(out).by_text, [h[:-1] for h in histories], items)
+        mixed.save(out)
+        (out / "task.json").write_text(json.dumps(told | {"weights": dict(mixed.weights)}, indent=1))
 
     def predictor(self, directory: Path) -> RecommendationPredictor:
         return RecommendationPredictor(directory)
@@ -128,14 +133,21 @@ class Recommendation(Task):
         before, test = [h[:-1] for h in histories], np.array([h[-1] for h in histories])
         trained = [h[:-2] for h in histories]
         popular = baselines.popularity(trained, len(items))
-        scores = {
-            "model": predictor.scores(before),
-            "popularity": np.broadcast_to(popular, (len(before), len(items))),
-            "item-kNN": baselines.item_knn(before, len(items)),
-        }
-        ranks = {
-            name: np.array([metrics.rank_of(s[u], test[u], before[u]) for u in range(len(before))])
-            for name, s in scores.items()
+
+        def ranks_by(scores: np.ndarray) -> np.ndarray:
+            return np.array([metrics.rank_of(scores[u], test[u], before[u]) for u in range(len(before))])
+
+        by_text = predictor.by_text(before)
+        mixed, of_text = predictor.with_choices(by_text, before), ranks_by(by_text)
+        best = [predictor.top(mixed[u], before[u], 5) for u in range(min(4, len(before)))]
+        ranks = {"model": ranks_by(mixed)}
+        del by_text, mixed  # one table of all users and items at a time
+        ranks |= {
+            "popularity": ranks_by(np.broadcast_to(popular, (len(before), len(items)))),
+            "item-kNN": ranks_by(baselines.item_knn(before, len(items))),
+            "recent item-kNN": ranks_by(baselines.recent_item_knn(before, len(items))),
+            "EASE": ranks_by(baselines.ease(before, len(items))),
+            "text alone": of_text,
         }
         facts = {
             "test_item": test,
@@ -147,10 +159,10 @@ class Recommendation(Task):
         predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
         titles = items["title"].tolist()
-        samples = []
-        for user in range(min(4, len(before))):
-            top = [titles[i] for i in predictor.top(scores["model"][user], before[user], 5)]
-            samples.append(f"after {'; '.join(titles[i] for i in before[user][-5:])} → {'; '.join(top)}")
+        samples = [
+            f"after {'; '.join(titles[i] for i in before[user][-5:])} → {'; '.join(titles[i] for i in top)}"
+            for user, top in enumerate(best)
+        ]
         return {
             "task": self.name,
             "title": self.title,
@@ -158,8 +170,8 @@ class Recommendation(Task):
             "floor": self.floor,
             "metrics": ranked.pop("model"),
             "baselines": ranked,
-            "counts": {"users": len(before), "items": len(items)},
-            "samples": {"Recommendations": samples},
+            "counts": {"users": len(before), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
+            "samples": {"Recommendations": samples, "What counts": predictor.told()},
             "figures": [],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
             **self.evidence(predictions).summary(),
@@ -207,9 +219,11 @@ class RecommendationPredictor:
 
     def __init__(self, directory: Path):
         import pandas as pd
+        import torch
 
         from gpt2 import files, weights
         from gpt2.heads import Recommender
+        from gpt2.hybrid import Hybrid
         from gpt2.tokenizer import Tokenizer
 
         items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
@@ -228,9 +242,30 @@ class RecommendationPredictor:
         files.check(path, head, {name: value for name, value in own.items() if not name.startswith("model.")})
         self.module.load_state_dict(head, strict=False)
         self.module.eval()
+        self.hybrid: Hybrid | None = None
+        if "weights" in saved:  # older models rank by text and popularity alone
+            self.hybrid = Hybrid.load(directory, saved["weights"], len(items))
+        with torch.inference_mode():  # items are read once
+            self.features = self.module.features()
+            self.embeddings = self.module.embeddings(self.features)
 
-    def scores(self, histories: Sequence[Sequence[int] | np.ndarray], batch_size: int = 64) -> np.ndarray:
-        """(histories, items) scores: estimates of log-probabilities, up to a constant.
+    def scores(self, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """(histories, items) scores: those of text with those of what people chose."""
+        return self.with_choices(self.by_text(histories), histories)
+
+    def with_choices(self, by_text: np.ndarray, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """The (histories, items) scores of `by_text` with what people chose beside them; see `gpt2.hybrid`."""
+        return by_text if self.hybrid is None else self.hybrid.scores(by_text, histories)
+
+    def told(self) -> list[str]:
+        """How scores are made."""
+        if self.hybrid is None:
+            return ["a score is the model's, of texts and popularity"]
+        parts = ", ".join(f"{value:+.3g} x {name}" for name, value in self.hybrid.weights.items())
+        return [f"a score is, by weights fitted on the validation's choices, {parts}"]
+
+    def by_text(self, histories: Sequence[Sequence[int] | np.ndarray], batch_size: int = 64) -> np.ndarray:
+        """(histories, items) scores of the model alone: estimates of log-probabilities, up to a constant.
 
         The latest items of a long history count, as many as in training; an empty one has popularity alone.
         """
@@ -241,14 +276,12 @@ class RecommendationPredictor:
 
         out = []
         with torch.inference_mode():
-            features = self.module.features()
-            embeddings = self.module.embeddings(features)
             for start in range(0, len(histories), batch_size):
                 rows = [[int(i) for i in h[-self.context :]] for h in histories[start : start + batch_size]]
                 ids, lengths = pad(rows)
                 items, packed = pack(ids, lengths.clamp_min(1))
-                last = self.module.tastes(items, packed, features)[packed.last] * (lengths > 0)[:, None]
-                out.append(self.module.scores(last, embeddings).numpy())
+                last = self.module.tastes(items, packed, self.features)[packed.last] * (lengths > 0)[:, None]
+                out.append(self.module.scores(last, self.embeddings).numpy())
         return np.concatenate(out)
 
     def top(

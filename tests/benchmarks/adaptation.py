@@ -64,6 +64,6 @@ def ndcg(predictor, examples: Path) -> str:
     from gpt2.tasks.recommendation import load_examples
 
     histories, _ = load_examples(examples)
-    scores = predictor.scores([h[:-1] for h in histories])
+    scores = predictor.by_text([h[:-1] for h in histories])
     ranks = np.array([rank_of(s, h[-1], h[:-1]) for s, h in zip(scores, histories, strict=True)])
     return f"NDCG@10 {ranking(ranks)['ndcg_at_10']:.3f}"

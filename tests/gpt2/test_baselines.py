@@ -1,9 +1,11 @@
-"""Baselines: probabilities, and item-kNN beside brute force."""
+"""Baselines: probabilities, and those of rankings beside brute force."""
 
 import numpy as np
 import pytest
 
 from gpt2 import baselines
+
+ITEMS = 20
 
 
 def test_majority_is_the_shares():
@@ -25,20 +27,64 @@ def test_popularity_counts():
     assert baselines.popularity([np.array([0, 2]), np.array([2])], 4).tolist() == [1, 0, 2, 0]
 
 
-@pytest.mark.parametrize("neighbours", [3, 50])
-def test_item_knn_is_brute_force(neighbours):
+@pytest.fixture
+def histories():
+    """So many that no two similarities tie at the cut."""
     generator = np.random.default_rng(0)
-    n_users, n_items = 400, 20  # so many that no two similarities tie at the cut
-    histories = [generator.choice(n_items, generator.integers(2, 8), replace=False) for _ in range(n_users)]
-    seen = np.zeros((n_users, n_items))
+    return [generator.choice(ITEMS, generator.integers(2, 15), replace=False) for _ in range(400)]
+
+
+def seen_by(histories):
+    seen = np.zeros((len(histories), ITEMS))
     for user, items in enumerate(histories):
         seen[user, items] = 1
-    similarity = np.zeros((n_items, n_items))
-    for a in range(n_items):
-        for b in range(n_items):
+    return seen
+
+
+def brute_force_cosines(histories, neighbours):
+    seen, similarity = seen_by(histories), np.zeros((ITEMS, ITEMS))
+    for a in range(ITEMS):
+        for b in range(ITEMS):
             norm = np.linalg.norm(seen[:, a]) * np.linalg.norm(seen[:, b])
             similarity[a, b] = seen[:, a] @ seen[:, b] / norm if a != b and norm else 0
     for row in similarity:
-        row[row < np.sort(row)[-min(neighbours, n_items)]] = 0
-    expected = np.array([[sum(similarity[item, i] for i in h) for item in range(n_items)] for h in histories])
-    assert baselines.item_knn(histories, n_items, neighbours) == pytest.approx(expected, abs=1e-5)
+        row[row < np.sort(row)[-min(neighbours, ITEMS)]] = 0
+    return similarity
+
+
+@pytest.mark.parametrize("cells", [7, 1000])
+@pytest.mark.parametrize("neighbours", [3, 50])
+def test_item_knn_is_brute_force(histories, neighbours, cells, monkeypatch):
+    monkeypatch.setattr(baselines, "CELLS", cells * ITEMS)
+    similarity = brute_force_cosines(histories, neighbours)
+    expected = np.array([[sum(similarity[item, i] for i in h) for item in range(ITEMS)] for h in histories])
+    assert baselines.item_knn(histories, ITEMS, neighbours) == pytest.approx(expected, abs=1e-5)
+    last = np.array([
+        [sum(0.8**k * similarity[item, i] for k, i in enumerate(h[::-1][:10])) for item in range(ITEMS)]
+        for h in histories
+    ])  # fmt: skip
+    assert baselines.recent_item_knn(histories, ITEMS, neighbours) == pytest.approx(last, abs=1e-5)
+
+
+def test_ease_solves_each_items_regression_without_itself(histories):
+    """B minimises |X - XB|² + λ|B|² with a diagonal of zeros (Steck 2019): column by column a ridge regression on the
+    other items."""
+    seen = seen_by(histories)
+    expected = np.zeros((ITEMS, ITEMS))
+    for item in range(ITEMS):
+        others = [i for i in range(ITEMS) if i != item]
+        x = seen[:, others]
+        expected[others, item] = np.linalg.solve(x.T @ x + 100 * np.eye(len(others)), x.T @ seen[:, item])
+    assert baselines.ease(histories, ITEMS) == pytest.approx(seen @ expected, abs=1e-6)
+
+
+def test_ease_of_a_large_catalogue_knows_the_most_chosen(histories, monkeypatch):
+    monkeypatch.setattr(baselines, "EASE_ITEMS", 8)
+    counts = seen_by(histories).sum(0)
+    known = set(np.argsort(-counts, kind="stable")[:8].tolist())
+    kept = [np.array([i for i in h if i in known], dtype=int) for h in histories]
+    scores = baselines.ease(histories, ITEMS)
+    assert {i for i in range(ITEMS) if scores[:, i].any()} == known
+    monkeypatch.setattr(baselines, "EASE_ITEMS", ITEMS)
+    alone = baselines.ease(kept, ITEMS)
+    assert scores[:, sorted(known)] == pytest.approx(alone[:, sorted(known)], abs=1e-9)

@@ -94,6 +94,10 @@ def test_histories_are_what_brute_force_says(tmp_path_factory, rows, least, orde
     assert counts["users_with_few"] == sum(0 < len(chosen[u]) < 4 for u in chosen)
     trained = [i for items in histories["items"] for i in items[:-2]]
     assert items["popularity"].tolist() == [trained.count(i) for i in range(8)]
+    moments = [(i, chosen[u][i]) for u, own in zip(users, histories["items"], strict=True) for i in own[:-2]]
+    last, first = (f(t for _, t in moments) for f in (max, min))
+    recent = [sum(0.5 ** (8 * (last - t) / max(last - first, 1)) for j, t in moments if j == i) for i in range(8)]
+    assert items["recent"].tolist() == pytest.approx(recent)
 
 
 @pytest.mark.parametrize("moment", [
@@ -304,7 +308,7 @@ def test_the_order_of_equal_moments_says_nothing():
 
 def test_the_readers_do_what_the_command_shows(tmp_path):
     found, counts, items, histories = prepared(tmp_path, shoes(), walks())
-    table, series, same = usable(tmp_path / "things.csv", found)
+    table, found_histories, same = usable(tmp_path / "things.csv", found)
     assert same == counts and len(table) == len(items)
-    assert all(np.array_equal(a, b) for a, b in zip(series, histories["items"], strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(found_histories["items"], histories["items"], strict=True))
     assert prepare(tmp_path / "things.csv", found, tmp_path) == counts

@@ -300,7 +300,7 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
     saved, out = tmp_path / "model", tmp_path / "report"
     saved.mkdir(), out.mkdir()
     kind.save(module, examples, tokenizer, CONTEXT, saved)
-    assert {p.name for p in saved.iterdir()} == SAVED | {"items.jsonl"}
+    assert {p.name for p in saved.iterdir()} == SAVED | {"items.jsonl", "neighbours.safetensors"}
     predictor = kind.predictor(saved)
     asked = [
         {"history": ["Film number 3", "f4"]},
@@ -317,14 +317,27 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
     kept = {n: p.detach() for n, p in module.named_parameters()}
     assert predictor.module.popularity_weight.detach() == pytest.approx(kept["popularity_weight"])
     torch.testing.assert_close(predictor.module.taste.weight.detach(), kept["taste.weight"])
+    read = [h[:-1] for h in histories]
+    assert (predictor.scores(read) != predictor.by_text(read)).any()
     written = report.write(kind.evaluate(saved, examples, out), out)
     assert kind.primary in written["metrics"] and tuple(written["baselines"]) == kind.baselines
     stored(kind, written, out)
+    older(kind, saved, read)
     assert any(part["slice"].startswith("history") for part in written["slices"])
     ranks = pd.read_parquet(out / "predictions.parquet")
     assert ranks["test_item"].tolist() == [int(h[-1]) for h in histories]
     room = np.array([len(items) - len(h) + 1 for h in histories])  # what a user has seen does not compete
     assert (ranks["rank_model"] >= 1).all() and (ranks["rank_model"] <= room).all()
+
+
+def older(kind, saved, histories):
+    """A model that was saved before there were weights ranks by text, as it did."""
+    told = json.loads((saved / "task.json").read_text())
+    del told["weights"]
+    (saved / "task.json").write_text(json.dumps(told))
+    (saved / "neighbours.safetensors").unlink()
+    predictor = kind.predictor(saved)
+    assert (predictor.scores(histories) == predictor.by_text(histories)).all()
 
 
 @pytest.mark.parametrize(

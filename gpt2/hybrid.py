@@ -1,0 +1,233 @@
+"""What people chose, beside what a model makes of texts: popularity, of late too, and what is chosen with what.
+
+Score of an item = weight x model's score + weights x what choices say of it. The weights are those of a conditional
+logit (McFadden 1974): what users of the validation split chose, of all that they had not chosen yet. A prior holds them
+at the model alone, so that few choices change little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpt2.baselines import chosen, cosines, ease_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+
+DECAY, LAST = 0.8, 10
+"""How much less an item counts for each that was chosen after it, and how many count."""
+WINDOW, NEAR, NEXT = 20, 0.9, 0.8
+"""Items so many places apart are chosen near each other; by how much a place more counts less."""
+NEIGHBOURS = 200
+"""What is kept for an item: those closest to it."""
+USERS, CELLS = 256, 40_000_000
+"""Users whose choices are fitted, and features of theirs at once."""
+POPULAR = ("popularity", "recent popularity")
+RECENT = ("chosen by the same", "chosen nearby", "chosen before")
+FILE = "neighbours.safetensors"
+
+
+@dataclass(frozen=True)
+class Links:
+    """A sparse (items, items) matrix, row by row. Of NumPy alone: scoring needs no SciPy, which fitting does."""
+
+    starts: np.ndarray
+    """(items + 1,) where in the others each row begins."""
+    items: np.ndarray
+    """(N,) the columns."""
+    values: np.ndarray
+    """(N,)"""
+
+    @classmethod
+    def of(cls, matrix: csr_matrix) -> Links:
+        return cls(*(matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data.astype(np.float32)))
+
+    def add(self, scores: np.ndarray, item: int, weight: float) -> None:
+        """Add a row, so many times, to (items,) scores."""
+        row = slice(self.starts[item], self.starts[item + 1])
+        scores[self.items[row]] += weight * self.values[row]
+
+    def check(self, n_items: int) -> None:
+        """`ValueError` where it is no (n_items, n_items) matrix."""
+        ends, items, values = self.starts, self.items, self.values
+        fits = ends.shape == (n_items + 1,) and ends[0] == 0 and ends[-1] == len(items) and items.shape == values.shape
+        if not fits or (np.diff(ends) < 0).any() or (len(items) and not 0 <= items.min() <= items.max() < n_items):
+            raise ValueError(f"its {len(ends) - 1:,} rows of {len(items):,} items are none of that catalogue")
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Fitted, and ready to score."""
+
+    weights: Mapping[str, float]
+    """Of the model's score and of each feature."""
+    popular: np.ndarray
+    """(items,) what popularity adds to the score of each."""
+    recent: Links
+    """What one of the last items, in the row, adds to each."""
+    whole: Links
+    """What any item that was chosen, in the row, adds to each."""
+
+    def scores(self, model: np.ndarray, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """(histories, items) scores from the model's, which stay as they are where a history is empty."""
+        found = np.array(model, dtype=np.float32)
+        for row, history in zip(found, histories, strict=True):
+            if not len(history):
+                continue
+            row *= self.weights["model"]
+            row += self.popular
+            for place, item in enumerate(reversed(history)):
+                if place < LAST:
+                    self.recent.add(row, item, DECAY**place)
+                self.whole.add(row, item, 1.0)
+        return found
+
+    def save(self, directory: Path) -> None:
+        """Write `FILE`; the weights are for the caller to keep."""
+        import torch
+        from safetensors.torch import save_file
+
+        found = {"popular": self.popular}
+        for name, links in (("recent", self.recent), ("whole", self.whole)):
+            found |= {f"{name}.starts": links.starts, f"{name}.items": links.items, f"{name}.values": links.values}
+        save_file({name: torch.from_numpy(array) for name, array in found.items()}, directory / FILE)
+
+    @classmethod
+    def load(cls, directory: Path, weights: Mapping[str, float], n_items: int) -> Hybrid:
+        """What `save` wrote; `ValueError` where the file is none, or of another catalogue."""
+        from gpt2 import files
+
+        path = directory / FILE
+        found = {name: tensor.numpy() for name, tensor in files.read(path).items()}
+        try:
+            parts = ("starts", "items", "values")
+            links = [Links(*(found[f"{name}.{part}"] for part in parts)) for name in ("recent", "whole")]
+            for each in links:
+                each.check(n_items)
+            if found["popular"].shape != (n_items,):
+                raise ValueError(f"'popular' is {found['popular'].shape}")
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} does not fit a catalogue of {n_items:,} items: {error}") from None
+        return cls(weights, found["popular"], *links)
+
+
+def fit(
+    score: Callable[[Sequence[np.ndarray]], np.ndarray], histories: Sequence[np.ndarray], items: pd.DataFrame
+) -> Hybrid:
+    """The hybrid of a model whose (histories, items) scores are `score`'s.
+
+    `histories` end with the validation's choice, on which the weights are fitted; all else is of what was before it,
+    and so are `popularity` and `recent` of the `items`.
+    """
+    n_items = len(items)
+    popular = [np.log1p(items[name].to_numpy(float)) for name in ("popularity", "recent")]
+    before, wanted = [h[:-1] for h in histories], np.array([h[-1] for h in histories])
+    names = ("model", *POPULAR, *RECENT, "EASE")
+    most = max(1, min(USERS, CELLS // (n_items * len(names))))
+    users = np.unique(np.linspace(0, len(histories) - 1, most).astype(int))
+    read = [before[u] for u in users]
+    relations = related(before, n_items)
+    recent, all_of_them = chosen(read, n_items, DECAY, LAST), chosen(read, n_items)
+    columns = [np.asarray(score(read)), *(np.broadcast_to(p, (len(read), n_items)) for p in popular)]
+    columns += [(recent @ relations[name]).toarray() for name in RECENT]
+    columns.append((all_of_them @ relations["EASE"]).toarray())
+    middles = np.array([column.mean(dtype=float) for column in columns])
+    spreads = np.array([column.std(dtype=float) for column in columns])
+    scales = np.where(spreads > 1e-6 * (1 + np.abs(middles)), spreads, 1.0)  # what is the same for all says nothing
+    allowed = all_of_them.toarray() == 0
+    start = np.zeros(len(names))
+    start[0] = scales[0]  # the model as it is
+    parts = [(c - m) / s for c, m, s in zip(columns, middles, scales, strict=True)]
+    features = np.stack(parts, axis=-1).astype(np.float32)
+    weights = dict(zip(names, (logit(features, allowed, wanted[users], start) / scales).tolist(), strict=True))
+    of_recent, *others = [weights[name] * relations[name] for name in RECENT]
+    for other in others:
+        of_recent = of_recent + other
+    adds = (weights[POPULAR[0]] * popular[0] + weights[POPULAR[1]] * popular[1]).astype(np.float32)
+    return Hybrid(weights, adds, Links.of(of_recent.tocsr()), Links.of((weights["EASE"] * relations["EASE"]).tocsr()))
+
+
+def logit(features: np.ndarray, allowed: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """(features,) weights of most probability: of the choice `wanted` (users,) among the `allowed` (users, items), by
+    the softmax of (users, items, features) times weights, and of the weights, normal around `start` with deviation 1.
+    """
+    from scipy.optimize import minimize
+
+    users, mean_wanted = np.arange(len(wanted)), features[np.arange(len(wanted)), wanted].mean(0)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = np.where(allowed, features @ weights.astype(np.float32), -np.inf).astype(float)
+        scores -= scores.max(1, keepdims=True)
+        chances = np.exp(scores)
+        totals = chances.sum(1, keepdims=True)
+        value = np.log(totals).mean() - scores[users, wanted].mean()
+        chances = (chances / totals / len(users)).astype(np.float32)
+        slope = np.tensordot(chances, features, axes=2) - mean_wanted
+        far = weights - start
+        return value + far @ far / (2 * len(users)), slope.astype(float) + far / len(users)
+
+    return minimize(loss, start, jac=True, method="L-BFGS-B").x
+
+
+def related(histories: Sequence[np.ndarray], n_items: int) -> dict[str, csr_matrix]:
+    """What a chosen item, in the row, says of each other: (items, items) by feature."""
+    forward = following(histories, n_items, WINDOW, NEAR)
+    return {
+        "chosen by the same": cosines(histories, n_items, NEIGHBOURS).T.tocsr(),
+        "chosen nearby": nearest(normalised(forward + forward.T, histories)),
+        "chosen before": nearest(normalised(following(histories, n_items, WINDOW // 2, NEXT), histories)),
+        "EASE": strongest(histories, n_items),
+    }
+
+
+def following(histories: Sequence[np.ndarray], n_items: int, window: int, decay: float) -> csr_matrix:
+    """(items, items), sparse: how often the item in the row was chosen before that in the column, within `window`
+    places; decay^(places - 1) for each time."""
+    from scipy.sparse import csr_matrix
+
+    users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
+    items, total = np.concatenate(histories), csr_matrix((n_items, n_items), dtype=np.float32)
+    for gap in range(1, window + 1):
+        same = users[:-gap] == users[gap:]
+        pair = items[:-gap][same], items[gap:][same]
+        weights = np.full(len(pair[0]), decay ** (gap - 1), dtype=np.float32)
+        total = total + csr_matrix((weights, pair), shape=total.shape)
+    return total
+
+
+def normalised(counts: csr_matrix, histories: Sequence[np.ndarray]) -> csr_matrix:
+    """Counts of pairs divided by the roots of how often each of the two was chosen, one added to each."""
+    from scipy.sparse import diags
+
+    roots = diags(1 / np.sqrt(np.bincount(np.concatenate(histories), minlength=counts.shape[0]) + 1.0))
+    return (roots @ counts @ roots).astype(np.float32).tocsr()
+
+
+def nearest(matrix: csr_matrix) -> csr_matrix:
+    """For each column the largest values, `NEIGHBOURS` of them at most; the others are dropped."""
+    found = matrix.tocsc(copy=True)
+    for start, end in zip(found.indptr[:-1], found.indptr[1:], strict=True):
+        values = found.data[start:end]
+        if len(values) > NEIGHBOURS:
+            values[values < np.partition(values, -NEIGHBOURS)[-NEIGHBOURS]] = 0
+    found.eliminate_zeros()
+    return found.tocsr()
+
+
+def strongest(histories: Sequence[np.ndarray], n_items: int) -> csr_matrix:
+    """The weights of EASE, for each item the largest either way."""
+    from scipy.sparse import csr_matrix
+
+    places, weights = ease_weights(histories, n_items)
+    if len(places) > NEIGHBOURS:
+        size = np.abs(weights)
+        weights[size < np.partition(size, -NEIGHBOURS, axis=0)[-NEIGHBOURS]] = 0
+    rows, columns = np.nonzero(weights)
+    values = weights[rows, columns].astype(np.float32)
+    return csr_matrix((values, (places[rows], places[columns])), shape=(n_items, n_items))
