@@ -125,17 +125,14 @@ def learned(tmp_path, small_changes, small_data, monkeypatch):
     return text, base, made, own
 
 
-def test_a_classifier_is_made_again_with_the_text_of_its_base(learned):
+def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(learned):
     text, base, made, own = learned
     config = check(with_base(own, made), "models:/x/1")
     assert config.corpus.sources == [str(p) for p in sorted(text.folder.iterdir())]
     plan = make_plan(config)
     assert plan.base.id == base.base.id and plan.tasks["sentiment"].model.id == own["artifact"]["id"]
     assert list(plan.tasks) == ["sentiment"]
-
-
-def test_why_a_classifier_of_a_base_can_t_be_made_again_is_told_truly(learned):
-    text, _, made, own = learned
+    # Why it can't be made again is told truly.
     with (text.folder / "a.jsonl").open("a") as stream:
         stream.write('{"text": "one more"}\n')
     with pytest.raises(ValueError, match=r"its data has changed: 'source' of 'documents of a\.jsonl'"):
