@@ -134,7 +134,7 @@ def test_each_verdict_is_read_on_the_run_in_prefect(home, first_run):
     for key, (description, text) in found.items():
         heading = rf"(Promoted|Not promoted): {key.removeprefix('verdict-')} version 1"
         assert re.fullmatch(heading, description) and re.match(f"# {heading}\n", text)
-        assert "| beats " in text and "](data:image/png;base64," in text
+        assert re.search(r"\n\| [✓✗] beats ", text) and "](data:image/png;base64," in text
         assert re.search(r"\]\(http://127.0.0.1:5000/#/experiments/\d+/runs/\w+/artifacts/verdict/verdict.html\)", text)
 
 
