@@ -72,7 +72,7 @@ batches = st.lists(
 runs_of_a_monitor = st.lists(batches, min_size=1, max_size=3), st.sampled_from("abcd"), st.integers(1, 4)
 
 
-@examples(deadline=None, max_examples=4)
+@examples(deadline=None, max_examples=2)
 @given(*runs_of_a_monitor)
 def test_readers_see_what_they_would_see_of_the_small_ones(runs, model, above):
     beside_small_ones(runs, model, above)
