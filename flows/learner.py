@@ -60,8 +60,10 @@ class Learner(Settings):
     @field_validator("tasks")
     @classmethod
     def _of_fine_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if others := sorted(set(value) - {cls.task}):
-            raise ValueError(f"these are settings of {', '.join(others)}; {cls.task} learns here: search {cls.task}")
+        if others := ", ".join(sorted(set(value) - {cls.task})):
+            raise ValueError(
+                f"these are settings of {others}, but {cls.task} learns here; give the best.yaml of gpt2 search {cls.task}"
+            )
         for name, section in value.items():
             if not isinstance(section, dict) or (other := sorted(set(section) - set(TUNED))):
                 what = ", ".join(other) if isinstance(section, dict) else repr(section)

@@ -167,7 +167,7 @@ def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
         for task, schema in of_file.items():
             own = {k: v for k, v in given.items() if k in schema.model_fields}
             if task != name and number:
-                with pytest.raises(InvalidConfig, match=f"these are settings of {name}; {task} learns here"):
+                with pytest.raises(InvalidConfig, match=f"these are settings of {name}, but {task} learns here"):
                     settings(schema, own, file, ())
         own = {k: v for k, v in given.items() if k in of_file[name].model_fields}
         learned = getattr(pipeline_settings(settings(of_file[name], own, file, ()), None, 5000).tasks, name)
