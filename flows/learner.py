@@ -62,7 +62,7 @@ class Learner(Settings):
     def _of_fine_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
         if others := ", ".join(sorted(set(value) - {cls.task})):
             raise ValueError(
-                f"these are settings of {others}, but {cls.task} learns here; give the best.yaml of gpt2 search {cls.task}"
+                f"these are settings of {others}, but {cls.task} learns here; give what gpt2 search {cls.task} found"
             )
         for name, section in value.items():
             if not isinstance(section, dict) or (other := sorted(set(section) - set(TUNED))):
