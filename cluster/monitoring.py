@@ -31,6 +31,9 @@ from gpt2.surges import HISTORY
 Report = Callable[[str], None]
 SMALL = 50_000
 """Posts that are scored in this process; Ray is not started for so few."""
+SCORED = "scored.parquet"
+BATCHES = "batches"
+"""In the info of a merged batch: the parts that it holds."""
 REFERENCE = 2000
 """Held-out texts of the training data that posts are compared with."""
 
@@ -83,20 +86,51 @@ def kind(config: MonitorConfig) -> str:
 
 def batches(store: Store, config: MonitorConfig) -> list[Artifact]:
     """The complete batches of this monitor, oldest first."""
+    return current(all_batches(store, config))
+
+
+def all_batches(store: Store, config: MonitorConfig) -> list[Artifact]:
+    """Also those that are held by merged ones (`cluster.compaction`) and not yet removed."""
     folder = store.root / kind(config)
     ids = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     found = [batch for id in ids if (batch := store.get(kind(config), id))]
     return sorted(found, key=lambda batch: (batch.manifest["created"], batch.id))
 
 
+def parts(batch: Artifact) -> list[tuple[str, str, int]]:
+    """(id, when made, posts) of the batches that a merged one holds, as its rows are; of another, its own."""
+    own = [(batch.id, batch.manifest["created"], batch.info["posts"])]
+    return [(id, created, posts) for id, created, posts in batch.info.get(BATCHES, own)]
+
+
+def current(made: Sequence[Artifact]) -> list[Artifact]:
+    """Without those that another one holds."""
+    held: set[str] = set()
+    found = set()
+    for batch in sorted(made, key=lambda batch: -len(parts(batch))):
+        mine = {id for id, *_ in parts(batch)}
+        if not mine <= held:
+            found.add(batch.id)
+            held |= mine
+    return [batch for batch in made if batch.id in found]
+
+
+def contents(made: Sequence[Artifact]) -> str:
+    """What batches hold, whether merged or not."""
+    return digest(sorted(id for batch in made for id, *_ in parts(batch)))
+
+
 def scored(made: Sequence[Artifact], model: Used, columns: Sequence[str]) -> pd.DataFrame:
     """Columns of all scored posts, each once: as this version of the model scored it, or else the last that did."""
     wanted = ["post", *columns]
-    ordered = sorted(made, key=lambda batch: batch.manifest["spec"]["model"] == model.identity)
-    tables = [pq.read_table(batch.file("scored.parquet"), columns=wanted).to_pandas() for batch in ordered]
-    if not tables:
+    if not made:
         return pd.DataFrame(columns=wanted)
-    return pd.concat(tables).drop_duplicates("post", keep="last").reset_index(drop=True)
+    tables = [pq.read_table(batch.file(SCORED), columns=wanted).to_pandas() for batch in made]
+    rows = [(batch.manifest["spec"]["model"] == model.identity, *part) for batch in made for part in parts(batch)]
+    order = {row: place for place, row in enumerate(sorted((mine, created, id) for mine, id, created, _ in rows))}
+    places = np.repeat([order[mine, created, id] for mine, id, created, _ in rows], [posts for *_, posts in rows])
+    table = pd.concat(tables).iloc[np.argsort(places, kind="stable")]
+    return table.drop_duplicates("post", keep="last").reset_index(drop=True)
 
 
 def to_score(
@@ -158,7 +192,7 @@ def score_one(root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, m
             figures["surprise"] = np.nan
         for i, label in enumerate(predictor.labels):
             table[f"probability_{label}"] = probabilities[:, i]
-        pd.concat([table, figures], axis=1).to_parquet(out / "scored.parquet", index=False)
+        pd.concat([table, figures], axis=1).to_parquet(out / SCORED, index=False)
         return {"posts": len(table)}
 
     return Store(root).make(key, build).info["posts"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -127,7 +128,8 @@ def type_at(path: str, name: str) -> Any:
             raise InvalidConfig(f"{where} does not change what is learned; leave it out")
     if isinstance(model, type) and issubclass(model, BaseModel):
         raise InvalidConfig(f"{where} is a section; name a setting in it, of {', '.join(model.model_fields)}")
-    return model
+    known = [kind for kind in get_args(model) if kind is not NoneType]
+    return known[0] if len(known) == 1 and NoneType in get_args(model) else model
 
 
 def reader(path: str) -> str | None:

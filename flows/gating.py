@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect.artifacts import create_markdown_artifact
+
 from cluster import pulling
 from cluster.registry import Verdict, gate
-from cluster.tracking import Run, client
+from cluster.tracking import Run, client, version_url
+from flows.artifacts import image, show, slug
 from gpt2 import verdict_files
 from gpt2.policy import GateConfig
 
@@ -38,6 +42,30 @@ def judging(version: Any, policy: GateConfig) -> Callable[[Report, Report | None
         return Verdict(found["promote"], tuple(found["reasons"]))
 
     return judge
+
+
+def publish(version: Any) -> None:
+    """Show the verdict that is kept with a version on the flow's run in Prefect; nothing where none was measured."""
+    files = [f.path for f in client().list_artifacts(version.run_id, FOLDER)]
+    if f"{FOLDER}/{verdict_files.VERDICT}" not in files:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def kept(name: str) -> Path:
+            return Path(client().download_artifacts(version.run_id, f"{FOLDER}/{name}", scratch))
+
+        found = json.loads(kept(verdict_files.VERDICT).read_text("utf-8"))
+        drawn = ""
+        if f"{FOLDER}/{verdict_files.PICTURE}" in files:
+            drawn = image(kept(verdict_files.PICTURE), "Beside the baselines, with 95 % intervals")
+    page = f"{Run(version.run_id).url}/artifacts/{FOLDER}/{verdict_files.PAGE}"
+    links = {
+        "The whole page, with parts, errors and cost": page,
+        "The version in the registry": version_url(version.name, version.version),
+    }
+    text = verdict_files.markdown(found, drawn, links)
+    key, description = slug(f"verdict-{version.name}"), verdict_files.heading(found)
+    show(create_markdown_artifact, markdown=text, key=key, description=description)
 
 
 def again(address: str, out: Path | None = None) -> dict[str, Any]:

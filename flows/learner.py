@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.lineage import Lineage, registered_lineage
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
@@ -24,6 +24,8 @@ CHAMPION = "models:/gpt2-base@champion"
 FEW_STEPS = 100
 """A small file is learned in smaller batches, so that there are so many steps."""
 SMALLEST_BATCH = 8
+TUNED = ("train", "adaptation")
+"""The sections of a task that a search changes."""
 
 if TYPE_CHECKING:
     Preset = str
@@ -49,8 +51,24 @@ class Learner(Settings):
     """Passes over the training split."""
     max_steps: int = Field(600, ge=1)
     """No more steps than this, whatever the passes: some 7 minutes on two cores with the preset `laptop`."""
+    tasks: dict[str, Any] = Field(default={})
+    """How it learns, as `gpt2 search` found it: the section `tasks` of a best.yaml, of the same preset. How long, and
+    in which batches, follows from the size of the data all the same."""
     changes: list[str] = Field(default=[])
     """Any other settings of the pipeline, each as in pretrain.steps=500 or tasks.sentiment.train.context=64."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _of_fine_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if others := ", ".join(sorted(set(value) - {cls.task})):
+            raise ValueError(
+                f"these are settings of {others}, but {cls.task} learns here; give what gpt2 search {cls.task} found"
+            )
+        for name, section in value.items():
+            if not isinstance(section, dict) or (other := sorted(set(section) - set(TUNED))):
+                what = ", ".join(other) if isinstance(section, dict) else repr(section)
+                raise ValueError(f"{name} has {what}; only {' and '.join(TUNED)} of a search belong here")
+        return value
 
 
 class ClassifierConfig(LabelledFile, Learner):
@@ -103,7 +121,8 @@ def pipeline_settings(config: Learner, base: Lineage | None, examples: int | Non
     others = {other: {"enabled": False} for other in tasks() if other != name}
     known = tasks()[name].Settings.model_fields
     given = {field: getattr(config, field) for field in type(config).model_fields if field in known}
-    values = merged(values, {"tasks": {**others, name: {**given, "enabled": True, "register_as": name_of(config)}}})
+    mine = {**given, "enabled": True, "register_as": name_of(config), **config.tasks.get(name, {})}
+    values = merged(values, {"tasks": {**others, name: mine}})
     values = fitting(values, name, base)
     settings = validate(values)
     if examples is not None:

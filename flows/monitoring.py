@@ -15,7 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cluster import monitoring, pages
+from cluster import compaction, monitoring, pages
 from cluster.champion import Used, used
 from cluster.connect import disconnect
 from cluster.home import store
@@ -90,7 +90,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
         return {"posts": len(posts), "topics": table["topic"].nunique(), "alerts": len(found)}
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
-    inputs = {"batches": digest([b.id for b in made]), "model": model.identity, "troubles": digest(troubles)}
+    inputs = {"batches": monitoring.contents(made), "model": model.identity, "troubles": digest(troubles)}
     return store().make(Key("sentiment-index", spec, inputs, CODE), build)
 
 
@@ -177,6 +177,7 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
         description=f"Sentiment of {config.name}",
     )
     sent = tell(config, model, built)
+    compaction.compact(store(), config, say)
     said = f"{new:,} new posts" if new else "no new posts"
     say(f"{said}; {built.info['posts']:,} in all; alerts: {built.info['alerts']}; the page is {path}")
     told = json.loads(built.file("told.json").read_text())

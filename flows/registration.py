@@ -80,6 +80,7 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
         assert version is not None
     else:
         say(f"register-{name}: done before ({registered} version {version.version})")
+    gating.publish(version)
     return registry.row(version)
 
 

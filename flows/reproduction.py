@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster import pulling
 from cluster.home import samples
+from cluster.lineage import PARENT
 from flows.config import PipelineConfig, merged, validate
 from flows.plan import make_plan
 from flows.provenance import RECORD, environment, keys_of
@@ -21,6 +22,8 @@ from gpt2.artifact import Store, code_version
 from gpt2.card import NAME as CARD
 from gpt2.modelfiles import Manifest, manifest
 
+NEEDED = {"model", "artifact", "config", "stages", "environment"}
+"""What a record holds."""
 SETTINGS = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 """Variables that would have the new run recorded where the old one was."""
 
@@ -33,7 +36,7 @@ def reproduce(address: str, folder: Path | None, say: Callable[[str], None]) -> 
     """
     version = pulling.find(address)
     known = pulling.expected_files(version)
-    recorded = json.loads(pulling.read_text(version, RECORD))
+    recorded = with_base(json.loads(pulling.read_text(version, RECORD)), version)
     config, artifact = check(recorded, pulling.exact(version)), recorded["artifact"]
     if folder and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new folder, so that nothing old is taken for new")
@@ -49,17 +52,35 @@ def reproduce(address: str, folder: Path | None, say: Callable[[str], None]) -> 
             shutil.rmtree(fresh, ignore_errors=True)
 
 
+def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
+    """The record, with settings and stages of the registered base model that learned, where that is another run's: its
+    text is not what this version's own settings name. `ValueError` where it has no record any more."""
+    base = version.tags.get("gpt2.base_version")
+    if base is None or not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
+        return recorded
+    try:
+        theirs = json.loads(pulling.read_text(pulling.find(f"models:/{base}"), RECORD))
+    except ValueError as error:
+        raise ValueError(f"{pulling.exact(version)} can't be made again without {base}: {error}") from None
+    own = [stage for stage in recorded["stages"] if stage["what"].startswith(f"{recorded['model']} ")]
+    config = {**theirs["config"], "tasks": recorded["config"]["tasks"]}
+    task = config["tasks"][recorded["model"]]
+    workers = task["num_workers"] or recorded["config"]["cluster"]["num_workers"]
+    config["tasks"] = {**config["tasks"], recorded["model"]: {**task, "num_workers": workers}}
+    return {**recorded, "config": config, "stages": [*theirs["stages"], *own]}
+
+
 def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
     """The recorded settings; `ValueError` where the same artifact would not come out of them here and now."""
-    if not isinstance(recorded, dict) or not recorded.keys() >= {
-        "model",
-        "artifact",
-        "config",
-        "stages",
-        "environment",
-    }:
+    if not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
         raise ValueError(f"{address} can't be made again: its {RECORD} is no record of ours")
     name = recorded["model"]
+    for stage in recorded["stages"]:
+        if parent := stage["inputs"].get(PARENT):
+            raise ValueError(
+                f"{address} can't be made again: its '{stage['what']}' is a refresh, that went on from "
+                f"{stage['kind']}/{parent}"
+            )
     config = validate(merged(recorded["config"], {"cluster": {"checkpoint_url": None}}))  # sends nothing anywhere
     for path, (train, _) in config.trainings().items():
         if train.continue_from and path in ("pretrain", f"tasks.{name}.train"):
@@ -68,7 +89,14 @@ def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
         plan = make_plan(config)
     except ValueError as error:
         raise ValueError(f"{address} can't be made again: its data is gone: {error}") from None
-    for then, (what, now) in zip(recorded["stages"], keys_of(name, plan), strict=True):
+    stages = keys_of(name, plan)
+    if len(stages) != len(recorded["stages"]):
+        before = len(plan.sources) - len(stages) + len(recorded["stages"])
+        raise ValueError(
+            f"{address} can't be made again: its data has changed: corpus.sources held {before:,} files, now "
+            f"{len(plan.sources):,}"
+        )
+    for then, (what, now) in zip(recorded["stages"], stages, strict=True):
         if then["id"] == now.id:
             continue
         if then["code"] != code_version(*now.code):

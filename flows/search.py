@@ -24,6 +24,8 @@ from gpt2.task import tasks
 
 REDUCTION = 3
 """Of so many candidates one goes on, after a third and a ninth of all steps (Li et al. 2020 take 4)."""
+COMMANDS = {"sentiment": "train-classifier FILE", "recommendation": "train-recommender ITEMS INTERACTIONS"}
+"""What else takes the best settings of a task."""
 CODE = ("gpt2.space", "gpt2.candidate", "gpt2.figures", "cluster.search", "flows.candidates", "flows.search")
 if TYPE_CHECKING:
     Preset = str
@@ -50,7 +52,8 @@ class SearchConfig(Settings):
     space: dict[str, Any] = Field(default={})
     """Paths under the task, in train and adaptation, each with choices or a range, as in {"train.batch_size": [16, 32],
     "train.optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}. Empty: learning rates, warm-up and
-    weight decay around the preset's, and what its adaptation reads. Candidates train for equally many steps: of two
+    weight decay around the preset's, and what its adaptation reads; dropout (adaptation.model_dropout, or dropout of
+    LoRA) only where it is named. Candidates train for equally many steps: of two
     batch sizes the larger sees more."""
     eval_samples: int = Field(1000, ge=1)
     """Validation samples at each look, of some nine, on which candidates are stopped or chosen."""
@@ -166,6 +169,8 @@ def as_settings(search: Search, row: Mapping[str, Any]) -> str:
         f"{row['validation_loss']:.4f}.\n"
         f"# gpt2 run --preset {search.config.preset} --config best.yaml\n"
     )
+    if command := COMMANDS.get(name):
+        told += f"# gpt2 {command} --preset {search.config.preset} --config best.yaml\n"
     return told + yaml.safe_dump({"tasks": {name: found}}, sort_keys=False)
 
 

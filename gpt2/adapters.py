@@ -77,11 +77,13 @@ class KeysValues(nn.Module):
 
 
 def adapt(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
-    """Freeze what `config` does not train, and add a new adapter to it, in use from now on.
+    """Freeze what `config` does not train, and add a new adapter to it, in use from now on; `full` has none of both.
 
     Draws from PyTorch's global generator. `ValueError` where the adapter does not fit the model or is there already.
     """
     if config.kind == "full":
+        if config.model_dropout is not None:
+            model.drop(config.model_dropout)
         return
     model.requires_grad_(False)
     if config.kind != "head":

@@ -156,6 +156,8 @@ def sync_directory(path: Path) -> None:
 
 def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Hash and fsync every file under `path`, then write `manifest.json`: the directory is complete from then on."""
+    for left in path.glob(f".{MANIFEST}.*.tmp"):  # by a kill; a process of the same number writes it again
+        left.unlink()
     files = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
         with open(file, "rb") as stream:

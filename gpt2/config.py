@@ -286,6 +286,8 @@ class AdaptationConfig(Settings):
     """`lora`: the matrices of each block that are changed."""
     prefix_length: int = Field(16, ge=1, le=1024)
     """`prefix`: how many keys and values each layer sees before a text."""
+    model_dropout: float | None = Field(None, ge=0, lt=1)
+    """`full`: dropout probability of the pretrained model while it is fine-tuned; empty: that of its pretraining."""
 
     @model_validator(mode="after")
     def _of_its_kind(self):
@@ -305,7 +307,7 @@ class AdaptationConfig(Settings):
 
 
 ADAPTATION_FIELDS: dict[str, tuple[str, ...]] = {
-    "full": (),
+    "full": ("model_dropout",),
     "lora": ("rank", "alpha", "dropout", "targets"),
     "prefix": ("prefix_length",),
     "head": (),

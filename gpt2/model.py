@@ -316,6 +316,13 @@ class GPT2(nn.Module):
             elif parameter.ndim == 2:  # the gains of normalisations stay 1
                 nn.init.normal_(parameter, std=std, generator=generator)
 
+    def drop(self, probability: float) -> None:
+        """Train with another dropout probability from now on."""
+        self.config = self.config.model_copy(update={"dropout": probability})
+        for module in self.modules():
+            if isinstance(module, Attention | MLP):
+                module.dropout = probability
+
     def hidden(self, ids: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T) ids, or (N,) packed ones, to (..., C), after the final normalisation.
 

@@ -50,6 +50,8 @@ class MonitorConfig(Settings):
     """Topics with a curve on the page: those with an alert, then the largest."""
     batch_posts: int = operational(2000, ge=1, le=1_000_000)
     """Posts that are scored and kept at a time: a killed run loses at most so many (unit: posts)."""
+    compact_above: int = operational(200, ge=1, le=1_000_000)
+    """Scored batches of past days beyond which they become one file for each month and version of the model."""
 
     @model_validator(mode="after")
     def _distinct(self):

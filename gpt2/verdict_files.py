@@ -15,7 +15,7 @@ from gpt2.policy import GateConfig
 from gpt2.verdict import CHAMPION, PREDICTIONS, Measured, judge, measured
 
 CANDIDATE, REPORT = "candidate", "report.json"
-VERDICT, PAGE = "verdict.json", "verdict.html"
+VERDICT, PAGE, PICTURE = "verdict.json", "verdict.html", "verdict.png"
 
 
 def write(
@@ -70,7 +70,8 @@ def read(folder: Path) -> Measured | None:
 
 
 def page(verdict: Mapping[str, Any], folder: Path, figures: Path) -> str:
-    """The report's page with the verdict before all else, and the champion among the baselines."""
+    """The report's page with the verdict before all else, and the champion among the baselines; the picture of these
+    stays in the folder."""
     candidate = read(folder / CANDIDATE)
     assert candidate is not None
     content, evidence = dict(candidate.report), candidate.evidence
@@ -89,31 +90,97 @@ def page(verdict: Mapping[str, Any], folder: Path, figures: Path) -> str:
         intervals = {name: found[metric] for name, found in content["intervals"].items()}
         first = plots.beside_baselines(metric, content["metrics"][metric], values, drawn, intervals)
         content["figures"] = [first, *content["figures"][1:]]
+        shutil.copy(drawn / first["file"], folder / PICTURE)
         return report.page(content, drawn, section(verdict))
 
 
 def section(verdict: Mapping[str, Any]) -> str:
     """The verdict as HTML."""
-    word = "Promoted" if verdict["promote"] else "Not promoted"
-    name = f"{verdict.get('model', verdict['task'])} version {verdict.get('version', '?')}"
-    beside = f"Compared with the champion, version {verdict['champion']}" if verdict.get("champion") else "The first"
-    reasons = "".join(f"<p>{html.escape(reason[0].upper() + reason[1:])}.</p>" for reason in verdict["reasons"])
-    enough = any(c["alternative"] and c["passed"] for c in verdict["criteria"])
+    reasons = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in because(verdict))
     lines = []
     for criterion in verdict["criteria"]:
-        mark = '<b class="yes">✓</b>' if criterion["passed"] else '<b class="no">✗</b>'
-        if criterion["alternative"] and enough and not criterion["passed"]:
-            mark = "–"  # the other one is met
+        style = {"✓": "yes", "✗": "no"}.get(mark(criterion, verdict), "")
         cells = (html.escape(criterion[part]) for part in ("name", "text"))
-        lines.append(f'<tr><td>{mark} {next(cells)}</td><td class="text">{next(cells)}</td></tr>')
-    power = ""
-    if found := verdict.get("power"):
-        power = (
-            f"<p>With so many examples, a model that is truly better by {found['gain']:.4f} is found better in "
-            f"{found['share']:.0%} of cases.</p>"
+        lines.append(
+            f'<tr><td><b class="{style}">{mark(criterion, verdict)}</b> {next(cells)}</td>'
+            f'<td class="text">{next(cells)}</td></tr>'
         )
-    asked = f"<h2>What the gate asked</h2><table>{''.join(lines)}</table>{power}"
+    asked = f"<h2>{ASKED}</h2><table>{''.join(lines)}</table>{''.join(f'<p>{p}</p>' for p in power(verdict))}"
     return (
-        f'<div class="{"good" if verdict["promote"] else "note"}"><h2>{word}: {html.escape(name)}</h2>'
-        f"{reasons}<p>{html.escape(beside)}.</p></div>{asked}"
+        f'<div class="{"good" if verdict["promote"] else "note"}"><h2>{html.escape(heading(verdict))}</h2>'
+        f"{reasons}</div>{asked}"
     )
+
+
+def markdown(verdict: Mapping[str, Any], picture: str = "", links: Mapping[str, str] = {}) -> str:
+    """The verdict for Prefect: the decision and why, what was asked with its figures, a picture that is Markdown, and
+    links {text: address}."""
+    lines = [f"# {heading(verdict)}", "", *(f"* {report.harmless(sentence)}" for sentence in because(verdict))]
+    lines += [
+        "",
+        f"## {ASKED}",
+        "",
+        "| criterion | this version | beside | gain, 95 % interval | probability |",
+    ]
+    lines.append("|---|---:|---:|---:|---:|")
+    for criterion in verdict["criteria"]:
+        cells = [f"{mark(criterion, verdict)} {criterion['name']}", *figures(criterion, verdict["metric"])]
+        lines.append("| " + " | ".join(map(report.harmless, cells)) + " |")
+    lines += ["", *(f"{sentence}\n" for sentence in power(verdict)), *([picture, ""] if picture else [])]
+    return "\n".join([*lines, *(f"* [{text}]({url})" for text, url in links.items())]) + "\n"
+
+
+ASKED = "What the gate asked"
+
+
+def heading(verdict: Mapping[str, Any]) -> str:
+    word = "Promoted" if verdict["promote"] else "Not promoted"
+    return f"{word}: {verdict.get('model', verdict['task'])} version {verdict.get('version', '?')}"
+
+
+def because(verdict: Mapping[str, Any]) -> list[str]:
+    """Sentences: each reason, and whom it was compared with."""
+    beside = f"Compared with the champion, version {verdict['champion']}" if verdict.get("champion") else "The first"
+    return [*(f"{reason[0].upper()}{reason[1:]}." for reason in verdict["reasons"]), f"{beside}."]
+
+
+def mark(criterion: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    """Met, not met, or not needed: of alternatives another one is met."""
+    if criterion["passed"]:
+        return "✓"
+    enough = any(c["alternative"] and c["passed"] for c in verdict["criteria"])
+    return "–" if criterion["alternative"] and enough else "✗"
+
+
+def power(verdict: Mapping[str, Any]) -> list[str]:
+    """A sentence on how small a gain such a comparison finds, where there was one."""
+    if not (found := verdict.get("power")):
+        return []
+    return [
+        f"With so many examples, a model that is truly better by {found['gain']:.4f} is found better in "
+        f"{found['share']:.0%} of cases."
+    ]
+
+
+def figures(criterion: Mapping[str, Any], metric: str) -> list[str]:
+    """A criterion's cells: this version's value, the other's or the limit, the gain, its probability.
+
+    Of parts of the examples, those of the one with the largest loss; of a cheaper model, the costs for the gain.
+    """
+    found, gain = criterion["figures"], ""
+    if "slices" in found:
+        metric, found = found["metric"], min(found["slices"], key=lambda part: part["gain"])
+        gain = f"{found['gain']:+.4f} on {found['slice']}"
+    elif "cost" in found:
+        gain = f"{found['cost_is']} {shown(found['cost'])} against {shown(found['other_cost'])}"
+    elif "low" in found:
+        gain = f"{found['gain']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+    value = f"{metric} {shown(found['value'])}" if gain else shown(found["value"])
+    beside = f"at most {shown(found['limit'])}" if "limit" in found else shown(found["other"])
+    probability = f"{found['probability']:.3f}" if "probability" in found else ""
+    return [value.replace("_", " "), beside, gain.replace("_", " "), probability]
+
+
+def shown(value: float | None) -> str:
+    """A figure for people."""
+    return "not known" if value is None else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"

@@ -35,7 +35,7 @@ def train_classifier(
         source: the file, or sample:clothing.
         name: the registered model is gpt2-NAME; without it, named after the file.
         preset: settings to start from, as for `gpt2 run`.
-        config: a YAML file of settings (`flows.learner`).
+        config: a YAML file of settings (`flows.learner`), such as the best.yaml of `gpt2 search sentiment`.
         set_: a setting, as in label_field=mood or balance=inverse; may be given several times.
         dry_run: say what the file holds; start nothing.
     """
@@ -68,7 +68,7 @@ def train_recommender(
         interactions: the file of who chose what, and when.
         name: the registered model is gpt2-NAME; without it, named after the file of items.
         preset: settings to start from, as for `gpt2 run`.
-        config: a YAML file of settings (`flows.learner`).
+        config: a YAML file of settings (`flows.learner`), such as the best.yaml of `gpt2 search recommendation`.
         set_: a setting, as in weight_field=rating or min_weight=4; may be given several times.
         dry_run: say what the files hold; start nothing.
     """

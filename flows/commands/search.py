@@ -24,7 +24,8 @@ def search(
 ):
     """Search better fine-tuning settings of a task, by its validation loss; weak candidates are stopped early.
 
-    The best become a file that `gpt2 run --config` and the form take. The test split is not looked at.
+    The best become a file that `--config` of `gpt2 run` and of the task's own command takes, and the form. The test
+    split is not looked at.
 
     Example: gpt2 search sentiment --trials 8 --set 'space={train.batch_size: [16, 32, 64]}'
 
@@ -44,7 +45,7 @@ def search(
     from cluster.home import store
     from flows import early
     from flows.config import settings
-    from flows.search import SearchConfig, prepare
+    from flows.search import COMMANDS, SearchConfig, prepare
     from flows.search import table as rows_of
 
     given = {"task": task, "preset": preset, "trials": trials, "max_steps": max_steps}
@@ -75,4 +76,6 @@ def search(
         shown.add_row(*map(str, row.values()), style="bold" if row["candidate"] == made.info["best"] else None)
     out.print(shown)
     out.print(f"The best: {made.file('best.yaml')}", markup=False)
-    out.print(f"Use it: gpt2 run --preset {found.config.preset} --config {made.file('best.yaml')}", markup=False)
+    for command in ("run", *filter(None, [COMMANDS.get(found.config.task)])):
+        told = f"Use it: gpt2 {command} --preset {found.config.preset} --config {made.file('best.yaml')}"
+        out.print(told, markup=False)

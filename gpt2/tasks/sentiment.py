@@ -59,6 +59,8 @@ class SentimentSettings(LabelledSettings):
     def _student(self):
         if self.distil and self.adaptation.kind != "full":
             raise ValueError(f"adaptation.kind={self.adaptation.kind}, but a student learns as a whole; set kind: full")
+        if self.distil and self.adaptation.model_dropout is not None:
+            raise ValueError("adaptation.model_dropout is not a student's; set distil.student.dropout")
         if self.distil and self.train.context > self.distil.student.n_positions:
             raise ValueError(
                 f"train.context={self.train.context} is longer than distil.student.n_positions="

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -123,6 +124,18 @@ def test_a_killed_run_goes_on_and_ends_well(home, first_run):
     for name in ("gpt2-base", "gpt2-sentiment", "gpt2-recommendation"):
         assert re.search(rf"{name} v1", first_run)
     assert not (home.folder / "mlruns").exists()  # nothing outside the home
+
+
+def test_each_verdict_is_read_on_the_run_in_prefect(home, first_run):
+    with sqlite3.connect(f"file:{home.folder}/home/prefect/prefect.db?mode=ro", uri=True) as db:
+        query = "select key, description, data from artifact where key like 'verdict-%' and flow_run_id is not null"
+        found = {key: (description, json.loads(data)) for key, description, data in db.execute(query)}
+    assert sorted(found) == ["verdict-gpt2-base", "verdict-gpt2-recommendation", "verdict-gpt2-sentiment"]
+    for key, (description, text) in found.items():
+        heading = rf"(Promoted|Not promoted): {key.removeprefix('verdict-')} version 1"
+        assert re.fullmatch(heading, description) and re.match(f"# {heading}\n", text)
+        assert re.search(r"\n\| [✓✗] beats ", text) and "](data:image/png;base64," in text
+        assert re.search(r"\]\(http://127.0.0.1:5000/#/experiments/\d+/runs/\w+/artifacts/verdict/verdict.html\)", text)
 
 
 def test_again_nothing_is_done(home, first_run):

@@ -8,11 +8,13 @@ from cluster.registry import by_alias, challenge
 from cluster.tracking import client
 from flows.cli import app
 from flows.config import resolve
+from flows.learner import ClassifierConfig, pipeline_settings, plan_of
 from flows.plan import make_plan
 from flows.provenance import RECORD, keys_of, record
-from flows.reproduction import check
+from flows.reproduction import check, with_base
 from gpt2.artifact import Artifact
 from tests.cluster.small import registered
+from tests.flows.test_refresh import Text
 
 NAME = "gpt2-commands"
 
@@ -101,6 +103,54 @@ def test_changed_and_missing_data_are_told(recorded):
     data.unlink()
     with pytest.raises(ValueError, match="its data is gone"):
         check(found, "models:/x/1")
+
+
+@pytest.fixture
+def learned(tmp_path, small_changes, small_data, monkeypatch):
+    """A base model of a text of its own, and a classifier that it became by a preset whose text is another."""
+    text, name = Text(tmp_path, small_changes), f"gpt2-text-{tmp_path.name[-8:].strip('_').lower()}"
+    with monkeypatch.context() as patch:
+        patch.setenv("GPT2_HOME", str(tmp_path / "home"))
+        base = text.pretrained()
+        plan = make_plan(text.config)
+        theirs = record("base", text.config, plan, base.base)
+        config = ClassifierConfig(source=str(small_data["posts"]), preset="laptop", name="mine")
+        settings = pipeline_settings(config, base, 300)
+        mine = plan_of(settings, base)
+        key = mine.tasks["sentiment"].model
+        own = record("sentiment", settings, mine, Artifact(tmp_path, {"kind": key.kind, "id": key.id}))
+    version = registered(name, tmp_path / "b", texts={RECORD: json.dumps(theirs)})
+    tags = {"gpt2.base_version": f"{name}/{version.version}"}
+    made = registered(f"{name}-mine", tmp_path / "m", tags=tags, texts={RECORD: json.dumps(own)})
+    return text, base, made, own
+
+
+def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(learned):
+    text, base, made, own = learned
+    config = check(with_base(own, made), "models:/x/1")
+    assert config.corpus.sources == [str(p) for p in sorted(text.folder.iterdir())]
+    plan = make_plan(config)
+    assert plan.base.id == base.base.id and plan.tasks["sentiment"].model.id == own["artifact"]["id"]
+    assert list(plan.tasks) == ["sentiment"]
+    # Why it can't be made again is told truly.
+    with (text.folder / "a.jsonl").open("a") as stream:
+        stream.write('{"text": "one more"}\n')
+    with pytest.raises(ValueError, match=r"its data has changed: 'source' of 'documents of a\.jsonl'"):
+        gpt2("reproduce", f"models:/{made.name}/1")
+    whole = with_base(own, made)
+    for stage in whole["stages"]:
+        if stage["what"] == "base model":
+            stage["inputs"]["parent"] = "f" * 16
+    with pytest.raises(ValueError, match="its 'base model' is a refresh, that went on from base/ffffffffffffffff"):
+        check(whole, "models:/x/1")
+    whole = with_base(own, made)
+    whole["config"]["corpus"]["sources"] = [str(text.folder)]
+    (text.folder / "c.jsonl").write_text('{"text": "another file"}\n')
+    with pytest.raises(ValueError, match=r"corpus\.sources held 2 files, now 3"):
+        check(whole, "models:/x/1")
+    client().delete_registered_model(made.tags["gpt2.base_version"].partition("/")[0])
+    with pytest.raises(ValueError, match=rf"can't be made again without {made.tags['gpt2.base_version']}: "):
+        gpt2("reproduce", f"models:/{made.name}/1")
 
 
 def test_a_version_without_record_says_so(versions):

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from flows.candidates import candidates
-from flows.config import InvalidConfig, resolve
-from flows.learner import plan_of
+from flows.config import InvalidConfig, resolve, settings
+from flows.learner import ClassifierConfig, RecommenderConfig, pipeline_settings, plan_of
 from flows.search import Search, SearchConfig, as_settings, best_of, rows, settings_of, table
 from gpt2 import candidate, figures
 from gpt2.artifact import Key, read_manifest
@@ -113,11 +113,11 @@ def test_every_preset_and_adaptation_has_a_space_of_its_own():
         SearchConfig(task="sentiment", space={"train.batch_size": 8})
 
 
-def a_search(space, **given) -> Search:
-    config = SearchConfig(task="sentiment", preset=given.pop("preset", "smoke"), space=space, **given)
-    settings = settings_of(config, None)
-    found = candidates(settings, "sentiment", config.space, config.trials, config.seed)
-    return Search(config, found, plan_of(settings, None), Key("search"))
+def a_search(space, name="sentiment", **given) -> Search:
+    config = SearchConfig(task=name, preset=given.pop("preset", "smoke"), space=space, **given)
+    changed = settings_of(config, None)
+    found = candidates(changed, name, config.space, config.trials, config.seed)
+    return Search(config, found, plan_of(changed, None), Key("search"))
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,61 @@ def test_the_best_is_a_file_that_the_pipeline_takes(given, tmp_path, monkeypatch
     for number, mine in enumerate(found.candidates):
         file = tmp_path / "best.yaml"
         file.write_text(as_settings(found, {"candidate": number, "validation_loss": 0.5}))
-        settings = resolve(found.config.preset, file)
-        assert settings.tasks.sentiment.train == mine.train
-        assert settings.tasks.sentiment.adaptation.identity() == mine.adaptation.identity()
-        assert settings.pretrain == resolve(found.config.preset).pretrain
+        whole = resolve(found.config.preset, file)
+        assert whole.tasks.sentiment.train == mine.train
+        assert whole.tasks.sentiment.adaptation.identity() == mine.adaptation.identity()
+        assert whole.pretrain == resolve(found.config.preset).pretrain
         assert set(yaml.safe_load(file.read_text())) == {"tasks"}
+
+
+@pytest.mark.parametrize("name", ["sentiment", "recommendation"])
+def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
+    """Only how long, and in which batches, follows from the data."""
+    space = {
+        **RATES,
+        "adaptation.kind": ["full", "lora"],
+        "adaptation.rank": [2],
+        "adaptation.model_dropout": [0.1, 0.3],
+    }
+    found = a_search(space, name, trials=8, changes=[f"tasks.{name}.train.context=32"])
+    of_file = {"sentiment": ClassifierConfig, "recommendation": RecommenderConfig}
+    given = {"source": "a.csv", "interactions": "b.csv", "preset": "smoke"}
+    file = tmp_path / "best.yaml"
+    for number, mine in enumerate(found.candidates):
+        file.write_text(as_settings(found, {"candidate": number, "validation_loss": 0.5}))
+        for task, schema in of_file.items():
+            own = {k: v for k, v in given.items() if k in schema.model_fields}
+            if task != name and number:
+                with pytest.raises(InvalidConfig, match=f"these are settings of {name}, but {task} learns here"):
+                    settings(schema, own, file, ())
+        own = {k: v for k, v in given.items() if k in of_file[name].model_fields}
+        learned = getattr(pipeline_settings(settings(of_file[name], own, file, ()), None, 5000).tasks, name)
+        assert learned.adaptation.identity() == mine.adaptation.identity()
+        assert learned.train.context == 32
+        theirs, ours = mine.train.model_dump(), learned.train.model_dump()
+        for of_length in ("steps", "epochs", "batch_size", "micro_batch_size"):
+            ours[of_length] = theirs[of_length]
+        ours["optimizer"]["warmup_steps"] = theirs["optimizer"]["warmup_steps"]
+        assert ours == theirs
+        changed = settings(of_file[name], own, file, [f"changes=[tasks.{name}.train.optimizer.learning_rate=0.5]"])
+        assert getattr(pipeline_settings(changed, None, 50).tasks, name).train.optimizer.learning_rate == 0.5
+    assert {c.adaptation.model_dropout for c in found.candidates} == {None, 0.1, 0.3}
+
+
+def test_what_is_no_result_of_a_search_is_refused(tmp_path):
+    file = tmp_path / "best.yaml"
+    for text, told in (
+        ("tasks: {sentiment: {source: b.csv}}", "sentiment has source; only train and adaptation of a search"),
+        ("tasks: {sentiment: 3}", "sentiment has 3; only"),
+        ("tasks: {mood: {}}", "these are settings of mood"),
+        ("pretrain: {steps: 3}", "pretrain: there is no such setting"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InvalidConfig, match=told):
+            settings(ClassifierConfig, {"source": "a.csv"}, file, ())
+    file.write_text("tasks: {sentiment: {train: {optimizer: {learning_rte: 1}}}}")
+    with pytest.raises(InvalidConfig, match=r"sentiment\.train\.optimizer\.learning_rte: there is no such"):
+        pipeline_settings(settings(ClassifierConfig, {"source": "a.csv"}, file, ()), None)
 
 
 def test_the_best_came_to_its_end():
@@ -332,6 +382,9 @@ def test_a_search_as_a_user_does_it(tmp_path, small_changes):
     assert again[0]["validation_loss"] == found[0]["validation_loss"] - 1e-9 and again[1:] == found[1:]
     (examples / "test.parquet").write_bytes(truth)
     home.call(home.command("run", "--config", str(made / "best.yaml")))
+    posts = mine[0].partition("=")[2]
+    small = ["--preset", "smoke", "--name", "mine", "--set", "max_steps=4", "--config", str(made / "best.yaml")]
+    assert "gpt2-mine" in home.call([*gpt2, "train-classifier", posts, *small])
     specs = [read_manifest(p) for p in home.folder.glob("home/store/sentiment/*")]
     rate = best["settings"].get("train.optimizer.learning_rate")
     assert any(m["spec"]["train"]["optimizer"]["learning_rate"] == rate for m in specs) or not best["settings"]

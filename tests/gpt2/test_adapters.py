@@ -186,6 +186,25 @@ def test_only_what_is_adapted_learns(model, kind):
         assert {n for n, p in module.named_parameters() if p.requires_grad} == expected
 
 
+def test_a_model_is_fine_tuned_with_the_dropout_that_is_asked_for(tmp_path):
+    plain, dropped = GPT2(SMALL, seed=0), GPT2(SMALL.model_copy(update={"dropout": 0.3}), seed=0)
+    outputs = {}
+    for asked, model in (
+        (None, plain),
+        (None, dropped),
+        (0.3, GPT2(SMALL, seed=0)),
+        (0.0, GPT2(dropped.config, seed=0)),
+    ):
+        start = model.config.dropout
+        adapters.adapt(model.train(), AdaptationConfig(model_dropout=asked))
+        torch.manual_seed(5)
+        outputs[start, asked] = model.hidden(ids()).detach()
+    assert torch.equal(outputs[0.0, 0.3], outputs[0.3, None]) and torch.equal(outputs[0.3, 0.0], outputs[0.0, None])
+    assert not torch.equal(outputs[0.0, None], outputs[0.3, None])
+    with pytest.raises(ValueError, match="model_dropout is read with kind=full only"):
+        AdaptationConfig(kind="lora", model_dropout=0.1)
+
+
 def test_saved_models_are_plain_or_carry_their_prefix(model, tmp_path):
     for name, config in {"lora": LORA, "prefix": PREFIX}.items():
         adapted = copy.deepcopy(model)

@@ -120,6 +120,17 @@ def test_unknown_file_is_refused(tmp_path):
         artifact.file("nope")
 
 
+def test_a_manifest_that_was_being_written_is_no_file_of_the_artifact(tmp_path):
+    """In a container the next process often has the same number."""
+    store, key = Store(tmp_path), Key("numbers")
+    store.partial(key).mkdir(parents=True)
+    for number in (os.getpid(), os.getpid() + 1):
+        (store.partial(key) / f".manifest.json.{number}.tmp").write_text("{")
+    made = store.make(key, lambda out: (out / "a.txt").write_text("1") and {})
+    assert list(made.manifest["files"]) == ["a.txt"] and store.find(key) is not None
+    assert sorted(p.name for p in made.path.iterdir()) == ["a.txt", "manifest.json"]
+
+
 def test_killed_build_is_continued(tmp_path):
     program = textwrap.dedent(
         f"""

@@ -12,6 +12,7 @@ from gpt2.verdict import Measured, judge
 from tests.gpt2.stored import stored
 
 LABELS = ["a", "b", "c"]
+LIMIT = {"name": "x", "passed": False, "alternative": False, "text": "", "figures": {"value": 0.1, "limit": 0.05}}
 POLICY = GateConfig()
 
 
@@ -168,12 +169,26 @@ def test_a_verdict_is_stored_with_its_page_and_follows_from_the_stored_predictio
     assert page.index("Promoted") < page.index("What the gate asked") < page.index("Parts of the examples")
     assert "<th>champion</th>" in page and "http" not in page
     assert verdict_files.recompute(out) == verdict
+    text = verdict_files.markdown(verdict, "![beside](data:)", {"The page": "http://here"})
+    assert text.startswith("# Promoted: gpt2-<posts> version 4\n\n* Better than the simple baseline: macro_f1 0.")
+    assert "![beside](data:)\n" in text and text.endswith("* [The page](http://here)\n")
+    table = [[cell.strip("| ") for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    marks, rows = {c[0][2:]: c[0][0] for c in table[1:]}, {c[0][2:]: c[1:] for c in table[1:]}
+    assert list(rows) == [c["name"] for c in verdict["criteria"]] and {len(r) for r in table} == {5}
+    better = verdict["criteria"][0]["figures"]
+    assert rows["better than the champion"][:2] == [f"macro f1 {better['value']:.4f}", f"{better['other']:.4f}"]
+    assert rows["better than the champion"][-1] == f"{better['probability']:.3f}"
+    assert marks["better than the champion"] == "✓"
+    assert marks["or not worse, and cheaper"] == "–"  # one of the two is enough
+    worst = min(verdict["criteria"][3]["figures"]["slices"], key=lambda part: part["gain"])
+    assert rows["no part worse"][2] == f"{worst['gain']:+.4f} on {worst['slice']}"
     table = pd.read_parquet(out / "candidate" / "predictions.parquet")
     table["predicted"] = table["predicted"].where(table.index % 5 > 0, (table["label"] + 1) % 3)
     table.to_parquet(out / "candidate" / "predictions.parquet", index=False)
     with pytest.raises(ValueError, match="is not what follows from the predictions"):
         verdict_files.recompute(out)
     first = verdict_files.write(tmp_path / "first", tmp_path / "mine", None, POLICY, {**facts, "champion": None})
+    assert "at most 0.0500" in verdict_files.markdown({**first, "criteria": [LIMIT]})
     assert first["promote"] and "There was no champion" in (tmp_path / "first" / "verdict.html").read_text()
 
 
