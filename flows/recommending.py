@@ -24,8 +24,8 @@ from gpt2.report import flat
 from gpt2.sources import source_id
 
 CODE = (
-    "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.recommending",
-    "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.model",
+    "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.recommending", "gpt2.reasons",
+    "gpt2.search", "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.model",
 )  # fmt: skip
 SHOWN = 5
 

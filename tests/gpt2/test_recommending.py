@@ -30,12 +30,10 @@ def directory(small_data, tmp_path_factory):
 
 def test_each_user_once_with_what_he_has_not_chosen(directory, small_data):
     config = RecommendConfig(top_k=3, reasons=1)
-    chosen, predictor, ids = (
-        histories(small_data["interactions"], config),
-        TASK.predictor(directory),
-        catalogue(directory),
-    )
-    table = recommend(predictor, ids, chosen, config, "models:/r/1")
+    chosen, predictor = histories(small_data["interactions"], config), TASK.predictor(directory)
+    items = catalogue(directory)
+    ids, parts = items["item"].tolist(), [set(text.split(", ")) for text in items["text"]]
+    table = recommend(predictor, items, chosen, config, "models:/r/1")
     assert sorted(table["user"].unique()) == sorted(map(str, range(30)))
     assert not table.duplicated(["user", "item"]).any() and (table.groupby("user").size() == 3).all()
     embeddings = predictor.module.embeddings(predictor.module.features()).detach().numpy()
@@ -46,7 +44,11 @@ def test_each_user_once_with_what_he_has_not_chosen(directory, small_data):
         own = [ids.index(item) for item in chosen[user]]
         for row in rows.itertuples():
             nearest = own[int(np.argmax(embeddings[own] @ embeddings[ids.index(row.item)]))]
-            assert row.reason == f"Of what this user chose, closest to it for the model: {predictor.titles[nearest]}."
+            told, _, common = row.reason.removesuffix(".").partition("; in common: ")
+            assert told == f"Of what this user chose, closest to it for the model: {predictor.titles[nearest]}"
+            both = parts[nearest] & parts[ids.index(row.item)] - {""}
+            assert set(filter(None, common.split(", "))) == {p for p in both if sum(p in each for each in parts) > 1}
+            assert row.reason_kind == "facts"
 
 
 def test_who_is_unknown_gets_what_is_popular_and_is_told_so(directory):
@@ -55,7 +57,8 @@ def test_who_is_unknown_gets_what_is_popular_and_is_told_so(directory):
     table = recommend(predictor, catalogue(directory), chosen, RecommendConfig(top_k=2), "v")
     assert table["reason"].str.startswith("Ranked by popularity alone").all()
     popular = predictor.module.log_popularity.numpy()
-    assert np.isclose(popular[[catalogue(directory).index(i) for i in table["item"]]], np.sort(popular)[::-1][:2]).all()
+    places = catalogue(directory).reset_index().set_index("item")["index"]
+    assert np.isclose(popular[places[table["item"]]], np.sort(popular)[::-1][:2]).all()
 
 
 def test_who_has_been_away_is_not_active(small_data):

@@ -1,0 +1,168 @@
+"""Why an item is recommended: what is a fact, and whether a written sentence may be shown.
+
+A sentence is written of "this film", or what else stands for an item; where it may be shown the item's title takes that
+place (Wen et al. 2015 call it delexicalised). So it says of an item what was written of others like it: what would be
+true of one alone, as names and numbers, is withheld.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from gpt2.copying import Known
+from gpt2.replies import unfinished
+from gpt2.search import words
+
+GENERATED, FACTS = "generated", "facts"
+"""Kinds of reasons."""
+LEAST, MOST = 5, 30
+"""Words of a sentence."""
+REPEATED = 3
+"""So many words in a row that come again are a repetition."""
+LONGEST_ATTRIBUTE = 3
+"""Words of an attribute; what is longer is a text."""
+YEAR = re.compile(r"\s*\((?:\d{4}|V|TV)\)\s*$")
+ARTICLE = re.compile(r"(.+), (The|A|An|Il|La|Le|Les|Das|Der|Die|El|Los|L')(?= \(|$)")
+Attributes = Mapping[tuple[str, ...], str]
+"""Of an item: the words of each attribute, and how it is written."""
+
+
+class Written(NamedTuple):
+    """A sentence of the model."""
+
+    text: str
+    ended: bool
+    """Whether the model ended it."""
+    perplexity: float
+    """Of its tokens, the end among them, after its prompt."""
+
+
+def said(title: str) -> str:
+    """A title as one says it: `Godfather, The (1972)` is The Godfather."""
+    title = YEAR.sub("", title.strip())
+    found = ARTICLE.match(title)
+    return (
+        (f"{found[2]}{'' if found[2].endswith(chr(39)) else ' '}{found[1]}" + title[found.end() :]) if found else title
+    )
+
+
+def attributes(texts: Sequence[str]) -> list[Attributes]:
+    """What each item is, by its text: parts between commas and semicolons, of few words, that two items or more have;
+    of `colour: blue` the value counts."""
+    found = []
+    for text in texts:
+        parts = [part.strip() for part in re.split(r"[;,|]", text)]
+        named = {tuple(words(part.rpartition(": ")[2])): part for part in parts}
+        found.append({name: part for name, part in named.items() if 0 < len(name) <= LONGEST_ATTRIBUTE})
+    counts = Counter(name for each in found for name in each)
+    return [{name: part for name, part in each.items() if counts[name] > 1} for each in found]
+
+
+def plural(word: str) -> str:
+    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+
+
+def named_in(text: str, known: Set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Which of the attributes a text names, in singular or plural."""
+    have = words(text)
+    runs = {tuple(have[i : i + n]) for n in range(1, LONGEST_ATTRIBUTE + 1) for i in range(len(have) - n + 1)}
+    return {name for name in known if name in runs or (*name[:-1], plural(name[-1])) in runs}
+
+
+def facts(titles: Sequence[str], of: Sequence[Attributes], nearest: Sequence[int], item: int) -> str:
+    """A sentence that is true of the model and of what the user chose; nothing in it is written by a model.
+
+    `nearest`: of what he chose, the items closest to this one for the model, the closest first.
+    """
+    if not nearest:
+        return "Ranked by popularity alone: nothing that this user chose is in the model's catalogue."
+    names = [titles[i] for i in nearest]
+    named = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    common = [part for name, part in of[item].items() if all(name in of[i] for i in nearest)]
+    shared = f"; in common: {', '.join(common)}" if common else ""
+    return f"Of what this user chose, closest to it for the model: {named}{shared}."
+
+
+def place_of(standing: Sequence[str]) -> re.Pattern[str]:
+    """Finds what stands for an item, as `this film`."""
+    return re.compile(r"(?<!\w)(" + "|".join(map(re.escape, standing)) + r")(?!\w)", re.IGNORECASE)
+
+
+def repeats(said: Sequence[str]) -> bool:
+    """Whether a word comes twice in a row, or `REPEATED` words in a row come again."""
+    runs = [tuple(said[i : i + REPEATED]) for i in range(len(said) - REPEATED + 1)]
+    return len(set(runs)) < len(runs) or any(a == b for a, b in pairwise(said))
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a sentence must pass to be shown."""
+
+    titles: Sequence[str]
+    """All titles of the catalogue."""
+    attributes: Sequence[Attributes]
+    """Of each item."""
+    known: Known
+    """What the model has learned from."""
+    against: Set[str]
+    """Words that speak against an item."""
+    standing: re.Pattern[str]
+    """Finds what stands for an item."""
+    most_copied: int
+    """Words in a row that a sentence may share with what the model has learned from."""
+    most_perplexity: float
+    """A less likely sentence is not shown."""
+
+    def sentence(self, text: str, item: int) -> str:
+        """The text with the item's title where something stands for it for the first time."""
+        return self.standing.sub(lambda _: said(self.titles[item]), text, count=1)
+
+    def withheld(self, found: Written, item: int) -> str:
+        """Why a sentence on an item is not shown, "" where it is."""
+        text, have = found.text, words(found.text)
+        if reason := unfinished(have, found.ended, LEAST):
+            return reason
+        if len(have) > MOST or not well_formed(text):
+            return "it is no sentence"
+        if not self.standing.search(text):
+            return "it does not name the item"
+        if repeats(have):
+            return "it repeats itself"
+        if names(text) or re.search(r"\d", text) or self.others(text, item):
+            return "it names somebody, something else or a number"
+        if any(word in self.against for word in have):
+            return "it speaks against the item"
+        all_attributes = {name for each in self.attributes for name in each}
+        if named_in(text, all_attributes) - set(self.attributes[item]):
+            return "it says what the item is not"
+        if int(self.known.longest([text])[0]) > self.most_copied:
+            return "it is copied"
+        return "it is unlikely" if not found.perplexity <= self.most_perplexity else ""
+
+    def others(self, text: str, item: int) -> list[str]:
+        """Titles of other items, of two words or more, that a text has, whatever their case."""
+        mine, have = words(said(self.titles[item])), f" {' '.join(words(text))} "
+        told = {title: words(said(title)) for title in self.titles}
+        return [t for t, name in told.items() if len(name) > 1 and name != mine and f" {' '.join(name)} " in have]
+
+
+def names(text: str) -> list[str]:
+    """Words with a capital inside a sentence: names, of whom nothing is known here."""
+    found = re.findall(r"\w+(?:'\w+)?", text)
+    return [word for word in found[1:] if any(c.isupper() for c in word) and word.partition("'")[0] != "I"]
+
+
+def well_formed(text: str) -> bool:
+    """One sentence: it begins with a capital, ends with a full stop or an exclamation mark, and has no other; brackets
+    and quotation marks, which may be half, and characters that are none don't occur."""
+    return (
+        text[:1].isupper()
+        and re.search(r"[^.!?][.!]$", text) is not None
+        and not re.search(r"[.!?…]\s|\.\.|[\[\](){}<>\"“”*_\\/\ufffd\n]", text)
+        and text == text.strip()
+    )
