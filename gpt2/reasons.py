@@ -1,6 +1,6 @@
 """Why an item is recommended: what is a fact, and whether a written sentence may be shown.
 
-A sentence is written of "this film", or what else stands for an item; where it may be shown the item's title takes that
+A sentence begins with "this film", or what else stands for an item; where it may be shown the item's title takes that
 place (Wen et al. 2015 call it delexicalised). So it says of an item what was written of others like it: what would be
 true of one alone, as names and numbers, is withheld.
 """
@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -89,8 +90,12 @@ def facts(titles: Sequence[str], of: Sequence[Attributes], nearest: Sequence[int
 
 
 def place_of(standing: Sequence[str]) -> re.Pattern[str]:
-    """Finds what stands for an item, as `this film`."""
-    return re.compile(r"(?<!\w)(" + "|".join(map(re.escape, standing)) + r")(?!\w)", re.IGNORECASE)
+    """Finds what stands for an item at the beginning of a sentence, as `this film`; `this|is` is `this` before `is`."""
+    found = []
+    for each in standing:
+        what, _, after = each.partition("|")
+        found.append(re.escape(what) + (rf"(?=\s{re.escape(after)}(?![\w-]))" if after else r"(?![\w-])"))
+    return re.compile(f"(?:{'|'.join(found)})", re.IGNORECASE)
 
 
 def repeats(said: Sequence[str]) -> bool:
@@ -109,18 +114,19 @@ class Checks:
     """Of each item."""
     known: Known
     """What the model has learned from."""
-    against: Set[str]
-    """Words that speak against an item."""
+    unwanted: Set[str]
+    """Words that speak against an item, or of who wrote the text."""
     standing: re.Pattern[str]
-    """Finds what stands for an item."""
+    """Finds what stands for an item, with which a sentence begins."""
     most_copied: int
     """Words in a row that a sentence may share with what the model has learned from."""
     most_perplexity: float
     """A less likely sentence is not shown."""
 
     def sentence(self, text: str, item: int) -> str:
-        """The text with the item's title where something stands for it for the first time."""
-        return self.standing.sub(lambda _: said(self.titles[item]), text, count=1)
+        """The text with the item's title in place of what stands for it."""
+        found = self.standing.match(text)
+        return said(self.titles[item]) + text[found.end() :] if found else text
 
     def withheld(self, found: Written, item: int) -> str:
         """Why a sentence on an item is not shown, "" where it is."""
@@ -129,26 +135,37 @@ class Checks:
             return reason
         if len(have) > MOST or not well_formed(text):
             return "it is no sentence"
-        if not self.standing.search(text):
+        if not self.standing.match(text):
             return "it does not name the item"
         if repeats(have):
             return "it repeats itself"
         if names(text) or re.search(r"\d", text) or self.others(text, item):
             return "it names somebody, something else or a number"
-        if any(word in self.against for word in have):
-            return "it speaks against the item"
-        all_attributes = {name for each in self.attributes for name in each}
-        if named_in(text, all_attributes) - set(self.attributes[item]):
+        if any(word in self.unwanted for word in have):
+            return "it has an unwanted word"
+        if named_in(text, self.known_attributes) - set(self.attributes[item]):
             return "it says what the item is not"
         if int(self.known.longest([text])[0]) > self.most_copied:
             return "it is copied"
         return "it is unlikely" if not found.perplexity <= self.most_perplexity else ""
 
+    @cached_property
+    def known_attributes(self) -> set[tuple[str, ...]]:
+        """Those of all items."""
+        return {name for each in self.attributes for name in each}
+
+    @cached_property
+    def spoken(self) -> dict[tuple[str, ...], str]:
+        """Titles of two words or more by their words."""
+        found = {tuple(words(said(title))): title for title in self.titles}
+        return {name: title for name, title in found.items() if len(name) > 1}
+
     def others(self, text: str, item: int) -> list[str]:
         """Titles of other items, of two words or more, that a text has, whatever their case."""
-        mine, have = words(said(self.titles[item])), f" {' '.join(words(text))} "
-        told = {title: words(said(title)) for title in self.titles}
-        return [t for t, name in told.items() if len(name) > 1 and name != mine and f" {' '.join(name)} " in have]
+        mine, have = tuple(words(said(self.titles[item]))), words(text)
+        longest = max(map(len, self.spoken), default=0)
+        runs = {tuple(have[i : i + n]) for n in range(2, longest + 1) for i in range(len(have) - n + 1)}
+        return sorted(self.spoken[run] for run in runs if run in self.spoken and run != mine)
 
 
 def names(text: str) -> list[str]:

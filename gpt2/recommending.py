@@ -9,11 +9,12 @@ from pydantic import Field
 
 from gpt2.catalogue import InteractionsFile, in_order
 from gpt2.config import operational
-from gpt2.reasons import FACTS, attributes, facts
+from gpt2.reasons import FACTS, GENERATED, attributes, facts
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gpt2.tasks.reasons import ReasonsPredictor
     from gpt2.tasks.recommendation import RecommendationPredictor
 
 
@@ -31,6 +32,12 @@ class RecommendConfig(InteractionsFile):
     user is."""
     reasons: int = Field(2, ge=1, le=5)
     """Earlier choices that a reason names."""
+    writer: str | None = Field(None, min_length=1)
+    """The registered model that writes reasons, as models:/gpt2-reasons@champion; without it all reasons are facts."""
+    written: int = Field(1, ge=1, le=1000)
+    """With a writer: items of each user, the best first, for which it writes; the others have facts."""
+    samples: int = Field(4, ge=1, le=64)
+    """With a writer: sentences that it writes for a reason; the best is shown, if it passes all checks."""
     batch_users: int = operational(500, ge=1, le=1_000_000)
     """Users whose recommendations are made and kept at a time: a killed run loses at most so many (unit: users)."""
 
@@ -60,13 +67,21 @@ def catalogue(directory: Path) -> pd.DataFrame:
 
 
 def recommend(
-    predictor: RecommendationPredictor, items: pd.DataFrame, chosen: pd.Series, config: RecommendConfig, version: str
+    predictor: RecommendationPredictor,
+    items: pd.DataFrame,
+    chosen: pd.Series,
+    config: RecommendConfig,
+    version: str,
+    writer: ReasonsPredictor | None = None,
+    writer_version: str = "",
 ) -> pd.DataFrame:
-    """A row per user and item: user, rank (from 1), item, title, score, version, reason.
+    """A row per user and item: user, rank (from 1), item, title, score, version, reason, reason_kind (`FACTS` or
+    `GENERATED`), reason_version (of the writer of a reason that is shown), withheld (why what was written is not).
 
     `items` is the model's `catalogue`; what it does not have is left out of what a user chose. A reason names, of the
     others, those whose embeddings are closest to the recommended item's (cosine), the closest first, and what they have
-    in common; for a user of whom the model knows no choice it says that the ranking is by popularity alone.
+    in common; for a user of whom the model knows no choice it says that the ranking is by popularity alone. Where the
+    writer's sentence passes all checks, that is the reason.
     """
     import pandas as pd
     import torch
@@ -82,7 +97,19 @@ def recommend(
         for rank, item in enumerate(predictor.top(row, history, config.top_k), 1):
             close = embeddings[history] @ embeddings[item]
             nearest = [history[i] for i in (-close).argsort(kind="stable")[: config.reasons]]
-            told = facts(titles, of, nearest, item)
-            rows.append((user, rank, ids[item], titles[item], float(row[item]), version, told, FACTS))
-    columns = ["user", "rank", "item", "title", "score", "version", "reason", "reason_kind"]
-    return pd.DataFrame(rows, columns=columns)
+            told, withheld = "", ""
+            if writer is not None and rank <= config.written and history:
+                told, withheld = written(writer, titles[item], [titles[i] for i in history], config.samples)
+            why = (told, GENERATED, writer_version) if told else (facts(titles, of, nearest, item), FACTS, "")
+            rows.append((user, rank, ids[item], titles[item], float(row[item]), version, *why, withheld))
+    columns = ["user", "rank", "item", "title", "score", "version"]
+    return pd.DataFrame(rows, columns=[*columns, "reason", "reason_kind", "reason_version", "withheld"])
+
+
+def written(writer: ReasonsPredictor, title: str, history: list[str], samples: int) -> tuple[str, str]:
+    """(sentence on an item for somebody who chose others, why there is none); titles that the writer has not are left
+    out."""
+    if title not in writer.index:
+        return "", "the writer does not know the item"
+    liked = [writer.index[one] for one in history if one in writer.index]
+    return writer.reason(writer.index[title], liked, {**writer.params, "samples": samples})

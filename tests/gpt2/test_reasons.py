@@ -60,7 +60,11 @@ def test_a_good_sentence_is_shown_with_the_title(checks):
     assert checks.withheld(good, 0) == "" and checks.sentence(good.text, 0) == (
         "The Godfather is a funny and touching drama."
     )
-    assert checks.sentence("I love this film and the film loves me.", 1) == "I love Toy Story and the film loves me."
+    assert checks.sentence("This film is the film of films.", 1) == "Toy Story is the film of films."
+    assert checks.sentence("I love this film.", 1) == "I love this film."  # withheld: see below
+    standing = place_of(["it|is a", "this"])
+    found = [bool(standing.match(text)) for text in ("It is a film", "It is all", "This film", "This-film", "Thisfilm")]
+    assert found == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -73,12 +77,13 @@ def test_a_good_sentence_is_shown_with_the_title(checks):
         ("this film is a funny drama.", "it is no sentence"),
         ("This film is great. It is a drama.", "it is no sentence"),
         ("It is a funny and touching drama.", "it does not name the item"),
+        ("I love the film and its touching drama.", "it does not name the item"),
         ("This film is a very very touching drama.", "it repeats itself"),
         ("This film is a drama, is a drama, is a drama.", "it repeats itself"),
         ("This film has Pacino at his best.", "it names somebody, something else or a number"),
         ("This film is among the 10 best dramas.", "it names somebody, something else or a number"),
         ("This film is as good as toy story.", "it names somebody, something else or a number"),
-        ("This film is boring in a touching way.", "it speaks against the item"),
+        ("This film is boring in a touching way.", "it has an unwanted word"),
         ("This film is one of the funny comedies.", "it says what the item is not"),
         ("This film has a plot that nobody who saw it knows.", "it is copied"),
     ],
@@ -93,7 +98,7 @@ def test_a_sentence_needs_an_end_and_likelihood(checks):
     for perplexity in (50.1, float("inf"), float("nan")):
         assert checks.withheld(Written(text, True, perplexity), 0) == "it is unlikely"
     assert checks.withheld(Written("The film is a comedy about a secret garden.", True, 20.0), 2) == ""  # its own title
-    assert checks.withheld(Written("I'm fond of this film, as I've said.", True, 20.0), 0) == ""
+    assert checks.withheld(Written("This film is, I'd say, what I've hoped for.", True, 20.0), 0) == ""
 
 
 @settings(max_examples=200, deadline=None)
