@@ -2,7 +2,7 @@
 
 A sentence begins with "this film", or what else stands for an item; where it may be shown the item's title takes that
 place (Wen et al. 2015 call it delexicalised). So it says of an item what was written of others like it: what would be
-true of one alone, as names and numbers, is withheld.
+true of one alone, as names, numbers and rare words, is withheld.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ class Checks:
     """What the model has learned from."""
     unwanted: Set[str]
     """Words that speak against an item, or of who wrote the text."""
+    common: Set[str]
+    """Words that may be said of many items; a sentence has no others, but what items are."""
     standing: re.Pattern[str]
     """Finds what stands for an item, with which a sentence begins."""
     most_copied: int
@@ -143,6 +145,8 @@ class Checks:
             return "it names somebody, something else or a number"
         if any(word in self.unwanted for word in have):
             return "it has an unwanted word"
+        if any(word not in self.common for word in have):
+            return "it has a rare word"
         if named_in(text, self.known_attributes) - set(self.attributes[item]):
             return "it says what the item is not"
         if int(self.known.longest([text])[0]) > self.most_copied:

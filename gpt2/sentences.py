@@ -4,16 +4,16 @@ write reasons from."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gpt2.corpus import content_digest, normalise
 from gpt2.labelled import listed, read_table
-from gpt2.reasons import LEAST, MOST, Attributes, named_in, names, place_of, repeats, well_formed
+from gpt2.reasons import LEAST, MOST, Attributes, named_in, names, place_of, plural, repeats, well_formed
 from gpt2.search import words
 
 SPLITS = ("train", "validation", "test")
@@ -40,22 +40,27 @@ def read(source: Path, text: str, label: str | None, good: str) -> tuple[pd.Data
     return found, {"rows": len(table), "texts": len(found), "good_texts": int(found["good"].sum())}
 
 
+def frequencies(texts: Sequence[str]) -> Counter[str]:
+    """How many of the texts have a word."""
+    return Counter(word for text in texts for word in set(words(text)))
+
+
+def common_words(texts: pd.DataFrame, share: float, of: Sequence[Attributes]) -> list[str]:
+    """Words that such a share of the good texts has, and those of which attributes are made, in singular and plural."""
+    good = texts["text"][texts["good"]].tolist()
+    found = {word for word, count in frequencies(good).items() if count >= share * len(good)}
+    return sorted(found | {form for each in of for name in each for word in name for form in (word, plural(word))})
+
+
 def speaking_against(texts: pd.DataFrame) -> list[str]:
     """Words that `WORSE` times as many texts that are not good have as others; none without such texts."""
-    totals, counts = np.zeros(2), [dict[str, int](), dict[str, int]()]
-    for text, good in zip(texts["text"], texts["good"], strict=True):
-        totals[int(good)] += 1
-        own = counts[int(good)]
-        for word in set(words(text)):
-            own[word] = own.get(word, 0) + 1
-    bad, good = counts
-    if not bad:
-        return []
-    ratio = {w: (n + 1) / (totals[0] + 2) * (totals[1] + 2) / (good.get(w, 0) + 1) for w, n in bad.items()}
-    return sorted(w for w, r in ratio.items() if r >= WORSE and bad[w] + good.get(w, 0) >= SEEN)
+    good, bad = (frequencies(texts["text"][texts["good"] == is_good].tolist()) for is_good in (True, False))
+    totals = int((~texts["good"]).sum()), int(texts["good"].sum())
+    ratio = {w: (n + 1) / (totals[0] + 2) * (totals[1] + 2) / (good[w] + 1) for w, n in bad.items()}
+    return sorted(w for w, r in ratio.items() if r >= WORSE and bad[w] + good[w] >= SEEN)
 
 
-def usable(text: str, standing: re.Pattern[str], unwanted: Set[str]) -> list[str]:
+def usable(text: str, standing: re.Pattern[str], unwanted: Set[str], common: Set[str]) -> list[str]:
     """The sentences of a text that a reason may look like: see `gpt2.reasons.Checks`."""
     found = []
     for sentence in END.split(TAG.sub(" ", text)):
@@ -63,7 +68,7 @@ def usable(text: str, standing: re.Pattern[str], unwanted: Set[str]) -> list[str
         if not standing.match(sentence) or not well_formed(sentence) or re.search(r"\d", sentence):
             continue
         have = words(sentence)
-        if LEAST <= len(have) <= MOST and not names(sentence) and not repeats(have) and not unwanted & set(have):
+        if LEAST <= len(have) <= MOST and not names(sentence) and not repeats(have) and set(have) <= common - unwanted:
             found.append(sentence)
     return found
 
@@ -74,12 +79,14 @@ def splits(texts: Sequence[str], test: float, validation: float) -> np.ndarray:
     return np.array(SPLITS)[np.where(place < test, 2, np.where(place < test + validation, 1, 0))]
 
 
-def collected(texts: pd.DataFrame, standing: Sequence[str], unwanted: Set[str], shares: Any) -> pd.DataFrame:
+def collected(
+    texts: pd.DataFrame, standing: Sequence[str], unwanted: Set[str], common: Set[str], shares: tuple[float, float]
+) -> pd.DataFrame:
     """text, split: sentences of the good texts; one that several texts have is left to training."""
     good = texts[texts["good"]]
     pattern, rows = place_of(standing), dict[str, str]()
     for text, split in zip(good["text"], splits(good["text"].tolist(), *shares), strict=True):
-        for sentence in usable(text, pattern, unwanted):
+        for sentence in usable(text, pattern, unwanted, common):
             rows[sentence] = split if sentence not in rows else "train"
     return pd.DataFrame({"text": list(rows), "split": list(rows.values())})
 

@@ -45,6 +45,8 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
     unwanted: list[str] = Field(["i", "me", "my", "mine", "we", "us", "our"])
     """Words in small letters that no reason has; and none has words that texts which don't speak for an item have twice
     as often as others."""
+    common_share: float = Field(0.005, ge=0, le=1)
+    """A reason has only words that such a share of the texts has that speak for an item, and those of attributes."""
     standing: list[str] = Field(
         ["this film", "this movie", "the film", "the movie", "this|is", "this|was", "this|has", "it|is a", "it|is an",
          "it|is one"],
@@ -125,10 +127,11 @@ class Reasons(Task):
 
         texts, counts = sentences.read(source, settings.texts_field, settings.label_field, settings.good_label)
         items, histories, of_catalogue = catalogue.usable(Path(settings.catalogue), settings)
-        unwanted = sorted({*settings.unwanted, *sentences.speaking_against(texts)})
-        shares = (settings.test_share, settings.validation_share)
-        found = sentences.collected(texts, settings.standing, set(unwanted), shares)
         of = attributes(items["text"].tolist())
+        unwanted = sorted({*settings.unwanted, *sentences.speaking_against(texts)})
+        common = sentences.common_words(texts, settings.common_share, of)
+        shares = (settings.test_share, settings.validation_share)
+        found = sentences.collected(texts, settings.standing, set(unwanted), set(common), shares)
         readers = sentences.Readers([h[:-1] for h in histories], of, settings.liked)
         told = sentences.told(found, readers, {True: settings.draws, False: 1})
         counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}
@@ -144,9 +147,8 @@ class Reasons(Task):
         items.to_parquet(out / "items.parquet", index=False)
         asked = [(int(h[-1]), sentences.related(h[:-1], h[-1], of, settings.liked)) for h in histories]
         pd.DataFrame(asked, columns=["item", "liked"]).to_parquet(out / "asked.parquet", index=False)
-        kept = {"unwanted": unwanted, "standing": settings.standing, "most_copied": settings.most_copied,
-                "liked": settings.liked}  # fmt: skip
-        (out / "settings.json").write_text(json.dumps(kept))
+        own = {name: getattr(settings, name) for name in ("standing", "most_copied", "liked")}
+        (out / "settings.json").write_text(json.dumps({"unwanted": unwanted, "common": common, **own}))
         return counts
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Told:
@@ -188,6 +190,7 @@ class Reasons(Task):
 
         from gpt2 import cost
         from gpt2.reasoner import losses
+        from gpt2.reasons import Written
         from gpt2.reasons_report import looked_at
 
         predictor = self.predictor(directory)
@@ -209,6 +212,10 @@ class Reasons(Task):
         asked = asked.iloc[np.unique(np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).astype(int))]
         pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(asked["item"], asked["liked"], strict=True)]
         written = [predictor.written(item, liked, self.params) for item, liked in pairs]
+        told = [(item, *each, why) for (item, _), group in zip(pairs, written, strict=True) for each, why in group]
+        pd.DataFrame(told, columns=["item", *Written._fields, "withheld"]).to_parquet(
+            out / "written.parquet", index=False
+        )
         return {
             "task": self.name,
             "title": self.title,
@@ -260,8 +267,8 @@ class ReasonsPredictor:
         with open(directory / "learned.jsonl", encoding="utf-8") as lines:
             known = Known([json.loads(line)["text"] for line in lines])
         self.checks = Checks(
-            self.titles, self.of, known, frozenset(facts["unwanted"]), place_of(facts["standing"]),
-            facts["most_copied"], facts["most_perplexity"],
+            self.titles, self.of, known, frozenset(facts["unwanted"]), frozenset(facts["common"]),
+            place_of(facts["standing"]), facts["most_copied"], facts["most_perplexity"],
         )  # fmt: skip
         self.input_example = [{"history": self.titles[:2], "item": self.titles[2]}]
 

@@ -11,13 +11,18 @@ from gpt2.reasons import Checks, Written, attributes, facts, named_in, place_of,
 from gpt2.search import words
 
 TITLES = ["Godfather, The (1972)", "Toy Story (1995)", "Secret Garden, The (1993)", "Speed (1994)"]
+COMMON = """this the film a is it and of in that has its very with good great story funny touching drama dramas comedy
+comedies plot nobody who saw will ever forget knows boring love one best among way i'd say what i've hoped for
+about secret garden pacino at his 10 toy story as so x al 7 they"""
 TEXTS = ["Crime, Drama", "Comedy; studio: Acme", "Drama, Comedy; studio: Acme", "a text of many words, Crime, Rare"]
 
 
 @pytest.fixture(scope="module")
 def checks():
     known = Known(["This film has a plot that nobody who saw it will ever forget."])
-    return Checks(TITLES, attributes(TEXTS), known, {"boring"}, place_of(["this film", "the film"]), 8, 50.0)
+    return Checks(
+        TITLES, attributes(TEXTS), known, {"boring"}, set(words(COMMON)), place_of(["this film", "the film"]), 8, 50.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,6 +90,7 @@ def test_a_good_sentence_is_shown_with_the_title(checks):
         ("This film is as good as toy story.", "it names somebody, something else or a number"),
         ("This film is boring in a touching way.", "it has an unwanted word"),
         ("This film is one of the funny comedies.", "it says what the item is not"),
+        ("This film is a funny but tragic drama.", "it has a rare word"),
         ("This film has a plot that nobody who saw it knows.", "it is copied"),
     ],
 )

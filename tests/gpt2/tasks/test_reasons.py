@@ -17,7 +17,8 @@ from gpt2.model import GPT2
 from gpt2.reasoner import losses
 from gpt2.reasons import attributes, named_in, place_of, said
 from gpt2.reasons_report import looked_at
-from gpt2.sentences import Readers, read, related, speaking_against, usable
+from gpt2.search import words
+from gpt2.sentences import Readers, common_words, read, related, speaking_against, usable
 from gpt2.task import task
 from gpt2.tokenizer import Tokenizer
 
@@ -114,19 +115,28 @@ def test_sentences_are_told_of_items_that_they_are_right_of(examples):
         ("this film is a warm and quiet one.", []),
         ("This film is a warm 1980 one.", []),
         ("This is a warm and quiet one. This goes to you and you.", ["This is a warm and quiet one."]),
+        ("This film is a warm and quirky one.", []),
         ("The film-making is warm and quiet here.", []),
         ("This film is awful and quiet here.", []),
         ("I saw this film and liked it.", []),
     ],
 )
 def test_what_of_a_text_is_learned(text, sentences):
-    assert usable(text, place_of(["this film", "the film", "this|is"]), {"awful"}) == sentences
+    common = {*words(reviews()["text"].str.cat(sep=" ")), "one", "not", "making", "here", "this"}
+    assert usable(text, place_of(["this film", "the film", "this|is"]), {"awful"}, common) == sentences
 
 
 def test_words_against_are_those_of_bad_texts():
     rows = [("warm", True)] * 30 + [("cold", False)] * 30 + [("both", True), ("both", False)] * 20 + [("rare", False)]
     assert speaking_against(pd.DataFrame(rows, columns=["text", "good"])) == ["cold"]
     assert speaking_against(pd.DataFrame(rows[:30], columns=["text", "good"])) == []
+
+
+def test_common_words_are_in_a_share_of_good_texts_or_what_items_are():
+    rows = [("warm film", True)] * 3 + [("warm", True)] * 7 + [("cold", False)] * 10
+    texts, of = pd.DataFrame(rows, columns=["text", "good"]), attributes(["Film-Noir, comedy"] * 2)
+    assert common_words(texts, 0.3, of) == ["comedies", "comedy", "film", "films", "noir", "noirs", "warm"]
+    assert common_words(texts, 0.31, []) == ["warm"]
 
 
 def test_related_is_what_has_most_in_common_then_the_latest():
@@ -209,7 +219,7 @@ def test_what_passes_is_shown_and_counted(examples, saved):
     other = next(i for i, each in enumerate(predictor.of) if ("drama",) not in each)
     from gpt2.reasons import Written
 
-    good = Written("This film is a kind and gentle drama.", True, 0.0)
+    good = Written("This film is a warm, bright and quiet drama.", True, 0.0)
     pairs = [(item, [other]), (other, [item])]
     written = [[(good, predictor.checks.withheld(good, i))] for i, _ in pairs]
     assert [group[0][1] for group in written] == ["", "it says what the item is not"]
@@ -217,7 +227,7 @@ def test_what_passes_is_shown_and_counted(examples, saved):
     assert told["metrics"]["shown"] == 0.5 and told["metrics"]["attribute_right"] == 0.5
     assert told["metrics"]["attribute_right_by_chance"] == 0.5 and told["metrics"]["names_item"] == 1
     assert told["samples"]["Reasons"] == [
-        f"after {predictor.titles[other]} → {said(predictor.titles[item])} is a kind and gentle drama."
+        f"after {predictor.titles[other]} → {said(predictor.titles[item])} is a warm, bright and quiet drama."
     ]
 
 
