@@ -130,8 +130,8 @@ class Checks:
         found = self.standing.match(text)
         return said(self.titles[item]) + text[found.end() :] if found else text
 
-    def withheld(self, found: Written, item: int) -> str:
-        """Why a sentence on an item is not shown, "" where it is."""
+    def withheld(self, found: Written, item: int, liked: Sequence[int]) -> str:
+        """Why a sentence on an item is not shown to somebody who liked others, "" where it is."""
         text, have = found.text, words(found.text)
         if reason := unfinished(have, found.ended, LEAST):
             return reason
@@ -147,8 +147,11 @@ class Checks:
             return "it has an unwanted word"
         if any(word not in self.common for word in have):
             return "it has a rare word"
-        if named_in(text, self.known_attributes) - set(self.attributes[item]):
+        named = named_in(text, self.known_attributes)
+        if named - self.attributes[item].keys():
             return "it says what the item is not"
+        if not any(named & self.attributes[i].keys() for i in liked):
+            return "it does not say why"
         if int(self.known.longest([text])[0]) > self.most_copied:
             return "it is copied"
         return "it is unlikely" if not found.perplexity <= self.most_perplexity else ""

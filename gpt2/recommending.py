@@ -36,7 +36,7 @@ class RecommendConfig(InteractionsFile):
     """The registered model that writes reasons, as models:/gpt2-reasons@champion; without it all reasons are facts."""
     written: int = Field(1, ge=1, le=1000)
     """With a writer: items of each user, the best first, for which it writes; the others have facts."""
-    samples: int = Field(4, ge=1, le=64)
+    samples: int = Field(8, ge=1, le=64)
     """With a writer: sentences that it writes for a reason; the best is shown, if it passes all checks."""
     batch_users: int = operational(500, ge=1, le=1_000_000)
     """Users whose recommendations are made and kept at a time: a killed run loses at most so many (unit: users)."""

@@ -57,7 +57,7 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
     """The items, as `tasks.recommendation.source`."""
     liked: int = Field(2, ge=1, le=5)
     """Earlier choices that are told with an item."""
-    draws: int = Field(4, ge=1, le=100)
+    draws: int = Field(8, ge=1, le=100)
     """How many items a sentence is told of in training that says what an item is, as `comedy`; others of one."""
     test_share: float = Field(0.01, gt=0, le=0.4)
     """Share of the texts that the report is made from; up to `corpus.validation_share` pretraining has not read them
@@ -109,7 +109,7 @@ class Reasons(Task):
         "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts",
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = ("gpt2.reasons_report", "gpt2.generate", "gpt2.sampling", "gpt2.decode")
-    params: ClassVar[Mapping[str, Any]] = {"samples": 4, "temperature": 0.7, "seed": 0}
+    params: ClassVar[Mapping[str, Any]] = {"samples": 8, "temperature": 0.7, "seed": 0}
     use = "A sentence beside a recommendation that says why one may like it."
     limits = (
         "It says of an item what people wrote of others: of what it is it knows the attributes in the catalogue alone.",
@@ -283,7 +283,7 @@ class ReasonsPredictor:
         samples, temperature, seed = int(params["samples"]), float(params["temperature"]), int(params["seed"])
         found = write(self.module, self.reader, item, liked, samples, temperature, seed)
         common = {name for name in self.of[item] if any(name in self.of[i] for i in liked)}
-        judged = [(each, self.checks.withheld(each, item)) for each in found]
+        judged = [(each, self.checks.withheld(each, item, liked)) for each in found]
         return sorted(judged, key=lambda j: (j[1] != "", -len(named_in(j[0].text, common)), j[0].perplexity))
 
     def reason(self, item: int, history: Sequence[int], params: Mapping[str, Any]) -> tuple[str, str]:

@@ -1,5 +1,5 @@
 """Reasons written for MovieLens out of the sample reviews: by the champion of gpt2-base in GPT2_HOME (after `make
-run`), and by the same tuned as `tasks.reasons` is; one seed. A tenth of the reviews is held out; 100 users, 4 sentences
+run`), and by the same tuned as `tasks.reasons` is; one seed. A tenth of the reviews is held out; 100 users, 8 sentences
 each."""
 
 import json

@@ -13,7 +13,7 @@ from gpt2.search import words
 TITLES = ["Godfather, The (1972)", "Toy Story (1995)", "Secret Garden, The (1993)", "Speed (1994)"]
 COMMON = """this the film a is it and of in that has its very with good great story funny touching drama dramas comedy
 comedies plot nobody who saw will ever forget knows boring love one best among way i'd say what i've hoped for
-about secret garden pacino at his 10 toy story as so x al 7 they"""
+about crime secret garden pacino at his 10 toy story as so x al 7 they"""
 TEXTS = ["Crime, Drama", "Comedy; studio: Acme", "Drama, Comedy; studio: Acme", "a text of many words, Crime, Rare"]
 
 
@@ -62,7 +62,7 @@ def test_facts_are_true_of_all_that_they_name():
 
 def test_a_good_sentence_is_shown_with_the_title(checks):
     good = Written("The film is a funny and touching drama.", True, 20.0)
-    assert checks.withheld(good, 0) == "" and checks.sentence(good.text, 0) == (
+    assert checks.withheld(good, 0, [2]) == "" and checks.sentence(good.text, 0) == (
         "The Godfather is a funny and touching drama."
     )
     assert checks.sentence("This film is the film of films.", 1) == "Toy Story is the film of films."
@@ -91,20 +91,24 @@ def test_a_good_sentence_is_shown_with_the_title(checks):
         ("This film is boring in a touching way.", "it has an unwanted word"),
         ("This film is one of the funny comedies.", "it says what the item is not"),
         ("This film is a funny but tragic drama.", "it has a rare word"),
-        ("This film has a plot that nobody who saw it knows.", "it is copied"),
+        ("This film is a funny and touching story.", "it does not say why"),
+        ("This film is a great story of crime.", "it does not say why"),
+        ("This drama has a plot that nobody who saw it knows.", "it does not name the item"),
+        ("This film has a plot that nobody who saw it knows, a drama.", "it is copied"),
     ],
 )
 def test_what_is_withheld_and_why(checks, text, why):
-    assert checks.withheld(Written(text, True, 20.0), 0) == why
+    assert checks.withheld(Written(text, True, 20.0), 0, [2]) == why
 
 
 def test_a_sentence_needs_an_end_and_likelihood(checks):
     text = "The film is a funny and touching drama."
-    assert checks.withheld(Written(text, False, 20.0), 0) == "it has no end"
+    assert checks.withheld(Written(text, False, 20.0), 0, [2]) == "it has no end"
     for perplexity in (50.1, float("inf"), float("nan")):
-        assert checks.withheld(Written(text, True, perplexity), 0) == "it is unlikely"
-    assert checks.withheld(Written("The film is a comedy about a secret garden.", True, 20.0), 2) == ""  # its own title
-    assert checks.withheld(Written("This film is, I'd say, what I've hoped for.", True, 20.0), 0) == ""
+        assert checks.withheld(Written(text, True, perplexity), 0, [2]) == "it is unlikely"
+    own = Written("The film is a comedy about a secret garden.", True, 20.0)  # the words of its title
+    assert checks.withheld(own, 2, [1]) == ""
+    assert checks.withheld(Written("This film is, I'd say, what a drama has.", True, 20.0), 0, [2]) == ""
 
 
 @settings(max_examples=200, deadline=None)
@@ -139,17 +143,18 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from([" ", ""]), st.integers(0, 3))
 def test_whatever_is_shown_is_one_sentence_that_names_the_item(checks, pieces, between, item):
     text = between.join(pieces)
-    if checks.withheld(Written(text, True, 1.0), item):
+    if checks.withheld(Written(text, True, 1.0), item, [2]):
         return
     shown = checks.sentence(text, item)
     assert said(TITLES[item]) in shown and well_formed(text) and 5 <= len(words(text)) <= 30
     assert not re.search(r'[\d"\n\ufffd]|boring|Al', text)
     assert "omedy" not in text or item in (1, 2)
+    assert ("omedy" in text and item in (1, 2)) or ("drama" in text and item in (0, 2))
     assert not re.search(r"[.!?] ", text)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=60), st.text(max_size=30))
 def test_any_text_gets_an_answer(checks, text, title):
-    assert isinstance(checks.withheld(Written(text, True, 1.0), 0), str)
+    assert isinstance(checks.withheld(Written(text, True, 1.0), 0, [2]), str)
     said(title), attributes([title, title])

@@ -100,7 +100,7 @@ def test_sentences_are_told_of_items_that_they_are_right_of(examples):
             assert seen.setdefault(row.text, split) == split
         if split == "train":
             told = table[table["text"].str.contains("|".join(GENRES))].groupby("text").size()
-            assert (told == 4).all() and (table.groupby("text").size().drop(told.index) == 1).all()
+            assert (told == 8).all() and (table.groupby("text").size().drop(told.index) == 1).all()
     held_out = [text for text in texts if is_validation(content_digest(text), 0.2)]
     assert {s for s in seen if seen[s] == "test"} == {
         sentence for text in held_out for sentence in re.findall(r"(?:This film|The movie)[^.!]*[.!]", text)
@@ -196,7 +196,7 @@ def test_the_report_is_what_the_predictor_says(examples, saved, tmp_path):
     assert metrics["perplexity"] == pytest.approx(math.exp(table["nll"].sum() / tokens))
     assert metrics["bits_per_byte"] == pytest.approx(table["nll"].sum() / math.log(2) / table["bytes"].sum())
     counts = found["tables"]["What becomes of the written sentences"]["rows"]
-    assert found["counts"]["users"] == 8 and 8 < sum(n for _, n in counts) <= 32
+    assert found["counts"]["users"] == 8 and 8 < sum(n for _, n in counts) <= 64
     predictor, asked = KIND.predictor(saved), pd.read_parquet(examples[0] / "asked.parquet")
     records = [
         {"item": predictor.titles[i], "history": [predictor.titles[j] for j in liked[::-1]]}
@@ -220,14 +220,15 @@ def test_what_passes_is_shown_and_counted(examples, saved):
     from gpt2.reasons import Written
 
     good = Written("This film is a warm, bright and quiet drama.", True, 0.0)
-    pairs = [(item, [other]), (other, [item])]
-    written = [[(good, predictor.checks.withheld(good, i))] for i, _ in pairs]
+    pairs = [(item, [other, item]), (other, [item])]
+    written = [[(good, predictor.checks.withheld(good, i, liked))] for i, liked in pairs]
     assert [group[0][1] for group in written] == ["", "it says what the item is not"]
     told = looked_at(predictor, pairs, written, learned, {})
     assert told["metrics"]["shown"] == 0.5 and told["metrics"]["attribute_right"] == 0.5
     assert told["metrics"]["attribute_right_by_chance"] == 0.5 and told["metrics"]["names_item"] == 1
+    after = f"after {predictor.titles[other]}; {predictor.titles[item]}"
     assert told["samples"]["Reasons"] == [
-        f"after {predictor.titles[other]} → {said(predictor.titles[item])} is a warm, bright and quiet drama."
+        f"{after} → {said(predictor.titles[item])} is a warm, bright and quiet drama."
     ]
 
 
