@@ -42,6 +42,7 @@ def looked_at(
             "longest_copy": float(runs.mean()),
             "longest_copy_max": float(runs.max()),
             "copied": float(np.mean(runs > checks.most_copied)),
+            "verbatim": float(np.mean(runs >= [max(1, len(words(s))) for s in sentences])),
         }
 
     own, theirs = of(texts), of(people)
@@ -51,6 +52,7 @@ def looked_at(
         "longest_copy": "longest run of words that is in the training sentences, mean",
         "longest_copy_max": "the same, most",
         "copied": f"a run of more than {checks.most_copied} words",
+        "verbatim": "is, however short, a training sentence or a part of one",
     }
     found = {
         **metrics, **own, "says_attribute": len(says) / len(texts), "shown": float(np.mean(shown)),

@@ -45,30 +45,34 @@ def frequencies(texts: Sequence[str]) -> Counter[str]:
     return Counter(word for text in texts for word in set(words(text)))
 
 
-def common_words(texts: pd.DataFrame, share: float, of: Sequence[Attributes]) -> list[str]:
-    """Words that such a share of the good texts has, and those of which attributes are made, in singular and plural."""
+def common_words(texts: pd.DataFrame, share: float) -> set[str]:
+    """Words that such a share of the good texts has."""
     good = texts["text"][texts["good"]].tolist()
-    found = {word for word, count in frequencies(good).items() if count >= share * len(good)}
-    return sorted(found | {form for each in of for name in each for word in name for form in (word, plural(word))})
+    return {word for word, count in frequencies(good).items() if count >= share * len(good)}
 
 
-def speaking_against(texts: pd.DataFrame) -> list[str]:
+def words_of(of: Sequence[Attributes]) -> set[str]:
+    """The words of attributes, in singular and plural."""
+    return {form for each in of for name in each for word in name for form in (word, plural(word))}
+
+
+def speaking_against(texts: pd.DataFrame) -> set[str]:
     """Words that `WORSE` times as many texts that are not good have as others; none without such texts."""
     good, bad = (frequencies(texts["text"][texts["good"] == is_good].tolist()) for is_good in (True, False))
     totals = int((~texts["good"]).sum()), int(texts["good"].sum())
     ratio = {w: (n + 1) / (totals[0] + 2) * (totals[1] + 2) / (good[w] + 1) for w, n in bad.items()}
-    return sorted(w for w, r in ratio.items() if r >= WORSE and bad[w] + good[w] >= SEEN)
+    return {w for w, r in ratio.items() if r >= WORSE and bad[w] + good[w] >= SEEN}
 
 
-def usable(text: str, standing: re.Pattern[str], unwanted: Set[str], common: Set[str]) -> list[str]:
-    """The sentences of a text that a reason may look like: see `gpt2.reasons.Checks`."""
+def usable(text: str, standing: re.Pattern[str]) -> list[str]:
+    """The sentences of a text on an item that have the form of a reason: see `gpt2.reasons.Checks`."""
     found = []
     for sentence in END.split(TAG.sub(" ", text)):
         sentence = " ".join(sentence.split())
         if not standing.match(sentence) or not well_formed(sentence) or re.search(r"\d", sentence):
             continue
         have = words(sentence)
-        if LEAST <= len(have) <= MOST and not names(sentence) and not repeats(have) and set(have) <= common - unwanted:
+        if LEAST <= len(have) <= MOST and not names(sentence) and not repeats(have):
             found.append(sentence)
     return found
 
@@ -80,14 +84,16 @@ def splits(texts: Sequence[str], test: float, validation: float) -> np.ndarray:
 
 
 def collected(
-    texts: pd.DataFrame, standing: Sequence[str], unwanted: Set[str], common: Set[str], shares: tuple[float, float]
+    texts: pd.DataFrame, standing: Sequence[str], allowed: Set[str], shares: tuple[float, float]
 ) -> pd.DataFrame:
-    """text, split: sentences of the good texts; one that several texts have is left to training."""
+    """text, split: sentences of the good texts; those to learn from have allowed words alone, the test's are as people
+    write them. One that several texts have is in no more than one split, the training's where it can be."""
     good = texts[texts["good"]]
     pattern, rows = place_of(standing), dict[str, str]()
     for text, split in zip(good["text"], splits(good["text"].tolist(), *shares), strict=True):
-        for sentence in usable(text, pattern, unwanted, common):
-            rows[sentence] = split if sentence not in rows else "train"
+        for sentence in usable(text, pattern):
+            if split == "test" or set(words(sentence)) <= allowed:
+                rows[sentence] = split if sentence not in rows else "train"
     return pd.DataFrame({"text": list(rows), "split": list(rows.values())})
 
 

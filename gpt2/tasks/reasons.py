@@ -42,9 +42,9 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
     """The column that says whether a text speaks for its item; without one all do, and no word speaks against one."""
     good_label: str = "1"
     """What that column has where the text does."""
-    unwanted: list[str] = Field(["i", "me", "my", "mine", "we", "us", "our"])
-    """Words in small letters that no reason has; and none has words that texts which don't speak for an item have twice
-    as often as others."""
+    unwanted: list[str] = Field(["i", "me", "my", "mine", "we", "us", "our", "not", "no", "nor", "never", "t"])
+    """Words in small letters that no reason has, of the one who speaks and of what is not (`t` is that of `isn't`); and
+    none has words that texts which don't speak for an item have twice as often as others."""
     common_share: float = Field(0.005, ge=0, le=1)
     """A reason has only words that such a share of the texts has that speak for an item, and those of attributes."""
     standing: list[str] = Field(
@@ -128,10 +128,11 @@ class Reasons(Task):
         texts, counts = sentences.read(source, settings.texts_field, settings.label_field, settings.good_label)
         items, histories, of_catalogue = catalogue.usable(Path(settings.catalogue), settings)
         of = attributes(items["text"].tolist())
-        unwanted = sorted({*settings.unwanted, *sentences.speaking_against(texts)})
-        common = sentences.common_words(texts, settings.common_share, of)
+        kinds = sentences.words_of(of)
+        unwanted = sorted({*settings.unwanted, *(sentences.speaking_against(texts) - kinds)})
+        common = sorted(sentences.common_words(texts, settings.common_share) | kinds)
         shares = (settings.test_share, settings.validation_share)
-        found = sentences.collected(texts, settings.standing, set(unwanted), set(common), shares)
+        found = sentences.collected(texts, settings.standing, set(common).difference(unwanted), shares)
         readers = sentences.Readers([h[:-1] for h in histories], of, settings.liked)
         told = sentences.told(found, readers, {True: settings.draws, False: 1})
         counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}

@@ -18,6 +18,7 @@ ROWS = {
     "run": "longest run of words out of all the reviews: mean",
     "run_max": "the same: most",
     "copied": "copies more than 8 words in a row",
+    "verbatim": "is, however short, a training sentence or a part of one",
     "says_attribute": "says what the item is, as its genre",
     "attribute_right": "of these: right",
     "attribute_right_by_chance": "of these: right on another user's item",
@@ -93,5 +94,5 @@ def people(examples: Path) -> dict[str, float]:
     repeated = float(np.mean([repeats(words(text)) for text in texts]))
     return {
         "names_item": 1.0, "repeats": repeated, "longest_copy": runs.mean(), "longest_copy_max": runs.max(),
-        "copied": float(np.mean(runs > 8)),
+        "copied": float(np.mean(runs > 8)), "verbatim": float(np.mean(runs >= [len(words(text)) for text in texts])),
     }  # fmt: skip

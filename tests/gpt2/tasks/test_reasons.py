@@ -18,7 +18,7 @@ from gpt2.reasoner import losses
 from gpt2.reasons import attributes, named_in, place_of, said
 from gpt2.reasons_report import looked_at
 from gpt2.search import words
-from gpt2.sentences import Readers, common_words, read, related, speaking_against, usable
+from gpt2.sentences import Readers, collected, common_words, read, related, speaking_against, usable, words_of
 from gpt2.task import task
 from gpt2.tokenizer import Tokenizer
 
@@ -115,28 +115,36 @@ def test_sentences_are_told_of_items_that_they_are_right_of(examples):
         ("this film is a warm and quiet one.", []),
         ("This film is a warm 1980 one.", []),
         ("This is a warm and quiet one. This goes to you and you.", ["This is a warm and quiet one."]),
-        ("This film is a warm and quirky one.", []),
         ("The film-making is warm and quiet here.", []),
-        ("This film is awful and quiet here.", []),
         ("I saw this film and liked it.", []),
     ],
 )
 def test_what_of_a_text_is_learned(text, sentences):
-    common = {*words(reviews()["text"].str.cat(sep=" ")), "one", "not", "making", "here", "this"}
-    assert usable(text, place_of(["this film", "the film", "this|is"]), {"awful"}, common) == sentences
+    assert usable(text, place_of(["this film", "the film", "this|is"])) == sentences
+
+
+def test_what_is_learned_has_allowed_words_alone_and_the_test_is_as_people_write():
+    rows = [(f"This film is a {a} and {b} one.", a != "bright") for a in PRAISE for b in PRAISE if a != b]
+    texts = pd.DataFrame(rows, columns=["text", "good"])
+    allowed = set(words(" ".join(texts["text"]))) - {"quiet"}
+    found = collected(texts, ["this film"], allowed, (0.3, 0.2)).groupby("split")["text"].agg(set)
+    held_out = {t for t, good in rows if good and is_validation(content_digest(t), 0.3)}
+    assert found["test"] == held_out and any("quiet" in text for text in held_out)
+    assert found["train"] | found["validation"] == {t for t, good in rows if good and "quiet" not in t} - held_out
 
 
 def test_words_against_are_those_of_bad_texts():
     rows = [("warm", True)] * 30 + [("cold", False)] * 30 + [("both", True), ("both", False)] * 20 + [("rare", False)]
-    assert speaking_against(pd.DataFrame(rows, columns=["text", "good"])) == ["cold"]
-    assert speaking_against(pd.DataFrame(rows[:30], columns=["text", "good"])) == []
+    assert speaking_against(pd.DataFrame(rows, columns=["text", "good"])) == {"cold"}
+    assert speaking_against(pd.DataFrame(rows[:30], columns=["text", "good"])) == set()
 
 
-def test_common_words_are_in_a_share_of_good_texts_or_what_items_are():
+def test_common_words_are_in_a_share_of_good_texts():
     rows = [("warm film", True)] * 3 + [("warm", True)] * 7 + [("cold", False)] * 10
-    texts, of = pd.DataFrame(rows, columns=["text", "good"]), attributes(["Film-Noir, comedy"] * 2)
-    assert common_words(texts, 0.3, of) == ["comedies", "comedy", "film", "films", "noir", "noirs", "warm"]
-    assert common_words(texts, 0.31, []) == ["warm"]
+    texts = pd.DataFrame(rows, columns=["text", "good"])
+    assert common_words(texts, 0.3) == {"film", "warm"} and common_words(texts, 0.31) == {"warm"}
+    kinds = words_of(attributes(["Film-Noir, comedy"] * 2))
+    assert kinds == {"comedies", "comedy", "film", "films", "noir", "noirs"}
 
 
 def test_related_is_what_has_most_in_common_then_the_latest():
