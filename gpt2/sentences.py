@@ -93,7 +93,7 @@ def collected(
     for text, split in zip(good["text"], splits(good["text"].tolist(), *shares), strict=True):
         for sentence in usable(text, pattern):
             if split == "test" or set(words(sentence)) <= allowed:
-                rows[sentence] = split if sentence not in rows else "train"
+                rows[sentence] = split if rows.get(sentence, split) == split else "train"
     return pd.DataFrame({"text": list(rows), "split": list(rows.values())})
 
 

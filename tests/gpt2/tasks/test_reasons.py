@@ -129,6 +129,13 @@ def test_what_is_learned_has_allowed_words_alone_and_the_test_is_as_people_write
     allowed = set(words(" ".join(texts["text"]))) - {"quiet"}
     found = collected(texts, ["this film"], allowed, (0.3, 0.2)).groupby("split")["text"].agg(set)
     held_out = {t for t, good in rows if good and is_validation(content_digest(t), 0.3)}
+    texts["text"] += " So."  # other texts with the same sentences, each in a split of its own
+    both = collected(
+        pd.concat([texts, pd.DataFrame(rows, columns=["text", "good"])]), ["this film"], allowed, (0.3, 0.2)
+    )
+    later = {t for t, good in rows if good and is_validation(content_digest(f"{t} So."), 0.3)}
+    learnable = {t for t in held_out ^ later if "quiet" not in t}
+    assert set(both["text"][both["split"] == "test"]) == (held_out | later) - learnable
     assert found["test"] == held_out and any("quiet" in text for text in held_out)
     assert found["train"] | found["validation"] == {t for t, good in rows if good and "quiet" not in t} - held_out
 
