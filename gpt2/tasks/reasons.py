@@ -69,7 +69,7 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
     num_workers: int | None = operational(1, ge=1, le=4096)
     """Workers of this task's training."""
     train: TrainConfig = TrainConfig(
-        epochs=4,
+        epochs=2,
         batch_size=32,
         micro_batch_size=16,
         context=128,
