@@ -66,6 +66,8 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
     """Share of the texts that training is watched on."""
     most_copied: int = Field(8, ge=1, le=1000)
     """A sentence with a longer run of words that is in one to learn from is not shown (unit: words)."""
+    most_perplexity: float = Field(5.0, gt=1)
+    """A sentence that is less likely, by its tokens after its prompt, is not shown: those above made no sense."""
     num_workers: int | None = operational(1, ge=1, le=4096)
     """Workers of this task's training."""
     train: TrainConfig = TrainConfig(
@@ -148,7 +150,7 @@ class Reasons(Task):
         items.to_parquet(out / "items.parquet", index=False)
         asked = [(int(h[-1]), sentences.related(h[:-1], h[-1], of, settings.liked)) for h in histories]
         pd.DataFrame(asked, columns=["item", "liked"]).to_parquet(out / "asked.parquet", index=False)
-        own = {name: getattr(settings, name) for name in ("standing", "most_copied", "liked")}
+        own = {name: getattr(settings, name) for name in ("standing", "most_copied", "most_perplexity", "liked")}
         (out / "settings.json").write_text(json.dumps({"unwanted": unwanted, "common": common, **own}))
         return counts
 
@@ -163,11 +165,9 @@ class Reasons(Task):
         return Reasoner(model)
 
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
-        import numpy as np
         import pandas as pd
 
         from gpt2 import weights
-        from gpt2.reasoner import losses
 
         weights.save(module.model, out)
         tokenizer.save(out)
@@ -177,9 +177,6 @@ class Reasons(Task):
         learned = pd.read_parquet(examples / "train.parquet")[["text"]].drop_duplicates()
         learned.to_json(out / "learned.jsonl", orient="records", lines=True, force_ascii=False)
         facts = {"task": self.name, "context": context, **json.loads((examples / "settings.json").read_text())}
-        module.eval()
-        nll, tokens = losses(module, self.dataset(examples, "validation", tokenizer, context))
-        facts["most_perplexity"] = float(np.exp(np.median(np.divide(nll, tokens))))
         (out / "task.json").write_text(json.dumps(facts, indent=1))
 
     def predictor(self, directory: Path) -> ReasonsPredictor:
