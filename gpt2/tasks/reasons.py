@@ -88,7 +88,10 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
         if self.train.context < 48:
             raise ValueError(f"context={self.train.context} leaves no room for prompt and sentence; set 48 or more")
         if self.test_share + self.validation_share > 0.5:
-            raise ValueError("test_share and validation_share leave less than half to train on; lower them")
+            raise ValueError(
+                f"test_share={self.test_share} and validation_share={self.validation_share} leave less than half "
+                f"to train on; lower them"
+            )
         return self
 
     def sources(self) -> dict[str, str]:

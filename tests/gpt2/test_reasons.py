@@ -111,7 +111,7 @@ def test_a_sentence_needs_an_end_and_likelihood(checks):
     assert checks.withheld(Written("This film is, I'd say, what a drama has.", True, 20.0), 0, [2]) == ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=9))
 def test_repetition_is_what_comparing_all_pairs_finds(run):
     twice = any(run[i] == run[i + 1] for i in range(len(run) - 1))
@@ -139,7 +139,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from([" ", ""]), st.integers(0, 3))
 def test_whatever_is_shown_is_one_sentence_that_names_the_item(checks, pieces, between, item):
     text = between.join(pieces)

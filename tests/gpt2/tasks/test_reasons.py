@@ -47,7 +47,7 @@ def sources(tmp_path_factory):
     films.mkdir()
     items = [(str(i), f"Film {'ABCDEFGHIJKL'[i]}, The ({1980 + i})", GENRES[i % 3].capitalize()) for i in range(12)]
     pd.DataFrame(items, columns=["item", "title", "text"]).to_csv(films / "items.csv", index=False)
-    events = [(u, (u + s * (1 + u % 2)) % 12, 100 * u + s) for u in range(8) for s in range(6)]
+    events = [(u, (u + s * (1 + u % 2)) % 12, 100 * u + s) for u in range(5) for s in range(6)]
     pd.DataFrame(events, columns=["user", "item", "time"]).to_csv(films / "interactions.csv", index=False)
     return out
 
@@ -105,7 +105,7 @@ def test_sentences_are_told_of_items_that_they_are_right_of(examples):
     assert {s for s in seen if seen[s] == "test"} == {
         sentence for text in held_out for sentence in re.findall(r"(?:This film|The movie)[^.!]*[.!]", text)
     }
-    assert len(asked) == counts["users"] == 8
+    assert len(asked) == counts["users"] == 5
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,8 @@ def test_unusable_files_are_refused_with_a_remedy(sources, tmp_path):
             KIND.prepare(settings(sources, **changes), file, tmp_path)
     with pytest.raises(ValueError, match="context=32 leaves no room"):
         settings(sources, train={"steps": 1, "context": 32})
+    with pytest.raises(ValueError, match=r"test_share=0.4 and validation_share=0.3 leave less"):
+        KIND.Settings(test_share=0.4, validation_share=0.3)
     texts, counts = read(file, "text", None, "1")
     assert texts["good"].all() and counts["texts"] == 3 * len(PRAISE) ** 2
 
@@ -211,7 +213,7 @@ def test_the_report_is_what_the_predictor_says(examples, saved, tmp_path):
     assert metrics["perplexity"] == pytest.approx(math.exp(table["nll"].sum() / tokens))
     assert metrics["bits_per_byte"] == pytest.approx(table["nll"].sum() / math.log(2) / table["bytes"].sum())
     counts = found["tables"]["What becomes of the written sentences"]["rows"]
-    assert found["counts"]["users"] == 8 and 8 < sum(n for _, n in counts) <= 64
+    assert found["counts"]["users"] == 5 and 5 < sum(n for _, n in counts) <= 40
     predictor, asked = KIND.predictor(saved), pd.read_parquet(examples[0] / "asked.parquet")
     records = [
         {"item": predictor.titles[i], "history": [predictor.titles[j] for j in liked[::-1]]}
