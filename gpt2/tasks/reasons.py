@@ -225,7 +225,7 @@ class Reasons(Task):
             "baselines": {name: values[name] for name in self.baselines},
             "counts": {"sentences": len(table), "tokens": int(table["tokens"].sum()), "users": len(pairs)},
             "figures": [],
-            "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
+            "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example, tries=3),
             **evidence.summary(),
             **looked_at(predictor, pairs, written, table["text"].tolist(), values["model"]),
         }
