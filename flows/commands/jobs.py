@@ -122,7 +122,8 @@ def recommend(
     chosen = settings(RecommendConfig, {"source": source}, config, set_ or ())
     from cluster.champion import used
 
-    out.print(f"Starting Prefect; {used(chosen.model).address} will rank ...")
+    writes = f", {used(chosen.writer).address} will write reasons" if chosen.writer else ""
+    out.print(f"Starting Prefect; {used(chosen.model).address} will rank{writes} ...")
     with prefect():
         from flows.recommending import recommend as run
 
