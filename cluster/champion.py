@@ -48,7 +48,7 @@ def used(address: str) -> Used:
     return Used(version.name, pulling.exact(version), identity, tags.get("gpt2.data", ""), metric)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # as who recommends and who writes the reasons
 def load(address: str, task: str) -> LoadedModel:
     """The model, its files verified; `ValueError` where it is one of another task."""
     model = gpt2.load(address)

@@ -130,13 +130,14 @@ def register(
 
 
 def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
-    """The signature of a list of texts, or of records of lists of texts, all but the first of them optional."""
+    """The signature of a list of texts, or of records of texts and lists of texts, all but the first optional."""
     inferred = infer_signature(None, outputs, dict(params) or None)
     if isinstance(inputs[0], str):
         schema = Schema([ColSpec(DataType.string)])
     else:
         record = inputs[0]
-        schema = Schema([ColSpec(Array(DataType.string), name, required=name == next(iter(record))) for name in record])
+        kinds = {n: DataType.string if isinstance(v, str) else Array(DataType.string) for n, v in record.items()}
+        schema = Schema([ColSpec(kind, name, required=name == next(iter(record))) for name, kind in kinds.items()])
     return ModelSignature(inputs=schema, outputs=inferred.outputs, params=inferred.params)
 
 

@@ -27,7 +27,9 @@ def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
     keys, settings = plan.tasks[name], config.task_settings()[name]
 
     def prepare(out: Path, run: Run) -> dict[str, Any]:
-        return task_of(name).prepare(settings, Path(local_source(keys.source)), out)
+        places = {what: local_source(place) for what, place in settings.sources().items()}
+        source = Path(places.pop("source"))
+        return task_of(name).prepare(settings.model_copy(update=places), source, out)
 
     return make(f"{name}-examples", keys.examples, settings.model_dump(mode="json"), prepare)
 

@@ -18,25 +18,31 @@ from flows.artifacts import show
 from flows.plan import local_source
 from flows.stage import say, without_tracebacks
 from gpt2.artifact import Artifact, Key
+from gpt2.reasons import GENERATED
 from gpt2.recommending import RecommendConfig, catalogue, histories
 from gpt2.recommending import recommend as recommend_to
 from gpt2.report import flat
 from gpt2.sources import source_id
 
 CODE = (
-    "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.recommending",
-    "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.model",
+    "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.recommending", "gpt2.reasons",
+    "gpt2.search", "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.model",
+)  # fmt: skip
+WRITING = (
+    "gpt2.tasks.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.sentences", "gpt2.generate",
+    "gpt2.sampling", "gpt2.decode",
 )  # fmt: skip
 SHOWN = 5
 
 
 @task(name="recommend to users")
-def recommend_part(key: Key, users: pd.Series, config: RecommendConfig, model: Used) -> Artifact:
+def recommend_part(key: Key, users: pd.Series, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
     """The recommendations of some users, as an artifact: what is complete is not done again."""
 
     def build(out: Path) -> dict[str, Any]:
         loaded: Any = champion.load(model.address, "recommendation")
-        table = recommend_to(loaded.predictor, catalogue(loaded.directory), users, config, model.address)
+        given: Any = (champion.load(writer.address, "reasons").predictor, writer.address) if writer else ()
+        table = recommend_to(loaded.predictor, catalogue(loaded.directory), users, config, model.address, *given)
         table.to_parquet(out / "recommendations.parquet", index=False)
         return {"users": len(users), "rows": len(table)}
 
@@ -47,18 +53,20 @@ def recommend_part(key: Key, users: pd.Series, config: RecommendConfig, model: U
 def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  # noqa: B008 - settings are frozen
     """The best items for every active user, as Parquet with scores, model version and reasons.
 
-    Each user once, also when it is killed and run again. With the same interactions and the same model there is nothing
-    to do.
+    A reason is a fact, or a sentence that a writer wrote and that passed all checks. Each user once, also when it is
+    killed and run again. With the same interactions and the same models there is nothing to do.
 
     Args:
-        config: Whose choices, which model, how many items.
+        config: Whose choices, which models, how many items.
     """
     without_tracebacks()
-    model = champion.used(config.model)
+    model, writer = champion.used(config.model), champion.used(config.writer) if config.writer else None
     inputs = {"interactions": source_id(config.source), "model": model.identity}
-    key = Key("recommendations", config.identity(), inputs, CODE)
+    if writer:
+        inputs["writer"] = writer.identity
+    key = Key("recommendations", config.identity(), inputs, (*CODE, *(WRITING if writer else ())))
     before = store().find(key)
-    made = before or make(key, config, model)
+    made = before or make(key, config, model, writer)
     table = pd.read_parquet(made.file("recommendations.parquet"))
     show(
         create_markdown_artifact,
@@ -72,14 +80,14 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
     return {"users": made.info["users"], "new": before is None, "file": file, "model": model.address}
 
 
-def make(key: Key, config: RecommendConfig, model: Used) -> Artifact:
+def make(key: Key, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
     """All users' recommendations, put together from parts of `batch_users`."""
     users = histories(Path(local_source(config.source)), config)
     parts = []
     for start in range(0, len(users), config.batch_users):
         some = users.iloc[start : start + config.batch_users]
         spec = {**key.spec, "users": some.index.tolist()}
-        parts.append(recommend_part(Key("recommended", spec, key.inputs, CODE), some, config, model))
+        parts.append(recommend_part(Key("recommended", spec, key.inputs, key.code), some, config, model, writer))
         say(f"recommended to {min(start + config.batch_users, len(users)):,} of {len(users):,} users")
 
     def build(out: Path) -> dict[str, Any]:
@@ -99,9 +107,20 @@ def page(table: pd.DataFrame, made: Artifact, model: Used) -> str:
         "# Recommendations", "",
         f"{made.info['users']:,} users, {len(table):,} recommendations of {items:,} items by {model.address}; "
         f"“{flat(str(most.index[0]))}” is recommended to {most.iloc[0] / max(made.info['users'], 1):.0%} of them.", "",
-        f"Parquet: `{made.path / 'recommendations.parquet'}`",
+        f"Parquet: `{made.path / 'recommendations.parquet'}`", *reasons(table),
     ]  # fmt: skip
     for user, rows in list(table.groupby("user", sort=False))[:SHOWN]:
         lines += ["", f"## User {flat(str(user))}", ""]
         lines += [f"{r.rank}. **{flat(r.title)}** — {flat(r.reason)}" for r in rows.head(SHOWN).itertuples()]
     return "\n".join(lines) + "\n"
+
+
+def reasons(table: pd.DataFrame) -> list[str]:
+    """Markdown: what became of written reasons; nothing where there is no writer."""
+    asked = table[(table["reason_kind"] == GENERATED) | (table["withheld"] != "")]
+    if asked.empty:
+        return []
+    shown, counts = (asked["reason_kind"] == GENERATED).mean(), asked["withheld"].replace("", "it is shown")
+    lines = [f"| {why} | {n:,} |" for why, n in counts.value_counts().items()]
+    told = f"Of {len(asked):,} reasons that were written {shown:.0%} are shown; facts stand in place of the others."
+    return ["", told, "", "| the best sentence for a reason | |", "|---|---|", *lines]

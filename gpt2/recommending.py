@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from gpt2.catalogue import InteractionsFile, in_order
 from gpt2.config import operational
+from gpt2.reasons import FACTS, GENERATED, attributes, facts
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gpt2.tasks.reasons import ReasonsPredictor
     from gpt2.tasks.recommendation import RecommendationPredictor
 
 
@@ -31,6 +32,12 @@ class RecommendConfig(InteractionsFile):
     user is."""
     reasons: int = Field(2, ge=1, le=5)
     """Earlier choices that a reason names."""
+    writer: str | None = Field(None, min_length=1)
+    """The registered model that writes reasons, as models:/gpt2-reasons@champion; without it all reasons are facts."""
+    written: int = Field(1, ge=1, le=1000)
+    """With a writer: items of each user, the best first, for which it writes; the others have facts."""
+    samples: int = Field(8, ge=1, le=64)
+    """With a writer: sentences that it writes for a reason; the best is shown, if it passes all checks."""
     batch_users: int = operational(500, ge=1, le=1_000_000)
     """Users whose recommendations are made and kept at a time: a killed run loses at most so many (unit: users)."""
 
@@ -52,43 +59,57 @@ def histories(source: Path, config: RecommendConfig) -> pd.Series:
     return found.set_axis(found.index.astype(str)).sort_index()
 
 
-def catalogue(directory: Path) -> list[str]:
-    """The item ids of a model's directory, in the order of its scores."""
+def catalogue(directory: Path) -> pd.DataFrame:
+    """The items of a model's directory, in the order of its scores: item (its id), title, text."""
     import pandas as pd
 
-    return pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str})["item"].tolist()
+    return pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
 
 
 def recommend(
-    predictor: RecommendationPredictor, ids: Sequence[str], chosen: pd.Series, config: RecommendConfig, version: str
+    predictor: RecommendationPredictor,
+    items: pd.DataFrame,
+    chosen: pd.Series,
+    config: RecommendConfig,
+    version: str,
+    writer: ReasonsPredictor | None = None,
+    writer_version: str = "",
 ) -> pd.DataFrame:
-    """A row per user and item: user, rank (from 1), item, title, score, version, reason.
+    """A row per user and item: user, rank (from 1), item, title, score, version, reason, reason_kind (`FACTS` or
+    `GENERATED`), reason_version (of the writer of a reason that is shown), withheld (why what was written is not).
 
-    Items that the model's catalogue does not have are left out of what a user chose. A reason names, of the others,
-    those whose embeddings are closest to the recommended item's (cosine), the closest first; for a user of whom the
-    model knows no choice it says that the ranking is by popularity alone.
+    `items` is the model's `catalogue`; what it does not have is left out of what a user chose. A reason names, of the
+    others, those whose embeddings are closest to the recommended item's (cosine), the closest first, and what they have
+    in common; for a user of whom the model knows no choice it says that the ranking is by popularity alone. Where the
+    writer's sentence passes all checks, that is the reason.
     """
     import pandas as pd
     import torch
 
-    places = {id: i for i, id in enumerate(ids)}
-    known = [[places[item] for item in items if item in places] for items in chosen]
+    ids, titles = items["item"].tolist(), items["title"].tolist()
+    places, of = {id: i for i, id in enumerate(ids)}, attributes(items["text"].tolist())
+    known = [[places[item] for item in each if item in places] for each in chosen]
     scores = predictor.scores(known)
     with torch.inference_mode():
         embeddings = predictor.module.embeddings(predictor.module.features()).numpy()
     rows = []
     for user, history, row in zip(chosen.index, known, scores, strict=True):
         for rank, item in enumerate(predictor.top(row, history, config.top_k), 1):
-            told = reason(predictor.titles, history, embeddings, item, config.reasons)
-            rows.append((user, rank, ids[item], predictor.titles[item], float(row[item]), version, told))
-    return pd.DataFrame(rows, columns=["user", "rank", "item", "title", "score", "version", "reason"])
+            close = embeddings[history] @ embeddings[item]
+            nearest = [history[i] for i in (-close).argsort(kind="stable")[: config.reasons]]
+            told, withheld = "", ""
+            if writer is not None and rank <= config.written and history:
+                told, withheld = written(writer, titles[item], [titles[i] for i in history], config.samples)
+            why = (told, GENERATED, writer_version) if told else (facts(titles, of, nearest, item), FACTS, "")
+            rows.append((user, rank, ids[item], titles[item], float(row[item]), version, *why, withheld))
+    columns = ["user", "rank", "item", "title", "score", "version"]
+    return pd.DataFrame(rows, columns=[*columns, "reason", "reason_kind", "reason_version", "withheld"])
 
 
-def reason(titles: Sequence[str], history: Sequence[int], embeddings: Any, item: int, count: int) -> str:
-    """A sentence that is true of the model and of what the user chose; nothing in it is generated."""
-    if not history:
-        return "Ranked by popularity alone: nothing that this user chose is in the model's catalogue."
-    close = embeddings[list(history)] @ embeddings[item]
-    nearest = [titles[history[i]] for i in (-close).argsort(kind="stable")[:count]]
-    named = nearest[0] if len(nearest) == 1 else f"{', '.join(nearest[:-1])} and {nearest[-1]}"
-    return f"Of what this user chose, closest to it for the model: {named}."
+def written(writer: ReasonsPredictor, title: str, history: list[str], samples: int) -> tuple[str, str]:
+    """(sentence on an item for somebody who chose others, why there is none); titles that the writer has not are left
+    out."""
+    if title not in writer.index:
+        return "", "the writer does not know the item"
+    liked = [writer.index[one] for one in history if one in writer.index]
+    return writer.reason(writer.index[title], liked, {**writer.params, "samples": samples})

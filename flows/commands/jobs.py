@@ -107,7 +107,9 @@ def recommend(
 ):
     """The best items for every active user, as Parquet with scores, model version and reasons; each user once.
 
-    Example: gpt2 recommend interactions.csv --set top_k=20
+    Reasons are facts, unless a writer is set: then its sentences too, where they pass all checks.
+
+    Example: gpt2 recommend interactions.csv --set top_k=20 --set writer=models:/gpt2-reasons@champion
 
     Args:
         source: a file of interactions, or a folder with interactions.*; without it the sample.
@@ -120,7 +122,8 @@ def recommend(
     chosen = settings(RecommendConfig, {"source": source}, config, set_ or ())
     from cluster.champion import used
 
-    out.print(f"Starting Prefect; {used(chosen.model).address} will rank ...")
+    writes = f", {used(chosen.writer).address} will write reasons" if chosen.writer else ""
+    out.print(f"Starting Prefect; {used(chosen.model).address} will rank{writes} ...")
     with prefect():
         from flows.recommending import recommend as run
 

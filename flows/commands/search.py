@@ -30,7 +30,7 @@ def search(
     Example: gpt2 search sentiment --trials 8 --set 'space={train.batch_size: [16, 32, 64]}'
 
     Args:
-        task: sentiment, recommendation, support, or one of yours.
+        task: sentiment, recommendation, reasons, support, or one of yours.
         preset: settings to start from, as for `gpt2 run`; they are the first candidate.
         trials: how many candidates.
         max_steps: steps of a candidate that is not stopped early.

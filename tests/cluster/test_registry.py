@@ -45,6 +45,8 @@ def test_signature_of_texts_and_of_records():
     records = signature([{"history": ["a"], "candidates": ["b"]}], pd.DataFrame({"n": [1]}), {"top_k": 3})
     assert [(c.name, c.required) for c in records.inputs.inputs] == [("history", True), ("candidates", False)]
     assert records.params.params[0].name == "top_k"
+    mixed = signature([{"history": ["a"], "item": "b"}], pd.DataFrame({"reason": ["x"]}), {})
+    assert [str(c.type) for c in mixed.inputs.inputs] == ["Array(string)", "DataType.string"]
 
 
 def test_artifact_of_a_version(tmp_path):

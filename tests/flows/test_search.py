@@ -24,6 +24,7 @@ from gpt2.artifact import Key, read_manifest
 from gpt2.candidate import Curve
 from gpt2.jobs import MODEL, Job
 from gpt2.task import tasks
+from tests.conftest import WORDS
 from tests.flows.test_pipeline import Home
 from tests.flows.test_refresh import Text
 
@@ -241,10 +242,14 @@ def text(tmp_path_factory, small_changes, small_data):
         "recommendation": small_data["interactions"],
         "support": folder / "faq.csv",
     }
+    reviews = [(f"This film is a {a} and {b} one.", 1) for a in WORDS for b in WORDS if a != b]
+    sources["reasons"] = folder / "reviews.csv"
+    pd.DataFrame(reviews, columns=["text", "label"]).to_csv(sources["reasons"], index=False)
+    own = {"reasons": {"catalogue": str(small_data["interactions"]), "test_share": 0.2}}
     for name, task in tasks().items():
         out = folder / "examples" / name
         out.mkdir(parents=True)
-        task.prepare(task.Settings(source=str(sources[name])), Path(sources[name]), out)
+        task.prepare(task.Settings(source=str(sources[name]), **own.get(name, {})), Path(sources[name]), out)
     return base, folder / "examples"
 
 
@@ -261,7 +266,7 @@ def job(text, name, examples, out, **train) -> Job:
 
 def poisoned(name: str, examples: Path) -> None:
     """The test split, changed beyond recognition, or gone where it has a file of its own."""
-    if name == "sentiment":
+    if name in ("sentiment", "reasons"):
         (examples / "test.parquet").write_bytes(b"no table")
     elif name == "recommendation":
         table = pd.read_parquet(examples / "histories.parquet")

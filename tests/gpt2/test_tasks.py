@@ -110,7 +110,7 @@ def test_every_task_is_listed_with_valid_defaults():
     assert list(tasks()) == sorted(tasks()) and {"sentiment", "recommendation"} <= set(tasks())
     for kind in tasks().values():
         assert kind.Settings().source.startswith("sample:")
-    with pytest.raises(ValueError, match="the tasks are: recommendation, sentiment"):
+    with pytest.raises(ValueError, match="the tasks are: reasons, recommendation, sentiment"):
         task("translation")
 
 
