@@ -26,7 +26,7 @@ from gpt2.sources import source_id
 
 CODE = (
     "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.recommending", "gpt2.reasons",
-    "gpt2.search", "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.model",
+    "gpt2.search", "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.hybrid", "gpt2.baselines", "gpt2.model",
 )  # fmt: skip
 WRITING = (
     "gpt2.tasks.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.sentences", "gpt2.generate",
