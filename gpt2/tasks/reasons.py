@@ -131,14 +131,14 @@ class Reasons(Task):
         from gpt2 import catalogue, sentences
 
         texts, counts = sentences.read(source, settings.texts_field, settings.label_field, settings.good_label)
-        items, histories, of_catalogue = catalogue.usable(Path(settings.catalogue), settings)
+        items, chosen, of_catalogue = catalogue.usable(Path(settings.catalogue), settings)
         of = attributes(items["text"].tolist())
         kinds = sentences.words_of(of)
         unwanted = sorted({*settings.unwanted, *(sentences.speaking_against(texts) - kinds)})
         common = sorted(sentences.common_words(texts, settings.common_share) | kinds)
         shares = (settings.test_share, settings.validation_share)
         found = sentences.collected(texts, settings.standing, set(common).difference(unwanted), shares)
-        readers = sentences.Readers([h[:-1] for h in histories], of, settings.liked)
+        readers = sentences.Readers([h[:-1] for h in chosen["items"]], of, settings.liked)
         told = sentences.told(found, readers, {True: settings.draws, False: 1})
         counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}
         for name in sentences.SPLITS:
@@ -151,7 +151,7 @@ class Reasons(Task):
                 )
             part.to_parquet(out / f"{name}.parquet", index=False)
         items.to_parquet(out / "items.parquet", index=False)
-        asked = [(int(h[-1]), sentences.related(h[:-1], h[-1], of, settings.liked)) for h in histories]
+        asked = [(int(h[-1]), sentences.related(h[:-1], h[-1], of, settings.liked)) for h in chosen["items"]]
         pd.DataFrame(asked, columns=["item", "liked"]).to_parquet(out / "asked.parquet", index=False)
         own = {name: getattr(settings, name) for name in ("standing", "most_copied", "most_perplexity", "liked")}
         (out / "settings.json").write_text(json.dumps({"unwanted": unwanted, "common": common, **own}))

@@ -30,7 +30,7 @@ def planted(tmp_path_factory):
         rows.append((" ".join(generator.permutation(words)), LABELS[mood ^ int(wrong[number])]))
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(folder / "posts.csv", index=False)
     kind = task("sentiment")
-    kind.prepare(kind.Settings(label_field="label"), folder / "posts.csv", folder)
+    kind.prepare(kind.Settings(label_field="label", ngrams=False), folder / "posts.csv", folder)
     torch.manual_seed(0)
     tokenizer = Tokenizer.train((text for text, _ in rows), 320)
     model = GPT2(ModelConfig(n_layer=1, n_head=2, n_embd=32, n_positions=64, vocab_size=320))
