@@ -68,10 +68,12 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     for name, baseline in report["baselines"].items():
         theirs = baseline[metric]
         better = mine > theirs if up else mine < theirs
-        verb = "is better than" if better else "LOSES to"
+        difference = report.get("differences", {}).get(name, {}).get(metric)
+        low, high = difference["interval"] if difference else (mine, mine)
+        sure = not difference or not low <= 0 <= high
+        verb = "LOSES to" if not better else "is better than" if sure else "is NOT SURELY better than"
         sentence = f"The model {verb} the baseline {name} on {metric}: {mine:.4f} against {theirs:.4f}"
-        if difference := report.get("differences", {}).get(name, {}).get(metric):
-            low, high = difference["interval"]
+        if difference:
             sentence += f", a difference of {difference['value']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
         told.append(f"{sentence}.")
     return told
@@ -164,7 +166,8 @@ def flat(text: str) -> str:
 def page(report: Mapping[str, Any], out: Path, head: str = "") -> str:
     """One self-contained HTML page, with its figures inside; `head` is HTML that goes before all else."""
     told = "".join(
-        f'<p class="{"note" if "LOSES" in note else "good"}">{html.escape(note)}</p>' for note in report["notes"]
+        f'<p class="{"good" if " is better than " in note else "note"}">{html.escape(note)}</p>'
+        for note in report["notes"]
     )
     first, *others = [figure(f, out) for f in report["figures"]]
     tables = "".join(f"<h2>{html.escape(heading)}</h2>{html_table(table)}" for heading, table in sections(report))

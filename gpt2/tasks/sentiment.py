@@ -208,7 +208,7 @@ class Sentiment(Task):
         remarks = [*doubts.remarks(examples, train, test, labels), remark]
         if predictor.ngrams is not None:
             alone = metrics.classification(truth, softmax(np.stack(test[NGRAMS])), labels)[self.primary]
-            remarks.append(f"Of it, the linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
+            remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
         return {
             "task": self.name,
             "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",

@@ -55,6 +55,14 @@ def test_a_tie_is_no_win(good, tmp_path):
     assert "LOSES" in report.write(good, tmp_path)["notes"][0]
 
 
+def test_a_win_that_may_be_chance_is_not_called_one(good, tmp_path):
+    for interval, sure in (([0.4, 0.6], True), ([-0.1, 0.6], False)):
+        difference = {"value": 0.5, "interval": interval, "probability": 0.9}
+        told = report.write({**good, "differences": {"majority": {"macro_f1": difference}}}, tmp_path)["notes"][0]
+        assert ("is better than" in told) == sure and ("is NOT SURELY better than" in told) != sure
+        assert ('class="good"' in (tmp_path / "report.html").read_text()) == sure
+
+
 def test_the_page_is_self_contained_and_escaped(good, tmp_path):
     report.write({**good, "curve": CURVE}, tmp_path)
     page = (tmp_path / "report.html").read_text()
