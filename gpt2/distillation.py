@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.config import ModelConfig
-from gpt2.heads import Classifier
+from gpt2.heads import Classifier, label_loss
 from gpt2.model import GPT2
 from gpt2.task import DistilConfig
 
@@ -40,10 +40,7 @@ class Distilled(nn.Module):
         added to the student's logits, and to the teacher's where it learned so.
         """
         logits = self.student.logits(ids, lengths, ngrams).float()
-        if weights is None:
-            hard = F.cross_entropy(logits, labels)
-        else:
-            hard = (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+        hard = label_loss(logits, labels, weights)
         if not self.weight:
             return hard
         with torch.no_grad():

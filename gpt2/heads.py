@@ -32,6 +32,18 @@ def pooled(hidden: Tensor, lengths: Tensor) -> Tensor:
     return (hidden * inside[:, :, None]).sum(1) / lengths[:, None].to(hidden.dtype)
 
 
+def label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean cross-entropy (nats, scalar) of (B, classes) logits and (B,) class indices, each multiplied by its weight
+    (B,).
+
+    It is divided by B, not by the weights' sum: weights with mean 1 over the data give the weighted mean of all of it,
+    however it is cut into batches.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+
+
 class LanguageModel(nn.Module):
     """Next-token prediction: the mean cross-entropy of (B, T) ids against (B, T) targets."""
 
@@ -76,15 +88,8 @@ class Classifier(nn.Module):
         weights: Tensor | None = None,
         ngrams: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of (B,) class indices, each multiplied by its weight (B,).
-
-        It is divided by B, not by the weights' sum: weights with mean 1 over the data give the weighted mean of all of
-        it, however it is cut into batches.
-        """
-        logits = self.logits(ids, lengths, ngrams).float()
-        if weights is None:
-            return F.cross_entropy(logits, labels)
-        return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+        """The `label_loss` of (B,) class indices."""
+        return label_loss(self.logits(ids, lengths, ngrams).float(), labels, weights)
 
 
 class Recommender(nn.Module):

@@ -68,14 +68,13 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     for name, baseline in report["baselines"].items():
         theirs = baseline[metric]
         better = mine > theirs if up else mine < theirs
-        difference = report.get("differences", {}).get(name, {}).get(metric)
-        low, high = difference["interval"] if difference else (mine, mine)
-        sure = not difference or not low <= 0 <= high
-        verb = "LOSES to" if not better else "is better than" if sure else "is NOT SURELY better than"
-        sentence = f"The model {verb} the baseline {name} on {metric}: {mine:.4f} against {theirs:.4f}"
-        if difference:
-            sentence += f", a difference of {difference['value']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
-        told.append(f"{sentence}.")
+        verb, by = "is better than" if better else "LOSES to", ""
+        if difference := report.get("differences", {}).get(name, {}).get(metric):
+            low, high = difference["interval"]
+            by = f", a difference of {difference['value']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+            if better and low <= 0 <= high:
+                verb = "is NOT SURELY better than"
+        told.append(f"The model {verb} the baseline {name} on {metric}: {mine:.4f} against {theirs:.4f}{by}.")
     return told
 
 

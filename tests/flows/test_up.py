@@ -310,7 +310,10 @@ def log_in(up, page, picture=None):
 
 def sent(up, page, deployment):
     """Press the form's button; the run."""
-    left = lambda: not page.script("location.href").endswith("/run")  # noqa: E731
+
+    def left():
+        return not page.script("location.href").endswith("/run")
+
     for _ in range(3):  # under load the page can lose a press
         page.click("button[type=submit]")
         with contextlib.suppress(AssertionError):
