@@ -117,6 +117,7 @@ def _run(job: Job, cluster: ClusterConfig) -> None:
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
     from cluster.failures import TellFailures
+    from gpt2.engine import HEAP
 
     class Trainer(TorchTrainer):
         """Without Ray Data, which we don't use and whose actors take seconds to start."""
@@ -150,6 +151,7 @@ def _run(job: Job, cluster: ClusterConfig) -> None:
                     "OMP_NUM_THREADS": threads,
                     "OMP_WAIT_POLICY": "passive",  # threads that wait leave the cores to the other workers
                     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+                    **({} if cluster.use_gpu else HEAP),
                 }
             },
         ),

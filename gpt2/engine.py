@@ -18,6 +18,16 @@ from gpt2.config import TrainConfig
 from gpt2.optim import optimizer, set_rate
 from gpt2.peak import decided
 
+HEAP = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""Environment in which to start a process that trains on a CPU: glibc then keeps the memory of large tensors from one
+step to the next. By default it gives it back, and the kernel clears it anew: a tenth of a step's time. A thread that is
+not the main one needs the single arena, as others can't hold large tensors."""
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

@@ -20,6 +20,9 @@ IGNORED = -100
 ROTARY_BASE = 10_000.0
 # Bytes of logits that the loss holds at a time: on a CPU what its cache has room for, on a GPU what keeps it busy.
 LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**23, 2**28
+DW_TILE_CPU = (
+    4096  # tokens of the vocabulary whose gradients are one product: of all at once it takes 1.3 times as long
+)
 SHORT = 512  # tokens up to which a CPU attends faster by plain matrix products
 GELU_SLOPE, GELU_CUBE = 2 * math.sqrt(2 / math.pi), 0.044715  # x sigmoid(slope (x + cube x^3))
 HALVED = 128  # and from which it pays to do so in two halves
@@ -418,6 +421,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         rows = loss_rows(len(weight), weight.shape[1], dtype, device)
+        tile = DW_TILE_CPU if device == "cpu" else len(weight)
         low_weight = weight.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if need else None
@@ -438,7 +442,8 @@ class SlicedCrossEntropy(torch.autograd.Function):
                 d_logits = probabilities
                 d_logits[torch.arange(len(goal), device=hidden.device), goal] = ((-losses).exp() - 1).to(dtype)
                 d_hidden[start : start + rows] = d_logits @ low_weight
-                d_weight += d_logits.T @ part
+                for first in range(0, len(weight), tile):
+                    d_weight[first : first + tile] += d_logits[:, first : first + tile].T @ part
         ctx.dtype = weight.dtype
         ctx.save_for_backward(d_hidden, d_weight)
         return total

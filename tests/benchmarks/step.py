@@ -1,7 +1,9 @@
-"""A training step of our model in one process of plain PyTorch against `transformers`' GPT-2 in the same process: same
-shape, batch and optimizer (fused AdamW, clipping), bf16, eager; rounds take turns. Then both steps' memory, each in a
-process of its own."""
+"""A training step of our model in plain PyTorch against `transformers`' GPT-2: same shape, batch and optimizer (fused
+AdamW, clipping), bf16, eager. Each side is a process of its own, because how a process has used its memory before
+changes a step's time by a fifth; they take turns, one step each. Ours starts with the environment of a worker (`HEAP`),
+`transformers` without it and with it. Then both steps' memory."""
 
+import os
 import subprocess
 import sys
 import time
@@ -34,35 +36,67 @@ LONG = Shape("124M, V=50,257", 12, 12, 768, 50257, 8, 1024, 1)
 def run() -> None:
     import torch
 
+    from gpt2.engine import HEAP
     from gpt2.peak import peak_flops
 
     torch.set_num_threads(2)
-    print("| model | B | T | transformers, tokens/s | ours, tokens/s | ratio | ours, share of peak |")
+    print("| model | B | T | side | tokens/s | ours by | share of the peak |")
     print("|---|---|---|---|---|---|---|")
+    sides = {"transformers": {}, "transformers, our environment": HEAP, "ours": HEAP}
     for shape in (LAPTOP, SMALL):
-        peak = peak_flops(torch.bfloat16, torch.device("cpu"), seconds=2)
-        steps = {"theirs": theirs(shape), "ours": ours(shape)}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(shape.rounds + 1):
-            for name, step in steps.items():
-                started = time.perf_counter()
-                step()
-                if turn:  # the first makes the optimizer's state
-                    seconds[name].append(time.perf_counter() - started)
-        tokens = shape.batch * shape.context
-        peak = max(peak, peak_flops(torch.bfloat16, torch.device("cpu"), seconds=2))
-        rates = {name: tokens / float(np.median(s)) for name, s in seconds.items()}
-        ratio = float(np.median(np.array(seconds["theirs"]) / np.array(seconds["ours"])))
-        share = rates["ours"] * config(shape).flops_per_token(shape.context) / peak
-        print(
-            f"| {shape.name} | {shape.batch} | {shape.context} | {rates['theirs']:,.0f} | {rates['ours']:,.0f} "
-            f"| {ratio:.2f} | {share:.0%} of {peak / 1e9:,.0f} GFLOP/s |"
-        )
-        del steps
+        children = {side: Side(side, shape, environment) for side, environment in sides.items()}
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        peak = 0.0
+        for _ in range(shape.rounds):
+            for side, child in children.items():
+                seconds[side].append(child.step())
+            peak = max(peak, peak_flops(torch.bfloat16, torch.device("cpu"), seconds=1))
+        for child in children.values():
+            child.close()
+        for side in sides:
+            rate = shape.batch * shape.context / float(np.median(seconds[side]))
+            ratio = float(np.median(np.array(seconds[side]) / np.array(seconds["ours"])))
+            share = rate * config(shape).flops_per_token(shape.context) / peak
+            print(
+                f"| {shape.name} | {shape.batch} | {shape.context} | {side} | {rate:,.0f} "
+                f"| {'' if side == 'ours' else f'{ratio:.2f}'} | {share:.0%} of {peak / 1e9:,.0f} GFLOP/s |"
+            )
     print("\n| model | B | T | transformers, GiB at the peak | ours | share |")
     print("|---|---|---|---|---|---|")
-    used = [memory(name) for name in ("theirs", "ours")]
+    used = []
+    for side in ("transformers", "ours"):
+        child = Side(side, LONG, sides[side])
+        child.step()
+        used.append(child.close())
     print(f"| {LONG.name} | {LONG.batch} | {LONG.context} | {used[0]:.1f} | {used[1]:.1f} | {used[1] / used[0]:.0%} |")
+
+
+class Side:
+    """A process that has made one step, the optimizer's state with it, and makes another when asked."""
+
+    def __init__(self, side: str, shape: Shape, environment: dict[str, str]):
+        name = next(name for name, value in globals().items() if value is shape)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.step", side, name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment},
+        )  # fmt: skip
+        self.ask("")
+
+    def ask(self, what: str) -> float:
+        assert self.process.stdin and self.process.stdout
+        if what:
+            print(what, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def step(self) -> float:
+        """How long it took (s)."""
+        return self.ask("step")
+
+    def close(self) -> float:
+        """GiB at its peak, above those of a process that has imported everything."""
+        used = self.ask("end")
+        self.process.wait()
+        return used
 
 
 def config(shape: Shape):
@@ -122,24 +156,22 @@ def theirs(shape: Shape) -> Callable[[], object]:
     return step
 
 
-def memory(side: str) -> float:
-    """GiB that two steps at the long shape take at the peak, above those of a process that has imported everything."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.step", side], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
-
-
-def measure(side: str) -> None:
+def answer(side: str, shape: Shape) -> None:
+    """What `Side` asks for."""
     import torch
-    import transformers  # noqa: F401
+    import transformers
 
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(2)
     before = high_water()
-    step = {"ours": ours, "theirs": theirs}[side](LONG)
+    step = (ours if side == "ours" else theirs)(shape)
     step()
-    step()
-    print(high_water() - before)
+    print(0, flush=True)
+    while sys.stdin.readline().strip() == "step":
+        started = time.perf_counter()
+        step()
+        print(time.perf_counter() - started, flush=True)
+    print(high_water() - before, flush=True)
 
 
 def high_water() -> float:
@@ -149,4 +181,4 @@ def high_water() -> float:
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1])
+    answer(sys.argv[1], globals()[sys.argv[2]])

@@ -55,8 +55,9 @@ def drawn_shape(seed: int) -> tuple[ModelConfig, int, int]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_equals_transformers(seed, monkeypatch):
-    """Logits, loss and every gradient, with targets left out and a loss of several slices."""
+    """Logits, loss and every gradient, with targets left out and a loss of several slices and tiles."""
     monkeypatch.setattr(model_module, "loss_rows", lambda *_: 7)
+    monkeypatch.setattr(model_module, "DW_TILE_CPU", 100)
     config, B, T = drawn_shape(seed)
     ours = GPT2(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -136,6 +137,7 @@ def test_targets_out_of_range(low, high):
 @pytest.mark.parametrize("rows", [1, 5, 64, 1000])
 def test_sliced_loss_equals_plain(rows, monkeypatch):
     monkeypatch.setattr(model_module, "loss_rows", lambda *_: rows)
+    monkeypatch.setattr(model_module, "DW_TILE_CPU", rows)
     hidden, weight = torch.randn(64, 24, requires_grad=True), torch.randn(500, 24, requires_grad=True)
     targets = torch.randint(500, (64,))
     targets[::5] = -100
