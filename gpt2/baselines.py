@@ -41,7 +41,7 @@ def tfidf_logistic_regression(
     except ValueError:  # no word is there twice, as in scripts without spaces: by characters
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
         train = vectorizer.fit_transform(train_texts)
-    model = LogisticRegression(C=4, max_iter=300, tol=1e-3).fit(train, train_labels, weights)
+    model = LogisticRegression(C=4, max_iter=1000, tol=1e-4).fit(train, train_labels, weights)
     out = np.zeros((len(test_texts), n_classes))
     out[:, model.classes_] = model.predict_proba(vectorizer.transform(test_texts))
     return out

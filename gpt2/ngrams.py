@@ -25,8 +25,8 @@ BUCKETS = 2**17
 """Of words and pairs of words, and as many of 2 to 5 characters within a word; collisions cost little."""
 FOLDS = 4
 """Parts of the training texts, each judged by a model that learned from the others."""
-C = 1.5
-"""Inverse strength of the L2 penalty."""
+C = 6.0
+"""Inverse strength of the L2 penalty: the best of 1.5 to 12 by held-out loss on posts and on reviews."""
 
 
 class Ngrams:

@@ -19,6 +19,7 @@ def execute(path: Path, folder: Path | None = None) -> nbformat.NotebookNode:
         notebook,
         timeout=SECONDS,
         kernel_name="python3",
+        coalesce_streams=True,
         record_timing=False,  # what changes with each run has no place in a repository
         extra_arguments=["--IPKernelApp.log_level=40"],  # or it warns of its own loopback connection
         resources={"metadata": {"path": str(folder or path.parent)}},

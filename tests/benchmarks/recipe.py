@@ -1,61 +1,129 @@
 """What has been found since 2019: the recipe of `laptop-modern` against that of `laptop`, in one process of plain
-PyTorch, fp32, one thread, on the sample reviews in the same order, at half the width that the presets have. The modern
-recipe gets half the tokens; GPT-2's has the optimizer that it was published with. Each has the learning rate that is
-best for it here."""
+PyTorch, on the sample reviews in the same order: at half the presets' width in fp32, then at their own in bf16 and for
+longer. The modern recipe gets half the tokens; GPT-2's has the optimizer that it was published with. Each has the
+learning rate that is best for it here. And what each part of the modern recipe is worth: all but this one."""
 
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STEPS, BATCH, CONTEXT, WIDTH, VOCABULARY = 120, 16, 64, 128, 1024
+BATCH = 16
 SEEDS = (0, 1, 2)
-RATES = {"laptop": 1e-3, "laptop-modern": 1e-2}
-"""The best of four and of three on one seed; see BENCHMARKS.md."""
 PUBLISHED = {"kind": "adamw", "warmup_steps": 20, "schedule": "cosine", "final_ratio": 0.05}
 FIGURE = Path(__file__).parents[2] / "notebooks" / "figures" / "recipe.png"
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Of a model and its training."""
+
+    steps: int
+    context: int
+    width: int
+    vocabulary: int
+    precision: str
+    threads: int
+    rates: dict[str, float]
+    """The best of those tried on one seed; see BENCHMARKS.md."""
+
+
+HALF = Scale(120, 64, 128, 1024, "fp32", 1, {"laptop": 1e-3, "laptop-modern": 1e-2})
+WHOLE = Scale(300, 256, 256, 8192, "bf16", 2, {"laptop": 2e-3, "laptop-modern": 5e-3})
+
+
 def run() -> None:
-    import torch
+    draw(compare(HALF), HALF)
+    ablate(HALF)
+    compare(WHOLE)
 
-    from cluster.home import samples
-    from gpt2.trials import reviews
 
-    torch.set_num_threads(1)
-    text = reviews(samples(), VOCABULARY, CONTEXT)
-    plain = [train("laptop", text, seed, STEPS) for seed in SEEDS]
-    half = [train("laptop-modern", text, seed, STEPS // 2) for seed in SEEDS]
-    runs = {"laptop": plain, "laptop-modern": half}
-    print(f"\n4 x {WIDTH}, V={VOCABULARY:,}, T={CONTEXT}, B={BATCH}, fp32, 1 thread; {len(SEEDS)} seeds\n")
+def compare(scale: Scale) -> dict[str, list[Any]]:
+    """Print both recipes' losses; the trials."""
+    text = reviews(scale)
+    runs = {
+        name: [train(name, text, seed, scale, steps) for seed in SEEDS]
+        for name, steps in (("laptop", scale.steps), ("laptop-modern", scale.steps // 2))
+    }
+    print(
+        f"\n4 x {scale.width}, V={scale.vocabulary:,}, T={scale.context}, B={BATCH}, {scale.precision}, "
+        f"{scale.threads} threads; {len(SEEDS)} seeds\n"
+    )
     print("| recipe | parameters | steps | tokens | processor time, s | validation loss, mean | of each seed |")
     print("|---|---|---|---|---|---|---|")
     for name, each in runs.items():
         steps, losses = len(each[0].losses), [t.validation_loss for t in each]
         parameters = each[0].model.config.n_parameters
         print(
-            f"| {name} | {parameters:,} | {steps} | {steps * BATCH * CONTEXT:,} | {steps * pace(each):.0f} "
+            f"| {name} | {parameters:,} | {steps} | {steps * BATCH * scale.context:,} | {steps * pace(each):.0f} "
             f"| **{statistics.mean(losses):.3f}** | {', '.join(f'{loss:.3f}' for loss in losses)} |"
         )
-    print(f"\nA modern step takes {pace(half) / pace(plain):.2f} times the processor time of the other's.")
-    draw(runs)
+    slower = pace(runs["laptop-modern"]) / pace(runs["laptop"])
+    print(f"\nA modern step takes {slower:.2f} times the processor time of the other's.")
+    return runs
 
 
-def train(preset: str, text: Any, seed: int, steps: int) -> Any:
-    """The preset's model and optimizer at this benchmark's size."""
+def ablate(scale: Scale) -> None:
+    """Print what the modern recipe loses without each of its parts."""
+    from flows.config import resolve
+    from gpt2.config import SWITCHES, ModelShape
+
+    text, modern = reviews(scale), resolve("laptop-modern").model
+    switches = {*SWITCHES, "zero_init"}
+    parts = {
+        f"{name}: {getattr(modern, name)}": {name: value}
+        for name, value in ModelShape()
+        if name in switches and getattr(modern, name) != value
+    }
+    steps = scale.steps // 2
+    whole = [train("laptop-modern", text, seed, scale, steps) for seed in SEEDS]
+    rows = {
+        name: [train("laptop-modern", text, seed, scale, steps, model=change) for seed in SEEDS]
+        for name, change in parts.items()
+    }
+    adamw = {**PUBLISHED, "learning_rate": scale.rates["laptop"]}
+    rows["AdamW and its cosine"] = [train("laptop-modern", text, s, scale, steps, optimizer=adamw) for s in SEEDS]
+    cosine = {"schedule": "cosine"}
+    rows["cosine"] = [train("laptop-modern", text, s, scale, steps, optimizer=cosine) for s in SEEDS]
+    print("\n| without | validation loss, mean | more than with it, of each seed | time of a step |")
+    print("|---|---|---|---|")
+    for name, each in rows.items():
+        more = [t.validation_loss - w.validation_loss for t, w in zip(each, whole, strict=True)]
+        mean = statistics.mean(t.validation_loss for t in each)
+        print(f"| {name} | {mean:.3f} | {', '.join(f'{m:+.3f}' for m in more)} | {pace(each) / pace(whole):.2f} |")
+
+
+def reviews(scale: Scale) -> Any:
+    import torch
+
+    from cluster.home import samples
+    from gpt2.trials import reviews
+
+    torch.set_num_threads(scale.threads)
+    return reviews(samples(), scale.vocabulary, scale.context)
+
+
+def train(
+    preset: str, text: Any, seed: int, scale: Scale, steps: int,
+    model: dict[str, Any] | None = None, optimizer: dict[str, Any] | None = None,
+) -> Any:  # fmt: skip
+    """The preset's model and optimizer at this scale, with changes to them."""
     from flows.config import resolve
     from gpt2.config import ModelConfig, TrainConfig
     from gpt2.trials import trial
 
     config = resolve(preset)
-    optimizer = config.pretrain.optimizer.model_dump() if config.model.beyond_gpt2() else PUBLISHED
-    size = {"n_embd": WIDTH, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
+    own = config.pretrain.optimizer.model_dump() if config.model.beyond_gpt2() else PUBLISHED
+    size = {"n_embd": scale.width, "n_positions": scale.context, "vocab_size": scale.vocabulary}
     settings = {
-        "steps": steps, "epochs": 10, "batch_size": BATCH, "micro_batch_size": BATCH, "context": CONTEXT,
-        "precision": "fp32", "eval_every": 15, "eval_samples": 64, "seed": seed,
-        "optimizer": {**optimizer, "learning_rate": RATES[preset]},
+        "steps": steps, "epochs": 10, "batch_size": BATCH, "micro_batch_size": BATCH, "context": scale.context,
+        "precision": scale.precision, "eval_every": 15, "eval_samples": 64, "seed": seed,
+        "optimizer": {**own, "learning_rate": scale.rates[preset], **(optimizer or {})},
     }  # fmt: skip
-    done = trial(ModelConfig(**{**config.model.model_dump(), **size}), text, TrainConfig(**settings))
-    print(f"{preset}, seed {seed}, {steps} steps: {done.validation_loss:.4f}", flush=True)
+    done = trial(ModelConfig(**{**config.model.model_dump(), **size, **(model or {})}), text, TrainConfig(**settings))
+    print(
+        f"{preset} {model or ''} {optimizer or ''}, seed {seed}, {steps} steps: {done.validation_loss:.4f}", flush=True
+    )
     return done
 
 
@@ -64,7 +132,7 @@ def pace(trials: list[Any]) -> float:
     return statistics.median(second for each in trials for second in each.seconds)
 
 
-def draw(runs: dict[str, list[Any]]) -> None:
+def draw(runs: dict[str, list[Any]], scale: Scale) -> None:
     """Validation loss against tokens and against time, the mean over seeds."""
     from gpt2.figures import ACCENT, INK, PALE, blank
 
@@ -73,7 +141,7 @@ def draw(runs: dict[str, list[Any]]) -> None:
     for (name, each), colour in zip(runs.items(), (INK, ACCENT), strict=True):
         steps = [step for step, _ in each[0].validation]
         means = [statistics.mean(losses) for losses in zip(*([v for _, v in t.validation] for t in each), strict=True)]
-        for panel, unit in zip(axes, (BATCH * CONTEXT / 1000, pace(each)), strict=True):
+        for panel, unit in zip(axes, (BATCH * scale.context / 1000, pace(each)), strict=True):
             panel.plot([step * unit for step in steps], means, color=colour, label=name, marker="o", markersize=3)
             if name == "laptop":
                 panel.axhline(means[-1], color=PALE, linewidth=1, zorder=0)
