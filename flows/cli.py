@@ -41,7 +41,8 @@ def run(
 
     Args:
         stage: the part to run.
-        preset: settings to start from: laptop, smoke, gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+        preset: settings to start from: laptop, laptop-long, laptop-modern, smoke, gpt2, gpt2-medium,
+            gpt2-large, gpt2-xl.
         config: a YAML file whose settings go over the preset's.
         set_: a setting, as in pretrain.optimizer.learning_rate=1e-3; may be given several times.
         dry_run: print the resolved settings, what would run and how large it is; start nothing.
