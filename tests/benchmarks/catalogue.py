@@ -16,7 +16,7 @@ STAGES = ("save", "evaluate")
 
 
 def run() -> None:
-    print("| users x items | stage | s | memory at the peak above that of the imports, MB |")
+    print("| users x items | stage | processor time, s | memory at the peak above that of the imports, MB |")
     print("|---|---|---|---|")
     for users in USERS:
         with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def write(folder: Path, users: int) -> None:
 
 
 def measured(folder: Path, stage: str) -> tuple[float, float, float]:
-    """(seconds, MB at the peak before the stage, and with it)."""
+    """(seconds of the processor, MB at the peak before the stage, and with it)."""
     import sklearn.linear_model  # noqa: F401 - what reports import
 
     from gpt2 import recommendation_report  # noqa: F401
@@ -54,13 +54,13 @@ def measured(folder: Path, stage: str) -> tuple[float, float, float]:
 
     tokenizer, out = Tokenizer.train(["item kind"] * 20, 264), folder / "model"
     out.mkdir(exist_ok=True)
-    began, before = time.perf_counter(), peak()
+    began, before = time.process_time(), peak()
     if stage == "save":
         shape = ModelConfig(n_layer=1, n_head=2, n_embd=64, n_positions=64, vocab_size=264)
         TASK.save(TASK.module(GPT2(shape), folder, tokenizer), folder, tokenizer, 50, out)
     else:
         TASK.evaluate(out, folder, out)
-    return time.perf_counter() - began, before, peak()
+    return time.process_time() - began, before, peak()
 
 
 def peak() -> float:
