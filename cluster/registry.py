@@ -33,7 +33,7 @@ from gpt2.modelfiles import manifest
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ARTIFACT_TAG = "gpt2.artifact"
 REQUIREMENTS = (
-    "torch", "tiktoken", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow", "scikit-learn"
+    "torch", "tiktoken", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow", "scikit-learn", "scipy"
 )  # fmt: skip
 
 

@@ -11,17 +11,16 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cluster import champion
+from cluster import champion, pages
 from cluster.champion import Used
 from cluster.home import store
-from flows.artifacts import show
+from flows.artifacts import show, slug
 from flows.plan import local_source
 from flows.stage import say, without_tracebacks
 from gpt2.artifact import Artifact, Key
-from gpt2.reasons import GENERATED
 from gpt2.recommending import RecommendConfig, catalogue, histories
 from gpt2.recommending import recommend as recommend_to
-from gpt2.report import flat
+from gpt2.recommending_page import Page, markdown, render
 from gpt2.sources import source_id
 
 CODE = (
@@ -32,7 +31,7 @@ WRITING = (
     "gpt2.tasks.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.sentences", "gpt2.generate",
     "gpt2.sampling", "gpt2.decode",
 )  # fmt: skip
-SHOWN = 5
+LOOKS = ("gpt2.recommending_page", "gpt2.monitor_page", "gpt2.curves", "gpt2.report")
 
 
 @task(name="recommend to users")
@@ -51,7 +50,7 @@ def recommend_part(key: Key, users: pd.Series, config: RecommendConfig, model: U
 
 @flow(name="recommend", task_runner=ThreadPoolTaskRunner(max_workers=2))
 def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  # noqa: B008 - settings are frozen
-    """The best items for every active user, as Parquet with scores, model version and reasons.
+    """The best items for every active user, as Parquet with scores, model version and reasons, and a page to look at.
 
     A reason is a fact, or a sentence that a writer wrote and that passed all checks. Each user once, also when it is
     killed and run again. With the same interactions and the same models there is nothing to do.
@@ -65,24 +64,32 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
     if writer:
         inputs["writer"] = writer.identity
     key = Key("recommendations", config.identity(), inputs, (*CODE, *(WRITING if writer else ())))
-    before = store().find(key)
-    made = before or make(key, config, model, writer)
-    table = pd.read_parquet(made.file("recommendations.parquet"))
+    looked_at = Key("recommendations-page", {}, {"recommendations": key.id}, LOOKS)
+    before, drawn = store().find(key), store().find(looked_at)
+    made = before
+    if made is None or drawn is None:
+        users = histories(Path(local_source(config.source)), config)
+        made = made or make(key, users, config, model, writer)
+        drawn = draw(looked_at, made, users, model, writer)
+    page = pages.keep(slug(f"recommend-{model.name}"), drawn.file("page.html").read_text("utf-8"))
+    file = made.file("recommendations.parquet")
     show(
         create_markdown_artifact,
-        markdown=page(table, made, model),
+        markdown=f"{drawn.file('page.md').read_text('utf-8')}\nThe page: `{page}`; Parquet: `{file}`\n",
         key="recommendations",
         description="Recommendations",
     )
     told = "nothing is new" if before else "made"
-    say(f"recommendations {told}: {made.info['users']:,} users, {made.info['rows']:,} rows in {made.path}")
-    file = str(made.file("recommendations.parquet"))
-    return {"users": made.info["users"], "new": before is None, "file": file, "model": model.address}
+    say(
+        f"recommendations {told}: {made.info['users']:,} users, {made.info['rows']:,} rows in {made.path}; page: {page}"
+    )
+    return {
+        "users": made.info["users"], "new": before is None, "file": str(file), "page": str(page), "model": model.address
+    }  # fmt: skip
 
 
-def make(key: Key, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
+def make(key: Key, users: pd.Series, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
     """All users' recommendations, put together from parts of `batch_users`."""
-    users = histories(Path(local_source(config.source)), config)
     parts = []
     for start in range(0, len(users), config.batch_users):
         some = users.iloc[start : start + config.batch_users]
@@ -100,27 +107,14 @@ def make(key: Key, config: RecommendConfig, model: Used, writer: Used | None) ->
     return store().make(key, build)
 
 
-def page(table: pd.DataFrame, made: Artifact, model: Used) -> str:
-    """Markdown: how many, how varied, and some to look at."""
-    items, most = table["item"].nunique(), table["title"].value_counts()
-    lines = [
-        "# Recommendations", "",
-        f"{made.info['users']:,} users, {len(table):,} recommendations of {items:,} items by {model.address}; "
-        f"“{flat(str(most.index[0]))}” is recommended to {most.iloc[0] / max(made.info['users'], 1):.0%} of them.", "",
-        f"Parquet: `{made.path / 'recommendations.parquet'}`", *reasons(table),
-    ]  # fmt: skip
-    for user, rows in list(table.groupby("user", sort=False))[:SHOWN]:
-        lines += ["", f"## User {flat(str(user))}", ""]
-        lines += [f"{r.rank}. **{flat(r.title)}** — {flat(r.reason)}" for r in rows.head(SHOWN).itertuples()]
-    return "\n".join(lines) + "\n"
+def draw(key: Key, made: Artifact, users: pd.Series, model: Used, writer: Used | None) -> Artifact:
+    """The page of recommendations, as HTML and, in short, as Markdown."""
 
+    def build(out: Path) -> None:
+        table = pd.read_parquet(made.file("recommendations.parquet"))
+        items = catalogue(champion.load(model.address, "recommendation").directory)
+        page = Page(model.address, model.metric, writer.address if writer else "", table, users, items)
+        (out / "page.html").write_text(render(page), "utf-8")
+        (out / "page.md").write_text(markdown(page), "utf-8")
 
-def reasons(table: pd.DataFrame) -> list[str]:
-    """Markdown: what became of written reasons; nothing where there is no writer."""
-    asked = table[(table["reason_kind"] == GENERATED) | (table["withheld"] != "")]
-    if asked.empty:
-        return []
-    shown, counts = (asked["reason_kind"] == GENERATED).mean(), asked["withheld"].replace("", "it is shown")
-    lines = [f"| {why} | {n:,} |" for why, n in counts.value_counts().items()]
-    told = f"Of {len(asked):,} reasons that were written {shown:.0%} are shown; facts stand in place of the others."
-    return ["", told, "", "| the best sentence for a reason | |", "|---|---|", *lines]
+    return store().make(key, build)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +11,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 CELLS = 8_000_000
-"""Similarities computed at a time, which bounds the memory."""
+"""Scores or similarities computed at a time, which bounds the memory."""
+READ = 64
+"""Users whose items are scored at a time; fewer where the catalogue has more than `CELLS` items for so many."""
 EASE_ITEMS = 4000
+"""Items between which EASE learns weights: 128 MB for each table of them."""
+Scorer = Callable[[Sequence[np.ndarray]], np.ndarray]
+"""Histories to (users, items) scores."""
 
 
 def majority(train_labels: np.ndarray, n_test: int, n_classes: int) -> np.ndarray:
@@ -65,6 +70,13 @@ def chosen(
     return csr_matrix((weights, np.concatenate(rows), indptr), shape=(len(rows), n_items))
 
 
+def parts(users: int, n_items: int) -> Iterator[slice]:
+    """The users in order, so few at a time that no table of their scores has more than `CELLS`, or one user's."""
+    step = max(1, min(READ, CELLS // n_items))
+    for start in range(0, users, step):
+        yield slice(start, start + step)
+
+
 def cosines(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> csr_matrix:
     """(items, items), sparse: to each item, in its row, the cosine similarities of the nearest others by who chose
     them. Sarwar et al. 2001, on implicit feedback."""
@@ -83,14 +95,16 @@ def cosines(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200
     return vstack(parts, format="csr")
 
 
-def item_knn(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> np.ndarray:
-    """(users, items) scores: the sum of `cosines` to the user's items."""
-    return (chosen(histories, n_items) @ cosines(histories, n_items, neighbours).T).toarray()
+def item_knn(similar: csr_matrix, decay: float = 1.0, last: int | None = None) -> Scorer:
+    """The sum of the similarities (`cosines`) to the user's items, of the `last` ones alone, decay^k for the one k
+    before the latest."""
+    n_items, others = similar.shape[0], similar.T.tocsr()
+    return lambda histories: (chosen(histories, n_items, decay, last) @ others).toarray()
 
 
-def recent_item_knn(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> np.ndarray:
-    """(users, items) scores: the same over the user's last ten items, the latest first, with weights 0.8^k."""
-    return (chosen(histories, n_items, 0.8, last=10) @ cosines(histories, n_items, neighbours).T).toarray()
+def recent_item_knn(similar: csr_matrix) -> Scorer:
+    """The same over the user's last ten items, with weights 0.8^k."""
+    return item_knn(similar, 0.8, last=10)
 
 
 def ease_weights(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> tuple[np.ndarray, ...]:
@@ -110,9 +124,13 @@ def ease_weights(histories: Sequence[np.ndarray], n_items: int, strength: float 
     return places, weights
 
 
-def ease(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> np.ndarray:
-    """(users, items) scores of EASE."""
+def ease(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> Scorer:
+    """EASE, of what was chosen in the histories."""
     places, weights = ease_weights(histories, n_items, strength)
-    scores = np.zeros((len(histories), n_items), np.float32)
-    scores[:, places] = chosen(histories, n_items)[:, places] @ weights
-    return scores
+
+    def score(asked: Sequence[np.ndarray]) -> np.ndarray:
+        scores = np.zeros((len(asked), n_items), np.float32)
+        scores[:, places] = chosen(asked, n_items)[:, places] @ weights
+        return scores
+
+    return score

@@ -34,34 +34,6 @@ FILE = "neighbours.safetensors"
 
 
 @dataclass(frozen=True)
-class Links:
-    """A sparse (items, items) matrix, row by row. Of NumPy alone: scoring needs no SciPy, which fitting does."""
-
-    starts: np.ndarray
-    """(items + 1,) where in the others each row begins."""
-    items: np.ndarray
-    """(N,) the columns."""
-    values: np.ndarray
-    """(N,)"""
-
-    @classmethod
-    def of(cls, matrix: csr_matrix) -> Links:
-        return cls(*(matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data.astype(np.float32)))
-
-    def add(self, scores: np.ndarray, item: int, weight: float) -> None:
-        """Add a row, so many times, to (items,) scores."""
-        row = slice(self.starts[item], self.starts[item + 1])
-        scores[self.items[row]] += weight * self.values[row]
-
-    def check(self, n_items: int) -> None:
-        """`ValueError` where it is no (n_items, n_items) matrix."""
-        ends, items, values = self.starts, self.items, self.values
-        fits = ends.shape == (n_items + 1,) and ends[0] == 0 and ends[-1] == len(items) and items.shape == values.shape
-        if not fits or (np.diff(ends) < 0).any() or (len(items) and not 0 <= items.min() <= items.max() < n_items):
-            raise ValueError(f"its {len(ends) - 1:,} rows of {len(items):,} items are none of that catalogue")
-
-
-@dataclass(frozen=True)
 class Hybrid:
     """Fitted, and ready to score."""
 
@@ -69,23 +41,18 @@ class Hybrid:
     """Of the model's score and of each feature."""
     popular: np.ndarray
     """(items,) what popularity adds to the score of each."""
-    recent: Links
-    """What one of the last items, in the row, adds to each."""
-    whole: Links
-    """What any item that was chosen, in the row, adds to each."""
+    recent: csr_matrix
+    """(items, items), sparse: what one of the last items, in the row, adds to each."""
+    whole: csr_matrix
+    """(items, items), sparse: what any item that was chosen, in the row, adds to each."""
 
     def scores(self, model: np.ndarray, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """(histories, items) scores from the model's, which stay as they are where a history is empty."""
-        found = np.array(model, dtype=np.float32)
-        for row, history in zip(found, histories, strict=True):
-            if not len(history):
-                continue
-            row *= self.weights["model"]
-            row += self.popular
-            for place, item in enumerate(reversed(history)):
-                if place < LAST:
-                    self.recent.add(row, item, DECAY**place)
-                self.whole.add(row, item, 1.0)
+        found, known = np.array(model, dtype=np.float32), np.array([len(h) > 0 for h in histories])
+        n_items = len(self.popular)
+        found[known] = self.weights["model"] * found[known] + self.popular
+        found += (chosen(histories, n_items, DECAY, LAST) @ self.recent).toarray()
+        found += (chosen(histories, n_items) @ self.whole).toarray()
         return found
 
     def save(self, directory: Path) -> None:
@@ -94,27 +61,30 @@ class Hybrid:
         from safetensors.torch import save_file
 
         found = {"popular": self.popular}
-        for name, links in (("recent", self.recent), ("whole", self.whole)):
-            found |= {f"{name}.starts": links.starts, f"{name}.items": links.items, f"{name}.values": links.values}
+        for name, each in (("recent", self.recent), ("whole", self.whole)):
+            found |= {f"{name}.starts": each.indptr.astype(np.int32), f"{name}.items": each.indices.astype(np.int32)}
+            found[f"{name}.values"] = each.data.astype(np.float32)
         save_file({name: torch.from_numpy(array) for name, array in found.items()}, directory / FILE)
 
     @classmethod
     def load(cls, directory: Path, weights: Mapping[str, float], n_items: int) -> Hybrid:
         """What `save` wrote; `ValueError` where the file is none, or of another catalogue."""
+        from scipy.sparse import csr_matrix
+
         from gpt2 import files
 
         path = directory / FILE
         found = {name: tensor.numpy() for name, tensor in files.read(path).items()}
         try:
-            parts = ("starts", "items", "values")
-            links = [Links(*(found[f"{name}.{part}"] for part in parts)) for name in ("recent", "whole")]
-            for each in links:
-                each.check(n_items)
+            parts, shape = ("values", "items", "starts"), (n_items, n_items)
+            both = [csr_matrix(tuple(found[f"{n}.{p}"] for p in parts), shape) for n in ("recent", "whole")]
+            for each in both:
+                each.check_format()
             if found["popular"].shape != (n_items,):
                 raise ValueError(f"'popular' is {found['popular'].shape}")
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} does not fit a catalogue of {n_items:,} items: {error}") from None
-        return cls(weights, found["popular"], *links)
+        return cls(weights, found["popular"], *both)
 
 
 def fit(
@@ -150,7 +120,7 @@ def fit(
     for other in others:
         of_recent = of_recent + other
     adds = (weights[POPULAR[0]] * popular[0] + weights[POPULAR[1]] * popular[1]).astype(np.float32)
-    return Hybrid(weights, adds, Links.of(of_recent.tocsr()), Links.of((weights["EASE"] * relations["EASE"]).tocsr()))
+    return Hybrid(weights, adds, of_recent.tocsr(), (weights["EASE"] * relations["EASE"]).tocsr())
 
 
 def logit(features: np.ndarray, allowed: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> np.ndarray:

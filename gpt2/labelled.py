@@ -90,12 +90,12 @@ class LabelledSettings(LabelledFile, TaskSettings):
     """A .csv, .jsonl or .parquet file with a text and a label per row, or `sample:posts`."""
 
 
-def prepare(source: Path, settings: LabelledFile, out: Path) -> dict[str, Any]:
-    """Write train, validation and test.parquet, labels.json and counts.json; returns the counts.
+def divided(source: Path, settings: LabelledFile) -> tuple[dict[str, pd.DataFrame], list[str], dict[str, int]]:
+    """(the table of each split, the labels, the counts).
 
     Columns: text, label (index), row (number in the source, from 1) and, where the source has them, time (UTC) and
-    topic; train.parquet has the weight in the loss, with mean 1, where not all are equal. No near-duplicate of a text
-    is in another split. `ValueError` where a file can't be learned from.
+    topic; that of training has the weight in the loss, with mean 1, where not all are equal. No near-duplicate of a
+    text is in another split. `ValueError` where a file can't be learned from.
     """
     from gpt2.duplicates import groups
 
@@ -109,6 +109,7 @@ def prepare(source: Path, settings: LabelledFile, out: Path) -> dict[str, Any]:
         split, kept = split_groups(table["text"].tolist(), group, settings), group
     counts["near_duplicates_kept_together"] = int(len(kept) - len(set(kept.tolist())))
     weights = table.pop("weight") if "weight" in table else None
+    tables: dict[str, pd.DataFrame] = {}
     for name in SPLITS:
         part = table[split == name]
         if part.empty:
@@ -119,11 +120,17 @@ def prepare(source: Path, settings: LabelledFile, out: Path) -> dict[str, Any]:
         if name == "train":
             given = None if weights is None else weights[split == name].to_numpy()
             part = weighted(part, labels, given, settings, source)
-        part.reset_index(drop=True).to_parquet(out / f"{name}.parquet", index=False)
+        tables[name] = part.reset_index(drop=True)
         counts[name] = len(part)
+    return tables, labels, counts
+
+
+def write(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], counts: Mapping[str, int], out: Path) -> None:
+    """Write SPLIT.parquet of each split, labels.json and counts.json."""
+    for name, table in tables.items():
+        table.to_parquet(out / f"{name}.parquet", index=False)
     (out / "labels.json").write_text(json.dumps(labels))
     (out / "counts.json").write_text(json.dumps(counts))
-    return counts
 
 
 def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str], dict[str, int]]:

@@ -91,17 +91,19 @@ def one_against_rest(
     features: csr_matrix, labels: np.ndarray, classes: int, counted: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(features, classes) weights and (classes,) intercepts; of a label without examples, or without any other, the
-    intercept alone."""
+    intercept alone. Of two labels one is fitted: the other is its mirror image."""
     from sklearn.linear_model import LogisticRegression
 
     weights, bias = np.zeros((features.shape[1], classes)), np.zeros(classes)
-    for label in range(classes):
+    for label in range(1 if classes == 2 else 0, classes):
         mine = labels == label
         if mine.all() or not mine.any():
             bias[label] = math.log((mine.sum() + 0.5) / ((~mine).sum() + 0.5))
             continue
         model = LogisticRegression(C=C, solver="liblinear", tol=1e-2).fit(features, mine, counted)
         weights[:, label], bias[label] = model.coef_[0], model.intercept_[0]
+    if classes == 2:
+        weights[:, 0], bias[0] = -weights[:, 1], -bias[1]
     return weights, bias
 
 

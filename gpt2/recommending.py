@@ -86,14 +86,16 @@ def recommend(
     import pandas as pd
     import torch
 
+    from gpt2.baselines import parts
+
     ids, titles = items["item"].tolist(), items["title"].tolist()
     places, of = {id: i for i, id in enumerate(ids)}, attributes(items["text"].tolist())
     known = [[places[item] for item in each if item in places] for each in chosen]
-    scores = predictor.scores(known)
     with torch.inference_mode():
         embeddings = predictor.module.embeddings(predictor.module.features()).numpy()
     rows = []
-    for user, history, row in zip(chosen.index, known, scores, strict=True):
+    of_each = (row for some in parts(len(known), len(ids)) for row in predictor.scores(known[some]))
+    for user, history, row in zip(chosen.index, known, of_each, strict=True):
         for rank, item in enumerate(predictor.top(row, history, config.top_k), 1):
             close = embeddings[history] @ embeddings[item]
             nearest = [history[i] for i in (-close).argsort(kind="stable")[: config.reasons]]

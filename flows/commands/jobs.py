@@ -130,3 +130,4 @@ def recommend(
         result = run(chosen)
     told = "" if result["new"] else " (nothing is new since then)"
     out.print(f"Recommendations for {result['users']:,} users{told}: {result['file']}")
+    out.print(f"Page: {result['page']}")

@@ -73,7 +73,9 @@ class Recommendation(Task):
         "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.hybrid",
         "gpt2.metrics",
     )  # fmt: skip
-    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices",)
+    report_code: ClassVar[tuple[str, ...]] = (
+        "gpt2.slices", "gpt2.recommendation_report", "gpt2.recommending", "gpt2.reasons", "gpt2.search",
+    )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
     limits = (
@@ -126,43 +128,23 @@ class Recommendation(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, cost, metrics
+        from gpt2 import baselines, cost, metrics, recommendation_report
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
-        before, test = [h[:-1] for h in histories], np.array([h[-1] for h in histories])
-        trained = [h[:-2] for h in histories]
-        popular = baselines.popularity(trained, len(items))
-
-        def ranks_by(scores: np.ndarray) -> np.ndarray:
-            return np.array([metrics.rank_of(scores[u], test[u], before[u]) for u in range(len(before))])
-
-        by_text = predictor.by_text(before)
-        mixed, of_text = predictor.with_choices(by_text, before), ranks_by(by_text)
-        best = [predictor.top(mixed[u], before[u], 5) for u in range(min(4, len(before)))]
-        ranks = {"model": ranks_by(mixed)}
-        del by_text, mixed  # one table of all users and items at a time
-        ranks |= {
-            "popularity": ranks_by(np.broadcast_to(popular, (len(before), len(items)))),
-            "item-kNN": ranks_by(baselines.item_knn(before, len(items))),
-            "recent item-kNN": ranks_by(baselines.recent_item_knn(before, len(items))),
-            "EASE": ranks_by(baselines.ease(before, len(items))),
-            "text alone": of_text,
-        }
+        test = np.array([h[-1] for h in histories])
+        popular = baselines.popularity([h[:-2] for h in histories], len(items))
+        ranks = recommendation_report.ranks(predictor, histories, popular)
         facts = {
             "test_item": test,
-            "history": [len(h) for h in before],
+            "history": [len(h) - 1 for h in histories],
             "popularity": popular[test].astype(int),
             **{f"rank_{n}": r for n, r in ranks.items()},
         }
         predictions = pd.DataFrame(facts)
         predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
-        titles = items["title"].tolist()
-        samples = [
-            f"after {'; '.join(titles[i] for i in before[user][-5:])} → {'; '.join(titles[i] for i in top)}"
-            for user, top in enumerate(best)
-        ]
+        some = recommendation_report.recommended(predictor, histories, items, ranks["model"])
         return {
             "task": self.name,
             "title": self.title,
@@ -170,8 +152,9 @@ class Recommendation(Task):
             "floor": self.floor,
             "metrics": ranked.pop("model"),
             "baselines": ranked,
-            "counts": {"users": len(before), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
-            "samples": {"Recommendations": samples, "What counts": predictor.told()},
+            "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
+            "tables": {"Recommendations, and why": some},
+            "samples": {"What counts": predictor.told()},
             "figures": [],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
             **self.evidence(predictions).summary(),
@@ -264,7 +247,7 @@ class RecommendationPredictor:
         parts = ", ".join(f"{value:+.3g} x {name}" for name, value in self.hybrid.weights.items())
         return [f"a score is, by weights fitted on the validation's choices, {parts}"]
 
-    def by_text(self, histories: Sequence[Sequence[int] | np.ndarray], batch_size: int = 64) -> np.ndarray:
+    def by_text(self, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """(histories, items) scores of the model alone: estimates of log-probabilities, up to a constant.
 
         The latest items of a long history count, as many as in training; an empty one has popularity alone.
@@ -272,12 +255,13 @@ class RecommendationPredictor:
         import numpy as np
         import torch
 
+        from gpt2.baselines import parts
         from gpt2.heads import pack, pad
 
         out = []
         with torch.inference_mode():
-            for start in range(0, len(histories), batch_size):
-                rows = [[int(i) for i in h[-self.context :]] for h in histories[start : start + batch_size]]
+            for some in parts(len(histories), len(self.titles)):
+                rows = [[int(i) for i in h[-self.context :]] for h in histories[some]]
                 ids, lengths = pad(rows)
                 items, packed = pack(ids, lengths.clamp_min(1))
                 last = self.module.tastes(items, packed, self.features)[packed.last] * (lengths > 0)[:, None]

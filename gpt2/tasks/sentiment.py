@@ -96,13 +96,14 @@ class Sentiment(Task):
     example = "The crew was lovely and we landed early"
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet and labels.json; see `gpt2.labelled.prepare`.
+        """Write train, validation and test.parquet, labels.json and counts.json; see `gpt2.labelled.divided`.
 
         With `ngrams` also `ngrams.safetensors`, and its logits as a column of each table (`gpt2.ngrams`).
         """
-        counts = labelled.prepare(source, settings, out)
+        tables, labels, counts = labelled.divided(source, settings)
         if settings.ngrams:
-            add_ngrams(out)
+            add_ngrams(tables, len(labels)).save(out)
+        labelled.write(tables, labels, counts, out)
         return counts
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> TextDataset:
@@ -330,20 +331,15 @@ class SentimentPredictor:
         return pd.DataFrame({"label": told, **columns})
 
 
-def add_ngrams(examples: Path) -> None:
-    """Fit the linear model on the training split and write it and what it says of each split's texts."""
-    import pandas as pd
-
-    labels = json.loads((examples / "labels.json").read_text())
-    tables = {split: pd.read_parquet(examples / f"{split}.parquet") for split in labelled.SPLITS}
+def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:
+    """Fit the linear model on the training split, and add what it says of each split's texts to the tables."""
     texts = {split: [masked(text) for text in table["text"]] for split, table in tables.items()}
     train = tables["train"]
     counted = train["weight"].to_numpy() if "weight" in train else None
-    model, held_out = fit(texts["train"], train["label"].to_numpy(), len(labels), counted)
-    model.save(examples)
+    model, held_out = fit(texts["train"], train["label"].to_numpy(), classes, counted)
     for split, table in tables.items():
         table[NGRAMS] = list(held_out if split == "train" else model.logits(texts[split]))
-        table.to_parquet(examples / f"{split}.parquet", index=False)
+    return model
 
 
 def labels_of(directory: Path) -> list[str]:

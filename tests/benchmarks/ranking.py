@@ -60,14 +60,15 @@ def whole(predictor, examples: Path) -> None:
     before, wanted = [h[:-1] for h in histories], [int(h[-1]) for h in histories]
     text, n = predictor.by_text(before), len(items)
     popular = np.tile(baselines.popularity([h[:-2] for h in histories], n), (len(before), 1))
+    similar = baselines.cosines(before, n)
     systems = {
         "model": predictor.with_choices(text, before),
         "its text alone": text,
         "its choices alone": predictor.with_choices(np.zeros_like(text), before),
         "popularity": popular,
-        "item-kNN": baselines.item_knn(before, n),
-        "EASE": baselines.ease(before, n),
-        "recent item-kNN": baselines.recent_item_knn(before, n),
+        "item-kNN": baselines.item_knn(similar)(before),
+        "EASE": baselines.ease(before, n)(before),
+        "recent item-kNN": baselines.recent_item_knn(similar)(before),
     }
     found = {name: ranks(scores, wanted, before) for name, scores in systems.items()}
     if (theirs := sasrec(histories)) is not None:
@@ -185,13 +186,14 @@ def cold(predictor, examples: Path) -> None:
     warm = np.setdiff1d(np.arange(n), among)
     popular = np.tile(baselines.popularity(histories, n), (len(read), 1))
     text = predictor.by_text(read)
+    similar = baselines.cosines(read, n)
     systems = {
         "model": predictor.with_choices(text, read),
         "its text alone": text,
         "popularity": popular,
-        "item-kNN": baselines.item_knn(read, n),
-        "EASE": baselines.ease(read, n),
-        "recent item-kNN": baselines.recent_item_knn(read, n),
+        "item-kNN": baselines.item_knn(similar)(read),
+        "EASE": baselines.ease(read, n)(read),
+        "recent item-kNN": baselines.recent_item_knn(similar)(read),
     }
     by_chance = np.random.default_rng(1).random((len(read), n))
     for name in ("popularity", "item-kNN", "EASE", "recent item-kNN"):

@@ -75,6 +75,9 @@ def test_killed_and_run_again_each_user_is_there_once_with_the_same_reasons(mode
     assert (mine.groupby("user").size() == 3).all() and mine["user"].nunique() == 30
     assert ((mine["withheld"] != "") == (mine["rank"] <= 2)).all()  # a model with random weights writes nothing to show
     assert (mine["reason_kind"] == "facts").all() and mine["reason"].str.startswith("Of what this user chose").all()
-    assert "(nothing is new since then)" in home.call(small)
+    again = home.call(small)
+    assert "(nothing is new since then)" in again
+    page = Path(re.findall(r"^Page: (\S+\.html)$", again, re.MULTILINE)[-1]).read_text()
+    assert "30 users" in page and "A written reason was withheld" in page and "0 (0%) are shown" in page
     without = table(home.call([*command[:5], "--set", f"model={models[0]}", "--set", "top_k=3"]))
     assert (without["withheld"] == "").all() and without["reason"].tolist() == mine["reason"].tolist()

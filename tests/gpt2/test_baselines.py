@@ -58,12 +58,13 @@ def test_item_knn_is_brute_force(histories, neighbours, cells, monkeypatch):
     monkeypatch.setattr(baselines, "CELLS", cells * ITEMS)
     similarity = brute_force_cosines(histories, neighbours)
     expected = np.array([[sum(similarity[item, i] for i in h) for item in range(ITEMS)] for h in histories])
-    assert baselines.item_knn(histories, ITEMS, neighbours) == pytest.approx(expected, abs=1e-5)
+    similar = baselines.cosines(histories, ITEMS, neighbours)
+    assert baselines.item_knn(similar)(histories) == pytest.approx(expected, abs=1e-5)
     last = np.array([
         [sum(0.8**k * similarity[item, i] for k, i in enumerate(h[::-1][:10])) for item in range(ITEMS)]
         for h in histories
     ])  # fmt: skip
-    assert baselines.recent_item_knn(histories, ITEMS, neighbours) == pytest.approx(last, abs=1e-5)
+    assert baselines.recent_item_knn(similar)(histories) == pytest.approx(last, abs=1e-5)
 
 
 def test_ease_solves_each_items_regression_without_itself(histories):
@@ -75,7 +76,7 @@ def test_ease_solves_each_items_regression_without_itself(histories):
         others = [i for i in range(ITEMS) if i != item]
         x = seen[:, others]
         expected[others, item] = np.linalg.solve(x.T @ x + 100 * np.eye(len(others)), x.T @ seen[:, item])
-    assert baselines.ease(histories, ITEMS) == pytest.approx(seen @ expected, abs=1e-6)
+    assert baselines.ease(histories, ITEMS)(histories) == pytest.approx(seen @ expected, abs=1e-6)
 
 
 def test_ease_of_a_large_catalogue_knows_the_most_chosen(histories, monkeypatch):
@@ -83,8 +84,8 @@ def test_ease_of_a_large_catalogue_knows_the_most_chosen(histories, monkeypatch)
     counts = seen_by(histories).sum(0)
     known = set(np.argsort(-counts, kind="stable")[:8].tolist())
     kept = [np.array([i for i in h if i in known], dtype=int) for h in histories]
-    scores = baselines.ease(histories, ITEMS)
+    scores = baselines.ease(histories, ITEMS)(histories)
     assert {i for i in range(ITEMS) if scores[:, i].any()} == known
     monkeypatch.setattr(baselines, "EASE_ITEMS", ITEMS)
-    alone = baselines.ease(kept, ITEMS)
+    alone = baselines.ease(kept, ITEMS)(kept)
     assert scores[:, sorted(known)] == pytest.approx(alone[:, sorted(known)], abs=1e-9)

@@ -17,7 +17,7 @@ from gpt2.baselines import tfidf_logistic_regression
 from gpt2.config import ModelConfig
 from gpt2.duplicates import groups
 from gpt2.heads import Classifier
-from gpt2.labelled import SPLITS, fold, indexed, prepare, read_table, split_by_time, weighted
+from gpt2.labelled import SPLITS, divided, fold, indexed, read_table, split_by_time, weighted, write
 from gpt2.model import GPT2
 from gpt2.task import task
 from gpt2.tasks.sentiment import SentimentSettings, TextDataset
@@ -43,6 +43,12 @@ def rows(count: int = 200, **columns) -> pd.DataFrame:
         {"text": [text(i) for i in range(count)], "label": [("bad", "good")[i % 2] for i in range(count)]}
     )
     return table.assign(**columns)
+
+
+def prepare(path, settings, folder):
+    tables, labels, counts = divided(path, settings)
+    write(tables, labels, counts, folder)
+    return counts
 
 
 def prepared(table: pd.DataFrame, folder: Path, form: str = "csv", **changes):

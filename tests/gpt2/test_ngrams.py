@@ -49,6 +49,21 @@ def test_it_is_the_mean_of_what_scikit_learn_fits_to_each_part():
     )
 
 
+def test_of_two_labels_each_is_what_scikit_learn_fits_to_it():
+    texts, labels = examples(200)
+    features = ngrams.weighted(ngrams.counts(texts), np.ones(2 * BUCKETS, np.float32))
+    drawn, both = np.random.default_rng(0).random(200), labels > 0
+    for counted in (None, drawn):
+        weights, bias = ngrams.one_against_rest(features, both.astype(int), 2, counted)
+        for label in (0, 1):
+            model = LogisticRegression(C=C, solver="liblinear", tol=1e-2).fit(features, both == label, counted)
+            np.testing.assert_allclose(weights[:, label], model.coef_[0], rtol=1e-5, atol=1e-6)
+            assert bias[label] == pytest.approx(model.intercept_[0], rel=1e-5, abs=1e-6)
+    for only in (0, 1):
+        weights, bias = ngrams.one_against_rest(features, np.full(200, only), 2, None)
+        assert not weights.any() and bias[only] == -bias[1 - only] > 5
+
+
 def test_of_its_training_texts_it_says_what_it_would_say_of_new_ones():
     """Labels by chance: who learned from a text knows its label by heart, who did not can't."""
     drawn = np.random.default_rng(1)

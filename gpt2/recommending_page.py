@@ -1,0 +1,205 @@
+"""What an analyst looks at: to whom what is recommended after what, and why; what became of the reasons."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from gpt2.monitor_page import STYLE
+from gpt2.reasons import GENERATED
+from gpt2.report import flat
+
+USERS, ITEMS, LATEST, MOST = 6, 5, 6, 10
+"""Users on the page, items and earlier choices of each, and lines of a table."""
+SHOWN = "it is shown"
+STYLES = (
+    STYLE
+    + """
+.panel ol{margin:.5rem 0;padding-left:1.4rem}.panel li{margin:.55rem 0}.after{font-size:.9rem;margin:.3rem 0}
+.why{display:block;font-size:.9rem;color:var(--muted)}.written{color:inherit}.tag{font-size:.75rem;border-radius:4px;
+padding:0 .35rem;margin-right:.35rem;border:1px solid var(--grid)}.written .tag{border-color:var(--accent);
+color:var(--accent)}.bar{display:inline-block;height:.65rem;background:var(--accent);border-radius:2px}
+td:has(.bar){text-align:left;width:30%}td:first-child{max-width:34rem}
+"""
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page."""
+
+    model: str
+    """The exact address of the one that ranks."""
+    metric: str
+    """How good it is, as `ndcg at 10 0.12`, "" where that is not known."""
+    writer: str
+    """The exact address of the one that writes reasons, "" without one."""
+    table: pd.DataFrame
+    """As `gpt2.recommending.recommend` has it."""
+    chosen: pd.Series
+    """Of each user (text) the ids of what he chose, in order of time."""
+    items: pd.DataFrame
+    """The model's catalogue."""
+
+    @cached_property
+    def users(self) -> list[str]:
+        return self.table["user"].unique().tolist()
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """Of the catalogue, by id."""
+        return dict(zip(self.items["item"], self.items["title"], strict=True))
+
+    @cached_property
+    def asked(self) -> pd.DataFrame:
+        """The rows for which the writer wrote."""
+        return self.table[(self.table["reason_kind"] == GENERATED) | (self.table["withheld"] != "")]
+
+    def told(self, user: str) -> list[str]:
+        """Titles of what a user chose, the latest first; what the model does not know is left out."""
+        own = self.chosen.get(user, [])
+        return [self.titles[item] for item in reversed(own) if item in self.titles]
+
+    def picked(self) -> list[str]:
+        """Users for the page, from all over the table: half of them with a written reason, where some have one."""
+        written = set(self.table.loc[self.table["reason_kind"] == GENERATED, "user"])
+        groups = [group for has in (True, False) if (group := [u for u in self.users if (u in written) == has])]
+        places = [np.linspace(0, len(g) - 1, min(len(g), USERS // len(groups))).astype(int) for g in groups]
+        found = {group[i] for group, some in zip(groups, places, strict=True) for i in some}
+        return [user for user in self.users if user in found]
+
+
+def findings(page: Page) -> list[tuple[str, str]]:
+    """(class of a card, what there is to know before one looks at single users)."""
+    table, users = page.table, len(page.users)
+    if table.empty:
+        return [("note", "Nobody has an item left to recommend: all have chosen the whole catalogue.")]
+    counts = table["item"].value_counts()
+    half = int((counts.cumsum() < len(table) / 2).sum()) + 1
+    told = [("good", f"All {len(table):,} reasons are facts; no writer was asked.")]
+    if len(page.asked):
+        shown = int((page.asked["reason_kind"] == GENERATED).sum())
+        told = [
+            (
+                "good" if shown else "note",
+                f"Of {len(page.asked):,} reasons that {page.writer} wrote {shown:,} ({shown / len(page.asked):.0%}) "
+                f"are shown. The checks withheld the others; in their place, and for all other items, stand facts.",
+            )
+        ]
+    told.append(
+        (
+            "",
+            f"{len(counts):,} of the catalogue's {len(page.items):,} items are recommended to somebody; {half:,} make "
+            f"half of all recommendations. The most frequent goes to {counts.iloc[0] / users:.0%} of the users.",
+        )
+    )
+    if unknown := sum(not page.told(user) for user in page.users):
+        told.append(
+            ("note", f"{unknown:,} of {users:,} users chose nothing that the model knows: theirs is what is popular.")
+        )
+    return told
+
+
+def outcomes(page: Page) -> list[tuple[str, int]]:
+    """What became of written reasons, the most frequent first."""
+    return [(str(why), int(n)) for why, n in page.asked["withheld"].replace("", SHOWN).value_counts().items()]
+
+
+def sentences(page: Page) -> list[tuple[str, int]]:
+    """The written reasons that are shown, the most frequent first, and to how many users each."""
+    shown = page.table.loc[page.table["reason_kind"] == GENERATED, "reason"].value_counts()
+    return [(str(text), int(n)) for text, n in shown.head(MOST).items()]
+
+
+def most(page: Page) -> list[tuple[str, int]]:
+    """What is recommended most, and to how many users."""
+    return [(page.titles[item], int(n)) for item, n in page.table["item"].value_counts().head(MOST).items()]
+
+
+def how() -> list[str]:
+    """How to read it."""
+    return [
+        "“fact”: of what the user chose, the items whose embeddings are closest to the recommended one, and the "
+        "attributes that all of these have. It is true by construction, and no more than that: what is close for the "
+        "model need not be why it ranks high, as what others chose counts too.",
+        "“written”: a sentence of the writer that passed all checks. It is what people wrote of items like this one, "
+        "and may still be wrong of it.",
+        "Users are taken from all over the table; where there are written reasons, half of those shown have one.",
+    ]
+
+
+def render(page: Page) -> str:
+    """One HTML file that needs no other."""
+    e = html.escape
+    by = f"ranked by {page.model}{f' ({page.metric})' if page.metric else ''}"
+    parts = [f'<h1>Recommendations</h1><p class="lead">{len(page.users):,} users · {e(by)}</p>']
+    parts += [f'<div class="card {kind}">{e(text)}</div>' for kind, text in findings(page)]
+    parts.append('<h2>Some users</h2><div class="grid-of">')
+    for user in page.picked():
+        own, rows = page.told(user), page.table[page.table["user"] == user].head(ITEMS)
+        lines = "".join(line(row) for row in rows.itertuples())
+        after = f"after {'; '.join(own[:LATEST])}" if own else "nothing that the model knows"
+        more = f"{len(own):,} choices, the latest first" if own else "no choices"
+        parts.append(
+            f'<div class="panel"><h3>User {e(user)}<span>{more}</span></h3><p class="after">{e(after)}'
+            f"{' …' if len(own) > LATEST else ''}</p><ol>{lines}</ol></div>"
+        )
+    parts.append("</div>")
+    if len(page.asked):
+        parts.append("<h2>What became of the written reasons</h2>" + bars(outcomes(page), len(page.asked), "reasons"))
+    if told := sentences(page):
+        parts.append("<h2>Written reasons, the most frequent</h2>" + bars(told, len(page.users), "users"))
+    if rows := most(page):
+        parts.append("<h2>Recommended most</h2>" + bars(rows, len(page.users), "users"))
+    parts.append("<h2>How to read this</h2>" + "".join(f'<p class="small">{e(text)}</p>' for text in how()))
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Recommendations</title><style>{STYLES}</style>{''.join(parts)}</html>\n"
+    )
+
+
+def line(row) -> str:
+    """A recommended item, and why, with what kind of reason that is."""
+    e, written = html.escape, row.reason_kind == GENERATED
+    withheld = f" A written reason was withheld: {row.withheld}." if row.withheld else ""
+    return (
+        f'<li><b>{e(row.title)}</b><span class="why{" written" if written else ""}"><span class="tag">'
+        f"{'written' if written else 'fact'}</span>{e(row.reason)}{e(withheld)}</span></li>"
+    )
+
+
+def bars(rows: Sequence[tuple[str, int]], whole: int, what: str) -> str:
+    """A table of counts, with a bar for the share of the whole."""
+    body = "".join(
+        f"<tr><td>{html.escape(text)}</td><td>{n:,}</td><td>{n / whole:.0%}</td>"
+        f'<td><span class="bar" style="width:{100 * n / whole:.1f}%"></span></td></tr>'
+        for text, n in rows
+    )
+    return f"<table><tr><th></th><th>{what}</th><th>of {whole:,}</th><th></th></tr>{body}</table>"
+
+
+def markdown(page: Page) -> str:
+    """The page in short, for Prefect."""
+    by = f"ranked by {page.model}{f' ({page.metric})' if page.metric else ''}"
+    lines = ["# Recommendations", "", f"{len(page.users):,} users, {by}", ""]
+    lines += [f"* {flat(text)}" for _, text in findings(page)]
+    for user in page.picked():
+        after = "; ".join(flat(title) for title in page.told(user)[:LATEST])
+        lines += ["", f"## User {flat(user)}", "", f"after {after}" if after else "nothing that the model knows", ""]
+        for row in page.table[page.table["user"] == user].head(ITEMS).itertuples():
+            kind = "written" if row.reason_kind == GENERATED else "fact"
+            withheld = f" A written reason was withheld: {row.withheld}." if row.withheld else ""
+            lines.append(f"{row.rank}. **{flat(row.title)}** — *{kind}*: {flat(row.reason + withheld)}")
+    for heading, rows in (
+        ("What became of the written reasons", outcomes(page)),
+        ("Written reasons, the most frequent", sentences(page)),
+        ("Recommended most", most(page)),
+    ):
+        if rows:
+            lines += ["", f"| {heading} | |", "|---|---:|", *(f"| {flat(text)} | {n:,} |" for text, n in rows)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,117 @@
+"""What a recommender's report is made from: ranks as from whole tables, in bounded memory, and what it shows."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2 import baselines
+from gpt2.config import ModelConfig
+from gpt2.metrics import rank_of
+from gpt2.model import GPT2
+from gpt2.recommendation_report import LATEST, NEXT, SHOWN, ranks, recommended
+from gpt2.tasks.recommendation import TASK, load_examples
+from gpt2.tokenizer import Tokenizer
+
+KINDS = ("drama", "comedy", "western", "noir")
+
+
+def recommender(folder, users: int, items: int, seed: int = 0):
+    """(predictor, histories, items) of choices by chance and random weights."""
+    drawn = np.random.default_rng(seed)
+    examples, out = folder / "examples", folder / "model"
+    examples.mkdir(), out.mkdir()
+    histories = [drawn.choice(items, drawn.integers(4, 9), replace=False) for _ in range(users)]
+    counts = baselines.popularity([h[:-2] for h in histories], items)
+    names = [f"Film {i} of {KINDS[i % 3]}" for i in range(items)]
+    table = pd.DataFrame({"item": [f"f{i}" for i in range(items)], "title": names})
+    table = table.assign(text=[KINDS[i % 4] for i in range(items)], popularity=counts, recent=counts / 2)
+    table.to_parquet(examples / "items.parquet", index=False)
+    pd.DataFrame({"user": range(users), "items": histories}).to_parquet(examples / "histories.parquet", index=False)
+    (examples / "catalogue.json").write_text(json.dumps({"item_tokens": 8}))
+    tokenizer = Tokenizer.train([" ".join(names[:50])], 280)
+    torch.manual_seed(0)
+    shape = ModelConfig(n_layer=1, n_head=2, n_embd=16, n_positions=64, vocab_size=280)
+    TASK.save(TASK.module(GPT2(shape), examples, tokenizer), examples, tokenizer, 8, out)
+    return TASK.predictor(out), *load_examples(examples)
+
+
+@given(st.integers(0, 500), st.integers(1, 300), st.integers(1, 100_000))
+def test_parts_are_all_users_in_order_and_few_at_a_time(users, items, cells):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "CELLS", cells)
+        each = [list(range(users))[some] for some in baselines.parts(users, items)]
+    assert [user for part in each for user in part] == list(range(users))
+    assert all(0 < len(part) <= baselines.READ and (len(part) * items <= cells or len(part) == 1) for part in each)
+
+
+@pytest.mark.parametrize("cells", [8_000_000, 90 * 5])
+def test_ranks_are_those_of_whole_tables(tmp_path, monkeypatch, cells):
+    """As of tables of all users and all items, by what the baselines were before they took users a few at a time."""
+    monkeypatch.setattr(baselines, "CELLS", cells)
+    predictor, histories, items = recommender(tmp_path, 150, 90)
+    before, wanted, n = [h[:-1] for h in histories], [h[-1] for h in histories], len(items)
+    popular = baselines.popularity([h[:-2] for h in histories], n)
+    similar, (places, weights) = baselines.cosines(before, n), baselines.ease_weights(before, n)
+    by_ease = np.zeros((150, n), np.float32)
+    by_ease[:, places] = baselines.chosen(before, n)[:, places] @ weights
+    text = predictor.by_text(before)
+    whole = {
+        "model": predictor.with_choices(text, before),
+        "popularity": np.tile(popular, (150, 1)),
+        "item-kNN": (baselines.chosen(before, n) @ similar.T).toarray(),
+        "recent item-kNN": (baselines.chosen(before, n, 0.8, last=10) @ similar.T).toarray(),
+        "EASE": by_ease,
+        "text alone": text,
+    }
+    scorers = {
+        "model": predictor.scores, "item-kNN": baselines.item_knn(similar), "text alone": predictor.by_text,
+        "recent item-kNN": baselines.recent_item_knn(similar), "EASE": baselines.ease(before, n),
+    }  # fmt: skip
+    for name, score in scorers.items():
+        assert np.array_equal(np.concatenate([score(before[some]) for some in baselines.parts(150, n)]), whole[name])
+    found = ranks(predictor, histories, popular)
+    assert tuple(found) == ("model", *TASK.baselines)
+    for name, scores in whole.items():
+        assert found[name].tolist() == [rank_of(*each) for each in zip(scores, wanted, before, strict=True)]
+    assert len({tuple(each) for each in found.values()}) == len(found)  # they do differ
+
+
+def test_ranks_never_hold_a_table_of_all_users_and_items(tmp_path, monkeypatch):
+    users, items = 1000, 2000
+    predictor, histories, _ = recommender(tmp_path, users, items)
+    monkeypatch.setattr(baselines, "CELLS", 40 * items)
+    monkeypatch.setattr(baselines, "EASE_ITEMS", 50)
+    asked, read = [], predictor.by_text
+    monkeypatch.setattr(predictor, "by_text", lambda some: asked.append(len(some)) or read(some))
+    tracemalloc.start()
+    ranks(predictor, histories, baselines.popularity(histories, items))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * users * items / 2  # half a table in single precision
+    assert set(asked) == {40} and sum(asked) == users
+
+
+def test_what_is_shown_is_what_it_recommends_and_what_came_next(tmp_path):
+    predictor, histories, items = recommender(tmp_path, 30, 11)
+    popular = baselines.popularity(histories, len(items))
+    told = recommended(predictor, histories, items, ranks(predictor, histories, popular)["model"])
+    assert "30 users" in told["header"][0]
+    titles, firsts = items["title"].tolist(), [n for n, row in enumerate(told["rows"]) if row[0]]
+    assert len(firsts) == 4 and firsts[0] == 0
+    hits = 0
+    for first, end, user in zip(firsts, [*firsts[1:], len(told["rows"])], (0, 9, 19, 29), strict=True):
+        own, (*before, last) = told["rows"][first:end], histories[user]
+        assert own[0][0] == "; ".join(titles[i] for i in before[-LATEST:])
+        ranking = predictor.predict([{"history": [titles[i] for i in before]}], {"top_k": SHOWN})["ranking"][0]
+        assert [(row[1], row[2]) for row in own[:SHOWN]] == [*enumerate(ranking, 1)]
+        assert all(row[3].startswith("Of what this user chose, closest to it for the model: ") for row in own[:SHOWN])
+        ((_, place, title, _),) = [row for row in own if NEXT in row[3]]
+        assert title == titles[last] and (place == 1 + ranking.index(title) if title in ranking else place > SHOWN)
+        hits += titles[last] in ranking
+    assert 0 < hits < 4
