@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run as this_run
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled, Failed, State
 
 from cluster import tracking
 
@@ -33,13 +33,16 @@ HOOKS: dict[str, Any] = {
 
 
 def or_cancelled(work: Callable[[], Any]) -> Any:
-    """What the work returns; the state Cancelled where a SIGTERM stopped it because somebody cancels this flow run.
+    """What the work returns; the state Cancelled where a SIGTERM stopped it because somebody cancels this flow run, and
+    Failed with a sentence alone where a user can mend it (`ValueError`, which a caller of the flow gets as it is).
 
     Prefect takes a SIGTERM for a cancellation only while the handler of it is its own, and else for a crash, which its
     worker corrects a minute later: `cluster.stopping` has ours there, so that a training saves first.
     """
     try:
         return work()
+    except ValueError as error:
+        return Failed(message=str(error), data=error)
     except TerminationSignal:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(this_run.id).state

@@ -18,7 +18,6 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, create_model, model_serializer
-from pydantic.json_schema import SkipJsonSchema
 
 from cluster.tracking import end_dead
 from flows.config import PipelineConfig, preset_names, resolve
@@ -68,14 +67,8 @@ def of_schema(path: str) -> tuple[Any, Any]:
     if of is bool:
         of = Literal["yes", "no"]  # the form sends a switch that nobody touched as off
     description = f"{field.description} Sets `{path}`; empty: as in the preset."
-
-    def without_default(schema: dict[str, Any]) -> None:
-        schema.pop("default", None)
-
     bounded: Any = Annotated[of, *field.metadata] if field.metadata else of
-    return bounded | SkipJsonSchema[None], Field(  # type: ignore[misc]
-        None, description=description, json_schema_extra=without_default
-    )
+    return bounded | None, Field(None, description=description)
 
 
 class Filled(Settings):

@@ -24,6 +24,8 @@ CHAMPION = "models:/gpt2-base@champion"
 FEW_STEPS = 100
 """A small file is learned in smaller batches, so that there are so many steps."""
 SMALLEST_BATCH = 8
+LAST: Any = {"position": 100}
+"""Of a form: after the columns of the file."""
 TUNED = ("train", "adaptation")
 """The sections of a task that a search changes."""
 
@@ -51,10 +53,11 @@ class Learner(Settings):
     """Passes over the training split."""
     max_steps: int = Field(600, ge=1)
     """No more steps than this, whatever the passes: some 7 minutes on two cores with the preset `laptop`."""
-    tasks: dict[str, Any] = Field(default={})
-    """How it learns, as `gpt2 search` found it: the section `tasks` of a best.yaml, of the same preset. How long, and
-    in which batches, follows from the size of the data all the same."""
-    changes: list[str] = Field(default=[])
+    tasks: dict[str, Any] = Field(default={}, json_schema_extra=LAST)
+    """How it learns, as a search found it: the section `tasks` of its best.yaml, which the search's page shows as it is
+    written here; with the same preset. How long, and in which batches, follows from the size of the data all the
+    same."""
+    changes: list[str] = Field(default=[], json_schema_extra=LAST)
     """Any other settings of the pipeline, each as in pretrain.steps=500 or tasks.sentiment.train.context=64."""
 
     @field_validator("tasks")

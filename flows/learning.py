@@ -75,8 +75,15 @@ def learned(config: Learner) -> Any:
     with claim(f"{config.task}-{digest([keys.registered, keys.examples.id])[:16]}") as holder:
         if holder is not None:
             return duplicate(holder)
-        with leaving_in_time(), turn():
-            return or_cancelled(lambda: learn(config, base, prepare(config.task, settings, plan)))
+        with leaving_in_time():
+            return or_cancelled(lambda: in_turn(config, base, settings, plan))
+
+
+def in_turn(config: Learner, base: Lineage | None, settings: PipelineConfig, plan: Plan) -> dict[str, Any]:
+    """Whoever gave a file that can't be learned from is told at once, not after those that train now."""
+    examples = prepare(config.task, settings, plan)
+    with turn():
+        return learn(config, base, examples)
 
 
 def learn(config: Learner, base: Lineage | None, examples: Artifact) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, Failed
@@ -19,7 +20,7 @@ from flows.artifacts import image, show, slug
 from flows.endings import HOOKS, or_cancelled
 from flows.finetuning import prepare_examples
 from flows.forms import duplicate, leaving_in_time
-from flows.search import REDUCTION, Search, SearchConfig, as_settings, best_of, prepare, rows, table
+from flows.search import COMMANDS, REDUCTION, Search, SearchConfig, as_settings, best_of, prepare, rows, table
 from flows.stage import make, parent_of_all, say, speaker, without_tracebacks
 from flows.turns import claim, turn
 from gpt2 import candidate, figures
@@ -121,5 +122,15 @@ def publish(found: Search, made: Artifact) -> None:
     show(create_table_artifact, table=table(told), key=slug(f"candidates-of-{name}"), description=title)
     picture = image(made.file("candidates.png"), "candidates")
     best = made.file("best.yaml").read_text()
-    text = f"# {title}\n\n{picture}\n\n```yaml\n{best}```\n\nIn {made.file('best.yaml')}\n"
+    text = f"# {title}\n\n{picture}\n\n```yaml\n{best}```\n\n{how_to_go_on(found, made.file('best.yaml'))}"
     show(create_markdown_artifact, markdown=text, key=slug(f"search-{name}"), description=f"Best settings of {name}")
+
+
+def how_to_go_on(found: Search, best: Path) -> str:
+    """Markdown: which fields of which forms take the best settings."""
+    name, preset = found.config.task, found.config.preset
+    told = f"In the form of `pipeline`: Preset `{preset}`, File `{best}`.\n"
+    if command := COMMANDS.get(name):
+        tasks = json.dumps(yaml.safe_load(best.read_text())["tasks"], indent=1)
+        told += f"\nIn that of `{command.split()[0]}`: Preset `{preset}`, and as Tasks\n\n```json\n{tasks}\n```\n"
+    return told

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_link_artifact
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import FailedRun, MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
@@ -47,13 +47,14 @@ def speaker() -> Callable[[str], None]:
 
 
 class NoTraceback(logging.Filter):
-    """What a user can mend (`ValueError`) or asked for is told in a line; Prefect would print its traceback at every
-    level."""
+    """What a user can mend (`ValueError`) or asked for is told in a line, the run's last state; Prefect would print its
+    traceback at every level, and after it that this was unexpected."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
-        if kind is not None and issubclass(kind, (ValueError, Preempted)):
+        if kind is not None and issubclass(kind, (ValueError, Preempted, FailedRun)):
             record.exc_info, record.exc_text = None, None
+            return "unexpected exception" not in record.msg
         return True
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gpt2.form import as_form
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -18,8 +20,9 @@ class Settings(BaseModel):
     """Base of every settings model: frozen, no unknown keys, no NaN, field docstrings become descriptions."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
-    )
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True,
+        json_schema_extra=as_form,
+    )  # fmt: skip
 
     def identity(self) -> dict:
         """The JSON form of what determines the result: fields marked `identity: False` are left out."""

@@ -73,7 +73,8 @@ def attached(content: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     if facts["examples"]:
         header = [facts["unit"], "held-out text", "found in", "as", "training text"]
         rows = [
-            [short(e["id"]), short(e["text"]), e["source"], HOW[e["how"]], short(e["found"])] for e in facts["examples"]
+            [short(e["id"], 8), short(e["text"]), e["source"], HOW[e["how"]], short(e["found"])]
+            for e in facts["examples"]
         ]
         table = {"header": header, "rows": rows}
         complete["tables"] = {**content.get("tables", {}), "Held-out texts that the training text has": table}

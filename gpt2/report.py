@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}
 td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top;font-size:.9rem}
-td:not(.text){white-space:nowrap}td{font-variant-numeric:tabular-nums}td:first-child,th:first-child,.text{text-align:left}
+td{font-variant-numeric:tabular-nums}td:first-child,th:first-child,.text{text-align:left}
 .note{background:#fff7e0;padding:.6rem 1rem;border-left:4px solid #e0a800}
 .good{background:#e9f7ec;padding:.6rem 1rem;border-left:4px solid #2da44e}
+.note,.good{margin:.4rem 0}
 h2{margin:1.2rem 0 .4rem}.good h2,.note h2{margin:.2rem 0}.yes{color:#2da44e}.no{color:#c0392b}
 figure{display:inline-block;margin:0 1rem 1rem 0}
 figcaption{font-size:.85rem;color:#555}img{max-width:100%}li{margin:.4rem 0}
@@ -74,7 +76,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             by = f", a difference of {difference['value']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
             if better and low <= 0 <= high:
                 verb = "is NOT SURELY better than"
-        told.append(f"The model {verb} the baseline {name} on {metric}: {mine:.4f} against {theirs:.4f}{by}.")
+        on = metric.replace("_", " ")
+        told.append(f"The model {verb} the baseline {name} on {on}: {mine:.4f} against {theirs:.4f}{by}.")
     return told
 
 
@@ -107,14 +110,15 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     """A value for people, and its 95 % interval where there is one."""
     if value is None or interval is None:
         return number(value)
-    return f"{number(value)} [{interval[0]:,.3f}, {interval[1]:,.3f}]"
+    digits = 3 if abs(value) < 100 else 1
+    return f"{number(value)} [{interval[0]:,.{digits}f}, {interval[1]:,.{digits}f}]"
 
 
 def number(value: float | None) -> str:
     """A metric's value for people."""
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def sections(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
@@ -132,11 +136,13 @@ def sections(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
 
 def asides(report: Mapping[str, Any]) -> list[str]:
     """Sentences of less weight: remarks, counts, cost."""
-    told = list(report.get("remarks", []))
-    told.append(", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["counts"].items()))
+    metric = report["primary"]["name"]
+    told = [remark.replace(metric, metric.replace("_", " ")) for remark in report.get("remarks", [])]
+    counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["counts"].items())
+    told.append(f"Counts: {counts}.")
     if cost := report.get("cost"):
         of = "a token" if report["task"] == "base" else "an answer"
-        told.append(f"cost: {cost['parameters']:,} parameters, {cost['latency_ms']:,.1f} ms for {of} where measured")
+        told.append(f"Cost: {cost['parameters']:,} parameters, {cost['latency_ms']:,.1f} ms for {of} where measured.")
     return told
 
 
@@ -174,11 +180,11 @@ def page(report: Mapping[str, Any], out: Path, head: str = "") -> str:
         f"<h2>{html.escape(heading)}</h2><ul>{''.join(f'<li>{html.escape(t)}</li>' for t in texts)}</ul>"
         for heading, texts in report["samples"].items()
     )
-    aside = "".join(f"<p>{html.escape(text)}</p>" for text in asides(report))
+    aside = "".join(f"<li>{html.escape(text)}</li>" for text in asides(report))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report["title"])}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(report['title'])}</h1>{head}{first}{told}{aside}"
-        f"<div>{''.join(others)}</div>{tables}{samples}</html>\n"
+        f"<style>{STYLE}</style><h1>{html.escape(report['title'])}</h1>{head}{first}{told}"
+        f"<div>{''.join(others)}</div><h2>Remarks</h2><ul>{aside}</ul>{tables}{samples}</html>\n"
     )
 
 
@@ -197,14 +203,16 @@ def html_table(table: Sequence[Sequence[str]]) -> str:
     texts = [i for i in range(len(header)) if not all(numeric(row[i]) for row in body)]
 
     def line(row: Sequence[str], tag: str) -> str:
-        cells = [(' class="text"' if i in texts else "", html.escape(cell)) for i, cell in enumerate(row)]
+        whole = [cell if i in texts else cell.replace(", ", ",\xa0") for i, cell in enumerate(row)]  # an interval
+        cells = [(' class="text"' if i in texts else "", html.escape(cell)) for i, cell in enumerate(whole)]
         return "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in cells) + "</tr>"
 
     return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in body)}</table>"
 
 
 def numeric(cell: str) -> bool:
-    return not cell or cell[0] in "+-0123456789"
+    """Whether it is a figure, perhaps with an interval, and no words that begin with one."""
+    return not cell or (cell[0] in "+-0123456789" and not re.search(r"[^\W\d_]{2}", cell))
 
 
 def encoded(path: Path) -> str:

@@ -6,7 +6,7 @@ import html
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def section(verdict: Mapping[str, Any]) -> str:
     lines = []
     for criterion in verdict["criteria"]:
         style = {"✓": "yes", "✗": "no"}.get(mark(criterion, verdict), "")
-        cells = (html.escape(criterion[part]) for part in ("name", "text"))
+        cells = map(html.escape, told((criterion["name"], criterion["text"]), verdict))
         lines.append(
             f'<tr><td><b class="{style}">{mark(criterion, verdict)}</b> {next(cells)}</td>'
             f'<td class="text">{next(cells)}</td></tr>'
@@ -139,9 +139,15 @@ def heading(verdict: Mapping[str, Any]) -> str:
 
 
 def because(verdict: Mapping[str, Any]) -> list[str]:
-    """Sentences: each reason, and whom it was compared with."""
-    beside = f"Compared with the champion, version {verdict['champion']}" if verdict.get("champion") else "The first"
-    return [*(f"{reason[0].upper()}{reason[1:]}." for reason in verdict["reasons"]), f"{beside}."]
+    """Sentences: each reason, and whom it was compared with, if anyone."""
+    beside = [f"compared with the champion, version {verdict['champion']}"] if verdict.get("champion") else []
+    return [f"{reason[0].upper()}{reason[1:]}." for reason in [*told(verdict["reasons"], verdict), *beside]]
+
+
+def told(sentences: Iterable[str], verdict: Mapping[str, Any]) -> list[str]:
+    """With the metric's name as people write it."""
+    metric = verdict["metric"]
+    return [sentence.replace(metric, metric.replace("_", " ")) for sentence in sentences]
 
 
 def mark(criterion: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:

@@ -121,13 +121,19 @@ def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
     fields = schema["definitions"][settings.__name__]["properties"]
     assert set(fields) == set(settings.model_fields)
     assert all(len(field["description"]) > 20 for field in fields.values())
+    assert all(field.get("default", "") is not None for field in fields.values())  # the form would ask for a type
+    required = schema["definitions"][settings.__name__].get("required", [])
+    order = sorted(fields, key=lambda name: fields[name]["position"])  # PostgreSQL does not keep another one
+    assert set(order[: len(required)]) == set(required)
     if settings is MonitorConfig:
         assert fields["window"]["enum"] == ["hour", "day"] and fields["min_posts"]["minimum"] == 5
     if settings is ClassifierConfig:
         assert fields["balance"]["enum"] == ["auto", "none", "sqrt", "inverse"]
-        assert schema["definitions"][settings.__name__]["required"] == ["source"]
+        assert required == order[:1] == ["source"] and set(order[-2:]) == {"tasks", "changes"}
     if settings is RecommenderConfig:
-        assert schema["definitions"][settings.__name__]["required"] == ["source", "interactions"]
+        assert required == order[:2] == ["source", "interactions"] and set(order[-2:]) == {"tasks", "changes"}
+        assert fields["min_weight"]["type"] == "number" and fields["attributes"]["items"] == {"type": "string"}
     if settings is SearchConfig:
         assert fields["task"]["enum"] == list(tasks()) and fields["space"]["type"] == "object"
-        assert schema["definitions"][settings.__name__]["required"] == ["task"]
+        assert required == order[:1] == ["task"]
+        assert fields["max_steps"]["type"] == "integer" and fields["max_steps"]["minimum"] == 1

@@ -1,13 +1,12 @@
 """`gpt2 up` as an operator and an analyst use it: real servers, a real worker, a real browser."""
 
-import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -17,6 +16,7 @@ from prefect.states import Cancelling, Crashed
 
 from flows.alive import LIVES, SILENCE
 from tests.flows import browser
+from tests.flows.pressing import form, log_in, pictures, press, sent
 from tests.flows.running import Up, answer, basic
 from tests.flows.strangers import STRANGERS, changes, everything, listeners, speaks_http
 
@@ -34,8 +34,6 @@ def up(tmp_path_factory, small_changes):
     assert not up.processes()
 
 
-FLOWS = {"refresh": "gpt2", "pipeline": "gpt2"}
-"""The flow of a deployment that has another name."""
 LONG = ("pretrain.steps=4000", "pretrain.epochs=10000", "pretrain.checkpoint_every=2", "pretrain.seed=5")
 
 
@@ -254,8 +252,7 @@ def test_a_run_that_was_taken_for_dead_says_that_it_lives(up):
 def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
     """Login, form with a wrong value, form with a right one, the run's end, its report. Screenshots stay in the
     folder that GPT2_SCREENSHOTS names, if any."""
-    shots = Path(os.environ.get("GPT2_SCREENSHOTS") or up.folder / "shots")
-    shots.mkdir(exist_ok=True)
+    shots = pictures(up)
     ui = f"http://127.0.0.1:{up.prefect}"
     with up.client as client:
         deployment = client.read_deployment_by_name("gpt2/pipeline")
@@ -296,46 +293,10 @@ def test_an_analyst_fills_the_form_and_opens_the_report(up, request):
         page.screenshot(shots / "8-models.png")
 
 
-def log_in(up, page, picture=None):
-    """From Prefect's login to the deployments."""
-    page.open(f"http://127.0.0.1:{up.prefect}/deployments")
-    page.until_text("Login")
-    if picture:
-        page.screenshot(picture)
-    page.click("input")
-    page.type(up.login)
-    page.click("button", "Login")
-    page.until_text("pipeline")
-
-
-def sent(up, page, deployment):
-    """Press the form's button; the run."""
-
-    def left():
-        return not page.script("location.href").endswith("/run")
-
-    for _ in range(3):  # under load the page can lose a press
-        page.click("button[type=submit]")
-        with contextlib.suppress(AssertionError):
-            page.until(left, "a run", 60)
-            break
-    page.until(left, "a run", 1)
-    with up.client as client:
-        [newest] = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(deployment_id={"any_": [deployment]}),
-            sort="EXPECTED_START_TIME_DESC",
-            limit=1,
-        )
-    return newest
-
-
 @pytest.mark.skipif(browser.executable() is None, reason="no Chromium is installed")
 def test_the_other_forms_do_what_they_say(up, small_data):
     """A refresh without new documents, monitoring, recommendations and a classifier, each from its form, with what the
     browser sends for fields that nobody touched."""
-    shots = Path(os.environ.get("GPT2_SCREENSHOTS") or up.folder / "shots")
-    shots.mkdir(exist_ok=True)
-    ui = f"http://127.0.0.1:{up.prefect}"
     for name in ("base", "sentiment", "recommendation"):  # whatever the gate said of so small a model
         up.gpt2("promote", f"gpt2-{name}", "1", "--force", "--reason", "for the forms", code=None)
     inbox = up.folder / "forms-inbox"
@@ -346,33 +307,57 @@ def test_the_other_forms_do_what_they_say(up, small_data):
     (inbox / "a.jsonl").write_text("\n".join(lines) + "\n")
     changes = [c for c in up.changes if "tasks" not in c and "pretrain.steps" not in c]
     with browser.Browser(up.folder / "chromium-forms") as page:
-
-        def press(deployment: str, choose: str = "", changes: list[str] = [], **texts: str):  # noqa: B006
-            with up.client as client:
-                id = client.read_deployment_by_name(f"{FLOWS.get(deployment, deployment)}/{deployment}").id
-            page.open(f"{ui}/deployments/deployment/{id}/run")
-            page.until(lambda: page.script("!!document.querySelector('button[type=submit]')"), f"{deployment}'s form")
-            if choose:
-                page.until(lambda: page.script("!!document.querySelector('select')"), "choices")
-                page.choose(choose)
-            for label, text in texts.items():
-                page.fill(label.replace("_", " "), text)
-            page.add("changes" if deployment == "refresh" else "Changes", changes)
-            page.screenshot(shots / f"form-{deployment}.png")
-            ended = up.until_ended(str(sent(up, page, id).id), 400)
-            page.open(f"{ui}/runs/flow-run/{ended.id}")
-            page.until_text(ended.state.name)
-            time.sleep(2)
-            page.screenshot(shots / f"form-{deployment}-run.png")
-            assert ended.state.type.value == "COMPLETED", (deployment, ended.state, ended.parameters)
-            return ended
-
         log_in(up, page)
-        assert "Nothing to do" in press("refresh", "smoke", [*up.changes, "pretrain.steps=41"]).state.message
-        press("monitor-sentiment", Sources=str(inbox))
-        press("recommend", Source=str(small_data["interactions"]))
-        press("train-classifier", "smoke", changes, Source=str(small_data["posts"]), Max_Steps="4")
+        this = functools.partial(press, up, page)
+        assert "Nothing to do" in this("refresh", "smoke", changes=[*up.changes, "pretrain.steps=41"]).state.message
+        this("monitor-sentiment", Sources=str(inbox))
+        this("recommend", Source=str(small_data["interactions"]))
+        this("train-classifier", "smoke", changes=changes, Source=str(small_data["posts"]), Max_Steps="4")
     assert "gpt2-posts" in up.gpt2("models")
+
+
+def shown_settings(up, page, key):
+    """The JSON on the newest page of that artifact."""
+    page.open(f"http://127.0.0.1:{up.prefect}/artifacts/key/{key}")
+    found = "[...document.querySelectorAll('a')].filter(a => a.href.includes('/artifacts/artifact/'))"
+    page.until(lambda: page.script(f"{found}.length"), "the artifact's link")
+    page.script(f"{found}[0].click()")
+    page.until_text("and as Tasks")
+    page.screenshot(pictures(up) / f"{key}.png")
+    return json.loads(page.script("[...document.querySelectorAll('pre')].pop().innerText"))
+
+
+@pytest.mark.skipif(browser.executable() is None, reason="no Chromium is installed")
+def test_the_forms_of_a_search_and_of_a_catalogue_do_what_they_say(up, small_data):
+    """Wrong input is told in a sentence; what a search finds goes, as its page shows it, into the form that learns."""
+    up.gpt2("promote", "gpt2-base", "1", "--force", "--reason", "for the forms", code=None)
+    posts, films = f"tasks.sentiment.source={small_data['posts']}", small_data["interactions"]
+    own = {"Source": str(films / "items.jsonl"), "Name": "films", "Max_Steps": "3"}
+    with browser.Browser(up.folder / "chromium-search") as page:
+        log_in(up, page)
+        this = functools.partial(press, up, page)
+        form(up, page, "search")
+        page.click("button[type=submit]")
+        page.until_text("'task' is a required property")
+        page.choose("sentiment")
+        page.fill("Trials", "1")
+        page.click("button[type=submit]")
+        page.until_text("1 is less than the minimum of 2")
+        page.screenshot(pictures(up) / "form-search-wrong.png")
+        wrong = this("search", "sentiment", "smoke", changes=["tasks.sentiment.train.contxt=32"], ends="FAILED")
+        assert wrong.state.message.endswith("there is no such setting; did you mean 'context'?")
+        small = {"Trials": "2", "Max_Steps": "9", "Parallel": "1"}
+        found = this("search", "sentiment", "smoke", changes=[posts], **small)
+        assert found.parameters["config"]["max_steps"] == 9
+        best = shown_settings(up, page, "search-sentiment")
+        assert set(best) == {"sentiment"}
+        tuned = {"Source": str(small_data["posts"]), "Name": "tuned", "Max_Steps": "4", "Tasks": json.dumps(best)}
+        this("train-classifier", "smoke", **tuned)
+        lacks = this("train-recommender", "smoke", Interactions=str(small_data["posts"]), ends="FAILED", **own)
+        assert "posts.csv has no column 'user'; it has text, sentiment: set user_field" in lacks.state.message
+        this("train-recommender", "smoke", Interactions=str(films / "interactions.jsonl"), **own)
+    listed = up.gpt2("models")
+    assert "gpt2-tuned" in listed and "gpt2-films" in listed
 
 
 def test_no_secret_is_anywhere_but_in_its_file(up):

@@ -112,6 +112,9 @@ def test_intervals_parts_and_tables_are_shown(good, tmp_path):
         "tables": {"Behaviour": {"header": ["what", "cases"], "rows": [["'not' | turns it", 50]]}},
         "cost": {"parameters": 1000, "latency_ms": 2.5},
     }
+    good["metrics"]["perplexity"], good["remarks"] = 373.42841, ["Without it macro_f1 is 0.1."]
+    good["intervals"]["model"]["perplexity"] = [356.9491, 1390.8561]
+    good["tables"]["Found"] = {"header": ["as"], "rows": [["13 words in a row"]]}
     written = report.write(good, tmp_path)
     assert [f["file"] for f in written["figures"]] == ["baselines.png", "slices.png"]
     assert "0.7000 against 0.7400, a difference of -0.0400 (95 % interval -0.0600 to -0.0200)." in written["notes"][1]
@@ -121,3 +124,7 @@ def test_intervals_parts_and_tables_are_shown(good, tmp_path):
     assert "| 'not' \\| turns it | 50 |" in text and "1,000 parameters, 2.5 ms for an answer" in text
     page = (tmp_path / "report.html").read_text()
     assert "topic: @&lt;b&gt;" in page and page.index("baselines") < page.index("Parts of the examples")
+    assert "| perplexity | 373.4 [356.9, 1,390.9] |" in text and "on macro f1: " in written["notes"][0]
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("by part of the examples") < page.index("Without it macro f1 is 0.1.") < page.index("<table>")
+    assert '<td class="text">13 words in a row</td>' in page and "<td>0.7000 [0.680,\xa00.720]</td>" in page

@@ -170,7 +170,7 @@ def test_a_verdict_is_stored_with_its_page_and_follows_from_the_stored_predictio
     assert "<th>champion</th>" in page and "http" not in page
     assert verdict_files.recompute(out) == verdict
     text = verdict_files.markdown(verdict, "![beside](data:)", {"The page": "http://here"})
-    assert text.startswith("# Promoted: gpt2-<posts> version 4\n\n* Better than the simple baseline: macro_f1 0.")
+    assert text.startswith("# Promoted: gpt2-<posts> version 4\n\n* Better than the simple baseline: macro f1 0.")
     assert "![beside](data:)\n" in text and text.endswith("* [The page](http://here)\n")
     table = [[cell.strip("| ") for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
     marks, rows = {c[0][2:]: c[0][0] for c in table[1:]}, {c[0][2:]: c[1:] for c in table[1:]}
