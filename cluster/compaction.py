@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.monitoring import BATCHES, SCORED, Report, all_batches, current, kind, parts
-from gpt2.artifact import MANIFEST, Artifact, DamagedArtifact, Key, Store, digest
+from gpt2.artifact import Artifact, DamagedArtifact, Key, Store, digest
 from gpt2.monitor import MonitorConfig
 
 MONTH = "month"
@@ -43,6 +43,22 @@ def compact(store: Store, config: MonitorConfig, say: Report, today: str | None 
                 held, posts = len(merged.info[BATCHES]), merged.info["posts"]
                 say(f"{held:,} scored batches of {group(merged)[MONTH]} are one file now: {posts:,} posts")
     clean(store, config, say)
+
+
+def keep_latest(store: Store, latest: Artifact, since: str) -> None:
+    """Remove this monitor's earlier indexes of the same settings, but for those made `since` (UTC, as
+    2026-03-31T00:00:00Z), which somebody may be reading: the latest one counts all posts that they count."""
+    for path in sorted(latest.path.parent.iterdir()):
+        made = store.get(latest.kind, path.name)
+        if made is None or (
+            made.id != latest.id and settings(made) == settings(latest) and made.manifest["created"] < since
+        ):
+            store.remove(latest.kind, path.name)
+
+
+def settings(made: Artifact) -> dict[str, Any]:
+    """Of an index, whatever time it reaches."""
+    return {name: value for name, value in made.manifest["spec"].items() if name != "until"}
 
 
 def group(batch: Artifact) -> dict[str, Any]:
@@ -94,9 +110,7 @@ def clean(store: Store, config: MonitorConfig, say: Report) -> None:
                 say(f"{len(gone):,} merged batches are kept: {error}")
                 continue
             for id in sorted(gone):
-                (folder / id / MANIFEST).unlink(missing_ok=True)  # from here on it is no artifact
-                shutil.rmtree(folder / id)
-                (store.root / ".locks" / f"{batch.kind}-{id}").unlink(missing_ok=True)
+                store.remove(batch.kind, id)
     for marker in (store.root / ".partial").glob(f"{kind(config)}-*/{MERGING}"):
         if marker.read_text() == kind(config):
             shutil.rmtree(marker.parent)

@@ -53,7 +53,7 @@ def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
 
 def read_files(store: Store, config: MonitorConfig, say: Report) -> tuple[pd.DataFrame, list[str]]:
     """(the posts of all files, each once; what could not be read). A file that is unchanged is not read again."""
-    tables, troubles = [], []
+    tables, troubles, current = [], [], set()
     for path, source in files_of(config.sources):
         fields = {k: v for k, v in config.identity().items() if k.endswith("_field")}
         spec = {**fields, "source": source, "file": path.rpartition("/")[2]}
@@ -66,17 +66,34 @@ def read_files(store: Store, config: MonitorConfig, say: Report) -> tuple[pd.Dat
             return {"posts": len(posts), "bad": len(bad)}
 
         try:
-            artifact = store.make(Key("posts", spec, {"file": source_id(path)}, ("gpt2.posts",)), build)
+            artifact = store.make(Key(copies(config), spec, {"file": source_id(path)}, ("gpt2.posts",)), build)
         except UnreadableFile as error:
             say(f"left out: {error}")
             troubles.append(str(error))
             continue
+        current.add(artifact.id)
         tables.append(pd.read_parquet(artifact.file("posts.parquet")))
         bad = json.loads(artifact.file("bad.json").read_text())
         troubles += [f"{path} row {number}: {wrong}" for number, wrong in bad]
+    forget(store, config, current)
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS)), troubles
     return pd.concat(tables).drop_duplicates("post").reset_index(drop=True), troubles
+
+
+def copies(config: MonitorConfig) -> str:
+    """The kind of what this monitor has read of its files: one of its runs at a time has to do with them."""
+    return f"posts-{config.name}"
+
+
+def forget(store: Store, config: MonitorConfig, current: set[str]) -> None:
+    """Remove what was read of files of these sources that have changed or gone since: only `current` is read again. The
+    files themselves, and what was scored, stay."""
+    folder = store.root / copies(config)
+    for id in sorted({path.name for path in folder.glob("*")} - current):
+        earlier = store.get(copies(config), id)
+        if earlier is None or earlier.manifest["spec"]["source"] in config.sources:
+            store.remove(copies(config), id)
 
 
 def kind(config: MonitorConfig) -> str:

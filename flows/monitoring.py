@@ -91,7 +91,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring.contents(made), "model": model.identity, "troubles": digest(troubles)}
-    return store().make(Key("sentiment-index", spec, inputs, CODE), build)
+    return store().make(Key(f"index-{config.name}", spec, inputs, CODE), build)
 
 
 def page_path(config: MonitorConfig) -> Path:
@@ -178,6 +178,8 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     )
     sent = tell(config, model, built)
     compaction.compact(store(), config, say)
+    a_day_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
+    compaction.keep_latest(store(), built, a_day_ago)
     said = f"{new:,} new posts" if new else "no new posts"
     say(f"{said}; {built.info['posts']:,} in all; alerts: {built.info['alerts']}; the page is {path}")
     told = json.loads(built.file("told.json").read_text())

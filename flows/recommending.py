@@ -17,7 +17,7 @@ from cluster.home import store
 from flows.artifacts import show, slug
 from flows.plan import local_source
 from flows.stage import say, without_tracebacks
-from gpt2.artifact import Artifact, Key
+from gpt2.artifact import Artifact, Key, Store
 from gpt2.recommending import RecommendConfig, catalogue, histories
 from gpt2.recommending import recommend as recommend_to
 from gpt2.recommending_page import Page, markdown, render
@@ -35,7 +35,9 @@ LOOKS = ("gpt2.recommending_page", "gpt2.monitor_page", "gpt2.curves", "gpt2.rep
 
 
 @task(name="recommend to users")
-def recommend_part(key: Key, users: pd.Series, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
+def recommend_part(
+    parts: Store, key: Key, users: pd.Series, config: RecommendConfig, model: Used, writer: Used | None
+) -> Artifact:
     """The recommendations of some users, as an artifact: what is complete is not done again."""
 
     def build(out: Path) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def recommend_part(key: Key, users: pd.Series, config: RecommendConfig, model: U
         table.to_parquet(out / "recommendations.parquet", index=False)
         return {"users": len(users), "rows": len(table)}
 
-    return store().make(key, build)
+    return parts.make(key, build)
 
 
 @flow(name="recommend", task_runner=ThreadPoolTaskRunner(max_workers=2))
@@ -89,19 +91,20 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
 
 
 def make(key: Key, users: pd.Series, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
-    """All users' recommendations, put together from parts of `batch_users`."""
-    parts = []
-    for start in range(0, len(users), config.batch_users):
-        some = users.iloc[start : start + config.batch_users]
-        spec = {**key.spec, "users": some.index.tolist()}
-        parts.append(recommend_part(Key("recommended", spec, key.inputs, key.code), some, config, model, writer))
-        say(f"recommended to {min(start + config.batch_users, len(users)):,} of {len(users):,} users")
+    """All users' recommendations, put together from parts of `batch_users`, which are scratch: kept until all are."""
 
     def build(out: Path) -> dict[str, Any]:
+        parts = []
+        for start in range(0, len(users), config.batch_users):
+            some = users.iloc[start : start + config.batch_users]
+            spec = {**key.spec, "users": some.index.tolist()}
+            part = Key("recommended", spec, key.inputs, key.code)
+            parts.append(recommend_part(Store(out / "_parts"), part, some, config, model, writer))
+            say(f"recommended to {min(start + config.batch_users, len(users)):,} of {len(users):,} users")
         files = [part.file("recommendations.parquet") for part in parts]
-        with pq.ParquetWriter(out / "recommendations.parquet", pq.read_schema(files[0])) as writer:
+        with pq.ParquetWriter(out / "recommendations.parquet", pq.read_schema(files[0])) as table:
             for file in files:
-                writer.write_table(pq.read_table(file))
+                table.write_table(pq.read_table(file))
         return {"users": len(users), "rows": sum(part.info["rows"] for part in parts)}
 
     return store().make(key, build)

@@ -240,6 +240,17 @@ class Store:
             sync_directory(target.parent)
             return Artifact(target, manifest)
 
+    def remove(self, kind: str, id: str) -> None:
+        """Remove an artifact, or what a kill left of one: it is none from the first moment on.
+
+        The caller keeps away whoever would read it or make it meanwhile.
+        """
+        path = self.root / kind / id
+        (path / MANIFEST).unlink(missing_ok=True)
+        if path.exists():
+            shutil.rmtree(path)
+        (self.root / ".locks" / f"{kind}-{id}").unlink(missing_ok=True)
+
     @contextmanager
     def _lock(self, key: Key) -> Iterator[None]:
         """Held by one process at a time; the system releases it when that process dies."""

@@ -16,7 +16,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from cluster import monitoring
-from cluster.compaction import compact
+from cluster.compaction import compact, keep_latest
 from gpt2.artifact import MANIFEST, Key, Store, read_manifest, write_atomically
 from gpt2.monitor import MonitorConfig
 
@@ -263,3 +263,31 @@ def test_small_ones_are_kept_while_the_merged_one_is_damaged(month, tmp_path, ki
     shutil.rmtree(merged.path)  # as it is told
     check(root, month)
     finish(root, month)
+
+
+def test_of_indexes_the_latest_stays_and_those_of_the_last_day(tmp_path):
+    store, made = Store(tmp_path), {}
+
+    def index(name: str, hour: int, created: str, **settings) -> None:
+        spec = {"name": "posts", "window": "hour", **settings, "until": f"2026-03-20T{hour:02d}:00:00+00:00"}
+        found = store.make(Key("index-posts", spec, {"batches": name}), lambda out: {})
+        manifest = (found.path / MANIFEST).read_text().replace(found.manifest["created"], created)
+        write_atomically(found.path / MANIFEST, manifest.encode())
+        made[name] = store.get("index-posts", found.id)
+
+    index("old", 1, "2026-03-18T01:00:00Z")
+    index("old by day", 1, "2026-03-18T02:00:00Z", window="day")
+    index("of a week ago", 2, "2026-03-13T02:00:00Z")
+    index("of the last day", 3, "2026-03-19T12:00:00Z")
+    index("latest", 4, "2026-03-20T11:00:00Z")
+    index("killed", 5, "2026-03-18T03:00:00Z")
+    (made["killed"].path / MANIFEST).unlink()
+    (store.root / "index-others").mkdir()
+    keep_latest(store, made["latest"], "2026-03-19T11:00:00Z")
+    there = {name for name, artifact in made.items() if artifact.path.exists()}
+    assert there == {"old by day", "of the last day", "latest"}
+    keep_latest(store, made["old by day"], "2026-03-21T00:00:00Z")
+    assert made["latest"].path.exists() and made["of the last day"].path.exists()
+    index("again", 1, "2026-03-18T01:00:00Z")  # found, though the clock went back: the latest is never removed
+    keep_latest(store, made["again"], "2026-03-19T11:00:00Z")
+    assert made["again"].path.exists()

@@ -69,6 +69,43 @@ def test_each_post_once(monitor):
     assert index[index["topic"] == ALL]["posts"].sum() == index[index["topic"] == "@crew"]["posts"].sum() == 13
 
 
+def test_copies_of_files_that_changed_or_went_are_removed_and_nothing_else(monitor):
+    """Runs of one monitor come one after another; of another source, or another monitor, they stay."""
+    others = monitor.inbox.parent / "others"
+    others.mkdir()
+    mine, elsewhere = monitor.config, monitor.config.model_copy(update={"sources": [str(others)]})
+    another = monitor.config.model_copy(update={"name": "another"})
+    monitor.arrive("../others/a.jsonl", range(20, 22))
+    monitor.arrive("a.jsonl", range(3))
+    monitor.arrive("b.jsonl", range(30, 32))
+
+    def copies(name: str = "posts") -> list[str]:
+        """The file of each and how many posts it had."""
+        made = [monitor.store.get(f"posts-{name}", p.name) for p in (monitor.store.root / f"posts-{name}").iterdir()]
+        return sorted(f"{m.manifest['spec']['file']} {m.info['posts']}" for m in made)
+
+    for monitor.config in (elsewhere, another, mine):
+        monitor.run()
+    assert copies() == ["a.jsonl 2", "a.jsonl 3", "b.jsonl 2"]
+    for more in range(4, 8):
+        monitor.arrive("a.jsonl", range(more))
+        monitor.run()
+    assert copies() == ["a.jsonl 2", "a.jsonl 7", "b.jsonl 2"]
+    (monitor.inbox / "b.jsonl").rename(monitor.inbox.parent / "b.jsonl")
+    manifests = (monitor.store.root / "posts-posts").glob("*/manifest.json")
+    [left] = [manifest for manifest in manifests if "b.jsonl" in manifest.read_text()]
+    left.unlink()  # as a kill between manifest and folder leaves it
+    monitor.run()
+    assert copies() == ["a.jsonl 2", "a.jsonl 7"]
+    assert copies("another") == ["a.jsonl 3", "b.jsonl 2"]
+    table = monitor.table()
+    assert len(table) == 11 and table["post"].is_unique  # what has been scored stays, of files that are gone too
+    (monitor.inbox.parent / "b.jsonl").rename(monitor.inbox / "b.jsonl")
+    assert monitor.run() == (0, 0) and copies() == ["a.jsonl 2", "a.jsonl 7", "b.jsonl 2"]
+    locks = [p.name for p in (monitor.store.root / ".locks").glob("posts-posts-*")]
+    assert len(locks) == len(list((monitor.store.root / "posts-posts").iterdir()))
+
+
 def test_after_a_promotion_the_new_version_scores_its_history_too(monitor):
     monitor.arrive("a.jsonl", range(10))
     monitor.run()

@@ -34,12 +34,34 @@ def stage(how: str):
             os.kill(os.getpid(), getattr(signal, how))
 stage.with_options(**HOOKS)(sys.argv[1])
 """
+REFUSED = """
+from cluster.home import configure; configure()
+from prefect import flow
+from flows.endings import or_cancelled
+from flows.stage import without_tracebacks
+
+def work():
+    raise ValueError("posts.csv has no column 'text'")
+
+@flow
+def refused():
+    without_tracebacks()
+    return or_cancelled(work)
+
+state = refused(return_state=True)
+print(state.type.value, state.message)
+try:
+    refused()
+except ValueError as error:
+    print("the caller gets:", error)
+"""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("endings")
     (folder / "program.py").write_text(PROGRAM)
+    (folder / "refused.py").write_text(REFUSED)
     environment = {**os.environ, "GPT2_HOME": str(folder / "home"), "PYTHONPATH": os.getcwd()}
     environment |= {"PREFECT_HOME": str(folder / "prefect")}
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -47,6 +69,14 @@ def run(tmp_path_factory):
     def run(how: str) -> int:
         command = [sys.executable, folder / "program.py", how]
         return subprocess.run(command, env=environment, cwd=folder, capture_output=True, timeout=200).returncode
+
+    def refused() -> tuple[str, str]:
+        """What it says: (standard output, the log)."""
+        command = [sys.executable, folder / "refused.py"]
+        done = subprocess.run(
+            command, env=environment, cwd=folder, capture_output=True, timeout=200, text=True, check=True
+        )
+        return done.stdout, done.stderr
 
     def runs(how: str) -> list[tuple[str, str]]:
         """(name, status) of the parent and the children of the flow run of that parameter."""
@@ -64,7 +94,7 @@ def run(tmp_path_factory):
 
     with prefect_server(folder / "prefect") as port:
         environment["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-        run.runs = runs
+        run.runs, run.refused = runs, refused
         yield run
 
 
@@ -80,3 +110,10 @@ def test_parent_and_children_end_as_the_flow_run_does(run, how, status):
 def test_what_was_killed_is_told_by_the_next_run(run):
     run("done")
     assert run.runs("SIGKILL") == [("pipeline", "KILLED"), ("earlier", "FINISHED"), ("work", "KILLED")]
+
+
+def test_wrong_input_is_told_in_a_sentence_alone(run):
+    said, log = run.refused()
+    sentence = "posts.csv has no column 'text'"
+    assert said.splitlines() == [f"FAILED {sentence}", f"the caller gets: {sentence}"]
+    assert sentence in log and "Traceback" not in log and "unexpected" not in log

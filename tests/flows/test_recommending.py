@@ -1,5 +1,6 @@
 """Recommendations with reasons as a user runs them, killed on the way and run again."""
 
+import json
 import re
 import signal
 import subprocess
@@ -60,16 +61,22 @@ def test_killed_and_run_again_each_user_is_there_once_with_the_same_reasons(mode
     process = subprocess.Popen(
         small, cwd=tmp_path, env=home.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    parts, deadline = "other/home/store/recommended/*/manifest.json", time.monotonic() + 200
+    scratch, deadline = "other/home/store/.partial/recommendations-*", time.monotonic() + 200
+    parts = f"{scratch}/_parts/recommended/*/manifest.json"
     while len(list(tmp_path.glob(parts))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = {p: p.stat().st_mtime_ns for p in tmp_path.glob(parts)}
+    finished = list(tmp_path.glob(parts))
+    for part in finished:  # to be known by
+        facts = json.loads(part.read_text())
+        part.write_text(json.dumps({**facts, "info": {**facts["info"], "rows": facts["info"]["rows"] + 1000}}))
     assert not list(tmp_path.glob("other/home/store/recommendations/*/manifest.json"))
     mine = table(home.call(small))
-    assert all(p.stat().st_mtime_ns == was for p, was in finished.items()) and len(list(tmp_path.glob(parts))) == 30
+    [made] = tmp_path.glob("other/home/store/recommendations/*/manifest.json")
+    assert json.loads(made.read_text())["info"]["rows"] == 90 + 1000 * len(finished)  # read, not made again
+    assert not list(tmp_path.glob(scratch)) and len(list(made.parent.iterdir())) == 2  # parts go once all are there
     pd.testing.assert_frame_equal(mine, unbroken, rtol=1e-4)  # scores depend a little on who else is in the batch
     assert not mine.duplicated(["user", "item"]).any()
     assert (mine.groupby("user").size() == 3).all() and mine["user"].nunique() == 30
