@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 
 from gpt2 import ngrams
-from gpt2.ngrams import BUCKETS, FOLDS, C, Ngrams, fit
+from gpt2.ngrams import BUCKETS, FOLDS, Ngrams, fit
 
 WORDS = {0: ["awful", "rude", "late"], 1: ["a", "seat", "by"], 2: ["lovely", "kind", "quick"]}
 
@@ -20,6 +21,17 @@ def examples(n: int, seed: int = 0, noise: float = 0.2) -> tuple[list[str], np.n
     wrong = drawn.random(n) < noise
     labels[wrong] = drawn.integers(0, 3, wrong.sum())
     return texts, labels
+
+
+def reference(features, mine, counted=None):
+    """(coefficients, intercept) of scikit-learn on features that say by how much they tell `mine` from the others."""
+    present = np.asarray(features.todense()) > 0
+    inside, outside = 1.0 + present[mine].sum(0), 1.0 + present[~mine].sum(0)
+    scale = 0.2 + np.sqrt(np.abs(np.log(inside / inside.sum() / (outside / outside.sum()))))
+    inverse_penalty = max(1, present.sum() / len(present) / 100)
+    model = LogisticRegression(C=inverse_penalty, solver="liblinear", tol=1e-2)
+    model.fit(csr_matrix(features.multiply(scale)), mine, counted)
+    return model.coef_[0] * scale, model.intercept_[0]
 
 
 def test_it_is_the_mean_of_what_scikit_learn_fits_to_each_part():
@@ -39,9 +51,9 @@ def test_it_is_the_mean_of_what_scikit_learn_fits_to_each_part():
     for k in range(FOLDS):
         mine = np.arange(60) % FOLDS == k
         for label in range(3):
-            model = LogisticRegression(C=C, solver="liblinear", tol=1e-2).fit(features[~mine], labels[~mine] == label)
-            theirs[mine, label] = model.decision_function(features[mine])
-            expected[:, label] += model.decision_function(new) / FOLDS
+            weights, bias = reference(features[~mine], labels[~mine] == label)
+            theirs[mine, label] = features[mine] @ weights + bias
+            expected[:, label] += (new @ weights + bias) / FOLDS
     temperature = np.median(theirs / held_out)
     np.testing.assert_allclose(held_out * temperature, theirs, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
@@ -56,12 +68,23 @@ def test_of_two_labels_each_is_what_scikit_learn_fits_to_it():
     for counted in (None, drawn):
         weights, bias = ngrams.one_against_rest(features, both.astype(int), 2, counted)
         for label in (0, 1):
-            model = LogisticRegression(C=C, solver="liblinear", tol=1e-2).fit(features, both == label, counted)
-            np.testing.assert_allclose(weights[:, label], model.coef_[0], rtol=1e-5, atol=1e-6)
-            assert bias[label] == pytest.approx(model.intercept_[0], rel=1e-5, abs=1e-6)
+            theirs, intercept = reference(features, both == label, counted)
+            np.testing.assert_allclose(weights[:, label], theirs, rtol=1e-3, atol=1e-4)
+            assert bias[label] == pytest.approx(intercept, rel=1e-3, abs=1e-4)
     for only in (0, 1):
         weights, bias = ngrams.one_against_rest(features, np.full(200, only), 2, None)
         assert not weights.any() and bias[only] == -bias[1 - only] > 5
+
+
+def test_longer_texts_are_penalised_less(monkeypatch):
+    texts = [" ".join(f"w{i * j % 997}" for j in range(250)) for i in range(1, 41)]
+    labels = np.arange(40) % 2
+    features = ngrams.weighted(ngrams.counts(texts), np.ones(2 * BUCKETS, np.float32))
+    assert features.nnz / 40 > 500
+    weights, _ = ngrams.one_against_rest(features, labels, 2, None)
+    np.testing.assert_allclose(weights[:, 1], reference(features, labels == 1)[0], rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(ngrams, "PER_NGRAM", 0.0)
+    assert np.abs(ngrams.one_against_rest(features, labels, 2, None)[0]).max() < 0.8 * np.abs(weights).max()
 
 
 def test_of_its_training_texts_it_says_what_it_would_say_of_new_ones():
