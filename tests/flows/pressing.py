@@ -64,6 +64,16 @@ def sent(up: Up, page: Browser, deployment: str):
     return newest
 
 
+def refused(page: Browser, told: str) -> None:
+    """Press the form's button; it says what is wrong."""
+    for _ in range(3):  # as in `sent`
+        page.click("button[type=submit]")
+        with contextlib.suppress(AssertionError):
+            page.until_text(told, seconds=30)
+            break
+    page.until_text(told, 1)
+
+
 def press(
     up: Up, page: Browser, deployment: str, *choices: str, changes: Sequence[str] = (), ends="COMPLETED", **texts: str
 ):

@@ -16,7 +16,7 @@ from prefect.states import Cancelling, Crashed
 
 from flows.alive import LIVES, SILENCE
 from tests.flows import browser
-from tests.flows.pressing import form, log_in, pictures, press, sent
+from tests.flows.pressing import form, log_in, pictures, press, refused, sent
 from tests.flows.running import Up, answer, basic
 from tests.flows.strangers import STRANGERS, changes, everything, listeners, speaks_http
 
@@ -337,12 +337,10 @@ def test_the_forms_of_a_search_and_of_a_catalogue_do_what_they_say(up, small_dat
         log_in(up, page)
         this = functools.partial(press, up, page)
         form(up, page, "search")
-        page.click("button[type=submit]")
-        page.until_text("'task' is a required property")
+        refused(page, "'task' is a required property")
         page.choose("sentiment")
         page.fill("Trials", "1")
-        page.click("button[type=submit]")
-        page.until_text("1 is less than the minimum of 2")
+        refused(page, "1 is less than the minimum of 2")
         page.screenshot(pictures(up) / "form-search-wrong.png")
         wrong = this("search", "sentiment", "smoke", changes=["tasks.sentiment.train.contxt=32"], ends="FAILED")
         assert wrong.state.message.endswith("there is no such setting; did you mean 'context'?")
