@@ -1,7 +1,7 @@
 """What has been found since 2019: the recipe of `laptop-modern` against that of `laptop`, in one process of plain
 PyTorch, on the sample reviews in the same order: at half the presets' width in fp32, then at their own in bf16 and for
-longer. The modern recipe gets half the tokens; GPT-2's has the optimizer that it was published with. Each has the
-learning rate that is best for it here. And what each part of the modern recipe is worth: all but this one."""
+longer. The modern recipe gets half the tokens; GPT-2's has the optimizer that it was published with. At half the width
+each has the learning rate that is best for it there. And what the modern recipe loses without each of its parts."""
 
 import statistics
 from dataclasses import dataclass
@@ -25,16 +25,18 @@ class Scale:
     precision: str
     threads: int
     rates: dict[str, float]
-    """The best of those tried on one seed; see BENCHMARKS.md."""
+    """Learning rates by preset."""
 
 
+# Rates: at half the width the best of four and of three on one seed (BENCHMARKS.md); at the whole none was searched.
 HALF = Scale(120, 64, 128, 1024, "fp32", 1, {"laptop": 1e-3, "laptop-modern": 1e-2})
 WHOLE = Scale(300, 256, 256, 8192, "bf16", 2, {"laptop": 2e-3, "laptop-modern": 5e-3})
 
 
 def run() -> None:
-    draw(compare(HALF), HALF)
-    ablate(HALF)
+    runs = compare(HALF)
+    draw(runs, HALF)
+    ablate(HALF, runs["laptop-modern"])
     compare(WHOLE)
 
 
@@ -63,8 +65,8 @@ def compare(scale: Scale) -> dict[str, list[Any]]:
     return runs
 
 
-def ablate(scale: Scale) -> None:
-    """Print what the modern recipe loses without each of its parts."""
+def ablate(scale: Scale, whole: list[Any]) -> None:
+    """Print what the modern recipe, of which `whole` are the trials, loses without each of its parts."""
     from flows.config import resolve
     from gpt2.config import SWITCHES, ModelShape
 
@@ -76,7 +78,6 @@ def ablate(scale: Scale) -> None:
         if name in switches and getattr(modern, name) != value
     }
     steps = scale.steps // 2
-    whole = [train("laptop-modern", text, seed, scale, steps) for seed in SEEDS]
     rows = {
         name: [train("laptop-modern", text, seed, scale, steps, model=change) for seed in SEEDS]
         for name, change in parts.items()
