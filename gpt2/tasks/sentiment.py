@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
-CALIBRATED_ON = 1000
+CALIBRATED_ON = 5000
 """Texts of the validation split that the temperature is fitted on, at most."""
 ENOUGH = 2000
 """Of so many test texts the doubtful labels are shown from these alone: reading the validation split takes time."""
