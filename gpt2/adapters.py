@@ -53,6 +53,7 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.adapters, self.merged = nn.ModuleDict(), False
         self.active: str | None = None
+        self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -109,7 +110,7 @@ def add(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
                 linear = LoRALinear(linear)
                 model.set_submodule(path, linear)
             change = LowRank(linear.in_features, linear.out_features, config).to(linear.weight)
-            linear.adapters[name] = change
+            linear.adapters[name] = change.train(linear.training)  # what evaluates goes on without dropout
     elif config.kind == "prefix":
         for attention, (keys, values) in zip(attentions(model), of_words(model, config.prefix_length), strict=True):
             attention.adapters[name] = KeysValues(keys, values)

@@ -91,6 +91,11 @@ def load(directory: Path) -> GPT2:
     path, found = files.weights(directory)
     found = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
     found = {n: t for n, t in found.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    if "score.weight" in found:
+        raise ValueError(
+            f"{path} is a classifier's: score.weight is a head that no language model has; for its body, give the "
+            f"folder that transformers.GPT2Model.from_pretrained({str(directory)!r}).save_pretrained(FOLDER) writes"
+        )
     head = found.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in found and not torch.equal(head, found["wte.weight"]):
         raise ValueError(f"{path}: lm_head.weight differs from wte.weight; GPT-2's head is tied to its embedding")

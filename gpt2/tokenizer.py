@@ -22,7 +22,8 @@ from gpt2.config import END_OF_TEXT
 FILE = "tokenizer.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the same in the two files of older models
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-"""GPT-2's words (openai/gpt-2, `encoder.py`), without needless backtracking. Letters and numbers are Unicode 16's."""
+"""GPT-2's words (openai/gpt-2, `encoder.py`), without needless backtracking. Letters and numbers are Unicode 16's: what
+knows an older Unicode takes those that came since for signs, and may cut texts with them into other words and ids."""
 SAMPLE = "A b\tC\n\n  'll 12\u00e9 \u0130e\u0301\ufb01 " + END_OF_TEXT  # what normalisation and stripping would change
 SHORT = 100_000  # characters; on white space ten times as long tiktoken's regular expressions overflow their stack
 

@@ -64,6 +64,24 @@ def test_lora_is_the_sum_of_two_products():
     torch.testing.assert_close(layer(x), F.linear(x, linear.weight + 3 * b @ a, linear.bias))
 
 
+def test_lora_drops_what_it_reads_in_training_alone(model):
+    """A share of what enters the change, the rest scaled up (Hu et al. 2021); the matrix itself reads all of it."""
+    adapters.add(model, AdaptationConfig(kind="lora", rank=4, alpha=8, dropout=0.4))
+    layer = changed(model).blocks[0].mlp.fc
+    change, x = layer.adapters[adapters.NAME], torch.randn(50, 32)
+    matrix = 2 * change.b @ change.a
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight + matrix, layer.bias))
+    torch.manual_seed(7)
+    found = layer.train()(x)
+    torch.manual_seed(7)
+    read = x * torch.empty_like(x).bernoulli_(0.6) / 0.6
+    torch.testing.assert_close(found, F.linear(x, layer.weight, layer.bias) + read @ matrix.T)
+    model.eval()
+    before = logits(model)
+    assert not torch.allclose(logits(model.train()), before, atol=1e-4)
+    assert torch.equal(logits(model.eval()), before)
+
+
 @pytest.mark.parametrize("targets", [["attn.qkv"], ["mlp.fc", "mlp.proj"], ["attn.qkv", "attn.proj", "mlp.fc"]])
 def test_merged_and_unmerged_are_the_same(model, targets):
     base = copy.deepcopy(model)

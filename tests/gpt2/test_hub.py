@@ -5,6 +5,7 @@ import socket
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gpt2 import hub, huggingface, weights
 from gpt2.config import ModelConfig
@@ -55,6 +56,21 @@ def test_by_string(model, tmp_path, monkeypatch):
         weights.load("../evil")
     huggingface.save(model, tmp_path / "plain")
     assert weights.load(str(tmp_path / "plain")).config == model.config
+
+
+@pytest.mark.parametrize("kept", ["safetensors", "bin", "both"])
+def test_by_id(model, tmp_path, monkeypatch, kept):
+    """From the cache that the hub's client has by default; a `.bin` is read where there is nothing safer."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    [safe] = tmp_path.glob("models--acme--tiny/snapshots/*/model.safetensors")
+    if kept != "safetensors":
+        torch.save(load_file(safe), safe.with_name("pytorch_model.bin"))
+    if kept == "bin":
+        safe.unlink()
+    elif kept == "both":
+        safe.with_name("pytorch_model.bin").write_bytes(b"never read")
+    loaded = weights.load("acme/tiny")
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
 def test_a_link_out_of_the_cache_is_refused(model, tmp_path):

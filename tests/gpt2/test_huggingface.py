@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 
 from gpt2 import huggingface
 from gpt2.config import ModelConfig
@@ -72,6 +72,21 @@ def test_we_read_what_transformers_writes(kind, tmp_path):
     with torch.no_grad():
         hidden = getattr(theirs, "transformer", theirs)(IDS).last_hidden_state
         assert (ours.hidden(IDS) - hidden).abs().max() <= 1e-5
+
+
+def test_a_classifier_is_refused_and_its_body_read(tmp_path):
+    """As the message says."""
+    config = GPT2Config(
+        vocab_size=300, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0, num_labels=3
+    )
+    theirs = GPT2ForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model.safetensors is a classifier's: score.weight .* for its body, give"):
+        huggingface.load(tmp_path)
+    GPT2Model.from_pretrained(tmp_path).save_pretrained(tmp_path / "body")
+    with torch.no_grad():
+        hidden = theirs.transformer(IDS).last_hidden_state
+        assert (huggingface.load(tmp_path / "body").eval().hidden(IDS) - hidden).abs().max() <= 1e-5
 
 
 def edit(directory, **values):

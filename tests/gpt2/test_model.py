@@ -25,9 +25,9 @@ def reference(model: GPT2) -> GPT2LMHeadModel:
         n_layer=c.n_layer,
         n_head=c.n_head,
         layer_norm_epsilon=c.layer_norm_epsilon,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+        resid_pdrop=c.dropout,
+        embd_pdrop=c.dropout,
+        attn_pdrop=c.dropout,
         bos_token_id=0,
         eos_token_id=0,
     )

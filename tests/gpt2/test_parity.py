@@ -10,21 +10,26 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from gpt2 import huggingface
 from gpt2.config import SIZES, ModelConfig
 from gpt2.huggingface import TRANSPOSED, their_name
-from gpt2.model import GPT2, Packed
+from gpt2.model import GPT2, Packed, cross_entropy
 from tests.gpt2.test_model import drawn_shape, reference
 
 PARAMETERS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 
 
-def drawn(seed: int):
-    """A model of a random shape, biases and gains that matter, and texts of unequal length."""
-    config, rows, longest = drawn_shape(seed)
-    model, generator = GPT2(config, seed=seed), torch.Generator().manual_seed(seed)
+def with_gains(model: GPT2, generator: torch.Generator) -> GPT2:
+    """Biases and gains that matter."""
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.02)
-    draw = random.Random(seed)
-    lengths = [longest, *(draw.randint(1, longest) for _ in range(rows - 1))]
+    return model
+
+
+def drawn(seed: int):
+    """A model of a random shape, biases and gains that matter, and two or more texts, of which the first is longest."""
+    config, rows, longest = drawn_shape(seed)
+    rows, longest, generator = max(2, rows), max(2, longest), torch.Generator().manual_seed(seed)
+    model, draw = with_gains(GPT2(config, seed=seed), generator), random.Random(seed)
+    lengths = [longest, *(draw.randint(1, longest - 1) for _ in range(rows - 1))]
     return model, [torch.randint(config.vocab_size - 1, (n,), generator=generator) for n in lengths]
 
 
@@ -53,6 +58,7 @@ def test_padded_texts(seed, side):
     ours, texts = drawn(seed)
     theirs, lengths = reference(ours).train(), torch.tensor([len(t) for t in texts])
     ids, mask, positions = padded(texts, side, ours.config.vocab_size - 1)
+    assert not mask.all()
     packed, tokens = Packed(lengths), torch.cat(texts)
     expected = theirs(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()]
     found = ours.logits(ours.hidden(tokens, packed=packed))
@@ -67,8 +73,9 @@ def test_padded_texts(seed, side):
     assert_equal_gradients(ours, theirs.transformer)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("seed", range(200, 220))
-def test_classifier(seed):
+def test_classifier(seed, side):
     """`GPT2ForSequenceClassification`: its head on each text's last token; logits, loss and every gradient."""
     ours, texts = drawn(seed)
     c, pad = ours.config, ours.config.vocab_size - 1  # no text has it
@@ -80,9 +87,9 @@ def test_classifier(seed):
         )
     )  # fmt: skip
     theirs.transformer.load_state_dict(reference(ours).transformer.state_dict())
-    ids, mask, _ = padded(texts, "right", pad)
+    ids, mask, positions = padded(texts, side, pad)
     labels = torch.randint(3, (len(texts),), generator=torch.Generator().manual_seed(seed))
-    out = theirs(ids, attention_mask=mask, labels=labels)
+    out = theirs(ids, attention_mask=mask, position_ids=positions, labels=labels)
     packed = Packed(torch.tensor([len(t) for t in texts]))
     score = theirs.score.weight.detach().clone().requires_grad_()
     logits = F.linear(ours.hidden(torch.cat(texts), packed=packed)[packed.last], score)
@@ -91,6 +98,26 @@ def test_classifier(seed):
     out.loss.backward()
     loss.backward()
     assert (score.grad - theirs.score.weight.grad).abs().max() <= 1e-5
+    assert_equal_gradients(ours, theirs.transformer)
+
+
+@pytest.mark.parametrize("seed", range(300, 320))
+def test_dropout(seed):
+    """As published, of embeddings, attention, and both branches: the same numbers drawn, the same logits and loss."""
+    config, rows, length = drawn_shape(seed)
+    generator = torch.Generator().manual_seed(seed)
+    ours = with_gains(GPT2(config.model_copy(update={"dropout": 0.3}), seed=seed), generator).train()
+    theirs, ids = reference(ours).train(), torch.randint(config.vocab_size, (rows, length), generator=generator)
+    dropped = []
+    for model in (ours, theirs):
+        torch.manual_seed(seed)
+        dropped.append(ours.logits(ours.hidden(ids)) if model is ours else theirs(ids).logits)
+    assert (dropped[0] - dropped[1]).abs().max() <= 1e-5
+    assert (dropped[0] - ours.logits(ours.hidden(ids))).abs().max() > 1e-3  # drawn anew, it is another
+    losses = [F.cross_entropy(logits.flatten(0, 1), ids.flatten()) for logits in dropped]
+    assert abs(losses[0].item() - losses[1].item()) <= 1e-5
+    for loss in losses:
+        loss.backward()
     assert_equal_gradients(ours, theirs.transformer)
 
 
@@ -108,16 +135,25 @@ def test_published_sizes(name):
 
 @pytest.mark.slow
 def test_the_true_shape(tmp_path):
-    """124M, V=50,257, 1,024 positions: what `transformers` reads of our file, logits, loss and every gradient."""
-    ours = GPT2(ModelConfig(), seed=0)
+    """124M, V=50,257, 1,024 positions: what `transformers` reads of our file, logits, loss and every gradient, of
+    three texts padded left and right."""
+    generator = torch.Generator().manual_seed(0)
+    ours = with_gains(GPT2(ModelConfig(), seed=0), generator)
     huggingface.save(ours, tmp_path)
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0).train()
-    ids = torch.randint(50257, (1, 256), generator=torch.Generator().manual_seed(0))
-    targets = ids.roll(-1)
-    logits = theirs(ids).logits
-    assert (ours.logits(ours.hidden(ids)) - logits).abs().max() <= 1e-5
-    loss, mine = F.cross_entropy(logits.flatten(0, 1), targets.flatten()), ours.loss(ids, targets)
-    assert abs(loss.item() - mine.item()) <= 1e-5
-    loss.backward()
+    texts = [torch.randint(50256, (n,), generator=generator) for n in (128, 57, 100)]
+    packed, tokens = Packed(torch.tensor([len(t) for t in texts])), torch.cat(texts)
+    targets = tokens.roll(-1)
+    targets[packed.last] = -100
+    hidden = ours.hidden(tokens, packed=packed)
+    mine = cross_entropy(hidden, ours.head_weight, targets) / (targets != -100).sum()
     mine.backward()
-    assert_equal_gradients(ours, theirs.transformer)
+    for side in ("left", "right"):
+        ids, mask, positions = padded(texts, side, 50256)
+        logits = theirs(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()]
+        assert (ours.logits(hidden) - logits).abs().max() <= 1e-5
+        loss = F.cross_entropy(logits, targets)
+        assert abs(loss.item() - mine.item()) <= 1e-5
+        theirs.zero_grad()
+        loss.backward()
+        assert_equal_gradients(ours, theirs.transformer)
