@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gpt2 import files
 from gpt2.config import AdaptationConfig
 from gpt2.model import GPT2, Attention, KeyValues
+from gpt2.modelfiles import inside, validated
 
 FILE = "adapter.safetensors"
 NAME = "default"
@@ -224,13 +226,15 @@ def save(model: GPT2, directory: Path, name: str = NAME) -> None:
 def read(directory: Path) -> AdaptationConfig | None:
     """The settings of the adapter that a directory holds; None where it holds none."""
     path = Path(directory) / FILE
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
+    inside(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return AdaptationConfig.model_validate_json((file.metadata() or {})["adaptation"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as an adapter: {error}") from None
+            settings = json.loads((file.metadata() or {})["adaptation"])
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can't be read as an adapter: {error}; was it made by another tool?") from None
+    return validated(AdaptationConfig, settings, path)
 
 
 def load(model: GPT2, directory: Path, name: str = NAME) -> None:
@@ -238,11 +242,10 @@ def load(model: GPT2, directory: Path, name: str = NAME) -> None:
 
     `ValueError` names the file and what is wrong with it; the model is then as it was.
     """
-    path = Path(directory) / FILE
-    config = read(directory)
+    path, config = Path(directory) / FILE, read(directory)
     if config is None:
         raise ValueError(f"{path} is missing; give a directory with an adapter, made with kind lora or prefix")
-    generator = torch.get_rng_state()
+    found, generator = files.read(path), torch.get_rng_state()
     try:
         add(model, config, name)
     except ValueError as error:
@@ -250,16 +253,7 @@ def load(model: GPT2, directory: Path, name: str = NAME) -> None:
     finally:
         torch.set_rng_state(generator)
     try:
-        with safe_open(path, framework="pt") as file:
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-        expected = tensors(model, name)
-        for wrong in sorted(expected.keys() ^ found.keys()):
-            told = "lacks" if wrong in expected else "has the unexpected"
-            raise ValueError(f"{path} {told} {wrong!r}; was it made on a model of this shape?")
-        for key, value in found.items():
-            if value.shape != expected[key].shape:
-                shapes = f"{tuple(value.shape)}, the model needs {tuple(expected[key].shape)}"
-                raise ValueError(f"{path}: {key!r} is {shapes}; was it made on a model of this shape?")
+        files.check(path, found, tensors(model, name), "was it made on a model of this shape?")
     except ValueError:
         remove(model, name)
         raise

@@ -7,8 +7,8 @@ it. `auto_map` and other code that a configuration points to is never looked at.
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gpt2.modelfiles import inside, read_json
+
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Where weights are looked for, in this order: each, then the shards that its `.index.json` lists."""
+SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}", re.ASCII)
+"""A plain file's name."""
 
 
 def weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -35,15 +39,13 @@ def weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
 
 def shards(index: Path) -> dict[str, Tensor]:
     """All tensors of the files that an index lists, each in the file that it says."""
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not an index of weights: {error!r}") from None
+    values = read_json(index)
+    places = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{index} is not an index of weights: weight_map must map tensors to file names")
     found: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+        if not SHARD.fullmatch(name):
             raise ValueError(f"{index} points to {name!r}, which is no file beside it; don't use this model")
         here = read(index.parent / name)
         wanted = {tensor for tensor, place in places.items() if place == name}
@@ -57,11 +59,24 @@ def shards(index: Path) -> dict[str, Tensor]:
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of one .safetensors or .bin file, on the CPU."""
     inside(path)
-    if path.suffix != ".bin":
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+    found = unpickled(path) if path.suffix == ".bin" else mapped(path)
+    for name, tensor in found.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            kind = "nested" if tensor.is_nested else f"{str(tensor.layout).removeprefix('torch.')} {tensor.device.type}"
+            raise ValueError(f"{path}: {name!r} is a {kind} tensor; save the model's weights as plain ones of the CPU")
+    return found
+
+
+def mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of safetensors."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+
+
+def unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, by PyTorch's restricted reader."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -71,34 +86,52 @@ def read(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # a damaged pickle raises whatever comes up
         raise ValueError(f"{path} can't be read as PyTorch weights: {error!r:.200}") from None
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()
+    ):
         raise ValueError(f"{path} holds no tensors by name; is it a training checkpoint? give the model's weights")
     return dict(found)
 
 
-def inside(path: Path) -> None:
-    """`ValueError` for a link to a file somewhere else; the hub's cache keeps its files in `blobs`, linked."""
-    folder = path.parent.resolve()
-    allowed = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
-    if not any(path.resolve().is_relative_to(place) for place in allowed):
-        raise ValueError(f"{path} is a link to {path.resolve()}, outside the model's folder; put the file itself there")
-
-
-def check(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """`ValueError` where tensors are missing, unexpected, or of another shape."""
+def check(
+    path: Path,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    cause: str = "is it, or config.json, another model's?",
+) -> None:
+    """`ValueError` where tensors are missing, unexpected, of another shape, or no finite floating point numbers; it
+    ends with the likely `cause` of the former."""
     for what, names in (("has no", expected.keys() - found), ("has the unexpected", found.keys() - expected.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{path} {what} tensor {min(names)!r}{more}; does config.json fit it?")
+            raise ValueError(f"{path} {what} tensor {min(names)!r}{more}; {cause}")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
-            raise ValueError(f"{path}: {name!r} is {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{path}: {name!r} is {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}; {cause}"
+            )
         if not found[name].is_floating_point():
-            raise ValueError(f"{path}: {name!r} holds {found[name].dtype}, not floating point numbers")
+            raise ValueError(
+                f"{path}: {name!r} holds {found[name].dtype}, not floating point numbers; is it quantized? give the "
+                f"model as it was before"
+            )
+    finite(path, {name: found[name] for name in expected})
+
+
+def finite(path: Path, found: Mapping[str, Tensor]) -> None:
+    """`ValueError` names a tensor of a file that has NaN or infinite numbers."""
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor.float())  # both are NaN where one number is; nothing else is as quick
+            if not (low.isfinite() and high.isfinite()):
+                raise ValueError(
+                    f"{path}: {name!r} holds numbers from {low:g} to {high:g}, which are not finite; did its training "
+                    f"diverge, or is the file damaged?"
+                )
 
 
 def fill(module: nn.Module, path: Path) -> None:
     """Give a module the tensors of a file; `ValueError` where they are not its own."""
     found = read(path)
-    check(path, found, module.state_dict())
+    check(path, found, module.state_dict(), "is it another model's, or of other labels?")
     module.load_state_dict(found)

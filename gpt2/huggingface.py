@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpt2 import files
+from gpt2 import files, modelfiles
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
+
+if TYPE_CHECKING:
+    from gpt2.tokenizer import Tokenizer
 
 # What our model does; a configuration that says otherwise describes another model.
 FIXED: dict[str, Any] = {
@@ -42,11 +46,11 @@ def their_name(ours: str) -> str:
     return ours
 
 
-def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them.
 
-    The last id is taken for end-of-text. There is no lm_head: it is tied. `ValueError` for an architecture that this
-    layout can't hold; `gpt2.weights.save` has one for it.
+    Which id is end-of-text, the tokenizer says; without one the last is taken for it. There is no lm_head: it is tied.
+    `ValueError` for an architecture that this layout can't hold; `gpt2.weights.save` has one for it.
     """
     if beyond := model.config.beyond_gpt2():
         told = ", ".join(f"{name}={value}" for name, value in beyond.items())
@@ -54,6 +58,7 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> No
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     c = model.config
+    end = c.vocab_size - 1 if tokenizer is None else tokenizer.end_of_text
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -68,10 +73,11 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> No
         "resid_pdrop": c.dropout,
         "layer_norm_epsilon": c.layer_norm_epsilon,
         "initializer_range": c.initializer_range,
-        "bos_token_id": c.vocab_size - 1,
-        "eos_token_id": c.vocab_size - 1,
+        "bos_token_id": end,
+        "eos_token_id": end,
         "dtype": str(dtype).removeprefix("torch."),
         **FIXED,
+        **({} if tokenizer is None else tokenizer.record),
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors: dict[str, Tensor] = {}
@@ -97,8 +103,12 @@ def load(directory: Path) -> GPT2:
             f"folder that transformers.GPT2Model.from_pretrained({str(directory)!r}).save_pretrained(FOLDER) writes"
         )
     head = found.pop("lm_head.weight", None)
-    if head is not None and "wte.weight" in found and not torch.equal(head, found["wte.weight"]):
-        raise ValueError(f"{path}: lm_head.weight differs from wte.weight; GPT-2's head is tied to its embedding")
+    tied = found.get("wte.weight")
+    if head is not None and tied is not None and not (head.dtype == tied.dtype and torch.equal(head, tied)):
+        raise ValueError(
+            f"{path}: lm_head.weight differs from wte.weight, but GPT-2's head is tied to its embedding; is it another "
+            f"architecture's, or was its vocabulary changed?"
+        )
     with torch.device("meta"):  # shapes only: the file's tensors become the parameters
         model = GPT2(config)
 
@@ -114,25 +124,20 @@ def load(directory: Path) -> GPT2:
 
 def read_config(path: Path) -> ModelConfig:
     """`transformers`' config.json as ours; `ValueError` where it describes another model."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; give a model directory with config.json and model.safetensors") from None
-    except ValueError:
-        raise ValueError(f"{path} is not JSON") from None
-    if not isinstance(values, dict) or values.get("model_type") != "gpt2":
-        raise ValueError(f"{path} does not describe a GPT-2 (model_type: gpt2)")
+    values = modelfiles.read_json(path)
+    kind = values.get("model_type") if isinstance(values, dict) else values
+    if not isinstance(values, dict) or kind != "gpt2":
+        raise ValueError(f"{path} describes model_type={reprlib.repr(kind)}, not 'gpt2'; give a GPT-2's directory")
     for name, expected in FIXED.items():
         if values.get(name, expected) != expected:
-            raise ValueError(f"{path}: {name}={values[name]!r} is not supported, only {expected!r}")
+            raise ValueError(f"{path}: {name}={reprlib.repr(values[name])} is not supported, only {expected!r}")
     fields = {name: values[name] for name in NAMES if name in values}
     dropouts = {name: values.get(name, 0.1) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    if len(set(dropouts.values())) > 1:
-        raise ValueError(f"{path}: {dropouts} is not supported; give the three the same value")
-    try:
-        config = ModelConfig.model_validate({**fields, "dropout": dropouts["resid_pdrop"]})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if not all(isinstance(p, int | float) for p in dropouts.values()) or len(set(dropouts.values())) > 1:
+        raise ValueError(f"{path}: {reprlib.repr(dropouts)} is not supported; give the three the same number")
+    config = modelfiles.validated(ModelConfig, {**fields, "dropout": dropouts["resid_pdrop"]}, path)
     if values.get("n_inner") not in (None, 4 * config.n_embd):
-        raise ValueError(f"{path}: n_inner={values['n_inner']} is not supported, only {4 * config.n_embd} (4 x n_embd)")
+        raise ValueError(
+            f"{path}: n_inner={reprlib.repr(values['n_inner'])} is not supported, only {4 * config.n_embd} (4 x n_embd)"
+        )
     return config

@@ -74,7 +74,9 @@ class Hybrid:
         from gpt2 import files
 
         path = directory / FILE
-        found = {name: tensor.numpy() for name, tensor in files.read(path).items()}
+        tensors = files.read(path)
+        files.finite(path, tensors)
+        found = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
             parts, shape = ("values", "items", "starts"), (n_items, n_items)
             both = [csr_matrix(tuple(found[f"{n}.{p}"] for p in parts), shape) for n in ("recent", "whole")]

@@ -95,13 +95,14 @@ def build(job: Job) -> Parts:
     if job.name == "base":
         assert job.model is not None and job.tokens is not None
         model = weights.load(Path(job.base)) if job.base else GPT2(job.model)
+        if job.base:
+            tokenizer.check_model(Path(job.base), f" in {job.tokenizer}")
         module: nn.Module = LanguageModel(model)
         training: Dataset = training_text(job, job.tokens)
         validation: Dataset = token_dataset(job.tokens, "validation", job.train.context)
 
         def save(out: Path) -> None:
-            weights.save(model, out)
-            tokenizer.save(out)
+            weights.save(model, out, tokenizer=tokenizer)
             (out / "task.json").write_text(json.dumps({"task": "base"}))
     else:
         assert job.base is not None and job.examples is not None
@@ -111,6 +112,7 @@ def build(job: Job) -> Parts:
             learner, module = distilled(job, kind, examples, tokenizer)
         else:
             model = weights.load(Path(job.base))
+            tokenizer.check_model(Path(job.base), f" in {job.tokenizer}")
             learner = module = kind.module(model, examples, tokenizer)
             adapt(model, job.adaptation)
         model = learner.model
@@ -142,7 +144,7 @@ def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tup
     assert job.distil is not None and job.teacher is not None
     directory = Path(job.teacher)
     teacher: Any = kind.load(directory)
-    if Tokenizer.load(directory).rust.to_str() != tokenizer.rust.to_str():
+    if Tokenizer.load(directory).record != tokenizer.record:
         raise ValueError(
             f"the teacher in {directory} reads with another tokenizer than the one in {job.tokenizer}; give a teacher "
             f"that was made with it"

@@ -6,7 +6,6 @@ What addresses of a scheme mean is told by whoever installs an entry point of it
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,13 +103,17 @@ def resolve(scheme: str, address: str) -> tuple[Path, str]:
 def read(directory: Path) -> tuple[str, Predictor]:
     """(task, predictor) of a directory; one without task.json is a language model, as `transformers` writes it."""
     from gpt2 import language_model
+    from gpt2.modelfiles import NAME, inside, read_json
     from gpt2.task import task
 
+    for path in directory.iterdir():
+        if NAME.fullmatch(path.name):
+            inside(path)
     path = directory / "task.json"
     try:
-        name = json.loads(path.read_text())["task"] if path.exists() else language_model.NAME
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} does not name a task") from None
+        name = read_json(path)["task"] if path.exists() else language_model.NAME
+    except (KeyError, TypeError):
+        raise ValueError(f"{path} does not name a task; give the directory that a training wrote") from None
     if name == language_model.NAME:
         return name, language_model.GeneratorPredictor(directory)
     return name, task(name).predictor(directory)

@@ -1,7 +1,8 @@
 """The files of a model that people pull: which may be there, and that each is what its manifest says.
 
 A model is data: tensors in safetensors, settings and texts. A manifest `{name: {"sha256": hex, "size": bytes}}` names
-all of its files. Whoever has the manifest from a place that he trusts can take the files from anywhere.
+all of its files. Whoever has the manifest from a place that he trusts can take the files from anywhere. Without one,
+JSON is read such that a hostile file is refused, and links to files elsewhere are not followed.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from gpt2.artifact import file_sha256
+from gpt2.config import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}\.(safetensors|json|jsonl|txt|md)", re.ASCII)
 """A plain file's name, with the suffix of something that is read and not run. A model has no folders."""
@@ -22,10 +27,46 @@ MOST = 256
 """Files of a model."""
 
 Manifest = dict[str, dict[str, Any]]
+Schema = TypeVar("Schema", bound=Settings)
 
 
 class RefusedModel(ValueError):
     """A model whose files are missing, cut, altered, or not such as a model has. Nothing of it was loaded."""
+
+
+def inside(path: Path) -> None:
+    """`ValueError` for a link to a file somewhere else; the hub's cache keeps its files in `blobs`, linked."""
+    folder = path.parent.resolve()
+    allowed = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # the latter before Python 3.13
+        raise ValueError(f"{path} is a link to itself; put the file itself there") from None
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise ValueError(f"{path} is a link to {target}, outside the model's folder; put the file itself there")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a model holds; `ValueError` where there is none, or none that is safe to read."""
+    inside(path)
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; give a model directory with config.json and model.safetensors") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}; is it a file?") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not JSON, or nested too deeply; is it damaged?") from None
+
+
+def validated(schema: type[Schema], values: Any, path: Path) -> Schema:
+    """A file's values as settings; a `ValueError` of one line names the first that is wrong."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        item = error.errors()[0]
+        value = f"{'.'.join(map(str, item['loc']))}={reprlib.repr(item['input'])}: " if item["loc"] else ""
+        raise ValueError(f"{path}: {value}{item['msg'].removeprefix('Value error, ')}") from None
 
 
 def check_name(name: object) -> str:

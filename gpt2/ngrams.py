@@ -52,16 +52,18 @@ class Ngrams:
     @classmethod
     def load(cls, directory: Path, classes: int) -> Ngrams | None:
         """Of a saved model; None where it has none. `ValueError` where the file does not fit."""
+        import torch
+
         from gpt2 import files
 
         path = directory / FILE
         if not path.exists():
             return None
-        found = {name: tensor.numpy() for name, tensor in files.read(path).items()}
+        found = files.read(path)
         shapes = {"idf": (2 * BUCKETS,), "weights": (2 * BUCKETS, classes), "bias": (classes,)}
-        if {name: array.shape for name, array in found.items()} != shapes:
-            raise ValueError(f"{path} is not of n-grams for {classes} labels: {[*found]}; it is from another version")
-        return cls(**found)
+        expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        files.check(path, found, expected, f"is it of {classes} labels, or from another version?")
+        return cls(**{name: tensor.numpy() for name, tensor in found.items()})
 
 
 def fit(

@@ -17,10 +17,13 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from gpt2.artifact import digest
 from gpt2.config import END_OF_TEXT
+from gpt2.modelfiles import inside, read_json
 
 FILE = "tokenizer.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the same in the two files of older models
+CONFIG, RECORD = "config.json", "tokenizer_sha256"  # where a saved model tells which tokenizer it has; others don't
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 """GPT-2's words (openai/gpt-2, `encoder.py`), without needless backtracking. Letters and numbers are Unicode 16's: what
 knows an older Unicode takes those that came since for signs, and may cut texts with them into other words and ids."""
@@ -29,7 +32,8 @@ SHORT = 100_000  # characters; on white space ten times as long tiktoken's regul
 
 
 class Tokenizer:
-    """Text to ids and back, without loss. The last id is the end-of-text, which user text never becomes."""
+    """Text to ids and back, without loss. One id is the end-of-text, which user text never becomes: the last of our own
+    tokenizers' and of GPT-2's."""
 
     def __init__(self, rust: Rust):
         """`ValueError` where there is no end-of-text, ids are left out, or text would be lost."""
@@ -89,10 +93,13 @@ class Tokenizer:
     def load(cls, path: Path, vocab_size: int | None = None) -> Tokenizer:
         """From a `tokenizer.json`, or a directory that holds one, or a `vocab.json` with its `merges.txt`.
 
-        Only files of these names are read, whatever others say. With the model's `vocab_size`, `ValueError` where the
-        tokenizer has another.
+        Only files of these names are read, whatever others say, and no links to elsewhere. `ValueError` where a model
+        in the directory was saved with another tokenizer, and where the tokenizer has not the model's `vocab_size`.
         """
         file = path / FILE if path.is_dir() else path
+        if path.is_dir():
+            for name in (FILE, VOCABULARY, MERGES):
+                inside(path / name)
         try:
             if path.is_dir() and not file.exists() and (path / VOCABULARY).exists():
                 tokenizer = cls.gpt2(path / VOCABULARY, path / MERGES)
@@ -102,6 +109,8 @@ class Tokenizer:
             raise ValueError(f"{file} is missing; give a directory with {FILE}") from None
         except Exception as error:  # the Rust library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        if path.is_dir():
+            tokenizer.check_model(path, f" in {path}")
         if vocab_size is not None:
             tokenizer.check(vocab_size, f" in {path}")
         return tokenizer
@@ -112,6 +121,23 @@ class Tokenizer:
             raise ValueError(
                 f"the tokenizer{where} has {self.vocab_size} ids, the model {vocab_size}: they don't belong "
                 f"together; give the tokenizer that the model was trained with"
+            )
+
+    @cached_property
+    def record(self) -> dict[str, str]:
+        """For the config.json of a model: what distinguishes this tokenizer from all that give other ids."""
+        tokens = sorted(vocabulary := self.rust.get_vocab(), key=vocabulary.__getitem__)
+        merges = json.loads(self.rust.to_str())["model"].get("merges")
+        return {RECORD: digest([tokens, merges, self.slowly(SAMPLE)])}
+
+    def check_model(self, directory: Path, where: str = "") -> None:
+        """`ValueError` where the model in a directory tells that it was saved with another tokenizer."""
+        path = directory / CONFIG
+        told = read_json(path) if path.exists() else None
+        if isinstance(told, dict) and RECORD in told and told[RECORD] != self.record[RECORD]:
+            raise ValueError(
+                f"the tokenizer{where} gives other ids than the one that the model in {directory} was saved with "
+                f"({RECORD} {self.record[RECORD][:12]} here, {told[RECORD]!s:.12} in its {CONFIG}); give that one"
             )
 
     def save(self, directory: Path) -> None:

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
-from gpt2 import adapters, files, hub, huggingface
+from gpt2 import adapters, files, hub, huggingface, modelfiles
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
+
+if TYPE_CHECKING:
+    from gpt2.tokenizer import Tokenizer
 
 LAYOUT = "gpt2_pipeline"
 """`model_type` of a model that `transformers` has no class for."""
 
 
-def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> None:
     """Write the model; `transformers` reads the directory where the architecture is GPT-2's.
 
+    With its tokenizer, that is written beside it, and config.json tells which it is: no other loads with the model.
     The LoRA in use is merged into it and written beside it, too; a prefix, which no matrix can hold, only beside it.
     """
     for name in model.adaptations:
         if any(module.active == name for _, module in adapters.carriers(model)):
             adapters.save(model, Path(directory), name)
+    if tokenizer is not None:
+        tokenizer.check(model.config.vocab_size)
+        tokenizer.save(Path(directory))
     model = adapters.plain(model)
     if not model.config.beyond_gpt2():
-        huggingface.save(model, directory, dtype)
+        huggingface.save(model, directory, dtype, tokenizer)
         return
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": LAYOUT, "architecture": model.config.model_dump(mode="json")}
+    config: dict[str, Any] = {"model_type": LAYOUT, "architecture": model.config.model_dump(mode="json")}
+    config |= {} if tokenizer is None else tokenizer.record
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
@@ -52,16 +61,10 @@ def load(source: Path | str) -> GPT2:
 
 def _load(directory: Path) -> GPT2:
     path = directory / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        values = None  # for the other reader to tell
+    values = modelfiles.read_json(path)
     if not isinstance(values, dict) or values.get("model_type") != LAYOUT:
         return huggingface.load(directory)
-    try:
-        config = ModelConfig.model_validate(values.get("architecture"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    config = modelfiles.validated(ModelConfig, values.get("architecture"), path)
     path, found = files.weights(directory)
     with torch.device("meta"):  # shapes only: the file's tensors become the parameters
         model = GPT2(config)

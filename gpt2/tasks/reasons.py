@@ -172,8 +172,7 @@ class Reasons(Task):
 
         from gpt2 import weights
 
-        weights.save(module.model, out)
-        tokenizer.save(out)
+        weights.save(module.model, out, tokenizer=tokenizer)
         pd.read_parquet(examples / "items.parquet").to_json(
             out / "items.jsonl", orient="records", lines=True, force_ascii=False
         )

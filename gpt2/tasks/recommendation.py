@@ -109,8 +109,7 @@ class Recommendation(Task):
 
         from gpt2 import hybrid, weights
 
-        weights.save(module.model, out)
-        tokenizer.save(out)
+        weights.save(module.model, out, tokenizer=tokenizer)
         histories, items = load_examples(examples)
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
         save_file(head, out / "head.safetensors")

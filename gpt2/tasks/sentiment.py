@@ -137,8 +137,7 @@ class Sentiment(Task):
 
         from gpt2 import weights
 
-        weights.save(module.model, out)
-        tokenizer.save(out)
+        weights.save(module.model, out, tokenizer=tokenizer)
         head = {n: p.detach().float().contiguous() for n, p in module.head.state_dict().items()}
         save_file(head, out / "head.safetensors")
         if (examples / FILE).exists():

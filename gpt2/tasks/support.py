@@ -141,8 +141,7 @@ class Support(Task):
         from gpt2 import weights
         from gpt2.search import fit
 
-        weights.save(module.model, out)
-        tokenizer.save(out)
+        weights.save(module.model, out, tokenizer=tokenizer)
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
         save_file(head, out / "head.safetensors")
         pairs = pd.read_parquet(examples / "pairs.parquet")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gpt2 import adapters, weights
 from gpt2.config import AdaptationConfig, ModelConfig
@@ -249,17 +249,35 @@ def test_what_does_not_fit_is_refused(tmp_path):
     adapters.add(other, LORA)
     adapters.save(other, tmp_path)
     before = list(model.state_dict())
-    with pytest.raises(ValueError, match=r"adapter.safetensors: 'blocks.0.attn.proj.a' is \(4, 16\), the model needs"):
+    with pytest.raises(ValueError, match=r"adapter.safetensors: 'blocks.0.attn.qkv.a' is \(4, 16\), the model needs"):
         adapters.load(model, tmp_path)
     assert list(model.state_dict()) == before and not model.adaptations
     adapters.save(changed(other), tmp_path / "deep")
     shallow = GPT2(ModelConfig(**{**SMALL.model_dump(), "n_embd": 16, "n_layer": 1}), seed=0)
-    with pytest.raises(ValueError, match=r"has the unexpected 'blocks\.1"):
+    with pytest.raises(
+        ValueError, match=r"has the unexpected tensor 'blocks\.1.* and 7 more; was it made on a model of"
+    ):
         adapters.load(shallow, tmp_path)
     with pytest.raises(ValueError, match=r"rank=33 is more than blocks\.0\.attn\.qkv has, 32; lower"):
         adapters.add(model, AdaptationConfig(kind="lora", rank=33))
     with pytest.raises(ValueError, match="is missing; give a directory with an adapter"):
         adapters.load(model, tmp_path / "nowhere")
+    found, settings = load_file(tmp_path / "deep" / "adapter.safetensors"), json.dumps(LORA.identity())
+    name, fitting = "blocks.0.attn.qkv.b", GPT2(other.config, seed=0)
+    for wrong, metadata, told in (
+        (found[name].int(), settings, f"'{name}' holds torch.int32, not floating point numbers"),
+        (found[name] * torch.nan, settings, f"'{name}' holds numbers from nan to nan, which are not finite"),
+        (found[name], "[" * 100_000, "can't be read as an adapter: .*; was it made by another tool"),
+        (
+            found[name],
+            '{"kind": "lora", "rank": "x"}',
+            r"adapter\.safetensors: rank='x': Input should be a valid integer",
+        ),
+    ):
+        save_file({**found, name: wrong}, tmp_path / "adapter.safetensors", metadata={"adaptation": metadata})
+        with pytest.raises(ValueError, match=told):
+            adapters.load(fitting, tmp_path)
+        assert not fitting.adaptations
     (tmp_path / "adapter.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="can't be read as an adapter"):
         adapters.load(model, tmp_path)

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2 import files, huggingface, weights
+import gpt2
+from gpt2 import adapters, files, huggingface, weights
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
+from gpt2.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(vocab_size=300, n_positions=16, n_embd=24, n_layer=3, n_head=3)
 
@@ -130,8 +132,9 @@ def test_tensors_outside_the_file_are_refused(model, tmp_path, offsets):
 
 
 @pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\x.safetensors", "./m.safetensors"]
-)
+    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\x.safetensors", "./m.safetensors",
+     "m\0.safetensors", "\ud800.safetensors", "m" * 5000]
+)  # fmt: skip
 def test_an_index_points_to_files_beside_it_only(model, tmp_path, name):
     folder = tmp_path / "model"
     huggingface.save(model, folder)
@@ -160,13 +163,47 @@ def test_links_out_of_the_folder_are_refused(model, tmp_path, shard):
     assert same(weights.load(folder), model)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "\x00", "[" * 100_000]
+)
 def test_damaged_indices_are_refused(model, tmp_path, text):
     huggingface.save(model, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match="is not an index of weights"):
+    with pytest.raises(ValueError, match=r"is not an index of weights|is not JSON, or nested too deeply"):
         weights.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter.safetensors", "tokenizer.json", "merges.txt", "task.json",
+                                  "items.jsonl"])  # fmt: skip
+def test_no_file_is_read_through_a_link_out_of_the_folder(model, tmp_path, name):
+    """Or a model could show what it does not have: a file of whoever loads it."""
+    folder, outside = tmp_path / "model", tmp_path / "outside"
+    weights.save(model, folder)
+    Tokenizer.train(["some words"] * 9, 265).save(folder)
+    path = folder / name
+    if path.exists():
+        path.rename(outside)
+    else:
+        outside.write_text("{}")
+    path.symlink_to(outside)
+    readers = {"tokenizer.json": Tokenizer.load, "merges.txt": Tokenizer.load, "adapter.safetensors": adapters.read}
+    for read in {gpt2.load, readers.get(name, weights.load if name == "config.json" else gpt2.load)}:
+        with pytest.raises(ValueError, match=f"{name} is a link to .*outside the model's folder; put the file itself"):
+            read(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "task.json", "model.safetensors", "tokenizer.json"])
+def test_folders_and_links_to_themselves_are_no_files(model, tmp_path, name):
+    weights.save(model, tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"(can't be read|is not a tokenizer).*{name}|{name} can't be read"):
+        gpt2.load(tmp_path)
+    (tmp_path / name).rmdir()
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(ValueError, match=f"{name} is a link to itself"):
+        gpt2.load(tmp_path)
 
 
 def test_shards_that_disagree_with_the_index_are_refused(model, tmp_path):
@@ -180,7 +217,10 @@ def test_shards_that_disagree_with_the_index_are_refused(model, tmp_path):
             weights.load(tmp_path)
 
 
-@pytest.mark.parametrize("found", [[torch.ones(1)], {"model": {"wte.weight": torch.ones(1)}, "step": 3}, torch.ones(2)])
+@pytest.mark.parametrize(
+    "found",
+    [[torch.ones(1)], {"model": {"wte.weight": torch.ones(1)}, "step": 3}, torch.ones(2), {3: torch.ones(1)}],
+)
 def test_a_bin_that_is_no_model_is_refused(model, tmp_path, found):
     huggingface.save(model, tmp_path)
     torch.save(found, as_bin(tmp_path))
@@ -198,16 +238,45 @@ def test_a_damaged_bin_is_refused(model, tmp_path, cut):
         weights.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (torch.ones(24, device="meta"), "a strided meta tensor"),
+        (torch.ones(24).to_sparse(), "a sparse_coo cpu tensor"),
+        (torch.nested.nested_tensor([torch.ones(24)]), "a nested tensor"),
+    ],
+)
+@pytest.mark.parametrize("name", ["transformer.ln_f.weight", "lm_head.weight"])
+def test_tensors_that_are_not_plain_are_refused(model, tmp_path, wrong, told, name):
+    """A model with them would have parameters without numbers."""
+    huggingface.save(model, tmp_path)
+    path = as_bin(tmp_path)
+    torch.save({**torch.load(path, weights_only=True), name: wrong}, path)
+    with pytest.raises(ValueError, match=f"{name}' is {told}; save the model's weights as plain ones of the CPU"):
+        weights.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_that_are_not_finite_are_refused(model, tmp_path, number, dtype):
+    with torch.no_grad():
+        model.blocks[1].mlp.fc.bias[3] = number
+    huggingface.save(model, tmp_path, dtype)
+    told = r"'h\.1\.mlp\.c_fc\.bias' holds numbers from .* to .*, which are not finite; did its training diverge"
+    with pytest.raises(ValueError, match=told):
+        weights.load(tmp_path)
+
+
 def test_integers_are_no_weights(model, tmp_path):
     huggingface.save(model, tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "transformer.ln_f.weight": torch.ones(24, dtype=torch.int32)}, path)
-    with pytest.raises(ValueError, match=r"'ln_f.weight' holds torch.int32, not floating point"):
+    with pytest.raises(ValueError, match=r"'ln_f.weight' holds torch.int32, not floating point numbers; is it quant"):
         weights.load(tmp_path)
 
 
 def test_a_head_of_another_shape_is_refused(tmp_path):
     save_file({"weight": torch.ones(3, 5), "bias": torch.ones(3)}, tmp_path / "head.safetensors")
-    with pytest.raises(ValueError, match=r"head.safetensors: 'weight' is \(3, 5\), the model needs \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"'weight' is \(3, 5\), the model needs \(3, 4\); is it another"):
         files.fill(torch.nn.Linear(4, 3), tmp_path / "head.safetensors")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 
-from gpt2 import huggingface
+from gpt2 import huggingface, weights
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
 
@@ -121,6 +121,7 @@ def test_old_buffers_and_an_equal_head_are_ignored(model, tmp_path):
         (lambda t: t.update(extra=torch.ones(1)), "has the unexpected tensor 'extra'"),
         (lambda t: t.update({"transformer.ln_f.weight": torch.ones(7)}), r"'ln_f.weight' is \(7,\).* \(24,\)"),
         (lambda t: t.update({"lm_head.weight": torch.ones(300, 24)}), "lm_head.weight differs from wte.weight"),
+        (lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].half()}), "differs from wte.weight"),
     ],
 )
 def test_wrong_tensors_are_refused(model, tmp_path, function, message):
@@ -133,15 +134,20 @@ def test_wrong_tensors_are_refused(model, tmp_path, function, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "llama"}, "does not describe a GPT-2"),
+        ({"model_type": "llama"}, "describes model_type='llama', not 'gpt2'; give a GPT-2's directory"),
+        ({"model_type": "removed"}, "describes model_type=None, not 'gpt2'"),
+        ({"n_inner": "96"}, "n_inner='96' is not supported, only 96"),
+        ({"attn_pdrop": [1]}, r"'attn_pdrop': \[1\].*the same number"),
+        ({p: [1] for p in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}, r"'attn_pdrop': \[1\].*the same number"),
+        ({"n_layer": [[2]]}, r"config.json: n_layer=\[\[2\]\]: Input should be a valid integer$"),
         ({"activation_function": "relu"}, "activation_function='relu' is not supported, only 'gelu_new'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
         ({"scale_attn_weights": False}, "scale_attn_weights=False is not supported"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported"),
         ({"n_inner": 50}, "n_inner=50 is not supported, only 96"),
         ({"n_inner": 50, "n_embd": "removed"}, "n_inner=50 is not supported, only 3072"),
-        ({"attn_pdrop": 0.5}, "attn_pdrop.*the same value"),
-        ({"n_head": 7}, "config.json.*n_embd=24 is not divisible by n_head=7"),
+        ({"attn_pdrop": 0.5}, "attn_pdrop.*the same number"),
+        ({"n_head": 7}, "config.json: n_embd=24 is not divisible by n_head=7; choose a width .*7$"),
         ({"n_layer": 3}, "has no tensor 'h.2.attn.c_attn.bias' and 11 more"),
         ({"n_layer": 1}, "has the unexpected tensor 'h.1.attn.c_attn.bias' and 11 more"),
     ],
@@ -149,7 +155,7 @@ def test_wrong_tensors_are_refused(model, tmp_path, function, message):
 def test_wrong_configurations_are_refused(model, tmp_path, values, message):
     huggingface.save(model, tmp_path)
     edit(tmp_path, **values)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
+    with pytest.raises(ValueError, match=message):
         huggingface.load(tmp_path)
 
 
@@ -163,6 +169,8 @@ def test_missing_and_damaged_files_are_refused(model, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors can't be read"):
         huggingface.load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        huggingface.load(tmp_path)
+    for text in ("{", "", "[" * 100_000, '{"a":' * 100_000, "\udcff"):
+        (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+        for load in (huggingface.load, weights.load):
+            with pytest.raises(ValueError, match="is not JSON, or nested too deeply"):
+                load(tmp_path)

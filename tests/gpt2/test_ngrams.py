@@ -114,7 +114,7 @@ def test_it_is_read_again_as_it_was_and_refused_where_it_does_not_fit(tmp_path):
     assert again is not None and (again.logits(texts) == found.logits(texts)).all()
     found_again, _ = fit(texts, labels, 3)
     assert (found_again.weights == found.weights).all()
-    with pytest.raises(ValueError, match="not of n-grams for 2 labels"):
+    with pytest.raises(ValueError, match="is it of 2 labels, or from another version"):
         Ngrams.load(tmp_path, 2)
 
 
