@@ -102,7 +102,7 @@ class Recommendation(Task):
         from gpt2.heads import Recommender
 
         _, items = load_examples(examples)
-        return Recommender(model, texts(items, tokenizer, item_tokens(examples)), log_popularity(items))
+        return Recommender(model, texts(items, tokenizer, facts_of(examples)["item_tokens"]), log_popularity(items))
 
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
@@ -115,7 +115,7 @@ class Recommendation(Task):
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
         save_file(head, out / "head.safetensors")
         items.to_json(out / "items.jsonl", orient="records", lines=True, force_ascii=False)
-        told = {"task": self.name, "context": context, "item_tokens": item_tokens(examples)}
+        told = {"task": self.name, "context": context, **facts_of(examples)}
         (out / "task.json").write_text(json.dumps(told, indent=1))
         mixed = hybrid.fit(self.predictor(out).by_text, [h[:-1] for h in histories], items)
         mixed.save(out)
@@ -134,7 +134,8 @@ class Recommendation(Task):
         predictor = self.predictor(directory)
         test = np.array([h[-1] for h in histories])
         popular = baselines.popularity([h[:-2] for h in histories], len(items))
-        ranks = recommendation_report.ranks(predictor, histories, popular)
+        disliked = load_disliked(examples)
+        ranks = recommendation_report.ranks(predictor, histories, popular, disliked)
         facts = {
             "test_item": test,
             "history": [len(h) - 1 for h in histories],
@@ -144,7 +145,7 @@ class Recommendation(Task):
         predictions = pd.DataFrame(facts)
         predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
-        some = recommendation_report.recommended(predictor, histories, items, ranks["model"])
+        some = recommendation_report.recommended(predictor, histories, items, ranks["model"], disliked)
         return {
             "task": self.name,
             "title": self.title,
@@ -332,9 +333,18 @@ def log_popularity(items: pd.DataFrame) -> Tensor:
     return (counts / counts.sum()).log()
 
 
-def item_tokens(examples: Path) -> int:
-    """To how many tokens what is told of an item is cut."""
-    return json.loads((examples / "catalogue.json").read_text())["item_tokens"]
+def load_disliked(examples: Path) -> list[np.ndarray] | None:
+    """Of each history the items that the user saw but did not like; None where all that was seen is in the history."""
+    import pandas as pd
+
+    table = pd.read_parquet(examples / "histories.parquet")
+    return [each.astype(int) for each in table["disliked"]] if "disliked" in table else None
+
+
+def facts_of(examples: Path) -> dict[str, Any]:
+    """What a model keeps of how its catalogue was read: `item_tokens`, to how many tokens what is told of an item is
+    cut, and `interactions`, the columns and what a like weighs."""
+    return json.loads((examples / "catalogue.json").read_text())
 
 
 def texts(items: pd.DataFrame, tokenizer: Tokenizer, length: int = ITEM_TOKENS) -> list[list[int]]:
