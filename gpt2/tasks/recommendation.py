@@ -75,6 +75,7 @@ class Recommendation(Task):
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.slices", "gpt2.recommendation_report", "gpt2.recommending", "gpt2.reasons", "gpt2.search",
+        "gpt2.surges",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
@@ -128,7 +129,7 @@ class Recommendation(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, cost, metrics, recommendation_report
+        from gpt2 import baselines, cost, metrics, plots, recommendation_report
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
@@ -156,7 +157,7 @@ class Recommendation(Task):
             "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
             "tables": {"Recommendations, and why": some},
             "samples": {"What counts": predictor.told()},
-            "figures": [],
+            "figures": [plots.recall(ranks, "users whose next choice", out)],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
             **self.evidence(predictions).summary(),
         }
