@@ -36,7 +36,7 @@ LOOKS = ("gpt2.recommending_page", "gpt2.monitor_page", "gpt2.curves", "gpt2.rep
 
 @task(name="recommend to users")
 def recommend_part(
-    parts: Store, key: Key, users: pd.Series, config: RecommendConfig, model: Used, writer: Used | None
+    parts: Store, key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None
 ) -> Artifact:
     """The recommendations of some users, as an artifact: what is complete is not done again."""
 
@@ -70,7 +70,8 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
     before, drawn = store().find(key), store().find(looked_at)
     made = before
     if made is None or drawn is None:
-        users = histories(Path(local_source(config.source)), config)
+        directory = champion.load(model.address, "recommendation").directory
+        users = histories(Path(local_source(config.source)), config, directory)
         made = made or make(key, users, config, model, writer)
         drawn = draw(looked_at, made, users, model, writer)
     page = pages.keep(slug(f"recommend-{model.name}"), drawn.file("page.html").read_text("utf-8"))
@@ -90,7 +91,7 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
     }  # fmt: skip
 
 
-def make(key: Key, users: pd.Series, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
+def make(key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
     """All users' recommendations, put together from parts of `batch_users`, which are scratch: kept until all are."""
 
     def build(out: Path) -> dict[str, Any]:
@@ -110,13 +111,13 @@ def make(key: Key, users: pd.Series, config: RecommendConfig, model: Used, write
     return store().make(key, build)
 
 
-def draw(key: Key, made: Artifact, users: pd.Series, model: Used, writer: Used | None) -> Artifact:
+def draw(key: Key, made: Artifact, users: pd.DataFrame, model: Used, writer: Used | None) -> Artifact:
     """The page of recommendations, as HTML and, in short, as Markdown."""
 
     def build(out: Path) -> None:
         table = pd.read_parquet(made.file("recommendations.parquet"))
         items = catalogue(champion.load(model.address, "recommendation").directory)
-        page = Page(model.address, model.metric, writer.address if writer else "", table, users, items)
+        page = Page(model.address, model.metric, writer.address if writer else "", table, users["chosen"], items)
         (out / "page.html").write_text(render(page), "utf-8")
         (out / "page.md").write_text(markdown(page), "utf-8")
 

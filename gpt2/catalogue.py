@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -33,7 +33,8 @@ class InteractionsFile(Settings):
     weight_field: str | None = Field("weight", min_length=1)
     """The column of how much an interaction weighs, such as a rating; it is read where `min_weight` is set."""
     min_weight: float | None = None
-    """An interaction of less weight is not a like, and is left out; without it all count alike."""
+    """An interaction of less weight is not a like: it is not learned from, and its item counts as seen where there is
+    ranking, as one that was liked; without it all count alike."""
 
     @model_validator(mode="after")
     def _interactions(self):
@@ -43,6 +44,10 @@ class InteractionsFile(Settings):
         used += [self.weight_field] if self.min_weight is not None and self.weight_field else []
         distinct(used)
         return self
+
+    def reading(self) -> dict[str, Any]:
+        """How interactions are read, to be kept with what is made of them."""
+        return {name: getattr(self, name) for name in InteractionsFile.model_fields}
 
 
 class CatalogueFiles(InteractionsFile):
@@ -81,8 +86,9 @@ def distinct(names: Sequence[str]) -> None:
 
 
 def prepare(source: Path, settings: CatalogueFiles, out: Path) -> dict[str, int]:
-    """Write items.parquet (item, title, text, popularity, recent), histories.parquet (user, item indices in order) and
-    catalogue.json; returns the counts, also of what was left out.
+    """Write items.parquet (item, title, text, popularity, recent), histories.parquet (user, item indices in order, and
+    where some were not liked `disliked`, the indices of those) and catalogue.json; returns the counts, also of what was
+    left out.
 
     The last item of a user is the test, the one before it the validation, the rest trains; popularity counts training
     interactions only, and so does `recent`, where the older count less. `ValueError` where the files can't be learned
@@ -93,8 +99,9 @@ def prepare(source: Path, settings: CatalogueFiles, out: Path) -> dict[str, int]
     popularity = np.bincount(trained[0], minlength=len(items))
     recent = np.bincount(trained[0], freshness(trained[1]), minlength=len(items))
     items.assign(popularity=popularity, recent=recent).to_parquet(out / "items.parquet", index=False)
-    histories["items"].reset_index().to_parquet(out / "histories.parquet", index=False)
-    (out / "catalogue.json").write_text(json.dumps({"item_tokens": settings.item_tokens}))
+    histories.drop(columns="times").reset_index().to_parquet(out / "histories.parquet", index=False)
+    facts = {"item_tokens": settings.item_tokens, "interactions": settings.reading()}
+    (out / "catalogue.json").write_text(json.dumps(facts))
     return counts
 
 
@@ -106,11 +113,12 @@ def freshness(times: np.ndarray) -> np.ndarray:
 
 def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """(items: item, title, text; of each user with enough of them `items`, the indices of what he chose, each once, in
-    order of time, and their `times`; counts)."""
+    order of time, their `times`, and where some were not liked `disliked` (`not_liked`); counts)."""
     from gpt2.catalogue_files import read_source
 
     items, choices, counts = read_source(source, settings)
     where = settings.interactions or source
+    choices, others = choices[choices["liked"]], choices[~choices["liked"]]
     known = choices["item"].isin(items["item"])
     if (~known).mean() > settings.max_unknown:
         raise ValueError(
@@ -123,7 +131,8 @@ def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.Dat
     counts["repeated"] = int(known.sum()) - len(chosen)
     places = {item: i for i, item in enumerate(items["item"])}
     chosen["items"] = chosen["item"].map(places)
-    chosen["times"] = (chosen["time"] - chosen["time"].min()).dt.total_seconds()
+    start = chosen["time"].min()
+    chosen["times"] = (chosen["time"] - start).dt.total_seconds()
     histories = chosen.groupby("user", sort=True)[["items", "times"]].agg(list)
     enough = histories[histories["items"].map(len) >= settings.min_items]
     counts["users_with_few"] = len(histories) - len(enough)
@@ -133,8 +142,27 @@ def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.Dat
             f"{where}: only {len(enough)} users have {settings.min_items} items or more ({left_out}); add interactions"
             + ("" if settings.min_weight is None else f" or lower min_weight={settings.min_weight}")
         )
+    if len(others):
+        enough = enough.assign(disliked=not_liked(others, enough, places, start))
     total = int(enough["items"].map(len).sum())
     return items, enough, {"users": len(enough), "items": len(items), "interactions": total, **counts}
+
+
+def not_liked(
+    others: pd.DataFrame, histories: pd.DataFrame, places: dict[str, int], start: pd.Timestamp
+) -> list[list[int]]:
+    """Of each user of the histories the indices of items that he saw but did not like (`others`), not even later, up to
+    the moment of his last like: what was seen is no candidate for it."""
+    known = others[others["item"].isin(places.keys())]
+    times = (known["time"] - start).dt.total_seconds()
+    rows: dict[str, list[tuple[int, float]]] = {}
+    for user, item, time in zip(known["user"], known["item"], times, strict=True):
+        rows.setdefault(user, []).append((places[item], time))
+    found = []
+    for user, liked, moments in zip(histories.index, histories["items"], histories["times"], strict=True):
+        seen = {item for item, time in rows.get(str(user), []) if time <= moments[-1]}
+        found.append(sorted(seen.difference(liked)))
+    return found
 
 
 def in_order(choices: pd.DataFrame) -> pd.DataFrame:

@@ -18,12 +18,12 @@ TITLE_CHARS = 80
 
 
 def read_source(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """(items: item, title, text; interactions: user, item, time in UTC; counts of rows that were left out).
+    """(items: item, title, text; interactions: user, item, time in UTC, liked; counts of rows that were left out).
 
     `source` is the file of items, or a folder with `items.*` and `interactions.*`, or the sample.
     """
     if is_movielens(source):
-        choices, counts = likes(movielens_ratings(source), source, settings)
+        choices, counts = usable_rows(movielens_ratings(source), source, settings)
         return movielens_films(source), choices, counts
     items, bad = read_items(file_in(source, "items") if source.is_dir() else source, settings)
     choices, left_out = read_interactions(source, settings)
@@ -31,9 +31,10 @@ def read_source(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, p
 
 
 def read_interactions(source: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(user and item as text, time in UTC; counts of rows that were left out). `source` may be the file itself."""
+    """(user and item as text, time in UTC, whether it is `liked`; counts of rows that were left out). `source` may be
+    the file itself."""
     if is_movielens(source):
-        return likes(movielens_ratings(source), source, settings)
+        return usable_rows(movielens_ratings(source), source, settings)
     given = getattr(settings, "interactions", None)
     place = Path(given) if given else file_in(source, "interactions") if source.is_dir() else source
     table = read_table(place)
@@ -43,11 +44,11 @@ def read_interactions(source: Path, settings: InteractionsFile) -> tuple[pd.Data
     for name, column in columns.items():
         if column not in table:
             raise ValueError(f"{place} has no column {column!r}; it has {listed(table)}: set {name}_field")
-    return likes(table[list(columns.values())].set_axis(list(columns), axis=1), place, settings)
+    return usable_rows(table[list(columns.values())].set_axis(list(columns), axis=1), place, settings)
 
 
-def likes(table: pd.DataFrame, place: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Rows with a user, an item and a time, and no less weight than a like has; `ValueError` names what is none."""
+def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Rows with a user, an item and a time, and whether each weighs as much as a like; `ValueError` where none is."""
     rows = len(table)
     if not rows:
         raise ValueError(f"{place} has no rows; add interactions")
@@ -74,14 +75,16 @@ def likes(table: pd.DataFrame, place: Path, settings: InteractionsFile) -> tuple
                 f"{place} row {number + 1}: {settings.weight_field}={table['weight'][number]!r:.60} is no weight; give "
                 f"a finite number, or set min_weight: null"
             )
-        liked = weights >= settings.min_weight
-        table, counts["below_min_weight"] = table[liked], int((~liked).sum())
-        if table.empty:
+        table = table.assign(liked=weights >= settings.min_weight)
+        counts["below_min_weight"] = int((~table["liked"]).sum())
+        if not table["liked"].any():
             raise ValueError(
                 f"{place}: no interaction weighs min_weight={settings.min_weight} or more; the largest weight is "
                 f"{weights.max():g}"
             )
-    return table[["user", "item", "time"]].reset_index(drop=True), counts
+    else:
+        table = table.assign(liked=True)
+    return table[["user", "item", "time", "liked"]].reset_index(drop=True), counts
 
 
 def plain(column: pd.Series) -> pd.Series:

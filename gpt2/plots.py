@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from gpt2.surges import wilson
+
 Figure = dict[str, str]
 INK, ACCENT, PALE = "#222222", "#1f6feb", "#b9c4d0"
+OTHERS = ("#d1495b", "#2a9d5c", "#e0912f", "#7a4fbf", "#6b7785")
+"""Of baselines' lines, in order."""
+DEEPEST, TICKS = 50, (1, 2, 5, 10, 20)
+"""The last k of a ranking curve, and those that its axis names."""
 
 
 def finish(figure: Any, out: Path, file: str, title: str) -> Figure:
@@ -86,6 +93,29 @@ def beside_baselines(
     return finish(
         figure, out, file, f"{metric.replace('_', ' ')} beside {'champion and ' * ('champion' in baselines)}baselines"
     )
+
+
+def recall(ranks: Mapping[str, np.ndarray], whose: str, out: Path) -> Figure:
+    """The share of (n,) ranks, from 1, that are at most k, of `model` and of each baseline, for k to `DEEPEST` or the
+    last rank; around the model's its 95 % interval (Wilson). `whose`: of what, as "users whose next choice"."""
+    last = min(DEEPEST, max(2, *(int(rank.max()) for rank in ranks.values())))
+    steps, count = np.arange(1, last + 1), len(ranks["model"])
+    shares = {name: (rank[:, None] <= steps).mean(0) for name, rank in ranks.items()}
+    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    low, high = wilson(shares["model"] * count, np.full(len(steps), count))
+    axes.fill_between(steps, low, high, color=ACCENT, alpha=0.15, linewidth=0)
+    axes.plot(steps, shares["model"], color=ACCENT, linewidth=2.4, label="this model", zorder=3)
+    others = sorted((name for name in ranks if name != "model"), key=lambda name: -shares[name].sum())
+    for name, colour in zip(others, cycle(OTHERS)):
+        axes.plot(steps, shares[name], color=colour, linewidth=1.3, label=name)
+    axes.set(xscale="log", xlim=(1, last), ylim=(0, None), xlabel="k, the first of a ranking", ylabel="recall at k")
+    ticks = [k for k in TICKS if k < last] + [last]
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.xaxis.set_minor_formatter("")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    title = f"Recall at k: the share of {count:,} {whose} is among the first k, with the model's 95 % interval"
+    return finish(figure, out, "recall.png", title)
 
 
 def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Path) -> Figure:

@@ -22,14 +22,20 @@ NEXT = "what the user did choose next"
 
 
 def ranks(
-    predictor: RecommendationPredictor, histories: Sequence[np.ndarray], popular: np.ndarray
+    predictor: RecommendationPredictor,
+    histories: Sequence[np.ndarray],
+    popular: np.ndarray,
+    disliked: Sequence[np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Of the model and each baseline the (users,) ranks, from 1, of the last item of each history by those before it.
 
-    `popular` (items,) are counts of the training. A few users at a time (`gpt2.baselines.parts`): there is never a
+    It is sought among all items but those that the user had seen, as `gpt2.recommending` ranks: those before it and,
+    of each user, the `disliked`, of which there are none where all interactions count alike. `popular` (items,) are
+    counts of the training. A few users at a time (`gpt2.baselines.parts`): there is never a
     table of all users and all items.
     """
     before, wanted, n_items = [h[:-1] for h in histories], [int(h[-1]) for h in histories], len(popular)
+    seen = before if disliked is None else [np.concatenate(both) for both in zip(before, disliked, strict=True)]
     similar = baselines.cosines(before, n_items)
     others: dict[str, Scorer] = {
         "popularity": lambda asked: np.broadcast_to(popular, (len(asked), n_items)),
@@ -44,19 +50,26 @@ def ranks(
         own = {"model": predictor.with_choices(by_text, asked), "text alone": by_text}
         for name, each in found.items():
             scores = own[name] if name in own else others[name](asked)
-            each += [rank_of(*of) for of in zip(scores, wanted[some], asked, strict=True)]
+            each += [rank_of(*of) for of in zip(scores, wanted[some], seen[some], strict=True)]
     return {name: np.array(each) for name, each in found.items()}
 
 
 def recommended(
-    predictor: RecommendationPredictor, histories: Sequence[np.ndarray], items: pd.DataFrame, rank: np.ndarray
+    predictor: RecommendationPredictor,
+    histories: Sequence[np.ndarray],
+    items: pd.DataFrame,
+    rank: np.ndarray,
+    disliked: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """A table for the report: to some users, after all but their last choice, what is recommended and why, and what
     they did choose next, at the model's `rank` (users,)."""
     titles, ids = items["title"].tolist(), items["item"].tolist()
     users = np.unique(np.linspace(0, len(histories) - 1, USERS).astype(int)).tolist()
-    chosen = pd.Series({user: [ids[i] for i in histories[user][:-1]] for user in users})
-    table = recommend(predictor, items, chosen, RecommendConfig(top_k=SHOWN), "")
+    own = [[ids[i] for i in histories[user][:-1]] for user in users]
+    low = [[ids[i] for i in (() if disliked is None else disliked[user])] for user in users]
+    table = recommend(
+        predictor, items, pd.DataFrame({"chosen": own, "disliked": low}, users), RecommendConfig(top_k=SHOWN), ""
+    )
     rows: list[list[Any]] = []
     for user, best in table.groupby("user", sort=False):
         *before, last = histories[user]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from gpt2.catalogue import InteractionsFile, in_order
-from gpt2.config import operational
+from gpt2.config import Settings, operational
 from gpt2.reasons import FACTS, GENERATED, attributes, facts
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2.tasks.recommendation import RecommendationPredictor
 
 
-class RecommendConfig(InteractionsFile):
+class RecommendConfig(Settings):
     """Who gets recommendations, and how many."""
 
     source: str = Field("sample:movielens", min_length=1)
@@ -40,23 +42,51 @@ class RecommendConfig(InteractionsFile):
     """With a writer: sentences that it writes for a reason; the best is shown, if it passes all checks."""
     batch_users: int = operational(500, ge=1, le=1_000_000)
     """Users whose recommendations are made and kept at a time: a killed run loses at most so many (unit: users)."""
+    user_field: str | None = Field(None, min_length=1)
+    """The column of who chose; without it the one that the model learned from."""
+    item_field: str | None = Field(None, min_length=1)
+    """The column of what was chosen, the ids of items; without it the one that the model learned from."""
+    time_field: str | None = Field(None, min_length=1)
+    """The column of the times; without it the one that the model learned from."""
+    weight_field: str | None = Field(None, min_length=1)
+    """The column of the weights, such as ratings; without it the one that the model learned from."""
+    min_weight: float | None = None
+    """An interaction of less weight is not a like: its item is not recommended again, and says nothing of others.
+    Without it what the model learned with."""
+
+    def reading(self, model: Path) -> InteractionsFile:
+        """How interactions are read: as the model's in that directory were, but for what is said here."""
+        kept = json.loads((model / "task.json").read_text()).get("interactions", {})  # older models kept nothing
+        said = {name: value for name in InteractionsFile.model_fields if (value := getattr(self, name)) is not None}
+        return InteractionsFile.model_validate({**kept, **said})
 
 
-def histories(source: Path, config: RecommendConfig) -> pd.Series:
-    """Of each active user (text), in order of the user: what he chose, item ids in order of time, each once.
+def histories(source: Path, config: RecommendConfig, model: Path) -> pd.DataFrame:
+    """Of each active user (text), in order of the user, lists of item ids: `chosen`, in order of time, each once, and
+    `disliked`, what weighs less than a like. Who liked nothing has an empty `chosen`.
 
-    `ValueError` where the source can't be read as interactions.
+    `model` is the directory of the one that will rank. `ValueError` where the source can't be read as interactions, or
+    has none with an item of its catalogue.
     """
     import pandas as pd
 
     from gpt2.catalogue_files import read_interactions
 
-    table, _ = read_interactions(source, config)
+    reading = config.reading(model)
+    table, _ = read_interactions(source, reading)
+    if not table["item"].isin(catalogue(model)["item"]).any():
+        raise ValueError(
+            f"{source}: none of {len(table):,} interactions is with an item of the model's catalogue, such as "
+            f"{table['item'].iloc[0]!r:.60} in {reading.item_field!r}; set item_field to the column of the items' ids, "
+            f"or give a model of this catalogue"
+        )
     if config.active_days is not None:
         latest = table.groupby("user")["time"].transform("max")
         table = table[latest >= table["time"].max() - pd.Timedelta(days=config.active_days)]
-    found = in_order(table).groupby("user", sort=True)["item"].agg(list)
-    return found.set_axis(found.index.astype(str)).sort_index()
+    liked = in_order(table[table["liked"]]).astype({"user": str}).groupby("user")["item"].agg(list)
+    others = table[~table["liked"]].drop_duplicates(["user", "item"]).groupby("user")["item"].agg(list)
+    found = pd.DataFrame({"chosen": liked, "disliked": others}).sort_index()  # the users of either
+    return found.map(lambda items: items if isinstance(items, list) else []).rename_axis("user")
 
 
 def catalogue(directory: Path) -> pd.DataFrame:
@@ -69,7 +99,7 @@ def catalogue(directory: Path) -> pd.DataFrame:
 def recommend(
     predictor: RecommendationPredictor,
     items: pd.DataFrame,
-    chosen: pd.Series,
+    users: pd.DataFrame,
     config: RecommendConfig,
     version: str,
     writer: ReasonsPredictor | None = None,
@@ -78,7 +108,8 @@ def recommend(
     """A row per user and item: user, rank (from 1), item, title, score, version, reason, reason_kind (`FACTS` or
     `GENERATED`), reason_version (of the writer of a reason that is shown), withheld (why what was written is not).
 
-    `items` is the model's `catalogue`; what it does not have is left out of what a user chose. A reason names, of the
+    `items` is the model's `catalogue`; what it does not have is left out of the users' `histories`. Neither what a user
+    chose nor what he disliked is recommended; the ranking is made from what he chose alone. A reason names, of the
     others, those whose embeddings are closest to the recommended item's (cosine), the closest first, and what they have
     in common; for a user of whom the model knows no choice it says that the ranking is by popularity alone. Where the
     writer's sentence passes all checks, that is the reason.
@@ -90,13 +121,17 @@ def recommend(
 
     ids, titles = items["item"].tolist(), items["title"].tolist()
     places, of = {id: i for i, id in enumerate(ids)}, attributes(items["text"].tolist())
-    known = [[places[item] for item in each if item in places] for each in chosen]
+
+    def known_of(each: Sequence[str]) -> list[int]:
+        return [places[item] for item in each if item in places]
+
+    known, disliked = [known_of(each) for each in users["chosen"]], [known_of(each) for each in users["disliked"]]
     with torch.inference_mode():
         embeddings = predictor.module.embeddings(predictor.module.features()).numpy()
     rows = []
     of_each = (row for some in parts(len(known), len(ids)) for row in predictor.scores(known[some]))
-    for user, history, row in zip(chosen.index, known, of_each, strict=True):
-        for rank, item in enumerate(predictor.top(row, history, config.top_k), 1):
+    for user, history, low, row in zip(users.index, known, disliked, of_each, strict=True):
+        for rank, item in enumerate(predictor.top(row, [*history, *low], config.top_k), 1):
             close = embeddings[history] @ embeddings[item]
             nearest = [history[i] for i in (-close).argsort(kind="stable")[: config.reasons]]
             told, withheld = "", ""

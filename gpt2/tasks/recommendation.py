@@ -75,6 +75,7 @@ class Recommendation(Task):
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.slices", "gpt2.recommendation_report", "gpt2.recommending", "gpt2.reasons", "gpt2.search",
+        "gpt2.surges",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
@@ -102,7 +103,7 @@ class Recommendation(Task):
         from gpt2.heads import Recommender
 
         _, items = load_examples(examples)
-        return Recommender(model, texts(items, tokenizer, item_tokens(examples)), log_popularity(items))
+        return Recommender(model, texts(items, tokenizer, facts_of(examples)["item_tokens"]), log_popularity(items))
 
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
@@ -114,7 +115,7 @@ class Recommendation(Task):
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
         save_file(head, out / "head.safetensors")
         items.to_json(out / "items.jsonl", orient="records", lines=True, force_ascii=False)
-        told = {"task": self.name, "context": context, "item_tokens": item_tokens(examples)}
+        told = {"task": self.name, "context": context, **facts_of(examples)}
         (out / "task.json").write_text(json.dumps(told, indent=1))
         mixed = hybrid.fit(self.predictor(out).by_text, [h[:-1] for h in histories], items)
         mixed.save(out)
@@ -127,13 +128,14 @@ class Recommendation(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, cost, metrics, recommendation_report
+        from gpt2 import baselines, cost, metrics, plots, recommendation_report
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
         test = np.array([h[-1] for h in histories])
         popular = baselines.popularity([h[:-2] for h in histories], len(items))
-        ranks = recommendation_report.ranks(predictor, histories, popular)
+        disliked = load_disliked(examples)
+        ranks = recommendation_report.ranks(predictor, histories, popular, disliked)
         facts = {
             "test_item": test,
             "history": [len(h) - 1 for h in histories],
@@ -143,7 +145,7 @@ class Recommendation(Task):
         predictions = pd.DataFrame(facts)
         predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
-        some = recommendation_report.recommended(predictor, histories, items, ranks["model"])
+        some = recommendation_report.recommended(predictor, histories, items, ranks["model"], disliked)
         return {
             "task": self.name,
             "title": self.title,
@@ -154,7 +156,7 @@ class Recommendation(Task):
             "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
             "tables": {"Recommendations, and why": some},
             "samples": {"What counts": predictor.told()},
-            "figures": [],
+            "figures": [plots.recall(ranks, "users whose next choice", out)],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
             **self.evidence(predictions).summary(),
         }
@@ -331,9 +333,18 @@ def log_popularity(items: pd.DataFrame) -> Tensor:
     return (counts / counts.sum()).log()
 
 
-def item_tokens(examples: Path) -> int:
-    """To how many tokens what is told of an item is cut."""
-    return json.loads((examples / "catalogue.json").read_text())["item_tokens"]
+def load_disliked(examples: Path) -> list[np.ndarray] | None:
+    """Of each history the items that the user saw but did not like; None where all that was seen is in the history."""
+    import pandas as pd
+
+    table = pd.read_parquet(examples / "histories.parquet")
+    return [each.astype(int) for each in table["disliked"]] if "disliked" in table else None
+
+
+def facts_of(examples: Path) -> dict[str, Any]:
+    """What a model keeps of how its catalogue was read: `item_tokens`, to how many tokens what is told of an item is
+    cut, and `interactions`, the columns and what a like weighs."""
+    return json.loads((examples / "catalogue.json").read_text())
 
 
 def texts(items: pd.DataFrame, tokenizer: Tokenizer, length: int = ITEM_TOKENS) -> list[list[int]]:

@@ -78,7 +78,7 @@ class Support(Task):
         "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.metrics"
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode"
+        "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode", "gpt2.surges"
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0, "max_tokens": REPLY_TOKENS}
     use = "Finding the answer to a question in one's own knowledge file, for a person to read before it is sent."
@@ -156,9 +156,10 @@ class Support(Task):
         return SupportPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
+        import numpy as np
         import pandas as pd
 
-        from gpt2 import cost
+        from gpt2 import cost, plots
         from gpt2.search import best_rank, tf_idf, words
 
         predictor = self.predictor(directory)
@@ -174,8 +175,11 @@ class Support(Task):
         table = pd.DataFrame({"question": questions, "words": [len(words(q)) for q in questions]})
         told = [words(" ".join(answers)) for answers in test["answer"]]
         table["shared_words"] = [len({*words(q)} & {*a}) for q, a in zip(questions, told, strict=True)]
-        for name, each in scores.items():
-            table[f"rank_{name}"] = [best_rank(row, items) for row, items in zip(each, right, strict=True)]
+        ranks = {
+            name: np.array([best_rank(row, items) for row, items in zip(each, right, strict=True)])
+            for name, each in scores.items()
+        }
+        table = table.assign(**{f"rank_{name}": rank for name, rank in ranks.items()})
         best = scores["model"].argmax(1)
         replies = predictor.replies(questions, best.tolist())
         table["answer"] = [predictor.answers[i] for i in best]
@@ -202,7 +206,7 @@ class Support(Task):
                 ),
             ],
             "samples": {"Answers": samples[:8], "Replies": written[:8]},
-            "figures": [],
+            "figures": [plots.recall(ranks, "questions of which a right answer", out)],
             "tables": {"Replies to the test's questions": {
                 "header": ["reply", "questions"], "rows": [[r, int(n)] for r, n in reasons.items()]
             }},

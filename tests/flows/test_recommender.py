@@ -122,6 +122,6 @@ def test_from_two_files_to_a_model_as_a_user_does_it(tmp_path, files, small_chan
     home.call([*predict, "--input", str(asked), "--output", str(tmp_path / "ranked.jsonl")])
     [ranked] = [json.loads(line) for line in (tmp_path / "ranked.jsonl").read_text().splitlines()]
     assert len(ranked["ranking"]) == 10 and not {"Product number 1", "Product number 2"} & set(ranked["ranking"])
-    given = ["--set", "model=models:/gpt2-other/1", "--set", "user_field=customer"]
+    given = ["--set", "model=models:/gpt2-other/1"]  # which knows that users are in the column `customer`
     recommended = home.call([sys.executable, "-m", "flows.cli", "recommend", str(files[1]), *given])
     assert "Recommendations for 10 users" in recommended

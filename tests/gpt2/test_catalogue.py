@@ -199,11 +199,11 @@ def test_the_sample_written_out_as_two_files_gives_the_same_examples(tmp_path, d
 
 
 def test_a_longer_text_is_read_where_that_is_asked_for(tmp_path):
-    from gpt2.tasks.recommendation import item_tokens, texts
+    from gpt2.tasks.recommendation import facts_of, texts
     from gpt2.tokenizer import Tokenizer
 
     found, *_ = prepared(tmp_path, shoes(), walks(), item_tokens=5)
-    assert item_tokens(tmp_path) == found.item_tokens == 5
+    assert facts_of(tmp_path)["item_tokens"] == found.item_tokens == 5
     tokenizer = Tokenizer.train(["Shoe colour red"] * 5, 257)
     items = pd.read_parquet(tmp_path / "items.parquet")
     assert {len(ids) for ids in texts(items, tokenizer, 5)} == {5} and len(texts(items, tokenizer)[0]) > 5

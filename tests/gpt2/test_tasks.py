@@ -324,6 +324,7 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
     stored(kind, written, out)
     older(kind, saved, read)
     assert any(part["slice"].startswith("history") for part in written["slices"])
+    assert "recall.png" in {figure["file"] for figure in written["figures"]}
     ranks = pd.read_parquet(out / "predictions.parquet")
     assert ranks["test_item"].tolist() == [int(h[-1]) for h in histories]
     room = np.array([len(items) - len(h) + 1 for h in histories])  # what a user has seen does not compete

@@ -190,6 +190,7 @@ def test_from_examples_to_report(examples, tokenizer, tmp_path):
     written = report.write(KIND.evaluate(saved, folder, out), out)
     assert written["metrics"]["recall_at_1"] > 3 / len(predictor.answers)
     assert tuple(written["baselines"]) == KIND.baselines
+    assert "recall.png" in {figure["file"] for figure in written["figures"]}
     predictions = pd.read_parquet(out / "predictions.parquet")
     again = KIND.evidence(predictions)
     assert {n: written[n] for n in again.summary()} == json.loads(json.dumps(again.summary()))
