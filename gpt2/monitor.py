@@ -24,8 +24,8 @@ class MonitorConfig(Settings):
     """The column of the times: ISO 8601, or seconds or milliseconds since 1970; without a zone UTC. Without a column, a
     post's time is that of the run which reads it."""
     id_field: str | None = Field(None, min_length=1)
-    """The column that names each post. Without it, posts of one source are the same where text, time and topic are;
-    those without a time, where they also come from a file of the same name."""
+    """The column that names each post. Without it, or where it is empty, posts of one source are the same where text,
+    time and topic are; those without a time, where they also come from a file of the same name."""
     topic_field: str | None = Field(None, min_length=1)
     """A column with a post's topic, in place of those that its text names."""
     topics: list[Literal["handles", "hashtags", "cashtags"]] = Field(["handles", "hashtags", "cashtags"], min_length=1)

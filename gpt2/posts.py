@@ -57,6 +57,9 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
             }
         )
     table = pd.DataFrame(rows, columns=["number", "text", "time", "topic", "id"])
+    table["id"] = pd.Series(
+        [row["id"] for row in rows], index=table.index, dtype=object
+    )  # 7 stays 7 beside an empty one
     if config.time_field:
         table["time"] = times(table["time"])
         untimed = table["time"].isna()
@@ -76,17 +79,23 @@ def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None
 
 
 def identities(table: pd.DataFrame, path: str, source: str, config: MonitorConfig) -> list[str]:
-    """Each post's identity. Without ids, the second of equal rows of a file is another post, and is known again when
+    """Each post's identity. Without an id, the second of equal rows of a file is another post, and is known again when
     the file comes again, grown or under another name."""
-    if config.id_field:
-        return [mark("id", value) for value in table["id"]]
     place = source if config.time_field else f"{source} {path.rpartition('/')[2]}"
     seen: Counter[tuple] = Counter()
     found = []
-    for row in zip(table["text"], table["time"].astype("int64"), table["topic"], strict=True):
-        seen[row] += 1
-        found.append(mark(place, *row, seen[row]))
+    for id, *row in zip(table["id"], table["text"], table["time"].astype("int64"), table["topic"], strict=True):
+        if named(id):
+            found.append(mark("id", id))
+        else:
+            seen[tuple(row)] += 1
+            found.append(mark(place, *row, seen[tuple(row)]))
     return found
+
+
+def named(id: Any) -> bool:
+    """Whether this is an id: neither null nor blank."""
+    return id is not None and id == id and bool(str(id).strip())
 
 
 def mark(*parts: Any) -> str:
