@@ -59,10 +59,11 @@ def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known
 def build_index(config: MonitorConfig, model: Used, known: Artifact | None, troubles: list[str], note: str) -> Artifact:
     """The index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring.batches(store(), config)
-    until = pd.Timestamp(time.time(), unit="s", tz="UTC").floor(index.FREQUENCY[config.window])
-    posts = monitoring.scored(made, model, ["time", "topics", "label", "confidence", "version"])
+    until = monitoring.present().floor(index.FREQUENCY[config.window])
+    posts = monitoring.so_far(monitoring.scored(made, model, ["time", "topics", "label", "confidence", "version"]))
+    latest = posts["time"].max() if len(posts) else until
     # Once the window of the latest post is over, time alone changes nothing.
-    until = min(until, posts["time"].max().floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
+    until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
 
     def build(out: Path) -> dict[str, Any]:
         table = index.aggregate(posts, config, until, model.address)
@@ -84,7 +85,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
             ],
             "drifted": {d.measure: round(d.psi, 3) for d in page.drifted},
             "drift": drift_sentences(page),
-            "latest": posts["time"].max().isoformat(),
+            "latest": min(latest, until + index.STEP[config.window]).isoformat(),
         }
         (out / "told.json").write_text(json.dumps(told, indent=1))
         return {"posts": len(posts), "topics": table["topic"].nunique(), "alerts": len(found)}

@@ -21,8 +21,8 @@ class MonitorConfig(Settings):
     text_field: str = Field("text", min_length=1)
     """The column of the texts."""
     time_field: str | None = Field(None, min_length=1)
-    """The column of the times: ISO 8601, or seconds or milliseconds since 1970; without a zone UTC. Without a column, a
-    post's time is that of the run which reads it."""
+    """The column of the times: ISO 8601, or seconds or milliseconds since 1970; without a zone UTC. One more than
+    a day from now is a bad row. Without a column, a post's time is that of the run which reads it."""
     id_field: str | None = Field(None, min_length=1)
     """The column that names each post. Without it, or where it is empty, posts of one source are the same where text,
     time and topic are; those without a time, where they also come from a file of the same name."""

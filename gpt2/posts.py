@@ -24,13 +24,15 @@ from gpt2.sources import split_suffix
 UTC = "datetime64[us, UTC]"
 COLUMNS = ("post", "time", "topic", "text")
 MAX_CHARS = 20_000
+AHEAD = pd.Timedelta(days=1)
+"""A time further after now than this is a mistake: clocks and time zones differ by less."""
 Bad = tuple[int, str]
 """A row's number in its file, from 1, and what is wrong with it."""
 
 
 def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
     """(posts, bad rows) of one file. Columns: `post`, its identity (32 hexadecimal digits); `time` (UTC, NaT without
-    `time_field`); `topic` (None without `topic_field`); `text`.
+    `time_field`); `topic` (None without `topic_field`); `text`; `number`, of its row.
 
     `source` is the setting that the file was found by. `UnreadableFile` for a file without a column that is named, or
     that can't be read at all; a row without text, or with a time that is none, is bad.
@@ -68,7 +70,17 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
     else:
         table["time"] = pd.Series(pd.NaT, index=table.index, dtype=UTC)
     table["post"] = identities(table, path, source, config)
-    return table[list(COLUMNS)].drop_duplicates("post").reset_index(drop=True), sorted(bad)
+    return table[[*COLUMNS, "number"]].drop_duplicates("post").reset_index(drop=True), sorted(bad)
+
+
+def written_by(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
+    """(what `read` found without posts of a time to come, these as bad rows). Once it has come they are posts."""
+    early = posts["time"] > now + AHEAD
+    bad = [
+        (int(row.number), f"{config.time_field!r} is {row.time.isoformat()}, more than a day from now: mend the time")
+        for row in posts[early].itertuples()
+    ]
+    return posts[~early], bad
 
 
 def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None:
