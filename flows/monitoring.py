@@ -22,6 +22,7 @@ from cluster.home import store
 from flows import events
 from flows.artifacts import show, slug
 from flows.stage import say, without_tracebacks
+from flows.trained import trained
 from flows.turns import claim
 from gpt2 import index
 from gpt2.artifact import Artifact, Key, digest
@@ -113,9 +114,18 @@ def tell(config: MonitorConfig, model: Used, built: Artifact) -> list[str]:
             sent += once(events.SENTIMENT, model, {"topic": alert["topic"], "start": alert["start"]}, facts, config)
     if told["drifted"]:
         facts = {**common, "drifted": told["drifted"], "threshold": config.drift_threshold}
+        facts["training"] = training_of(model)
         identity = {"version": model.address, "drifted": sorted(told["drifted"])}
         sent += once(events.DRIFT, model, identity, {**facts, "text": " ".join(told["drift"])}, config)
     return sent
+
+
+def training_of(model: Used) -> dict[str, Any]:
+    """How the model was trained, for who would train it again (`flows.retraining` does, by the version)."""
+    try:
+        return trained(model.address).facts()
+    except ValueError as error:
+        return {"flow": None, "why": str(error)}
 
 
 def once(event: str, model: Used, identity: dict[str, Any], facts: dict[str, Any], config: MonitorConfig) -> list[str]:
