@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 import pandas as pd
 from prefect import flow, task
@@ -19,18 +18,15 @@ from cluster import compaction, monitoring, pages
 from cluster.champion import Used, used
 from cluster.connect import disconnect
 from cluster.home import store
-from flows import events
+from flows import telling
 from flows.artifacts import show, slug
 from flows.stage import say, without_tracebacks
-from flows.trained import trained
 from flows.turns import claim
 from gpt2 import index
 from gpt2.artifact import Artifact, Key, digest
 from gpt2.monitor import MonitorConfig
 from gpt2.monitor_page import Page, drift_sentences, markdown, render
 
-TOLD_WITHIN = pd.Timedelta(days=7)
-"""Alerts that began longer before the latest post are on the page, and no event: they are history."""
 EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
@@ -84,6 +80,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
                 {**asdict(a), "start": a.start.isoformat(), "share": a.share, "text": a.sentence(config.window)}
                 for a in found
             ],
+            "compared": bool(page.drift),
             "drifted": {d.measure: round(d.psi, 3) for d in page.drifted},
             "drift": drift_sentences(page),
             "latest": min(latest, until + index.STEP[config.window]).isoformat(),
@@ -103,50 +100,8 @@ def page_path(config: MonitorConfig) -> Path:
 
 @task(name="tell")
 def tell(config: MonitorConfig, model: Used, built: Artifact) -> list[str]:
-    """Send the events that were not sent before: each alert once, and drift once for each version and what drifted."""
-    told = json.loads(built.file("told.json").read_text())
-    recent = pd.Timestamp(told["latest"]) - TOLD_WITHIN
-    common = {"monitor": config.name, "version": model.address, "page": str(page_path(config))}
-    sent = []
-    for alert in told["alerts"]:
-        if pd.Timestamp(alert["start"]) >= recent:
-            facts = {**common, **alert, "window": config.window}
-            sent += once(events.SENTIMENT, model, {"topic": alert["topic"], "start": alert["start"]}, facts, config)
-    if told["drifted"]:
-        facts = {**common, "drifted": told["drifted"], "threshold": config.drift_threshold}
-        facts["training"] = training_of(model)
-        identity = {"version": model.address, "drifted": sorted(told["drifted"])}
-        sent += once(events.DRIFT, model, identity, {**facts, "text": " ".join(told["drift"])}, config)
-    return sent
-
-
-def training_of(model: Used) -> dict[str, Any]:
-    """How the model was trained, for who would train it again (`flows.retraining` does, by the version)."""
-    try:
-        return trained(model.address).facts()
-    except ValueError as error:
-        return {"flow": None, "why": str(error)}
-
-
-def once(event: str, model: Used, identity: dict[str, Any], facts: dict[str, Any], config: MonitorConfig) -> list[str]:
-    """Send an event and remember that; [] where it was sent before.
-
-    A run that is killed in between sends it again under the same id, which Prefect takes for the same event.
-    """
-    key = Key("told", {"monitor": config.name, "event": event, **identity})
-    if store().find(key):
-        return []
-    events.of_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
-    say(f"{event}: {facts['text']}")
-    if not events.sent():
-        say(f"{event}: Prefect does not take it now; the next run tells it again")
-        return []
-
-    def build(out: Path) -> None:
-        (out / "facts.json").write_text(json.dumps(facts, indent=1))
-
-    store().make(key, build)
-    return [facts["text"]]
+    """Send the events that were not sent before."""
+    return telling.tell(config, model, built, page_path(config))
 
 
 @flow(name="monitor-sentiment", task_runner=ThreadPoolTaskRunner(max_workers=4))

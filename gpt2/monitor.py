@@ -46,6 +46,8 @@ class MonitorConfig(Settings):
     """The latest posts that are compared with the training data (unit: posts); with fewer than 200 nothing is."""
     drift_threshold: float = Field(0.25, gt=0, le=10)
     """Population stability index above which something has drifted: 0.1 is called moderate, 0.25 large."""
+    drift_again_days: float = operational(7.0, gt=0, le=3650)
+    """Drift is told when it begins, and again after so many days while it lasts (unit: days)."""
     page_topics: int = operational(12, ge=1, le=100)
     """Topics with a curve on the page: those with an alert, then the largest."""
     batch_posts: int = operational(2000, ge=1, le=1_000_000)

@@ -9,9 +9,9 @@ import pytest
 from cluster.champion import Used
 from flows.config import InvalidConfig, resolve
 from flows.learner import ClassifierConfig, asked, pipeline_settings, plan_of
-from flows.monitoring import training_of
 from flows.plan import Plan, make_plan
 from flows.provenance import RECORD, record
+from flows.telling import training_of
 from flows.trained import trained
 from gpt2.artifact import Artifact
 from tests.cluster.small import registered
