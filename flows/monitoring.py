@@ -90,6 +90,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring.contents(made), "model": model.identity, "troubles": digest(troubles)}
+    inputs["reference"] = known.id if known else ""
     return store().make(Key(f"index-{config.name}", spec, inputs, CODE), build)
 
 
@@ -130,10 +131,10 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     """The flow's body."""
     model = used(config.model)
     arrived, troubles = read_posts(config)
-    known = monitoring.reference(store(), config, model) if len(arrived) else None
-    new = score_posts(arrived, config, model, known)
-    if not monitoring.batches(store(), config):
+    if arrived.empty and not monitoring.batches(store(), config):
         return Completed(message=f"no posts in {', '.join(config.sources)}", data={"new_posts": 0, "alerts": []})
+    known = monitoring.reference(store(), config, model)
+    new = score_posts(arrived, config, model, known)
     built = build_index(config, model, known, troubles, note)
     path = pages.keep(f"monitor-{config.name}", built.file("page.html").read_text("utf-8"))
     show(
