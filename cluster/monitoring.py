@@ -23,7 +23,7 @@ from gpt2 import drift
 from gpt2.artifact import Artifact, Key, Store, digest
 from gpt2.index import FREQUENCY, STEP, topic_lists
 from gpt2.monitor import MonitorConfig
-from gpt2.posts import COLUMNS, UTC, read
+from gpt2.posts import AHEAD, COLUMNS, UTC, read, written_by
 from gpt2.readers import UnreadableFile
 from gpt2.sources import expand, source_id
 from gpt2.surges import HISTORY
@@ -51,9 +51,17 @@ def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
     return list({path: (path, source) for path, source in found}.values())
 
 
-def read_files(store: Store, config: MonitorConfig, say: Report) -> tuple[pd.DataFrame, list[str]]:
+def present() -> pd.Timestamp:
+    """Now."""
+    return pd.Timestamp(time.time(), unit="s", tz="UTC")
+
+
+def read_files(
+    store: Store, config: MonitorConfig, say: Report, now: pd.Timestamp | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """(the posts of all files, each once; what could not be read). A file that is unchanged is not read again."""
     tables, troubles, current = [], [], set()
+    now = present() if now is None else now
     for path, source in files_of(config.sources):
         fields = {k: v for k, v in config.identity().items() if k.endswith("_field")}
         spec = {**fields, "source": source, "file": path.rpartition("/")[2]}
@@ -72,9 +80,12 @@ def read_files(store: Store, config: MonitorConfig, say: Report) -> tuple[pd.Dat
             troubles.append(str(error))
             continue
         current.add(artifact.id)
-        tables.append(pd.read_parquet(artifact.file("posts.parquet")))
+        posts, early = written_by(pd.read_parquet(artifact.file("posts.parquet")), now, config)
+        if early:
+            say(f"{path}: {len(early):,} posts are left out: their time is more than a day from now")
+        tables.append(posts[list(COLUMNS)])
         bad = json.loads(artifact.file("bad.json").read_text())
-        troubles += [f"{path} row {number}: {wrong}" for number, wrong in bad]
+        troubles += [f"{path} row {number}: {wrong}" for number, wrong in sorted([*map(tuple, bad), *early])]
     forget(store, config, current)
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS)), troubles
@@ -164,6 +175,7 @@ def to_score(
     if others.empty:
         return new, len(new)
     latest = max(done["time"].max(), new["time"].max() if new["time"].notna().any() else done["time"].max())
+    latest = min(latest, present())  # a post may have been taken that says it is of a time to come
     horizon = latest.floor(FREQUENCY[config.window]) - (HISTORY[config.window] + 2) * STEP[config.window]
     again = set(others["post"][others["time"] >= horizon])
     if not again:
@@ -251,8 +263,13 @@ def reference(store: Store, config: MonitorConfig, model: Used) -> Artifact | No
 def latest_drift(made: Sequence[Artifact], config: MonitorConfig, model: Used, known: Artifact) -> list[drift.Drift]:
     """The latest posts beside the reference."""
     mine = [batch for batch in made if batch.manifest["spec"]["model"] == model.identity]
-    table = scored(mine, model, ["time", *drift.MEASURES]).nlargest(config.drift_posts, "time")
+    table = so_far(scored(mine, model, ["time", *drift.MEASURES])).nlargest(config.drift_posts, "time")
     return drift.compare(pd.read_parquet(known.file("reference.parquet")), table)
+
+
+def so_far(posts: pd.DataFrame) -> pd.DataFrame:
+    """Scored posts without those of a time to come, which earlier versions took: they wait until it has come."""
+    return posts[posts["time"] < present().floor("h") + AHEAD]
 
 
 def examples_of(made: Sequence[Artifact], model: Used, wanted: pd.DataFrame, count: int) -> Iterator[list[str]]:

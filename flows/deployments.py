@@ -52,12 +52,18 @@ def register(at_once: int | None = None) -> list[str]:
     with get_client(sync_client=True) as client:
         make_pool(client, at_once)
         crash_the_silent(client)
-        return [register_one(client, apply_values(entry, {})) for entry in read()]
+        return [register_one(client, filled(entry)) for entry in read()]
 
 
 def read() -> list[dict[str, Any]]:
     """The entries of `prefect.yaml`."""
     return yaml.safe_load(LISTED.read_text())["deployments"]
+
+
+def filled(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with its variables; what a trigger says of its event is Prefect's to fill in when it fires."""
+    triggers = {"triggers": entry["triggers"]} if "triggers" in entry else {}
+    return {**apply_values({k: v for k, v in entry.items() if k not in triggers}, {}), **triggers}
 
 
 def make_pool(client: SyncPrefectClient, at_once: int | None) -> None:

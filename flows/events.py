@@ -7,7 +7,7 @@
 | `gpt2.training.restarted` | `gpt2.training.NAME` | workers failed and start again | cause |
 | `gpt2.budget.exceeded` | `gpt2.training.NAME` | a budget stopped a training after a checkpoint | reason |
 | `gpt2.sentiment.alert` | `gpt2.model.NAME` | a topic's share surges | topic, start, share, expected, text, … |
-| `gpt2.sentiment.drift` | `gpt2.model.NAME` | posts are not like the training data | drifted, threshold, text, … |
+| `gpt2.sentiment.drift` | `gpt2.model.NAME` | posts unlike the training data | version, drifted, training, text, … |
 
 `gpt2 automations URL` makes an example automation for each.
 """

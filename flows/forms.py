@@ -146,6 +146,14 @@ def run(
     without_tracebacks()
     try:
         settings = settings_of(preset, main, changes, file)
+    except ValueError as error:
+        return Failed(message=f"refused: {error}")
+    return carry_out(stage, settings)
+
+
+def carry_out(stage: Stage, settings: PipelineConfig) -> Any:
+    """Do what is new, one training at a time, equal runs once; the state or the result that the run ends with."""
+    try:
         plan = make_plan(settings)
         nothing_new = look(settings).nothing() if stage == "refresh" else None
     except ValueError as error:

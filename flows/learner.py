@@ -4,15 +4,17 @@ that follow from it."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from cluster.home import store
 from cluster.lineage import Lineage, registered_lineage
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
 from flows.new_data import Known, like
-from flows.plan import Plan, base_reports, make_plan, task_keys
+from flows.plan import Plan, base_reports, make_plan, task_keys, whole
 from gpt2.artifact import Artifact
 from gpt2.catalogue import CatalogueFiles
 from gpt2.config import Settings, TrainConfig
@@ -40,6 +42,8 @@ class Learner(Settings):
 
     task: ClassVar[str]
     """The task that learns: its settings that a subclass has too are passed on."""
+    flow: ClassVar[str]
+    """The name of its flow and command."""
     source: str = Field(..., min_length=1)
     """The file."""
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
@@ -78,6 +82,7 @@ class ClassifierConfig(LabelledFile, Learner):
     """A file of labelled texts that becomes a registered model."""
 
     task: ClassVar[str] = "sentiment"
+    flow: ClassVar[str] = "train-classifier"
     source: str = Field(..., min_length=1)
     """A .csv, .jsonl or .parquet file with a text and a label per row, and perhaps a time, a topic and a weight."""
 
@@ -86,6 +91,7 @@ class RecommenderConfig(CatalogueFiles, Learner):
     """A file of items and a file of interactions that become a registered model."""
 
     task: ClassVar[str] = "recommendation"
+    flow: ClassVar[str] = "train-recommender"
     source: str = Field(..., min_length=1)
     """The file of items (.csv, .jsonl, .parquet): id, text, perhaps a title; all other columns are attributes."""
     interactions: str = Field(..., min_length=1)
@@ -155,6 +161,20 @@ def with_examples(config: Learner, base: Lineage | None, examples: Artifact) -> 
     return pipeline_settings(config, base, count)
 
 
+def final_plan(config: Learner, base: Lineage | None) -> Plan | None:
+    """The keys of all artifacts; None where the examples, which say how long training is, are not there yet."""
+    settings = pipeline_settings(config, base)
+    examples = store().find(plan_of(settings, base).tasks[config.task].examples)
+    return plan_of(with_examples(config, base, examples), base) if examples else None
+
+
+def asked(config: Learner) -> dict[str, Any]:
+    """What was asked for, as it can be asked for again from anywhere."""
+    values = config.model_dump(mode="json") | {"name": name_of(config)}
+    places = {what: whole(values[what]) for what in ("source", "interactions") if what in values}
+    return {"flow": config.flow, "config": values | places}
+
+
 def length(config: Learner, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
     """Steps and batches by the size of the training split: so many passes, in smaller batches where it is small."""
     batch = train.batch_size
@@ -170,8 +190,8 @@ def length(config: Learner, train: TrainConfig, examples: int, workers: int) -> 
     }
 
 
-def plan_of(settings: PipelineConfig, base: Lineage | None) -> Plan:
-    """The keys of all artifacts; those of the pretrained model are there."""
+def plan_of(settings: PipelineConfig, base: Lineage | None, asked: Mapping[str, Any] | None = None) -> Plan:
+    """The keys of all artifacts; those of the pretrained model are there. `asked` goes with the registered version."""
     if base is None:
         return make_plan(settings)
     corpus, tokenizer = Known("corpus", known=base.corpora[-1].id), Known("tokenizer", known=base.tokenizer.id)
@@ -179,4 +199,4 @@ def plan_of(settings: PipelineConfig, base: Lineage | None) -> Plan:
     searched, report = base_reports(model, tokens, settings.canaries)
     own = {name: task_keys(name, settings, model, tokenizer, tokens) for name in settings.task_settings()}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}"}
-    return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags)
+    return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags, asked or {})

@@ -22,6 +22,7 @@ from flows.learner import (
     ClassifierConfig,
     Learner,
     RecommenderConfig,
+    asked,
     pipeline_settings,
     plan_of,
     pretrained,
@@ -89,7 +90,7 @@ def in_turn(config: Learner, base: Lineage | None, settings: PipelineConfig, pla
 def learn(config: Learner, base: Lineage | None, examples: Artifact) -> dict[str, Any]:
     """All that follows the examples, which say how long training is."""
     settings = with_examples(config, base, examples)
-    plan = plan_of(settings, base)
+    plan = plan_of(settings, base, asked(config))
     if base is None:
         say("there is no gpt2-base yet: one is pretrained first")
         rows = pipeline.fn(settings)["registered"]

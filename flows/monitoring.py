@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 import pandas as pd
 from prefect import flow, task
@@ -19,7 +18,7 @@ from cluster import compaction, monitoring, pages
 from cluster.champion import Used, used
 from cluster.connect import disconnect
 from cluster.home import store
-from flows import events
+from flows import telling
 from flows.artifacts import show, slug
 from flows.stage import say, without_tracebacks
 from flows.turns import claim
@@ -28,8 +27,6 @@ from gpt2.artifact import Artifact, Key, digest
 from gpt2.monitor import MonitorConfig
 from gpt2.monitor_page import Page, drift_sentences, markdown, render
 
-TOLD_WITHIN = pd.Timedelta(days=7)
-"""Alerts that began longer before the latest post are on the page, and no event: they are history."""
 EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
@@ -59,10 +56,11 @@ def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known
 def build_index(config: MonitorConfig, model: Used, known: Artifact | None, troubles: list[str], note: str) -> Artifact:
     """The index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring.batches(store(), config)
-    until = pd.Timestamp(time.time(), unit="s", tz="UTC").floor(index.FREQUENCY[config.window])
-    posts = monitoring.scored(made, model, ["time", "topics", "label", "confidence", "version"])
+    until = monitoring.present().floor(index.FREQUENCY[config.window])
+    posts = monitoring.so_far(monitoring.scored(made, model, ["time", "topics", "label", "confidence", "version"]))
+    latest = posts["time"].max() if len(posts) else until
     # Once the window of the latest post is over, time alone changes nothing.
-    until = min(until, posts["time"].max().floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
+    until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
 
     def build(out: Path) -> dict[str, Any]:
         table = index.aggregate(posts, config, until, model.address)
@@ -82,15 +80,17 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
                 {**asdict(a), "start": a.start.isoformat(), "share": a.share, "text": a.sentence(config.window)}
                 for a in found
             ],
+            "compared": bool(page.drift),
             "drifted": {d.measure: round(d.psi, 3) for d in page.drifted},
             "drift": drift_sentences(page),
-            "latest": posts["time"].max().isoformat(),
+            "latest": min(latest, until + index.STEP[config.window]).isoformat(),
         }
         (out / "told.json").write_text(json.dumps(told, indent=1))
         return {"posts": len(posts), "topics": table["topic"].nunique(), "alerts": len(found)}
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring.contents(made), "model": model.identity, "troubles": digest(troubles)}
+    inputs["reference"] = known.id if known else ""
     return store().make(Key(f"index-{config.name}", spec, inputs, CODE), build)
 
 
@@ -101,41 +101,8 @@ def page_path(config: MonitorConfig) -> Path:
 
 @task(name="tell")
 def tell(config: MonitorConfig, model: Used, built: Artifact) -> list[str]:
-    """Send the events that were not sent before: each alert once, and drift once for each version and what drifted."""
-    told = json.loads(built.file("told.json").read_text())
-    recent = pd.Timestamp(told["latest"]) - TOLD_WITHIN
-    common = {"monitor": config.name, "version": model.address, "page": str(page_path(config))}
-    sent = []
-    for alert in told["alerts"]:
-        if pd.Timestamp(alert["start"]) >= recent:
-            facts = {**common, **alert, "window": config.window}
-            sent += once(events.SENTIMENT, model, {"topic": alert["topic"], "start": alert["start"]}, facts, config)
-    if told["drifted"]:
-        facts = {**common, "drifted": told["drifted"], "threshold": config.drift_threshold}
-        identity = {"version": model.address, "drifted": sorted(told["drifted"])}
-        sent += once(events.DRIFT, model, identity, {**facts, "text": " ".join(told["drift"])}, config)
-    return sent
-
-
-def once(event: str, model: Used, identity: dict[str, Any], facts: dict[str, Any], config: MonitorConfig) -> list[str]:
-    """Send an event and remember that; [] where it was sent before.
-
-    A run that is killed in between sends it again under the same id, which Prefect takes for the same event.
-    """
-    key = Key("told", {"monitor": config.name, "event": event, **identity})
-    if store().find(key):
-        return []
-    events.of_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
-    say(f"{event}: {facts['text']}")
-    if not events.sent():
-        say(f"{event}: Prefect does not take it now; the next run tells it again")
-        return []
-
-    def build(out: Path) -> None:
-        (out / "facts.json").write_text(json.dumps(facts, indent=1))
-
-    store().make(key, build)
-    return [facts["text"]]
+    """Send the events that were not sent before."""
+    return telling.tell(config, model, built, page_path(config))
 
 
 @flow(name="monitor-sentiment", task_runner=ThreadPoolTaskRunner(max_workers=4))
@@ -164,10 +131,10 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     """The flow's body."""
     model = used(config.model)
     arrived, troubles = read_posts(config)
-    known = monitoring.reference(store(), config, model) if len(arrived) else None
-    new = score_posts(arrived, config, model, known)
-    if not monitoring.batches(store(), config):
+    if arrived.empty and not monitoring.batches(store(), config):
         return Completed(message=f"no posts in {', '.join(config.sources)}", data={"new_posts": 0, "alerts": []})
+    known = monitoring.reference(store(), config, model)
+    new = score_posts(arrived, config, model, known)
     built = build_index(config, model, known, troubles, note)
     path = pages.keep(f"monitor-{config.name}", built.file("page.html").read_text("utf-8"))
     show(

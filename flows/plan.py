@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.home import samples
 from flows.config import InvalidConfig, PipelineConfig
@@ -86,6 +87,8 @@ class Plan:
     tasks: dict[str, TaskKeys]
     tags: Mapping[str, str] = field(default_factory=dict)
     """Of the registered versions: what else there is to say of where they come from."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Where it was not the pipeline that was asked for: `flow` and `config`, from which these settings follow."""
 
     def reports(self) -> dict[str, Key]:
         """The report of each model by the registry's name for it."""
@@ -211,6 +214,11 @@ def expand_all(sources: list[str]) -> list[str]:
         except ValueError as error:
             raise InvalidConfig(f"corpus.sources: {error}") from None
     return found
+
+
+def whole(place: str) -> str:
+    """The same file or folder, whatever the working directory is; addresses and samples as they are."""
+    return place if ":" in place else str(Path(place).absolute())
 
 
 def local_source(source: str) -> str:

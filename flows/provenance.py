@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.home import store
 from flows.config import PipelineConfig
-from flows.plan import Plan
+from flows.plan import Plan, whole
 from flows.stage import commit_tag
 from gpt2.artifact import Artifact, Key, code_version
 from gpt2.canaries import PLANTED
@@ -40,8 +40,10 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
     """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
+    given: dict[str, Any] = {"sources": [whole(source) for source in config.corpus.sources]} if plan.sources else {}
+    given |= {"asked": dict(plan.asked)} if plan.asked else {}
     for other, own in config.task_settings(enabled_only=False).items():
-        places = {what: place if ":" in place else str(Path(place).absolute()) for what, place in own.sources().items()}
+        places = {what: whole(place) for what, place in own.sources().items()}
         settings["tasks"][other] |= {"enabled": other == name, **places}
     stages = [
         {"what": what, "kind": k.kind, "id": k.id, "inputs": dict(k.inputs), "code": code_version(*k.code)}
@@ -51,6 +53,7 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
         "model": name,
         "artifact": {"kind": model.kind, "id": model.id},
         "config": settings,
+        **given,
         "stages": stages,
         "environment": environment(),
         **commit_tag(),

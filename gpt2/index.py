@@ -85,9 +85,10 @@ def aggregate(scored: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp, 
     rows["complete"] = rows["window"] < until
     rows[["expected", "p_value"]] = np.nan
     rows["surge"] = False
-    calendar = pd.date_range(rows["window"].min(), rows["window"].max(), freq=FREQUENCY[config.window])
+    whole = rows["window"][rows["complete"]]
+    calendar = pd.date_range(whole.min(), whole.max(), freq=FREQUENCY[config.window]) if len(whole) else whole
     large = rows.groupby("topic")["posts"].transform("sum") >= config.min_posts  # of the many others nothing is judged
-    for _, topic in rows[large].groupby("topic", sort=False):
+    for _, topic in rows[large & rows["complete"]].groupby("topic", sort=False):
         judge_topic(rows, topic, calendar, config.rule)
     return rows.drop(columns="old")[INDEX_COLUMNS]
 
@@ -99,8 +100,8 @@ INDEX_COLUMNS = [
 
 
 def judge_topic(rows: pd.DataFrame, topic: pd.DataFrame, calendar: pd.DatetimeIndex, rule: Rule) -> None:
-    """Fill in what the rule says of one topic."""
-    usable = topic["complete"] & (topic["old"] == 0)
+    """Fill in what the rule says of the complete windows of one topic."""
+    usable = topic["old"] == 0
     places = calendar.get_indexer(pd.DatetimeIndex(topic["window"]))
     negative, posts = np.zeros(len(calendar)), np.zeros(len(calendar))
     negative[places], posts[places] = topic["negative"] * usable, topic["posts"] * usable

@@ -21,11 +21,11 @@ class MonitorConfig(Settings):
     text_field: str = Field("text", min_length=1)
     """The column of the texts."""
     time_field: str | None = Field(None, min_length=1)
-    """The column of the times: ISO 8601, or seconds or milliseconds since 1970; without a zone UTC. Without a column, a
-    post's time is that of the run which reads it."""
+    """The column of the times: ISO 8601, or seconds or milliseconds since 1970; without a zone UTC. One more than
+    a day from now is a bad row. Without a column, a post's time is that of the run which reads it."""
     id_field: str | None = Field(None, min_length=1)
-    """The column that names each post. Without it, posts of one source are the same where text, time and topic are;
-    those without a time, where they also come from a file of the same name."""
+    """The column that names each post. Without it, or where it is empty, posts of one source are the same where text,
+    time and topic are; those without a time, where they also come from a file of the same name."""
     topic_field: str | None = Field(None, min_length=1)
     """A column with a post's topic, in place of those that its text names."""
     topics: list[Literal["handles", "hashtags", "cashtags"]] = Field(["handles", "hashtags", "cashtags"], min_length=1)
@@ -46,6 +46,8 @@ class MonitorConfig(Settings):
     """The latest posts that are compared with the training data (unit: posts); with fewer than 200 nothing is."""
     drift_threshold: float = Field(0.25, gt=0, le=10)
     """Population stability index above which something has drifted: 0.1 is called moderate, 0.25 large."""
+    drift_again_days: float = operational(7.0, gt=0, le=3650)
+    """Drift is told when it begins, and again after so many days while it lasts (unit: days)."""
     page_topics: int = operational(12, ge=1, le=100)
     """Topics with a curve on the page: those with an alert, then the largest."""
     batch_posts: int = operational(2000, ge=1, le=1_000_000)

@@ -24,13 +24,15 @@ from gpt2.sources import split_suffix
 UTC = "datetime64[us, UTC]"
 COLUMNS = ("post", "time", "topic", "text")
 MAX_CHARS = 20_000
+AHEAD = pd.Timedelta(days=1)
+"""A time further after now than this is a mistake: clocks and time zones differ by less."""
 Bad = tuple[int, str]
 """A row's number in its file, from 1, and what is wrong with it."""
 
 
 def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
     """(posts, bad rows) of one file. Columns: `post`, its identity (32 hexadecimal digits); `time` (UTC, NaT without
-    `time_field`); `topic` (None without `topic_field`); `text`.
+    `time_field`); `topic` (None without `topic_field`); `text`; `number`, of its row.
 
     `source` is the setting that the file was found by. `UnreadableFile` for a file without a column that is named, or
     that can't be read at all; a row without text, or with a time that is none, is bad.
@@ -57,6 +59,9 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
             }
         )
     table = pd.DataFrame(rows, columns=["number", "text", "time", "topic", "id"])
+    table["id"] = pd.Series(
+        [row["id"] for row in rows], index=table.index, dtype=object
+    )  # 7 stays 7 beside an empty one
     if config.time_field:
         table["time"] = times(table["time"])
         untimed = table["time"].isna()
@@ -65,7 +70,17 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
     else:
         table["time"] = pd.Series(pd.NaT, index=table.index, dtype=UTC)
     table["post"] = identities(table, path, source, config)
-    return table[list(COLUMNS)].drop_duplicates("post").reset_index(drop=True), sorted(bad)
+    return table[[*COLUMNS, "number"]].drop_duplicates("post").reset_index(drop=True), sorted(bad)
+
+
+def written_by(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
+    """(what `read` found without posts of a time to come, these as bad rows). Once it has come they are posts."""
+    early = posts["time"] > now + AHEAD
+    bad = [
+        (int(row.number), f"{config.time_field!r} is {row.time.isoformat()}, more than a day from now: mend the time")
+        for row in posts[early].itertuples()
+    ]
+    return posts[~early], bad
 
 
 def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None:
@@ -76,17 +91,23 @@ def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None
 
 
 def identities(table: pd.DataFrame, path: str, source: str, config: MonitorConfig) -> list[str]:
-    """Each post's identity. Without ids, the second of equal rows of a file is another post, and is known again when
+    """Each post's identity. Without an id, the second of equal rows of a file is another post, and is known again when
     the file comes again, grown or under another name."""
-    if config.id_field:
-        return [mark("id", value) for value in table["id"]]
     place = source if config.time_field else f"{source} {path.rpartition('/')[2]}"
     seen: Counter[tuple] = Counter()
     found = []
-    for row in zip(table["text"], table["time"].astype("int64"), table["topic"], strict=True):
-        seen[row] += 1
-        found.append(mark(place, *row, seen[row]))
+    for id, *row in zip(table["id"], table["text"], table["time"].astype("int64"), table["topic"], strict=True):
+        if named(id):
+            found.append(mark("id", id))
+        else:
+            seen[tuple(row)] += 1
+            found.append(mark(place, *row, seen[tuple(row)]))
     return found
+
+
+def named(id: Any) -> bool:
+    """Whether this is an id: neither null nor blank."""
+    return id is not None and id == id and bool(str(id).strip())
 
 
 def mark(*parts: Any) -> str:

@@ -118,17 +118,16 @@ def learn(chosen: Learner, dry_run: bool) -> None:
     from flows.learner import (
         ClassifierConfig,
         RecommenderConfig,
+        final_plan,
         name_of,
         pipeline_settings,
         plan_of,
         pretrained,
-        with_examples,
     )
-    from flows.plan import Plan
 
     base = pretrained(chosen.base)
     settings = pipeline_settings(chosen, base)
-    plan = plan_of(settings, base)
+    plan_of(settings, base)  # refuses what is wrong before anything is read
     labelled = isinstance(chosen, ClassifierConfig)
     if isinstance(chosen, ClassifierConfig):
         describe_labelled(chosen)
@@ -140,11 +139,7 @@ def learn(chosen: Learner, dry_run: bool) -> None:
         return
     from flows.summary import model_table, registered_before
 
-    def final() -> Plan | None:
-        examples = store().find(plan.tasks[chosen.task].examples)
-        return plan_of(with_examples(chosen, base, examples), base) if examples else None
-
-    done = final()
+    done = final_plan(chosen, base)
     rows = registered_before(done) if done else None
     if rows:
         out.print("Nothing to do: every stage was done before.")
@@ -154,7 +149,7 @@ def learn(chosen: Learner, dry_run: bool) -> None:
         from flows.learning import train_classifier, train_recommender
 
         run = train_classifier if labelled else train_recommender
-        rows, done = run(chosen)["registered"], final()
+        rows, done = run(chosen)["registered"], final_plan(chosen, base)
     assert done is not None
     out.print(model_table(done, rows))
     for row in rows:

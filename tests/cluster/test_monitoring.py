@@ -14,6 +14,7 @@ from gpt2.monitor import MonitorConfig
 from tests.cluster.small import model_folder
 
 DAY = pd.Timedelta(days=1)
+NEVER = pd.Timestamp("2261-01-01", tz="UTC")
 
 
 class Monitor:
@@ -114,6 +115,37 @@ def test_after_a_promotion_the_new_version_scores_its_history_too(monitor):
     assert monitor.run(model=1) == (0, 0)
     table = monitor.table(1)
     assert len(table) == 12 and table["version"].unique().tolist() == [str(monitor.models[1])]
+
+
+def test_a_post_of_a_time_to_come_is_a_bad_row_until_then(monitor):
+    now = pd.Timestamp("2026-03-10T12:00", tz="UTC")
+    times = ["2026-03-10T11:00Z", "2026-03-11T11:00Z", "2026-03-11T13:00Z", "2261-01-01T00:00Z"]
+    rows = [{"text": f"post {n}", "time": time} for n, time in enumerate(times)]
+    (monitor.inbox / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    posts, troubles = monitoring.read_files(monitor.store, monitor.config, print, now)
+    assert posts["text"].tolist() == ["post 0", "post 1"]  # clocks and zones may differ by a day
+    assert len(troubles) == 2 and "a.jsonl row 3: 'time' is 2026-03-11T13:00:00+00:00, more than a day" in troubles[0]
+    assert "row 4: 'time' is 2261-01-01T00:00:00+00:00, more than a day from now: mend the time" in troubles[1]
+    later, troubles = monitoring.read_files(monitor.store, monitor.config, print, now + DAY)
+    assert later["text"].tolist() == ["post 0", "post 1", "post 2"] and len(troubles) == 1
+    assert later["post"][:2].tolist() == posts["post"].tolist()
+
+
+def taken_early(monitor, time: pd.Timestamp = NEVER) -> None:
+    """A post that was scored before such times were bad rows."""
+    post = pd.DataFrame({"post": ["f" * 32], "time": [time], "topic": [None], "text": ["@crew from afar"]})
+    monitoring.score(monitor.store, post, monitor.config, used(str(monitor.models[0])), None, print)
+
+
+def test_a_post_of_a_time_to_come_that_was_taken_hides_nothing(monitor):
+    """Neither the history from the next version of the model, nor the latest posts from the comparison for drift."""
+    today = pd.Timestamp.now("UTC").floor("D")
+    rows = [{"text": f"@crew now {n}", "time": (today - n * DAY).isoformat()} for n in range(3)]
+    (monitor.inbox / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    taken_early(monitor)
+    assert monitor.run() == (3, 3)
+    assert monitor.run(model=1) == (4, 0)
+    assert monitoring.so_far(monitor.table(1))["time"].max() == today
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_read(monitor):

@@ -72,7 +72,7 @@ def test_each_event_calls_the_webhook_of_its_automation(tmp_path, receiver):
 
 
 @pytest.mark.slow
-def test_drift_starts_the_pipelines_deployment_and_what_was_switched_off_stays_off(tmp_path):
+def test_drift_starts_the_retraining_of_its_version_and_what_was_switched_off_stays_off(tmp_path):
     with prefect_server(tmp_path) as port:
         environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
@@ -119,22 +119,25 @@ assert {"monitor-sentiment/monitor-sentiment", "recommend/recommend"} <= set(nam
 NAME = "gpt2: drift asks for a training"
 with get_client(sync_client=True) as client:
     [made] = client.read_automations_by_name(NAME)
-    events.of_model(events.DRIFT, "gpt2-sentiment", drifted={"tokens": 0.4})
+    events.of_model(events.DRIFT, "gpt2-sentiment", version="models:/gpt2-sentiment/3", drifted={"tokens": 0.4})
     assert events.sent()
-    deployment = client.read_deployment_by_name("gpt2/pipeline")
+    deployment = client.read_deployment_by_name("retrain/retrain")
     deadline = time.monotonic() + 90
     while not (runs := [r for r in client.read_flow_runs() if r.deployment_id == deployment.id]):
         assert time.monotonic() < deadline, "no run"
         time.sleep(0.5)
-    assert len(runs) == 1 and runs[0].parameters["stage"] == "pipeline"
+    assert len(runs) == 1 and runs[0].parameters == {"model": "models:/gpt2-sentiment/3"}
     client.pause_automation(made.id)
+    [entry] = [e for e in deployments.read() if e["name"] == "retrain"]
+    deployments.register_one(client, entry | {"description": "another"})
+    [again] = client.read_automations_by_name(NAME)
+    assert not again.enabled
     [entry] = [e for e in deployments.read() if e["name"] == "pipeline"]
+    deployment = client.read_deployment_by_name("gpt2/pipeline")
     [schedule] = deployment.schedules
     client.update_deployment_schedule(deployment.id, schedule.id, active=True)
     deployments.register_one(client, entry | {"description": "another"})  # what was switched stays, under its ids
     there = client.read_deployment_by_name("gpt2/pipeline")
     assert there.description == "another" and [(s.id, s.active) for s in there.schedules] == [(schedule.id, True)]
-    [again] = client.read_automations_by_name(NAME)
-    assert not again.enabled
     print("started")
 """

@@ -87,6 +87,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
     entries = deployments.read()
     assert {
         "pipeline",
+        "retrain",
         "tokenize",
         "pretrain",
         "finetune",

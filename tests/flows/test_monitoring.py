@@ -7,14 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from prefect.states import State
 from safetensors.torch import load_file, save_file
 
+from cluster import monitoring
+from cluster.champion import used
+from cluster.home import store
+from flows import monitoring as monitoring_flow
 from flows.config import InvalidConfig, settings
+from flows.monitoring import build_index
+from gpt2.artifact import Key
 from gpt2.loading import read
 from gpt2.monitor import MonitorConfig
 from gpt2.replay import DAYS, SURGE, TOPIC, replay
@@ -97,13 +105,64 @@ def test_killed_and_run_again_each_post_counts_once_and_each_alert_is_told_once(
     assert len(posts()) == count and posts()["post"].is_unique
 
 
+def test_one_post_of_a_time_to_come_silences_no_alert(tmp_path, monkeypatch):
+    """Such a post was taken by an earlier version: the index leaves it out, and what is recent is so as of now."""
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    model = used(str(model_folder(tmp_path / "model")))
+    config = MonitorConfig(time_field="time", window="day", min_posts=5)
+    now = pd.Timestamp.now("UTC")
+    times = [now - pd.Timedelta(days=n // 10) for n in range(300)] + [pd.Timestamp("2261-12-31", tz="UTC")]
+    posts = pd.DataFrame({"post": [f"{n:032x}" for n in range(301)], "time": times})
+    posts = posts.assign(topic=None, text=[f"@crew post {n}" for n in range(301)])
+    for part in (posts[300:], posts):
+        monitoring.score(store(), part, config, model, None, print)
+        built = build_index.fn(config, model, None, [], "")
+        told = json.loads(built.file("told.json").read_text())
+        assert pd.Timestamp(told["latest"]) < now + pd.Timedelta(days=2)
+        assert "2261" not in built.file("page.html").read_text()
+    table = pd.read_parquet(built.file("index.parquet"))
+    assert built.info["posts"] == table[table["topic"] == "@crew"]["posts"].sum() == 300
+    assert (table["window"].max(), table["window"].min()) == (now.floor("D"), (now - pd.Timedelta(days=29)).floor("D"))
+
+
+def test_an_emptied_inbox_changes_neither_drift_nor_what_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    (tmp_path / "inbox").mkdir()
+    config = MonitorConfig(sources=[str(tmp_path / "inbox")])
+    generator = random.Random(0)
+    table = pd.DataFrame({"text": [f"@air {sentence(generator)}" for _ in range(300)]})
+
+    def examples(out: Path) -> None:
+        table.to_parquet(out / "train.parquet"), table.to_parquet(out / "test.parquet")
+
+    learned = store().make(Key("sentiment-examples"), examples)
+    model = used(str(model_folder(tmp_path / "model")))
+    monkeypatch.setattr(monitoring_flow, "show", lambda *arguments, **more: None)
+    monkeypatch.setattr(monitoring_flow, "tell", lambda config, model, built: [])
+    for step in ("read_posts", "score_posts", "build_index"):  # as Prefect runs them, without its server
+        monkeypatch.setattr(monitoring_flow, step, getattr(monitoring_flow, step).fn)
+
+    def watched(examples: str = learned.id) -> str:
+        monkeypatch.setattr(monitoring_flow, "used", lambda address: replace(model, examples=examples))
+        result = monitoring_flow.watch(config, "")
+        return result if isinstance(result, State) else result["drift"]
+
+    assert watched().message.startswith("no posts in ")
+    assert not (tmp_path / "home" / "store" / "drift-reference").exists()  # nothing is loaded for nothing
+    table.assign(text=table["text"] + " again").to_csv(tmp_path / "inbox" / "a.csv")
+    before = watched()
+    assert "training data" in before[0] and "Not compared" not in before[0]
+    (tmp_path / "inbox" / "a.csv").rename(tmp_path / "a.csv")
+    assert watched() == before
+    assert watched(examples="gone") == ["Not compared: the training data of this version is not in this home."]
+    assert watched() == before  # which of both is found depends on the reference, not on who came first
+
+
 def test_a_wrong_setting_or_no_champion_is_refused_at_once():
     with pytest.raises(InvalidConfig, match="window = 'week'"):
         settings(MonitorConfig, {}, None, ["window=week"])
     with pytest.raises(InvalidConfig, match="did you mean 'min_posts'"):
         settings(MonitorConfig, {}, None, ["min_post=3"])
-    from cluster.champion import used
-
     with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` makes models"):
         used("models:/gpt2-absent@champion")
 

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gpt2 import index as index_module
 from gpt2.drift import MEASURES, Drift
 from gpt2.index import ALL, aggregate, alerts
 from gpt2.monitor import MonitorConfig
 from gpt2.monitor_page import Page, markdown, render
+from gpt2.surges import judge
 
 CONFIG = MonitorConfig(window="day", name="made-up")
 START = pd.Timestamp("2026-01-01", tz="UTC")
@@ -50,6 +52,19 @@ def test_a_window_that_is_not_over_or_of_another_version_is_not_judged():
     open_ended = aggregate(posts, CONFIG, START + pd.Timedelta(days=39), "models:/m/2")
     assert alerts(built(posts), CONFIG) and not alerts(open_ended, CONFIG)
     assert alerts(aggregate(posts, CONFIG, START + pd.Timedelta(days=40), "models:/m/3"), CONFIG) == []
+
+
+def test_a_time_far_away_costs_nothing_and_changes_nothing(monkeypatch):
+    judged = []
+    monkeypatch.setattr(index_module, "judge", lambda k, n, rule: judged.append(len(k)) or judge(k, n, rule))
+    posts = scored()
+    until = posts["time"].max().floor("D") + pd.Timedelta(days=1)
+    far = posts.iloc[[0]].assign(time=pd.Timestamp("2261-12-31", tz="UTC"))
+    hourly = CONFIG.model_copy(update={"window": "hour"})
+    both = aggregate(pd.concat([posts, far]), hourly, until, "models:/m/2")
+    assert not both[both["window"] >= until]["complete"].any()
+    assert both[both["window"] < until].reset_index(drop=True).equals(aggregate(posts, hourly, until, "models:/m/2"))
+    assert set(judged) == {39 * 24 + 1}  # the calendar ends with the posts
 
 
 def test_the_page_shows_alerts_first_and_runs_nothing_of_a_post():

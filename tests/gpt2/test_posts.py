@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from gpt2.monitor import MonitorConfig
-from gpt2.posts import read, times
+from gpt2.posts import mark, read, times
 from gpt2.readers import UnreadableFile
 
 TIMED = MonitorConfig(time_field="time")
@@ -42,6 +42,25 @@ def test_a_post_is_known_again_when_its_file_grows_or_comes_under_another_name(t
     named = MonitorConfig(id_field="id")
     by_id, _ = read(write(tmp_path / "c.jsonl", [{"text": "x", "id": 7}, {"text": "x edited", "id": 7}]), "c", named)
     assert by_id["text"].tolist() == ["x"]
+
+
+def test_posts_whose_id_is_empty_are_known_as_where_there_are_no_ids(tmp_path):
+    named, big = MonitorConfig(time_field="time", id_field="id"), 2**60
+    at = {"time": "2026-03-01T10:00:00Z"}
+    rows = [{"text": f"post {n}", "id": big + n, **at} for n in range(3)]
+    alone, _ = read(write(tmp_path / "a.jsonl", rows), "inbox", named)
+    bare = [{"text": "late again", "id": id, **at} for id in (None, None, "", "  ")] + [{"text": "on time", **at}]
+    mixed, bad = read(write(tmp_path / "a.jsonl", [rows[0], bare[0], *rows[1:], *bare[1:]]), "inbox", named)
+    assert len(mixed) == 8 and mixed["post"].is_unique and not bad
+    assert set(alone["post"]) < set(mixed["post"])  # an empty id beside it changes no post's mark
+    assert alone["post"].tolist() == [mark("id", str(big + n)) for n in range(3)]  # as ever
+    without, _ = read(write(tmp_path / "b.jsonl", bare), "inbox", TIMED)
+    assert set(without["post"]) == set(mixed["post"]) - set(alone["post"])
+    for end in ("csv", "parquet"):
+        table = pd.DataFrame({**at, "text": ["a", "b", "b"], "id": [7, None, None]}).astype({"id": "Int64"})
+        table.to_csv(tmp_path / "c.csv", index=False), table.to_parquet(tmp_path / "c.parquet")
+        found, _ = read(str(tmp_path / f"c.{end}"), "inbox", named)
+        assert len(found) == 3 and found["post"][0] == mark("id", "7"), end
 
 
 def test_without_a_time_the_files_name_tells_equal_posts_apart(tmp_path):
