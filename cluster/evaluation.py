@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import spread
-from cluster.lineage import ancestors, canaries_in
+from cluster.lineage import ancestors, canaries_in, wanted
 from gpt2.artifact import Artifact, DamagedArtifact, Store, read_manifest
 from gpt2.canaries import CanaryConfig
 from gpt2.jobs import MODEL, TokenFiles
@@ -39,12 +39,19 @@ def evaluate_base(
     context: int,
     out: Path,
     beside: Mapping[str, Mapping[str, float]] | None = None,
+    reads: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a pretrained model on the validation split, of which `searched` tells what the training text has;
-    `beside` has other models' metrics on it, by their name. Of canaries in the text, what it knows of them."""
-    planted = canaries_in(ancestors(Store(tokens.path.parent.parent), tokens)[0])
+    `beside` has other models' metrics on it, by their name. Of canaries in the text, what it knows of them.
+
+    With `reads`, a model of another run: it reads so many tokens at once, of its own tokenizer.
+    """
+    root = Store(tokens.path.parent.parent)
+    planted = canaries_in(ancestors(root, tokens)[0])
     files, info, read = token_files(tokens), dict(tokens.info), passes(model, tokens)
-    arguments = (model, files, info, searched.path, context, out, dict(beside or {}), planted, read)
+    tokenizer = tokens.manifest["inputs"]["tokenizer"]
+    own = (wanted(root, "tokenizer", tokenizer, tokens).path, reads) if reads else None
+    arguments = (model, files, info, searched.path, context, out, dict(beside or {}), planted, read, own)
     return next(iter(spread(_evaluate_base, [arguments])))
 
 
@@ -74,8 +81,9 @@ def _evaluate_base(
     beside: dict[str, Any],
     planted: CanaryConfig,
     read: float | None,
+    own: tuple[Path, int] | None = None,
 ) -> dict[str, Any]:
-    from gpt2 import contamination, exposure, language_model, report
+    from gpt2 import contamination, exposure, language_model, report, retokenized
     from gpt2.jobs import token_dataset
     from gpt2.journal import read_journal
 
@@ -85,10 +93,14 @@ def _evaluate_base(
         old = {name: info[name] - new[name] for name in VALIDATION}
         halves = zip(("old", "new"), files.old_and_new(), (old, new), strict=True)
         parts = {name: (token_dataset(half, "validation", context), bytes_per_token(c)) for name, half, c in halves}
-    content = language_model.evaluate(path / MODEL, parts, token_dataset(files, "train", context), out)
+    training = token_dataset(files, "train", context)
+    if own is None:
+        content = language_model.evaluate(path / MODEL, parts, training, out)
+    else:
+        content = retokenized.evaluate(path / MODEL, *own, parts, training, out)
     content["baselines"] |= beside
     content = contamination.attached(content, contamination.read(searched))
-    if planted.count:
+    if planted.count and own is None:
         content = exposure.attached(content, exposure.measured(path / MODEL, planted, read))
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)
 

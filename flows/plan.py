@@ -54,6 +54,7 @@ REPORTING = (
 NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
 """What a task's settings say about training alone."""
 WRITING = ("gpt2.language_model", "gpt2.generate", "gpt2.sampling", "gpt2.decode")
+REREADING = ("gpt2.retokenized", "gpt2.tokenizer")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 

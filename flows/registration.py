@@ -15,10 +15,11 @@ from cluster.tracking import Run
 from flows import gating, provenance, results
 from flows.config import PipelineConfig, resolve
 from flows.evaluation import search
-from flows.plan import Plan, make_plan
+from flows.plan import REREADING, Plan, make_plan
 from flows.stage import commit_tag, recorded, say
 from gpt2 import language_model
 from gpt2.artifact import Artifact, Key
+from gpt2.modelfiles import RefusedModel
 from gpt2.task import Predictor
 from gpt2.task import task as task_of
 
@@ -30,18 +31,41 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
         (plan.base_report, plan.tokens) if name == "base" else (plan.tasks[name].report, plan.tasks[name].examples)
     )
     # As its own run would have made it: often it has.
-    key = Key(own.kind, own.spec, {**own.inputs, "model": model_id}, own.code)
+    key, context = Key(own.kind, own.spec, {**own.inputs, "model": model_id}, own.code), config.pretrain.context
+    if name == "base" and (own_context := reads(version, plan, config)):
+        spec = {**own.spec, "reads": own_context, "context": context}
+        key = Key(own.kind, spec, key.inputs, (*own.code, *REREADING))
 
     def build(out: Path) -> dict[str, Any]:
         examples = store().require(data.kind, data.id)
         path, searched = pulling.pull_version(version).parent, search(name, plan)
         if name == "base":
-            return evaluation.evaluate_base(path, examples, searched, config.pretrain.context, out)["metrics"]
+            found = evaluation.evaluate_base(path, examples, searched, context, out, reads=key.spec.get("reads"))
+            return found["metrics"]
         return evaluation.evaluate_task(name, path, examples, searched, out)["metrics"]
 
     if store().find(key) is None:
         say(f"{version.name}: measuring version {version.version} on the same examples")
     return read_report(store().make(key, build), version)
+
+
+def reads(version: Any, plan: Plan, config: PipelineConfig) -> int | None:
+    """How many tokens at once another version of the base model reads of its own tokenizer; None where it reads what
+    the run's own model does: its tokenizer and the context that it was trained at are the same."""
+    theirs = store().require("tokenizer", plan.tokenizer.id).file("tokenizer.json").read_text("utf-8")
+    own, shape = (json.loads(pulling.read_text(version, file)) for file in ("tokenizer.json", "config.json"))
+    context = min(trained_at(version) or config.pretrain.context, shape["n_positions"])
+    return None if own == json.loads(theirs) and context == config.pretrain.context else context
+
+
+def trained_at(version: Any) -> int | None:
+    """The context of a base model's training; None where nothing tells it."""
+    if made := store().get("base", version.tags[registry.ARTIFACT_TAG]):
+        return made.manifest["spec"]["train"]["context"]
+    try:
+        return json.loads(pulling.read_text(version, provenance.RECORD))["config"]["pretrain"]["context"]
+    except RefusedModel:  # an older release registered it
+        return None
 
 
 def read_report(report: Artifact, version: Any) -> dict[str, Any]:
