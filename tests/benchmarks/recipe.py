@@ -1,7 +1,7 @@
 """What has been found since 2019: the recipe of `laptop-modern` against that of `laptop`, in one process of plain
 PyTorch, on the sample reviews in the same order: at half the presets' width in fp32, then at their own in bf16 and for
-longer. The modern recipe gets half the tokens; GPT-2's has the optimizer that it was published with. At half the width
-each has the learning rate that is best for it there. And what the modern recipe loses without each of its parts."""
+longer. The modern recipe gets half the tokens; GPT-2's has the optimizer that it was published with. Each has the
+learning rate that is best for it at that scale. And what the modern recipe loses without each of its parts."""
 
 import statistics
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any
 BATCH = 16
 SEEDS = (0, 1, 2)
 PUBLISHED = {"kind": "adamw", "warmup_steps": 20, "schedule": "cosine", "final_ratio": 0.05}
-FIGURE = Path(__file__).parents[2] / "notebooks" / "figures" / "recipe.png"
+FIGURES = Path(__file__).parents[2] / "notebooks" / "figures"
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Scale:
     """Learning rates by preset."""
 
 
-# Rates: at half the width the best of four and of three on one seed (BENCHMARKS.md); at the whole none was searched.
+# Rates: the best of four and of three on one seed at half the width, of three each at the whole (BENCHMARKS.md).
 HALF = Scale(120, 64, 128, 1024, "fp32", 1, {"laptop": 1e-3, "laptop-modern": 1e-2})
 WHOLE = Scale(300, 256, 256, 8192, "bf16", 2, {"laptop": 2e-3, "laptop-modern": 5e-3})
 
 
 def run() -> None:
     runs = compare(HALF)
-    draw(runs, HALF)
+    draw(runs, HALF, "recipe")
     ablate(HALF, runs["laptop-modern"])
-    compare(WHOLE)
+    draw(compare(WHOLE), WHOLE, "recipe_whole")
 
 
 def compare(scale: Scale) -> dict[str, list[Any]]:
@@ -133,21 +133,21 @@ def pace(trials: list[Any]) -> float:
     return statistics.median(second for each in trials for second in each.seconds)
 
 
-def draw(runs: dict[str, list[Any]], scale: Scale) -> None:
-    """Validation loss against tokens and against time, the mean over seeds."""
+def draw(runs: dict[str, list[Any]], scale: Scale, name: str) -> None:
+    """Validation loss against tokens and against time, the mean over seeds, as NAME.png."""
     from gpt2.figures import ACCENT, INK, PALE, blank
 
     title = "The modern recipe is far ahead after half the tokens, and in less time"
     figure, axes = blank(title, 9, 3.4, 2, sharey=True)
-    for (name, each), colour in zip(runs.items(), (INK, ACCENT), strict=True):
+    for (recipe, each), colour in zip(runs.items(), (INK, ACCENT), strict=True):
         steps = [step for step, _ in each[0].validation]
         means = [statistics.mean(losses) for losses in zip(*([v for _, v in t.validation] for t in each), strict=True)]
         for panel, unit in zip(axes, (BATCH * scale.context / 1000, pace(each)), strict=True):
-            panel.plot([step * unit for step in steps], means, color=colour, label=name, marker="o", markersize=3)
-            if name == "laptop":
+            panel.plot([step * unit for step in steps], means, color=colour, label=recipe, marker="o", markersize=3)
+            if recipe == "laptop":
                 panel.axhline(means[-1], color=PALE, linewidth=1, zorder=0)
     axes[0].set(xlabel="tokens (thousands)", ylabel="validation loss (nats per token)")
     axes[1].set(xlabel="processor time (s)")
     axes[0].legend(frameon=False)
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=110, metadata={"Software": None})
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURES / f"{name}.png", dpi=110, metadata={"Software": None})
