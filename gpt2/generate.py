@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 
@@ -126,8 +127,12 @@ def fitting(
                 f"prompt {i} has {len(prompt)} tokens, with max_tokens={max_tokens} more than the model's {room} "
                 f"positions; shorten the prompt" + (f" or lower max_tokens to {less}" if less > 0 else "")
             )
-        if not all(0 <= token < vocabulary for token in prompt):
-            raise ValueError(f"prompt {i} has ids outside 0 to {vocabulary - 1}; use the model's own tokenizer")
+        for place, token in enumerate(prompt):
+            if not isinstance(token, Integral) or not 0 <= token < vocabulary:
+                raise ValueError(
+                    f"prompt {i} has {token!r} at {place}, where ids are whole numbers from 0 to {vocabulary - 1}; use "
+                    f"the model's own tokenizer"
+                )
     return prompts
 
 

@@ -85,6 +85,8 @@ class Packed:
     """
 
     def __init__(self, lengths: Tensor):
+        if not (lengths > 0).all():
+            raise ValueError(f"lengths={lengths.tolist()}, but a text has a token or more; leave out what is empty")
         self.lengths, self.rows, self.longest = lengths, len(lengths), int(lengths.max())
         starts = lengths.cumsum(0) - lengths
         text = torch.repeat_interleave(torch.arange(self.rows, device=lengths.device), lengths)

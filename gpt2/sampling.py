@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -30,8 +31,10 @@ class Sampling:
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}; give 0 (greedy) or a positive number")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}; give top_k >= 0 and 0 < top_p <= 1")
+        if not isinstance(self.top_k, Integral) or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_k={self.top_k}, top_p={self.top_p}; give a whole top_k, 0 for all tokens, and 0 < top_p <= 1"
+            )
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(f"repetition_penalty={self.repetition_penalty}; give a positive number, 1 for none")
 

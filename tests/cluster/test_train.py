@@ -19,7 +19,7 @@ from cluster.worker import STOP
 from gpt2 import huggingface
 from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
 from gpt2.endings import Preempted
-from gpt2.engine import TorchEngine
+from gpt2.engine import HEAP, TorchEngine
 from gpt2.jobs import Job, TokenFiles, build
 from gpt2.journal import read_journal
 from gpt2.tokenizer import Tokenizer
@@ -112,9 +112,12 @@ def test_zero_equals_plain_pytorch(inputs, reference, tmp_path, stage, workers):
 
 
 def test_killed_worker_resumes_bitwise(inputs, tmp_path):
-    """A worker is killed in mid-training: the run ends by itself with the losses and weights of an unbroken one."""
+    """A worker is killed in mid-training: the run ends by itself with the losses and weights of an unbroken one.
+
+    Before it dies its environment is read, as glibc read it at its start.
+    """
     whole = on_cluster(job(inputs, tmp_path / "whole", steps=12))
-    killed = []
+    killed, environment = [], {}
 
     def assassin():
         while not killed:
@@ -122,6 +125,7 @@ def test_killed_worker_resumes_bitwise(inputs, tmp_path):
             if steps and max(steps) >= 5:
                 for process in psutil.process_iter(["name", "cmdline"]):
                     if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                        environment.update(process.environ())
                         os.kill(process.pid, signal.SIGKILL)
                         killed.append(process.pid)
                         return
@@ -133,6 +137,7 @@ def test_killed_worker_resumes_bitwise(inputs, tmp_path):
     broken = on_cluster(job(inputs, tmp_path / "broken", steps=12, eval_every=1, eval_samples=400))
     thread.join(timeout=1)
     assert killed
+    assert {name: environment.get(name) for name in HEAP} == HEAP
     assert losses(broken) == losses(whole)
     assert [r["step"] for r in broken if "loss" in r] == list(range(1, 13))
     weights = [(tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "broken")]

@@ -116,8 +116,10 @@ def test_dropout_is_off_and_the_mode_kept():
     [
         ([], {}, "no prompts"),
         ([[1], []], {}, "prompt 1 is empty; begin with the end-of-text token"),
-        ([[300]], {}, "ids outside 0 to 299"),
-        ([[-1]], {}, "ids outside 0 to 299"),
+        ([[1, 300]], {}, "prompt 0 has 300 at 1, where ids are whole numbers from 0 to 299"),
+        ([[-1]], {}, "prompt 0 has -1 at 0"),
+        ([[1.5]], {}, "prompt 0 has 1.5 at 0"),
+        ([[1]], {"top_k": 2.5}, "a whole top_k"),
         ([[1] * 30], {"max_tokens": 3}, "30 tokens, with max_tokens=3 .* 32 positions; .*lower max_tokens to 2"),
         ([[1] * 40], {}, "40 tokens.*shorten the prompt$"),
         ([[1]], {"max_tokens": 0}, "max_tokens=0"),

@@ -298,6 +298,11 @@ def test_packed_means_and_places():
     assert torch.equal(packed.unpad(packed.pad(values)), values)
 
 
+def test_packed_text_of_no_token():
+    with pytest.raises(ValueError, match=r"lengths=\[2, 0\], but a text has a token or more"):
+        Packed(torch.tensor([2, 0]))
+
+
 def test_packed_text_too_long():
     with pytest.raises(ValueError, match="17 tokens are more than"):
         GPT2(SMALL).hidden(torch.zeros(17, dtype=torch.long), packed=Packed(torch.tensor([17])))

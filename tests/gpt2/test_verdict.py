@@ -61,6 +61,9 @@ def test_the_first_needs_the_floor_and_the_limits(posts):
     for limit in ({"max_parameters": 999}, {"max_latency_ms": 1.5}):
         verdict = judge(model, None, GateConfig(**limit))
         assert not verdict["promote"] and "over the limit of" in verdict["reasons"][0]
+        untold = Measured({**model.report, "cost": {}}, model.evidence)
+        verdict = judge(untold, None, GateConfig(**limit))
+        assert not verdict["promote"] and "are not in the report" in verdict["reasons"][0]
 
 
 def test_a_named_baseline_must_be_beaten_too(posts):
