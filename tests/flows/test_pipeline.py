@@ -23,7 +23,7 @@ class Home:
     def __init__(self, folder: Path, changes: list[str]):
         self.folder, self.changes = folder, changes
         self.environment = {**os.environ, "GPT2_HOME": str(folder / "home"), "COLUMNS": "200"}
-        for name in ("PREFECT_HOME", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        for name in ("PREFECT_HOME", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
             self.environment.pop(name, None)
 
     @property
