@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK, ACCENT, SECOND, PALE = "#222222", "#1f6feb", "#d1495b", "#b9c4d0"
 COLOURS = (ACCENT, SECOND, "#2a9d5c", "#e0912f", "#7a4fbf", "#6b7785")
@@ -55,8 +56,15 @@ def lines(
     for each, name, (y, series) in zip(np.atleast_1d(axes), names, panels.items(), strict=True):
         draw_lines(each, series, xs)
         each.set(xlabel=name, ylabel=y)
+        if xs is None or all(isinstance(value, int) for value in xs):
+            each.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
         if y in log:
             each.set_yscale("log")
+            low, high = each.get_ylim()
+            if high < 100 * low:  # powers of ten alone would be too few to read from
+                each.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                each.yaxis.set_major_formatter("{x:g}")
+                each.yaxis.set_minor_formatter("")
     return figure
 
 
