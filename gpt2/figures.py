@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK, ACCENT, SECOND, PALE = "#222222", "#1f6feb", "#d1495b", "#b9c4d0"
 COLOURS = (ACCENT, SECOND, "#2a9d5c", "#e0912f", "#7a4fbf", "#6b7785")
@@ -43,18 +44,27 @@ def draw_lines(axes: Axes, series: Mapping[str, Sequence[float]], xs: Sequence[f
 def lines(
     title: str,
     panels: Mapping[str, Mapping[str, Sequence[float]]],
-    x: str = "step",
+    x: str | Sequence[str] = "step",
     log: Sequence[str] = (),
     xs: Sequence[float] | None = None,
     height: float = 3.2,
 ) -> Figure:
-    """A panel for each y label, with its named lines; those named in `log` have a logarithmic y axis."""
+    """A panel for each y label, with its named lines; those named in `log` have a logarithmic y axis. `x` names the x
+    axis, or that of each panel."""
+    names = [x] * len(panels) if isinstance(x, str) else x
     figure, axes = blank(title, 4.4 * max(len(panels), 1.5), height, len(panels))
-    for each, (y, series) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    for each, name, (y, series) in zip(np.atleast_1d(axes), names, panels.items(), strict=True):
         draw_lines(each, series, xs)
-        each.set(xlabel=x, ylabel=y)
+        each.set(xlabel=name, ylabel=y)
+        if xs is None or all(isinstance(value, int) for value in xs):
+            each.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
         if y in log:
             each.set_yscale("log")
+            low, high = each.get_ylim()
+            if high < 100 * low:  # powers of ten alone would be too few to read from
+                each.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                each.yaxis.set_major_formatter("{x:g}")
+                each.yaxis.set_minor_formatter("")
     return figure
 
 
@@ -126,12 +136,32 @@ def draw_bars(
     axes.set_xlabel(label)
 
 
+def dots(title: str, values: Mapping[str, Sequence[float]], label: str) -> Figure:
+    """A row for each name, a dot in it for each of its values, and a line at their mean."""
+    figure, axes = blank(title, 7, 0.9 + 0.32 * len(values))
+    for row, numbers in enumerate(values.values()):
+        axes.plot(numbers, [row] * len(numbers), "o", color=ACCENT, markersize=5, alpha=0.8)
+        axes.plot(np.mean(numbers), row, "|", color=INK, markersize=16)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.grid(axis="x", color=PALE, linewidth=0.5)
+    axes.set_xlabel(label)
+    return figure
+
+
 def scatter(
-    title: str, xs: Sequence[float], ys: Sequence[float], names: Sequence[str], x: str, y: str, log: bool = False
+    title: str,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    names: Sequence[str],
+    x: str,
+    y: str,
+    log: bool = False,
+    errors: Sequence[float] | None = None,
 ) -> Figure:
-    """A named point for each pair; with `log` the x axis is logarithmic."""
+    """A named point for each pair, `errors` above and below; with `log` the x axis is logarithmic."""
     figure, axes = blank(title, 7, 3.6)
-    axes.scatter(xs, ys, color=ACCENT, s=28)
+    axes.errorbar(xs, ys, errors, fmt="o", color=ACCENT, ecolor=PALE, markersize=5)
     for place, name in zip(zip(xs, ys, strict=True), names, strict=True):
         axes.annotate(name, place, xytext=(4, 3), textcoords="offset points", fontsize=7.5, color=INK)
     axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")

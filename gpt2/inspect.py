@@ -9,7 +9,7 @@ Shapes: B batch, T time, C width, V vocabulary, L layers, H heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -82,17 +82,20 @@ def direct_effects(model: GPT2, seen: Trace, tokens: Tensor) -> Tensor:
         return torch.cat([effects, last])
 
 
-def silenced(model: GPT2, ids: Tensor, targets: Tensor) -> Tensor:
-    """(L, H): how much the mean loss (nats) of (B, T) targets grows when a head is silent (Michel et al. 2019)."""
-    heads = [(layer, head) for layer in range(model.config.n_layer) for head in range(model.config.n_head)]
+def losses_without(model: GPT2, ids: Tensor, targets: Tensor, heads: Collection[tuple[int, int]] = ()) -> Tensor:
+    """(B,): the mean loss (nats) of each text of (B, T) targets while these (layer, head), from 0, are silent: what
+    they attend to adds nothing (Michel et al. 2019). `ValueError` for a head that the model has not."""
+    c = model.config
+    for layer, head in heads:
+        if not (0 <= layer < c.n_layer and 0 <= head < c.n_head):
+            raise ValueError(f"head {(layer, head)} of {c.n_layer} layers with {c.n_head} heads each; count from 0")
     with torch.no_grad(), evaluating(model):
-        whole = mean_loss(model, model.hidden(ids, [*watched(model, ids)]), targets)
-        losses = torch.empty(model.config.n_layer, model.config.n_head)
+        attentions = watched(model, ids)
         for layer, head in heads:
-            attentions = watched(model, ids)
-            attentions[layer].silent = head
-            losses[layer, head] = mean_loss(model, model.hidden(ids, [*attentions]), targets)
-        return losses - whole.cpu()
+            attentions[layer].silent.add(head)
+        logits = model.logits(model.hidden(ids, [*attentions])).transpose(1, 2)
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return losses.sum(1) / (targets != IGNORED).sum(1).clamp_min(1)
 
 
 def stream_gradients(model: GPT2, ids: Tensor, targets: Tensor) -> Tensor:
@@ -147,8 +150,8 @@ class Watched(KeyValues):
         self.positions = torch.arange(T, device=ids.device).expand(B, -1)
         self.weights = torch.empty(0)
         """(B, H, T, T), once it has attended."""
-        self.silent: int | None = None
-        """A head that puts out nothing."""
+        self.silent: set[int] = set()
+        """Heads that put out nothing."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
         if prefix is not None:
@@ -157,8 +160,7 @@ class Watched(KeyValues):
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         self.weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
         y = super().attend(q, k, v, dropout)
-        if self.silent is not None:
-            y[:, :, self.silent] = 0
+        y[:, :, sorted(self.silent)] = 0
         return y
 
 

@@ -14,8 +14,8 @@ from gpt2.inspect import (
     direct_effects,
     gradient_norms,
     lens,
+    losses_without,
     readers,
-    silenced,
     similarity,
     stream_gradients,
     trace,
@@ -129,19 +129,21 @@ def test_attention_maps_are_what_heads_use():
         torch.testing.assert_close(attention.proj(mixed), seen.branches[-2], rtol=1e-4, atol=1e-5)
 
 
-def test_silenced_head_is_one_without_weights():
-    """The same as zeros in the rows of the output matrix that read the head."""
-    model, (ids, targets) = made(), drawn()
-    grown = silenced(model, ids, targets)
-    assert grown.shape == (3, 4)
-    model.eval()
-    whole = model.loss(ids, targets).item()
-    for layer, head in ((0, 0), (1, 3), (2, 2)):
-        columns = model.blocks[layer].attn.proj.weight.data[:, 8 * head : 8 * head + 8]
-        kept = columns.clone()
-        columns.zero_()
-        assert grown[layer, head].item() == pytest.approx(model.loss(ids, targets).item() - whole, abs=1e-5)
-        columns.copy_(kept)
+@pytest.mark.parametrize("heads", [[], [(0, 0)], [(1, 3)], [(0, 1), (0, 3), (2, 2)]])
+def test_silent_heads_are_those_without_weights(heads):
+    """The same as zeros in the rows of the output matrices that read them; each text has its own mean."""
+    model, (ids, targets) = made().eval(), drawn()
+    losses = losses_without(model, ids, targets, heads)
+    for layer, head in heads:
+        model.blocks[layer].attn.proj.weight.data[:, 8 * head : 8 * head + 8] = 0
+    for row, loss in enumerate(losses.tolist()):
+        assert loss == pytest.approx(model.loss(ids[row : row + 1], targets[row : row + 1]).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("head", [(3, 0), (0, 4), (-1, 0)])
+def test_a_head_that_is_not_there(head):
+    with pytest.raises(ValueError, match=r"of 3 layers with 4 heads each; count from 0"):
+        losses_without(made(), *drawn(), [head])
 
 
 @pytest.mark.parametrize("changes", [{}, {"residual": False}, {"norm_placement": "post", "norm": "rms"}])
