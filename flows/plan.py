@@ -22,6 +22,7 @@ ENCODING = ("gpt2.shards", "gpt2.tokenizer")
 EXPOSING = ("gpt2.exposure", "gpt2.canaries")
 TRAINING = (
     "gpt2.model",
+    "gpt2.loss",
     "gpt2.adapters",
     "gpt2.muon",
     "gpt2.optim",
@@ -48,7 +49,9 @@ REPORTING = (
     "gpt2.cost",
     "gpt2.report",
     "gpt2.plots",
+    "gpt2.figures",
     "gpt2.model",
+    "gpt2.loss",
     "gpt2.adapters",
 )
 NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")

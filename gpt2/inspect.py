@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.model import GPT2, IGNORED, Block, KeyValues, Prefix, cross_entropy
+from gpt2.loss import IGNORED, cross_entropy
+from gpt2.model import GPT2, Block, KeyValues, Prefix
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,15 @@ def evaluate(
     model, tokenizer = weights.load(directory), Tokenizer.load(directory)
     model.eval()
     parts = {name: part for name, part in validation.items() if len(part[0])}
-    predictions = measured(model, parts, training, tokenizer.end_of_text)
+    return reported(model, tokenizer, measured(model, parts, training, tokenizer.end_of_text), out)
+
+
+def reported(model: GPT2, tokenizer: Tokenizer, predictions: pd.DataFrame, out: Path) -> dict[str, Any]:
+    """The report that follows from the rows of `rows_of`, which are written beside it, and what the model writes."""
     predictions.to_parquet(out / "predictions.parquet", index=False)
     tokens, size = int(predictions["tokens"].sum()), float(predictions["bytes"].sum())
     each = {}
-    if len(validation) > 1:
+    if any(predictions["part"] != ""):  # old and new text
         for name, part in predictions.groupby("part", sort=False):
             figures = metrics.language_model(part["nll"].sum(), part["tokens"].sum(), part["bytes"].sum())
             each[f"{PRIMARY}_{name}"] = figures[PRIMARY]
@@ -102,24 +106,32 @@ def measured(
     """A row per document of the validation split: `part`, `tokens`, `bytes`, `nll` (nats) of the model and of the
     unigrams. Of fewer than `FEW` documents, a row per sample instead. A document's bytes are its tokens' share of the
     split's."""
+    import pandas as pd
+
+    unigram = unigram_nll(training, model.config.vocab_size)
+    found = [
+        rows_of(name, data, ratio, token_losses(model, data), unigram, end_of_text)
+        for name, (data, ratio) in parts.items()
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def rows_of(
+    part: str, data: TokenDataset, ratio: float, losses: np.ndarray, unigram: np.ndarray, end_of_text: int
+) -> pd.DataFrame:
+    """The rows of `measured` for one part, from the model's (targets,) losses and the unigrams' (vocabulary,), in nats;
+    `ratio` is the UTF-8 bytes per token."""
     import numpy as np
     import pandas as pd
 
     from gpt2.significance import by_unit
 
-    unigram = unigram_nll(training, model.config.vocab_size)
-    found = []
-    for name, (data, ratio) in parts.items():
-        losses = token_losses(model, data)
-        targets = data.stream.read(1, len(losses))
-        document = np.cumsum(targets == end_of_text) - (targets == end_of_text)  # its end belongs to it
-        unit, of = (
-            (document, "document") if document[-1] + 1 >= FEW else (np.arange(len(losses)) // data.context, "sample")
-        )
-        rows = by_unit(np.stack([np.ones(len(losses)), losses, unigram[targets]], axis=1), unit)
-        facts = {"unit": of, "part": name, "tokens": rows[:, 0].astype(int), "bytes": rows[:, 0] * ratio}
-        found.append(pd.DataFrame({**facts, "nll": rows[:, 1], f"nll of {FLOOR}": rows[:, 2]}))
-    return pd.concat(found, ignore_index=True)
+    targets = data.stream.read(1, len(losses))
+    document = np.cumsum(targets == end_of_text) - (targets == end_of_text)  # its end belongs to it
+    unit, of = (document, "document") if document[-1] + 1 >= FEW else (np.arange(len(losses)) // data.context, "sample")
+    rows = by_unit(np.stack([np.ones(len(losses)), losses, unigram[targets]], axis=1), unit)
+    facts = {"unit": of, "part": part, "tokens": rows[:, 0].astype(int), "bytes": rows[:, 0] * ratio}
+    return pd.DataFrame({**facts, "nll": rows[:, 1], f"nll of {FLOOR}": rows[:, 2]})
 
 
 def evidence(predictions: pd.DataFrame) -> Evidence:

@@ -14,12 +14,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from gpt2.figures import ACCENT, COLOURS, INK, PALE
 from gpt2.surges import wilson
 
 Figure = dict[str, str]
-INK, ACCENT, PALE = "#222222", "#1f6feb", "#b9c4d0"
-OTHERS = ("#d1495b", "#2a9d5c", "#e0912f", "#7a4fbf", "#6b7785")
-"""Of baselines' lines, in order."""
 DEEPEST, TICKS = 50, (1, 2, 5, 10, 20)
 """The last k of a ranking curve, and those that its axis names."""
 
@@ -106,7 +104,7 @@ def recall(ranks: Mapping[str, np.ndarray], whose: str, out: Path) -> Figure:
     axes.fill_between(steps, low, high, color=ACCENT, alpha=0.15, linewidth=0)
     axes.plot(steps, shares["model"], color=ACCENT, linewidth=2.4, label="this model", zorder=3)
     others = sorted((name for name in ranks if name != "model"), key=lambda name: -shares[name].sum())
-    for name, colour in zip(others, cycle(OTHERS)):
+    for name, colour in zip(others, cycle(COLOURS[1:])):
         axes.plot(steps, shares[name], color=colour, linewidth=1.3, label=name)
     axes.set(xscale="log", xlim=(1, last), ylim=(0, None), xlabel="k, the first of a ranking", ylabel="recall at k")
     ticks = [k for k in TICKS if k < last] + [last]

@@ -18,8 +18,6 @@ from gpt2.shards import TokenStream
 from gpt2.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from gpt2.model import GPT2
 
 
@@ -43,36 +41,18 @@ def evaluate(
 
     model, own, theirs = weights.load(directory), Tokenizer.load(directory), Tokenizer.load(tokenizer)
     model.eval()
-    other = own.rust.to_str() != theirs.rust.to_str()
+    other = own.record != theirs.record
     parts = {name: part for name, part in validation.items() if len(part[0])}
     unigram = language_model.unigram_nll(training, theirs.vocab_size)
     found = []
     for name, (data, ratio) in parts.items():
         losses = losses_of_targets(model, own, theirs, context, data, out / f"_read{name}.bin")
-        found.append(by_unit(name, data, ratio, losses, unigram, theirs.end_of_text))
-    predictions = pd.concat(found, ignore_index=True)
-    predictions.to_parquet(out / "predictions.parquet", index=False)
-    evidence = language_model.evidence(predictions)
-    figures, floor = (
-        {metric: evidence.value(metric, system) for metric in evidence.metrics}
-        for system in ("model", language_model.FLOOR)
-    )
-    prompts = [own.encode(prompt) for prompt in language_model.PROMPTS]
-    samples, seconds = language_model.written(model, own, prompts)
-    tokens, parameters = int(predictions["tokens"].sum()), model.config.n_parameters
+        found.append(language_model.rows_of(name, data, ratio, losses, unigram, theirs.end_of_text))
+    content = language_model.reported(model, own, pd.concat(found, ignore_index=True), out)
     return {
-        "task": language_model.NAME,
-        "title": language_model.TITLE,
-        "primary": {"name": language_model.PRIMARY, "higher_is_better": False},
-        "floor": language_model.FLOOR,
-        "metrics": figures,
-        "baselines": {language_model.FLOOR: floor},
-        "counts": {"parameters": parameters, "validation_tokens": tokens, "context": context},
-        "samples": {"Texts that the model writes": samples},
-        "figures": [],
-        "cost": {"parameters": parameters, "latency_ms": round(1000 * seconds, 3)},
+        **content,
+        "counts": {**content["counts"], "context": context},
         "remarks": [told(context, own if other else None, theirs)],
-        **evidence.summary(),
     }
 
 
@@ -82,25 +62,6 @@ def told(context: int, own: Tokenizer | None, theirs: Tokenizer) -> str:
     return (
         f"Measured on the held-out text of another run, whose tokenizer has {theirs.vocab_size:,} ids: read with {how} "
         f"and {context:,} tokens at once. Bytes are the same for both; loss and perplexity are per token of that run."
-    )
-
-
-def by_unit(
-    part: str, data: TokenDataset, ratio: float, losses: np.ndarray, unigram: np.ndarray, end_of_text: int
-) -> pd.DataFrame:
-    """The rows that `gpt2.language_model.measured` has for a part of the text, from the (targets,) losses."""
-    import pandas as pd
-
-    from gpt2 import significance
-
-    targets = data.stream.read(1, len(losses))
-    document = np.cumsum(targets == end_of_text) - (targets == end_of_text)
-    few = document[-1] + 1 < language_model.FEW
-    unit = np.arange(len(losses)) // data.context if few else document
-    rows = significance.by_unit(np.stack([np.ones(len(losses)), losses, unigram[targets]], axis=1), unit)
-    facts = {"unit": "sample" if few else "document", "part": part, "tokens": rows[:, 0].astype(int)}
-    return pd.DataFrame(
-        {**facts, "bytes": rows[:, 0] * ratio, "nll": rows[:, 1], f"nll of {language_model.FLOOR}": rows[:, 2]}
     )
 
 

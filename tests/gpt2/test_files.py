@@ -83,7 +83,7 @@ def test_pickles_with_a_payload_are_not_run(model, tmp_path, how, form):
     elif form in ("zip", "legacy"):
         torch.save(payload, path, _use_new_zipfile_serialization=form == "zip")
     else:
-        path.write_bytes(pickle.dumps(payload))
+        path.write_bytes(pickle.dumps(payload, protocol=2))
     told = "holds more than tensors, or is damaged: it was not loaded, as a pickle can run any code; ask for model.safe"
     if form == "named safetensors":
         path.rename(tmp_path / "model.safetensors")

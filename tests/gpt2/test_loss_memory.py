@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gpt2 import model as model_module
+from gpt2 import loss as loss_module
 from gpt2.config import ModelConfig
-from gpt2.model import GPT2, loss_rows
+from gpt2.loss import loss_rows
+from gpt2.model import GPT2
 
 V = 60_000
 
@@ -35,7 +36,7 @@ def test_more_tokens_need_no_more_logits(training, dtype):
 
     (less, _), (more, largest) = of(1), of(2)
     assert more - less < 0.02 * 512 * V * dtype.itemsize  # of the logits of the texts that were added
-    assert largest <= model_module.LOSS_SLICE_CPU * (1 if training else 4 / dtype.itemsize)  # evaluated in fp32
+    assert largest <= loss_module.LOSS_SLICE_CPU * (1 if training else 4 / dtype.itemsize)  # evaluated in fp32
 
 
 def test_the_slice_at_the_published_shape():

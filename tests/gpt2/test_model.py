@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2 import model as model_module
+from gpt2 import loss as loss_module
 from gpt2.config import ModelConfig
 from gpt2.huggingface import TRANSPOSED, their_name
-from gpt2.model import GPT2, KeyValues, Packed, causal_attention, cross_entropy, gelu_tanh, rotate, rotations
+from gpt2.loss import cross_entropy
+from gpt2.model import GPT2, KeyValues, Packed, causal_attention, gelu_tanh, rotate, rotations
 
 SMALL = ModelConfig(vocab_size=300, n_positions=16, n_embd=32, n_layer=2, n_head=4)
 
@@ -56,8 +57,8 @@ def drawn_shape(seed: int) -> tuple[ModelConfig, int, int]:
 @pytest.mark.parametrize("seed", range(20))
 def test_equals_transformers(seed, monkeypatch):
     """Logits, loss and every gradient, with targets left out and a loss of several slices and tiles."""
-    monkeypatch.setattr(model_module, "loss_rows", lambda *_: 7)
-    monkeypatch.setattr(model_module, "DW_TILE_CPU", 100)
+    monkeypatch.setattr(loss_module, "loss_rows", lambda *_: 7)
+    monkeypatch.setattr(loss_module, "DW_TILE_CPU", 100)
     config, B, T = drawn_shape(seed)
     ours = GPT2(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -136,8 +137,8 @@ def test_targets_out_of_range(low, high):
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 1000])
 def test_sliced_loss_equals_plain(rows, monkeypatch):
-    monkeypatch.setattr(model_module, "loss_rows", lambda *_: rows)
-    monkeypatch.setattr(model_module, "DW_TILE_CPU", rows)
+    monkeypatch.setattr(loss_module, "loss_rows", lambda *_: rows)
+    monkeypatch.setattr(loss_module, "DW_TILE_CPU", rows)
     hidden, weight = torch.randn(64, 24, requires_grad=True), torch.randn(500, 24, requires_grad=True)
     targets = torch.randint(500, (64,))
     targets[::5] = -100

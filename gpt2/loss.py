@@ -1,0 +1,85 @@
+"""The next-token loss, which never holds more than a slice of the logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""The target of a position that is left out."""
+# Bytes of logits that the loss holds at a time: on a CPU what its cache has room for, on a GPU what keeps it busy.
+# A wide model needs more (`loss_rows`): at the 124M shape in bf16 it is 154 MB on a CPU.
+LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**23, 2**28
+DW_TILE_CPU = (
+    4096  # tokens of the vocabulary whose gradients are one product: of all at once it takes 1.3 times as long
+)
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy (nats, fp32, scalar) of (..., C) hidden states against a (V, C) head; -100 is left out."""
+    kept = targets != IGNORED
+    targets = targets[kept]
+    try:
+        return SlicedCrossEntropy.apply(hidden[kept], weight, targets, torch.is_grad_enabled())
+    except (RuntimeError, IndexError):
+        if targets.device.type == "cpu" and (targets.min() < 0 or targets.max() >= len(weight)):
+            raise ValueError(
+                f"targets from {int(targets.min())} to {int(targets.max())} were given, the model has 0 to "
+                f"{len(weight) - 1}, and {IGNORED} for none; were they made with another tokenizer?"
+            ) from None
+        raise
+
+
+def loss_rows(vocabulary: int, width: int, dtype: torch.dtype, device: str) -> int:
+    """Of how many tokens the loss holds logits at a time."""
+    room = LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU
+    # No fewer than twice the width, or reading and writing dW for each slice would take longer than its products.
+    return max(2 * width, room // (vocabulary * dtype.itemsize))
+
+
+class SlicedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of (N, C) hidden states against a (V, C) head, never holding more than a slice of logits.
+
+    The gradients are made in the forward pass, slice by slice, so logits are computed once (as in Liger Kernel, Hsu et
+    al. 2024). Matrix products have the parameters' or autocast's precision, and so have the probabilities, computed in
+    fp32 and rounded once; losses, sums and dW are in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, need: bool) -> Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        rows = loss_rows(len(weight), weight.shape[1], dtype, device)
+        tile = DW_TILE_CPU if device == "cpu" else len(weight)
+        low_weight = weight.to(dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if need else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if need else None
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(hidden), rows):
+                part = hidden[start : start + rows].to(dtype)
+                goal = targets[start : start + rows]
+                logits = F.linear(part, low_weight)
+                if d_hidden is None or d_weight is None:
+                    total += F.cross_entropy(logits.float(), goal, reduction="sum")
+                    continue
+                probabilities = logits.softmax(dim=-1)
+                # A logsumexp without another pass of exp; the largest probability's rounding, up to 2^-9, is no bias.
+                log_z = logits.amax(-1).float() - probabilities.amax(-1).float().log()
+                losses = log_z - logits.gather(1, goal[:, None])[:, 0].float()
+                total += losses.sum()
+                d_logits = probabilities
+                d_logits[torch.arange(len(goal), device=hidden.device), goal] = ((-losses).exp() - 1).to(dtype)
+                d_hidden[start : start + rows] = d_logits @ low_weight
+                for first in range(0, len(weight), tile):
+                    d_weight[first : first + tile] += d_logits[:, first : first + tile].T @ part
+        ctx.dtype = weight.dtype
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: Tensor):
+        # The sum's gradients fit fp16 as they are; the mean's, scaled before the loss scale comes in, would not.
+        d_hidden, d_weight = ctx.saved_tensors
+        return (d_hidden.float() * scale).to(d_hidden.dtype), (d_weight * scale).to(ctx.dtype), None, None
