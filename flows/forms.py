@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -11,17 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field, create_model, model_serializer
 
 from cluster.tracking import end_dead
-from flows.config import PipelineConfig, preset_names, resolve
+from flows.config import PipelineConfig, resolve
 from flows.endings import HOOKS, or_cancelled
+from flows.fields import GATE, MAIN, Gate, Main, Preset, changes_of
 from flows.new_data import look
 from flows.pipeline import STORY, pipeline
 from flows.plan import Plan, make_plan
@@ -31,68 +30,15 @@ from flows.summary import registered_before
 from flows.turns import claim, turn
 from gpt2.artifact import digest
 from gpt2.config import Settings
-from gpt2.task import tasks
 
-MAIN = {
-    "sources": "corpus.sources",
-    "text_field": "corpus.text_field",
-    **{f"{name}_{field}": f"tasks.{name}.{field}" for name in tasks() for field in ("enabled", "source")},
-    "recommendation_interactions": "tasks.recommendation.interactions",
-    "steps": "pretrain.steps",
-    "batch_size": "pretrain.batch_size",
-    "learning_rate": "pretrain.optimizer.learning_rate",
-    "num_workers": "cluster.num_workers",
-    "use_gpu": "cluster.use_gpu",
-    "seed": "pretrain.seed",
-    "canaries": "canaries.count",
-    "gate_probability": "gate.probability",
-    "gate_margin": "gate.margin",
-    "gate_must_beat": "gate.must_beat",
-}
-"""Fields of the form and the settings that they change."""
 LEAVING_SECONDS = 25
 TRAINS = ("pipeline", "pretrain", "finetune", "refresh")
 Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
 
 
-def of_schema(path: str) -> tuple[Any, Any]:
-    """A field that may be left empty, with the type, bounds and description of the setting at `path`."""
-    model: Any = PipelineConfig
-    for part in path.split("."):
-        field = model.model_fields[part]
-        model = field.annotation
-    of: Any = field.annotation
-    if type(None) in get_args(of):
-        of = next(t for t in get_args(of) if t is not type(None))
-    if of is bool:
-        of = Literal["yes", "no"]  # the form sends a switch that nobody touched as off
-    description = f"{field.description} Sets `{path}`; empty: as in the preset."
-    bounded: Any = Annotated[of, *field.metadata] if field.metadata else of
-    return bounded | None, Field(None, description=description)
-
-
-class Filled(Settings):
-    """Shown and passed on without what is left empty."""
-
-    @model_serializer(mode="wrap")
-    def _only_filled(self, handler: Any) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value is not None}
-
-
-if TYPE_CHECKING:
-    Preset = str
-    Main = Settings
-else:
-    Preset = Literal[tuple(preset_names())]
-    Main = create_model("Main", __base__=Filled, **{name: of_schema(path) for name, path in MAIN.items()})
-    Main.__doc__ = "Settings that are changed most; what is left empty is as in the preset."
-
-
-def settings_of(preset: str, main: Settings, changes: list[str], file: str | None) -> PipelineConfig:
+def settings_of(preset: str, main: Settings, gate: Settings, changes: list[str], file: str | None) -> PipelineConfig:
     """The settings that a filled form stands for; `InvalidConfig` says what is wrong."""
-    values = main.model_dump(mode="json")
-    mine = [f"{MAIN[name]}={json.dumps(value)}" for name, value in values.items()]
-    return resolve(preset, Path(file) if file else None, [*mine, *changes])
+    return resolve(preset, Path(file) if file else None, [*changes_of(main, MAIN), *changes_of(gate, GATE), *changes])
 
 
 @contextlib.contextmanager
@@ -130,6 +76,7 @@ def run(
     stage: Stage = "pipeline",
     preset: Preset = "laptop",
     main: Main = Main(),  # noqa: B008 - settings are frozen
+    gate: Gate = Gate(),  # noqa: B008
     changes: list[str] = [],  # noqa: B006 - Prefect shows the default in the form
     file: str = "",
 ) -> Any:
@@ -140,12 +87,13 @@ def run(
         preset: Settings to start from: `laptop` takes minutes on two cores, `smoke` is the smallest, the others are
             the published sizes and need GPUs.
         main: Settings that are changed most; what is left empty is as in the preset.
+        gate: What a model must show to become the champion; what is left empty is as in the preset.
         changes: Any other settings, each as in pretrain.optimizer.warmup_steps=20.
         file: A YAML file of settings on the machine of the worker, that go over the preset's.
     """
     without_tracebacks()
     try:
-        settings = settings_of(preset, main, changes, file)
+        settings = settings_of(preset, main, gate, changes, file)
     except ValueError as error:
         return Failed(message=f"refused: {error}")
     return carry_out(stage, settings)

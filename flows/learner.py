@@ -6,13 +6,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from cluster.home import store
 from cluster.lineage import Lineage, registered_lineage
-from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
+from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, resolve, validate
+from flows.fields import Gate, Preset
 from flows.new_data import Known, like
 from flows.plan import Plan, base_reports, make_plan, task_keys, whole
 from gpt2.artifact import Artifact
@@ -30,11 +31,6 @@ LAST: Any = {"position": 100}
 """Of a form: after the columns of the file."""
 TUNED = ("train", "adaptation")
 """The sections of a task that a search changes."""
-
-if TYPE_CHECKING:
-    Preset = str
-else:
-    Preset = Literal[tuple(preset_names())]
 
 
 class Learner(Settings):
@@ -61,6 +57,8 @@ class Learner(Settings):
     """How it learns, as a search found it: the section `tasks` of its best.yaml, which the search's page shows as it is
     written here; with the same preset. How long, and in which batches, follows from the size of the data all the
     same."""
+    gate: Gate = Field(Gate(), json_schema_extra=LAST)
+    """What the model must show to become the champion; what is left empty is as in the preset."""
     changes: list[str] = Field(default=[], json_schema_extra=LAST)
     """Any other settings of the pipeline, each as in pretrain.steps=500 or tasks.sentiment.train.context=64."""
 
@@ -131,7 +129,7 @@ def pipeline_settings(config: Learner, base: Lineage | None, examples: int | Non
     known = tasks()[name].Settings.model_fields
     given = {field: getattr(config, field) for field in type(config).model_fields if field in known}
     mine = {**given, "enabled": True, "register_as": name_of(config), **config.tasks.get(name, {})}
-    values = merged(values, {"tasks": {**others, name: mine}})
+    values = merged(values, {"tasks": {**others, name: mine}, "gate": config.gate.model_dump(mode="json")})
     values = fitting(values, name, base)
     settings = validate(values)
     if examples is not None:

@@ -67,9 +67,9 @@ def told(facts: Mapping[str, Any]) -> str:
 
 def attached(content: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """A report's content with the metric, the sentence, examples and ids."""
-    complete = {**content, "remarks": [*content.get("remarks", []), told(facts)]}
+    complete = {**content, "remarks": [*content.get("remarks", []), told(facts)], "contamination": dict(facts)}
     if facts["units"]:
-        complete |= {"metrics": {**content["metrics"], METRIC: facts["share"]}, "contamination": dict(facts)}
+        complete |= {"metrics": {**content["metrics"], METRIC: facts["share"]}}
     if facts["examples"]:
         header = [facts["unit"], "held-out text", "found in", "as", "training text"]
         rows = [

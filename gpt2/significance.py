@@ -130,11 +130,14 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return min(1.0, 2 * math.fsum(math.exp(log - n * math.log(2)) for log in logs))
 
 
-def permutation(first: np.ndarray, second: np.ndarray, metric: Metric, draws: int = DRAWS, seed: int = 0) -> float:
-    """One-sided p: how often the first system would be ahead by so much if it were a coin's throw at each unit which
-    of the two (n, k) rows is whose. All throws where they are few, else some drawn (Fisher 1935; Good 2005)."""
+def permutation(
+    first: np.ndarray, second: np.ndarray, metric: Metric, margin: float = 0.0, draws: int = DRAWS, seed: int = 0
+) -> float:
+    """One-sided p of the first system being no better than the second less `margin`: how often it would be ahead by so
+    much more than -margin if it were a coin's throw at each unit which of the two (n, k) rows is whose. All throws
+    where they are few, else some drawn (Fisher 1935; Good 2005)."""
     middle, half = (first + second).sum(0) / 2, (first - second) / 2
-    observed = float(metric(middle + half.sum(0)) - metric(middle - half.sum(0)))
+    observed = float(metric(middle + half.sum(0)) - metric(middle - half.sum(0))) + margin
     n, whole = len(half), 2.0 ** len(half) <= draws
     if whole:
         signs = np.array(list(product((1.0, -1.0), repeat=n)))

@@ -94,12 +94,15 @@ def compared(evidence: Evidence, system: str, margin: float = 0.0) -> dict[str, 
     metric = evidence.primary
     gained, theirs = evidence.gain(metric, system), evidence.value(metric, system)
     low, high = evidence.drawn.interval(gained)
-    if len(evidence) < SMALL and not margin:
+    room = margin * abs(theirs)
+    if len(evidence) < SMALL:
         function, sign = evidence.metrics[metric], 1 if evidence.higher_is_better else -1
         mine, other = evidence.systems[MODEL], evidence.systems[system]
-        probability = 1 - permutation(mine, other, lambda sums: sign * function(sums))
+        p = permutation(mine, other, lambda sums: sign * function(sums), room)
+        # nothing is thrown of answers that are all alike; a loss at so small a share of units may have met none of them
+        probability = 1 - max(p, (1 - min(room, 1.0)) ** len(evidence) if room else 0.0)
     else:
-        probability = evidence.drawn.probability(gained, -margin * abs(theirs))
+        probability = evidence.drawn.probability(gained, -room)
     facts = {"value": evidence.value(metric), "other": theirs, "gain": evidence.drawn.value(gained)}
     return {**facts, "low": low, "high": high, "probability": probability}
 
@@ -140,7 +143,12 @@ def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
         if value is not None:
             text = f"{value:,g} {what}, {'within' if passed else 'over'} the limit of {limit:,g}"
         found.append(Criterion(f"{name} within the limit", passed, text, {"value": value, "limit": limit}))
-    if facts := candidate.report.get("contamination"):
+    facts = candidate.report.get("contamination")
+    if facts is None:
+        text = "what of the held-out texts the training text has is not in the report: evaluate it again"
+        figures = {"value": None, "limit": policy.max_contamination}
+        found.append(Criterion("no contamination", False, text, figures))
+    elif facts["units"]:
         passed = facts["share"] <= policy.max_contamination
         text = (
             f"the training text has {len(facts['contaminated']):,} of {facts['units']:,} held-out {facts['unit']}s "

@@ -12,12 +12,14 @@ from prefect.utilities.callables import parameter_schema
 from flows import deployments
 from flows.config import InvalidConfig, preset_names, resolve
 from flows.events import EVENTS
-from flows.forms import MAIN, Main, identity, run, settings_of
-from flows.learner import ClassifierConfig, RecommenderConfig
+from flows.fields import GATE, MAIN, Gate, Main
+from flows.forms import identity, run, settings_of
+from flows.learner import ClassifierConfig, RecommenderConfig, pipeline_settings
 from flows.plan import make_plan
 from flows.search import SearchConfig
 from flows.turns import claim
 from gpt2.monitor import MonitorConfig
+from gpt2.policy import GateConfig
 from gpt2.recommending import RecommendConfig
 from gpt2.task import tasks
 
@@ -27,32 +29,46 @@ ROOT = Path(__file__).parents[2]
 def test_the_form_shows_the_one_schema():
     schema = parameter_schema(run).model_dump()
     assert schema["properties"]["preset"]["enum"] == preset_names()
-    fields = schema["definitions"]["Main"]["properties"]
-    assert set(fields) == set(MAIN)
-    assert all(len(field["description"]) > 20 and "default" not in field for field in fields.values())
+    fields, gate = (schema["definitions"][name]["properties"] for name in ("Main", "Gate"))
+    assert set(fields) == set(MAIN) and set(gate) == set(GATE) == set(GateConfig.model_fields)
+    every = [*fields.values(), *gate.values()]
+    assert all(len(field["description"]) > 20 and "default" not in field for field in every)
+    assert gate["probability"]["minimum"] == 0.5 and gate["cheaper_in"]["enum"] == ["parameters", "latency"]
+    assert gate["max_parameters"]["type"] == "integer"
     assert fields["steps"]["type"] == "integer" and fields["steps"]["minimum"] == 1
     assert fields["learning_rate"]["exclusiveMinimum"] == 0
     assert all(field.get("type") != "boolean" for field in fields.values())  # the form sends those untouched as off
     assert fields["support_enabled"]["enum"] == ["yes", "no"]
-    assert schema["properties"]["main"]["default"] == {}
+    assert schema["properties"]["main"]["default"] == schema["properties"]["gate"]["default"] == {}
 
 
 def test_a_filled_form_is_what_the_command_line_would_say():
     sources = ["a, b.txt", "c.txt"]
     main = Main(steps=70, learning_rate=6e-4, sources=sources, sentiment_source="posts.csv", support_enabled="yes")
-    filled = settings_of("smoke", main, ["cluster.zero_stage=1"], "")
+    gate = Gate(probability=0.99, max_latency_ms=20, must_beat=["TF-IDF + logistic regression"])
+    filled = settings_of("smoke", main, gate, ["cluster.zero_stage=1"], "")
     said = [
         "pretrain.steps=70",
         "pretrain.optimizer.learning_rate=6e-4",
         'corpus.sources=["a, b.txt", "c.txt"]',
         "tasks.sentiment.source=posts.csv",
         "tasks.support.enabled=true",
+        "gate.probability=0.99",
+        "gate.max_latency_ms=20",
+        'gate.must_beat=["TF-IDF + logistic regression"]',
         "cluster.zero_stage=1",
     ]
     assert filled == resolve("smoke", None, said)
-    assert settings_of("laptop", Main(), [], "") == resolve("laptop")
+    assert settings_of("laptop", Main(), Gate(), [], "") == resolve("laptop")
     with pytest.raises(InvalidConfig, match="did you mean 'steps'"):
-        settings_of("smoke", main, ["pretrain.stepz=3"], "")
+        settings_of("smoke", main, gate, ["pretrain.stepz=3"], "")
+
+
+def test_what_learns_files_of_ones_own_is_judged_by_its_own_gate():
+    asked = ClassifierConfig(source="mine.csv", preset="smoke", gate={"margin": 0.01})
+    assert pipeline_settings(asked, None).gate == resolve("smoke", None, ["gate.margin=0.01"]).gate
+    with pytest.raises(ValueError, match="did you mean|Extra inputs"):
+        ClassifierConfig(source="mine.csv", gate={"marginn": 0.01})
 
 
 def test_equal_runs_are_known_by_what_they_make(small_changes):
@@ -130,9 +146,9 @@ def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
         assert fields["window"]["enum"] == ["hour", "day"] and fields["min_posts"]["minimum"] == 5
     if settings is ClassifierConfig:
         assert fields["balance"]["enum"] == ["auto", "none", "sqrt", "inverse"]
-        assert required == order[:1] == ["source"] and set(order[-2:]) == {"tasks", "changes"}
+        assert required == order[:1] == ["source"] and set(order[-3:]) == {"tasks", "gate", "changes"}
     if settings is RecommenderConfig:
-        assert required == order[:2] == ["source", "interactions"] and set(order[-2:]) == {"tasks", "changes"}
+        assert required == order[:2] == ["source", "interactions"] and set(order[-3:]) == {"tasks", "gate", "changes"}
         assert fields["min_weight"]["type"] == "number" and fields["attributes"]["items"] == {"type": "string"}
     if settings is SearchConfig:
         assert fields["task"]["enum"] == list(tasks()) and fields["space"]["type"] == "object"

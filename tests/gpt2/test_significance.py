@@ -1,7 +1,7 @@
 """Intervals and tests beside scipy's and brute force, and how often they hold."""
 
 import time
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_permutation_is_scipys(n):
     """Every throw of 9 coins; of 60, some."""
     generator = np.random.default_rng(0)
     first, second = generator.normal(0.2, 1, n), generator.normal(0, 1, n)
-    ours = permutation(with_ones(first), with_ones(second), mean, 20_000)
+    ours = permutation(with_ones(first), with_ones(second), mean, draws=20_000)
     reference = stats.permutation_test(
         (first, second),
         lambda a, b, axis: a.mean(axis) - b.mean(axis),
@@ -126,6 +126,26 @@ def test_permutation_is_scipys(n):
         rng=np.random.default_rng(1),
     )
     assert ours == pytest.approx(reference.pvalue, abs=1e-9 if n == 9 else 0.015)
+
+
+def test_a_margin_is_added_to_what_must_be_thrown():
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(0, 1, 9), generator.normal(0.3, 1, 9)
+    gain = first - second
+    thrown = np.array([gain @ signs for signs in product((1, -1), repeat=9)]) / 9
+    for margin in (0.0, 0.2, 1.0):
+        expected = (thrown >= gain.mean() + margin - 1e-12).mean()
+        assert permutation(with_ones(first), with_ones(second), mean, margin) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_of_systems_that_are_worse_by_the_margin_few_are_taken_for_better(n):
+    generator, taken = np.random.default_rng(0), 0
+    for _ in range(400):
+        alike = generator.normal(0, 1, n)
+        first, second = alike + generator.normal(-0.1, 0.3, n), alike + generator.normal(0, 0.3, n)
+        taken += permutation(with_ones(first), with_ones(second), mean, 0.1, draws=400) <= 0.05
+    assert 8 <= taken <= 32  # 20 are expected; a standard error is 4.4
 
 
 def test_holm_is_the_closed_bonferroni_test():

@@ -9,7 +9,7 @@ import pytest
 from gpt2 import evidence, verdict_files
 from gpt2.policy import GateConfig
 from gpt2.verdict import Measured, judge
-from tests.gpt2.stored import stored
+from tests.gpt2.stored import CLEAN, stored
 
 LABELS = ["a", "b", "c"]
 LIMIT = {"name": "x", "passed": False, "alternative": False, "text": "", "figures": {"value": 0.1, "limit": 0.05}}
@@ -39,7 +39,7 @@ class Posts:
             self.truth, {evidence.MODEL: answers, "majority": floor}, LABELS, "these posts", self.slices
         )
         cost = {"parameters": parameters, "latency_ms": latency}
-        return Measured({"task": "sentiment", "floor": "majority", "cost": cost}, found)
+        return Measured({"task": "sentiment", "floor": "majority", "cost": cost, "contamination": CLEAN}, found)
 
 
 @pytest.fixture
@@ -64,6 +64,15 @@ def test_the_first_needs_the_floor_and_the_limits(posts):
         untold = Measured({**model.report, "cost": {}}, model.evidence)
         verdict = judge(untold, None, GateConfig(**limit))
         assert not verdict["promote"] and "are not in the report" in verdict["reasons"][0]
+
+
+def test_what_was_not_looked_for_blocks_and_nothing_to_look_for_does_not(posts):
+    model = posts.measured(posts.answers(0.7))
+    untold = Measured({name: v for name, v in model.report.items() if name != "contamination"}, model.evidence)
+    verdict = judge(untold, None, POLICY)
+    assert missed(verdict) == ["no contamination"] and "is not in the report" in verdict["reasons"][0]
+    choices = Measured({**model.report, "contamination": {**CLEAN, "units": 0}}, model.evidence)
+    assert judge(choices, None, POLICY)["promote"]
 
 
 def test_a_named_baseline_must_be_beaten_too(posts):
@@ -126,7 +135,8 @@ def documents(old, new, n=120, seed=0):
     bits = np.where(part == "old", old, new) + generator.normal(0, 0.1, 2 * n)
     nll = {"model": bits * tokens * 4 * np.log(2), "unigram": 3.0 * tokens * 4 * np.log(2)}
     found = evidence.language_model(nll, tokens.astype(float), tokens * 4.0, part, "text", "document")
-    return Measured({"task": "base", "floor": "unigram", "cost": {"parameters": 1000}}, found)
+    facts = {"task": "base", "floor": "unigram", "cost": {"parameters": 1000}, "contamination": CLEAN}
+    return Measured(facts, found)
 
 
 def test_a_language_model_must_not_forget():
@@ -154,7 +164,7 @@ def test_few_units_are_thrown_not_drawn():
         rows[name] = evidence.classification(
             truth, {"model": (predicted, np.full(40, 0.7)), "floor": (truth + 2, np.full(40, 0.4))}, LABELS, "k", {}
         )
-    facts = {"task": "sentiment", "floor": "floor"}
+    facts = {"task": "sentiment", "floor": "floor", "contamination": CLEAN}
     verdict = judge(Measured(facts, rows["mine"]), Measured(facts, rows["theirs"]), POLICY)
     assert not verdict["promote"] and verdict["criteria"][0]["figures"]["probability"] == pytest.approx(0.875, abs=0.02)
 
@@ -183,7 +193,8 @@ def test_a_verdict_is_stored_with_its_page_and_follows_from_the_stored_predictio
     assert rows["better than the champion"][-1] == f"{better['probability']:.3f}"
     assert marks["better than the champion"] == "✓"
     assert marks["or not worse, and cheaper"] == "–"  # one of the two is enough
-    worst = min(verdict["criteria"][3]["figures"]["slices"], key=lambda part: part["gain"])
+    [parts] = [c["figures"]["slices"] for c in verdict["criteria"] if c["name"] == "no part worse"]
+    worst = min(parts, key=lambda part: part["gain"])
     assert rows["no part worse"][2] == f"{worst['gain']:+.4f} on {worst['slice']}"
     table = pd.read_parquet(out / "candidate" / "predictions.parquet")
     table["predicted"] = table["predicted"].where(table.index % 5 > 0, (table["label"] + 1) % 3)
@@ -195,22 +206,39 @@ def test_a_verdict_is_stored_with_its_page_and_follows_from_the_stored_predictio
     assert first["promote"] and "There was no champion" in (tmp_path / "first" / "verdict.html").read_text()
 
 
-def promoted(gain, pairs, n=2000):
-    """How many of so many candidates, that are truly better by `gain`, are promoted."""
+def test_few_that_are_all_alike_do_not_show_that_none_is_worse():
+    """As good on 100 posts and cheaper; what is wrong at 2 in 100 others would look the same."""
+    for n, promote in ((100, False), (400, True)):
+        posts = Posts(n)
+        answers = posts.answers(0.7)
+        verdict = judge(posts.measured(answers, 1000), posts.measured(answers, 2000), POLICY)
+        assert verdict["promote"] is promote
+
+
+def promoted(gain, pairs, n=2000, cheaper=False):
+    """How many of so many candidates, that are truly better by `gain` (or cheaper as well), are promoted."""
     count = 0
     for seed in range(pairs):
         posts = Posts(n, seed)
-        pair = posts.measured(posts.answers(0.72 + gain)), posts.measured(posts.answers(0.72))
-        count += judge(*pair, POLICY)["promote"]
+        mine = posts.measured(posts.answers(SKILL + gain), parameters=500 if cheaper else 1000)
+        count += judge(mine, posts.measured(posts.answers(SKILL)), POLICY)["promote"]
     return count
+
+
+SKILL = 0.72
 
 
 GAIN = 0.03
 """Of accuracy, and about as much macro-F1: what 2,000 posts can show."""
 
 
+WORSE = -POLICY.margin * SKILL
+"""By the margin that a cheaper model may be worse by."""
+
+
 def test_equals_are_not_promoted_and_the_better_are():
     assert promoted(0, 20) <= 3 and promoted(GAIN, 10) >= 7
+    assert promoted(WORSE, 20, 300, cheaper=True) <= 3
 
 
 @pytest.mark.slow
@@ -218,3 +246,18 @@ def test_of_a_thousand_equals_fifty_at_most_are_promoted_and_of_the_better_eight
     equal, better = promoted(0, 1000), promoted(GAIN, 1000)
     print(f"of 1,000 equals {equal} were promoted, of 1,000 better by {GAIN} {better}")
     assert equal <= 50 and better >= 800
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [300, 2000])
+def test_of_a_thousand_cheaper_ones_worse_by_the_margin_fifty_at_most_are_promoted(n):
+    worse = promoted(WORSE, 1000, n, cheaper=True)
+    print(f"of 1,000 cheaper ones that are worse by the margin, of {n} posts, {worse} were promoted")
+    assert worse <= 50
+
+
+@pytest.mark.slow
+def test_of_a_thousand_cheaper_ones_as_good_eight_in_ten_are_promoted():
+    equal = promoted(0, 1000, 8000, cheaper=True)
+    print(f"of 1,000 cheaper ones that are as good, of 8,000 posts, {equal} were promoted")
+    assert equal >= 800
