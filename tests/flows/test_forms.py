@@ -67,7 +67,7 @@ def test_a_filled_form_is_what_the_command_line_would_say():
 def test_what_learns_files_of_ones_own_is_judged_by_its_own_gate():
     asked = ClassifierConfig(source="mine.csv", preset="smoke", gate={"margin": 0.01})
     assert pipeline_settings(asked, None).gate == resolve("smoke", None, ["gate.margin=0.01"]).gate
-    with pytest.raises(ValueError, match="did you mean|Extra inputs"):
+    with pytest.raises(ValueError, match=r"did you mean|Extra inputs"):
         ClassifierConfig(source="mine.csv", gate={"marginn": 0.01})
 
 
