@@ -24,7 +24,7 @@ Failed = Callable[[np.ndarray, np.ndarray], np.ndarray]
 MINIMUM, INVARIANCE, DIRECTION = "minimum functionality", "invariance", "direction"
 LINK = " http://t.co/a1B2c3D4"
 SLACK = 0.05
-"""By which a probability may move against the direction and nothing be said."""
+"""By which a probability, or a share of a rank, may move against the direction and nothing be said."""
 WORD = re.compile(r"[^\W\d_]{4,}")
 
 

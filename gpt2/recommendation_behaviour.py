@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gpt2.baselines import parts
-from gpt2.behaviour import DIRECTION, INVARIANCE, LINK, MINIMUM, Test
+from gpt2.behaviour import DIRECTION, INVARIANCE, LINK, MINIMUM, SLACK, Test
 from gpt2.metrics import rank_of
 from gpt2.reasons import attributes
 
@@ -31,7 +31,8 @@ CHANGES: dict[str, Callable[[str], str]] = {
 REMARKS = (
     f"Behavioural tests are of {USERS} users (all, if they are fewer), drawn by chance but the same for every model, "
     f"after all but their last choice; {BEST} items are offered. A kind is an attribute, as a genre; a new item is one "
-    "that nobody had chosen in training; closest are items by the cosine of their texts' embeddings.",
+    "that nobody chose in training; closest are items by the cosine of their texts' embeddings; a rank is lower if it "
+    f"is by more than {SLACK:.0%}.",
     "What was chosen before is left out of a ranking by its id, whatever its score.",
 )
 
@@ -97,8 +98,8 @@ class Sample:
             self.of_a_kind(),
             self.new_items(),
             *self.retold(best),
-            Test(DIRECTION, raised, latest > old, moved(old, latest, "chosen at last"), True),
-            Test(DIRECTION, order, latest > oldest, moved(oldest, latest, "as the latest, not the first"), True),
+            Test(DIRECTION, raised, lower(latest, old), moved(old, latest, "chosen at last"), True),
+            Test(DIRECTION, order, lower(latest, oldest), moved(oldest, latest, "as the latest, not the first"), True),
         ]
 
     def again(self, best: Sequence[Sequence[int]]) -> Test:
@@ -134,7 +135,8 @@ class Sample:
         mine, theirs = count(best), count(usual)
 
         def such(i: int) -> str:
-            return f"{' '.join(of[i])}, chosen {len(histories[i])} times: {mine[i]}, of the popular {theirs[i]}"
+            chosen = f"{len(histories[i])} choices, all of {kinds[histories[i][0]][of[i]]}"
+            return f"{chosen}: {mine[i]} of those offered, {theirs[i]} of the popular ones"
 
         name = f"who chose one kind alone is offered more of it than the {BEST} most popular items have"
         return Test(MINIMUM, name, (mine <= theirs) & (theirs < BEST), such, True)
@@ -177,6 +179,11 @@ class Sample:
         """The others, without the barred, the closest first."""
         order = np.argsort(-(self.embeddings @ self.embeddings[item]), kind="stable")
         return order[~np.isin(order, np.append(barred, item))]
+
+
+def lower(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(N,) which ranks are larger than before, beyond the slack."""
+    return after > (1 + SLACK) * before
 
 
 def scores(predictor: RecommendationPredictor, histories: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

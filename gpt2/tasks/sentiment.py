@@ -213,7 +213,7 @@ class Sentiment(Task):
             alone = metrics.classification(truth, softmax(np.stack(test[NGRAMS])), labels)[self.primary]
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
         if predictor.masked:
-            remarks.append("Which link or handle a text has changes no label: all are read as `http` and `@user`.")
+            remarks.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
         return {
             "task": self.name,
             "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",

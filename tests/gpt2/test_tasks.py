@@ -174,7 +174,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     (saved / "task.json").write_text(json.dumps(facts))  # one that was saved before there were temperatures
     assert kind.predictor(saved).temperature == 1
     assert "Behavioural tests" in written["tables"] and written["cost"]["latency_ms"] > 0
-    assert any("`http` and `@user`" in remark for remark in written["remarks"])
+    assert any("read as 'http' and '@user'" in remark for remark in written["remarks"])
     stored(kind, written, out)
     assert kind.primary in written["metrics"] and tuple(written["baselines"]) == kind.baselines
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
