@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,7 +76,7 @@ class Recommendation(Task):
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.slices", "gpt2.recommendation_report", "gpt2.recommending", "gpt2.reasons", "gpt2.search",
-        "gpt2.surges",
+        "gpt2.surges", "gpt2.behaviour", "gpt2.recommendation_behaviour",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
@@ -128,7 +129,7 @@ class Recommendation(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, cost, metrics, plots, recommendation_report
+        from gpt2 import baselines, behaviour, cost, metrics, plots, recommendation_behaviour, recommendation_report
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
@@ -146,6 +147,7 @@ class Recommendation(Task):
         predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
         some = recommendation_report.recommended(predictor, histories, items, ranks["model"], disliked)
+        tested = recommendation_behaviour.suite(predictor, histories, items, disliked)
         return {
             "task": self.name,
             "title": self.title,
@@ -154,7 +156,8 @@ class Recommendation(Task):
             "metrics": ranked.pop("model"),
             "baselines": ranked,
             "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
-            "tables": {"Recommendations, and why": some},
+            "remarks": list(recommendation_behaviour.REMARKS),
+            "tables": {"Recommendations, and why": some} | behaviour.tables(tested),
             "samples": {"What counts": predictor.told()},
             "figures": [plots.recall(ranks, "users whose next choice", out)],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
@@ -203,7 +206,6 @@ class RecommendationPredictor:
 
     def __init__(self, directory: Path):
         import pandas as pd
-        import torch
 
         from gpt2 import files, weights
         from gpt2.heads import Recommender
@@ -216,10 +218,10 @@ class RecommendationPredictor:
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
         trunk = weights.load(directory)
-        tokenizer = Tokenizer.load(directory, trunk.config.vocab_size)
+        self.tokenizer = Tokenizer.load(directory, trunk.config.vocab_size)
         saved = json.loads((directory / "task.json").read_text())
-        told = texts(items, tokenizer, saved.get("item_tokens", ITEM_TOKENS))
-        self.module = Recommender(trunk, told, log_popularity(items))
+        self.item_tokens: int = saved.get("item_tokens", ITEM_TOKENS)
+        self.module = Recommender(trunk, texts(items, self.tokenizer, self.item_tokens), log_popularity(items))
         self.context = saved["context"]
         path = directory / "head.safetensors"
         head, own = files.read(path), self.module.state_dict()
@@ -229,9 +231,27 @@ class RecommendationPredictor:
         self.hybrid: Hybrid | None = None
         if "weights" in saved:  # older models rank by text and popularity alone
             self.hybrid = Hybrid.load(directory, saved["weights"], len(items))
-        with torch.inference_mode():  # items are read once
+        self.read()
+
+    def read(self) -> None:
+        """Read the items' texts, once for all rankings."""
+        import torch
+
+        with torch.inference_mode():
             self.features = self.module.features()
             self.embeddings = self.module.embeddings(self.features)
+
+    def retold(self, items: pd.DataFrame, change: Callable[[str], str]) -> RecommendationPredictor:
+        """The same model of the same items, told as `change` makes of what is told of each."""
+        from gpt2.heads import Recommender
+
+        told = texts(items, self.tokenizer, self.item_tokens, change)
+        other = copy(self)
+        other.module = Recommender(self.module.model, told, self.module.log_popularity)
+        other.module.load_state_dict(self.module.state_dict())
+        other.module.eval()
+        other.read()
+        return other
 
     def scores(self, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """(histories, items) scores: those of text with those of what people chose."""
@@ -347,9 +367,11 @@ def facts_of(examples: Path) -> dict[str, Any]:
     return json.loads((examples / "catalogue.json").read_text())
 
 
-def texts(items: pd.DataFrame, tokenizer: Tokenizer, length: int = ITEM_TOKENS) -> list[list[int]]:
-    """Ids of each item's title and text, `length` of them at most."""
-    told = [sentence(title, text) for title, text in zip(items["title"], items["text"], strict=True)]
+def texts(
+    items: pd.DataFrame, tokenizer: Tokenizer, length: int = ITEM_TOKENS, change: Callable[[str], str] = str
+) -> list[list[int]]:
+    """Ids of each item's title and text, perhaps changed, `length` of them at most."""
+    told = [change(sentence(title, text)) for title, text in zip(items["title"], items["text"], strict=True)]
     return [ids[:length] or [tokenizer.end_of_text] for ids in tokenizer.encode_batch(told)]
 
 

@@ -82,7 +82,9 @@ class Sentiment(Task):
         "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration",
         "gpt2.ngrams",
     )  # fmt: skip
-    report_code: ClassVar[tuple[str, ...]] = ("gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.doubts")
+    report_code: ClassVar[tuple[str, ...]] = (
+        "gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.sentiment_behaviour", "gpt2.surges", "gpt2.doubts",
+    )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
         "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
@@ -168,7 +170,7 @@ class Sentiment(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, behaviour, cost, doubts, metrics, plots
+        from gpt2 import baselines, behaviour, cost, doubts, metrics, plots, sentiment_behaviour
         from gpt2.calibration import softmax
 
         train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in labelled.SPLITS)
@@ -199,7 +201,8 @@ class Sentiment(Task):
             plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
         ]
         found = metrics.classification(truth, probabilities, labels)
-        tested = behaviour.tables(predictor.probabilities, labels)  # none where the labels are no moods
+        # None where the labels are no moods.
+        tested = behaviour.tables(sentiment_behaviour.suite(predictor.probabilities, labels))
         uncalibrated = metrics.calibration_error(truth, before)
         remark = (
             f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
@@ -209,6 +212,8 @@ class Sentiment(Task):
         if predictor.ngrams is not None:
             alone = metrics.classification(truth, softmax(np.stack(test[NGRAMS])), labels)[self.primary]
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
+        if predictor.masked:
+            remarks.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
         return {
             "task": self.name,
             "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",

@@ -78,7 +78,8 @@ class Support(Task):
         "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.metrics"
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode", "gpt2.surges"
+        "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode", "gpt2.surges",
+        "gpt2.behaviour", "gpt2.support_behaviour",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0, "max_tokens": REPLY_TOKENS}
     use = "Finding the answer to a question in one's own knowledge file, for a person to read before it is sent."
@@ -159,11 +160,11 @@ class Support(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import cost, plots
+        from gpt2 import behaviour, cost, plots, support_behaviour
         from gpt2.search import best_rank, tf_idf, words
 
-        predictor = self.predictor(directory)
-        test = questions_of(pd.read_parquet(examples / "pairs.parquet"), "test")
+        predictor, pairs = self.predictor(directory), pd.read_parquet(examples / "pairs.parquet")
+        test = questions_of(pairs, "test")
         questions, right = test["question"].tolist(), predictor.right(test)
         cosines, found_words = predictor.parts(questions)
         scores = {
@@ -204,12 +205,13 @@ class Support(Task):
                 "Score: {:.3g} x cosine of embeddings + {:.3g} x BM25, as the validation split has it.".format(
                     *predictor.weights
                 ),
+                *support_behaviour.REMARKS,
             ],
             "samples": {"Answers": samples[:8], "Replies": written[:8]},
             "figures": [plots.recall(ranks, "questions of which a right answer", out)],
             "tables": {"Replies to the test's questions": {
                 "header": ["reply", "questions"], "rows": [[r, int(n)] for r, n in reasons.items()]
-            }},
+            }, **behaviour.tables(support_behaviour.suite(predictor, pairs))},
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
             **evidence.summary(),
         }  # fmt: skip
@@ -301,6 +303,15 @@ class SupportPredictor:
         likeness, place = max((jaccard(asked, known), -n) for n, (known, _) in enumerate(self.known))
         return self.known[-place][1] if likeness >= LIKE else None
 
+    def looked_up(self, questions: Sequence[str]) -> np.ndarray:
+        """(questions, answers) probabilities: the `scores`, but 1 for the answer of a known question."""
+        found = self.scores(questions)
+        for row, question in zip(found, questions, strict=True):
+            if (answer := self.lookup(question)) is not None:
+                row[:] = 0
+                row[answer] = 1
+        return found
+
     def replies(self, questions: Sequence[str], best: Sequence[int], most: int = REPLY_TOKENS) -> list[tuple[str, str]]:
         """(reply, why it is withheld, "" where it is not) to each question from the answer that was found."""
         from gpt2.generate import generate
@@ -335,11 +346,8 @@ class SupportPredictor:
             raise ValueError(f"abstain_below={least:g}, max_tokens={most}; give 0 to 1, and 0 or more")
         if not questions:
             return pd.DataFrame(columns=["answer", "score", "reply", "withheld"])
-        best = self.scores(questions)
+        best = self.looked_up(questions)
         chosen, score = best.argmax(1).tolist(), best.max(1).tolist()
-        for i, question in enumerate(questions):
-            if (answer := self.lookup(question)) is not None:
-                chosen[i], score[i] = answer, 1.0
         fits = [i for i in range(len(questions)) if score[i] >= least]
         replies = [("", "nothing fits")] * len(questions)
         if most:

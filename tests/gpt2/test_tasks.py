@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from gpt2 import report
+from gpt2.behaviour import DIRECTION, INVARIANCE, MINIMUM
 from gpt2.config import ModelConfig
 from gpt2.duplicates import jaccard, shingles
 from gpt2.heads import pad
 from gpt2.model import GPT2
+from gpt2.recommendation_behaviour import USERS
 from gpt2.task import task, tasks
 from gpt2.tasks.recommendation import load_examples
 from gpt2.tokenizer import Tokenizer
@@ -172,6 +174,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     (saved / "task.json").write_text(json.dumps(facts))  # one that was saved before there were temperatures
     assert kind.predictor(saved).temperature == 1
     assert "Behavioural tests" in written["tables"] and written["cost"]["latency_ms"] > 0
+    assert any("read as 'http' and '@user'" in remark for remark in written["remarks"])
     stored(kind, written, out)
     assert kind.primary in written["metrics"] and tuple(written["baselines"]) == kind.baselines
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
@@ -322,6 +325,9 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
     written = report.write(kind.evaluate(saved, examples, out), out)
     assert kind.primary in written["metrics"] and tuple(written["baselines"]) == kind.baselines
     stored(kind, written, out)
+    behaved = written["tables"]["Behavioural tests, with 95 % intervals"]["rows"]
+    assert {row[0] for row in behaved} == {MINIMUM, INVARIANCE, DIRECTION}
+    assert {row[2] for row in behaved if row[0] == INVARIANCE} == {min(USERS, len(histories))}
     older(kind, saved, read)
     assert any(part["slice"].startswith("history") for part in written["slices"])
     assert "recall.png" in {figure["file"] for figure in written["figures"]}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -184,12 +185,17 @@ def test_from_examples_to_report(examples, tokenizer, tmp_path):
     assert all((reply == "") == bool(why) for reply, why in zip(answers["reply"], answers["withheld"], strict=True))
     unsure = predictor.predict(["is there a screen that noises at night?"], {"abstain_below": 1.0, "max_tokens": 8})
     assert unsure[["answer", "reply", "withheld"]].iloc[0].tolist() == ["", "", "nothing fits"]
+    asked = ["my MOUSE is broken!", "is there a screen that noises at night?"]
+    looked, ranked = predictor.looked_up(asked), predictor.scores(asked)
+    assert looked[0].max() == 1 == looked[0].sum() and ranked[0].max() < 1 and (looked[1] == ranked[1]).all()
     assert predictor.predict([], {}).empty
     with pytest.raises(ValueError, match=r"abstain_below=2.*give 0 to 1"):
         predictor.predict(["what?"], {"abstain_below": 2.0})
     written = report.write(KIND.evaluate(saved, folder, out), out)
     assert written["metrics"]["recall_at_1"] > 3 / len(predictor.answers)
     assert tuple(written["baselines"]) == KIND.baselines
+    behaved = written["tables"]["Behavioural tests, with 95 % intervals"]["rows"]
+    assert len(behaved) == 8 and all(re.fullmatch(r"\d+% \[\d+%, \d+%\]", row[3]) for row in behaved)
     assert "recall.png" in {figure["file"] for figure in written["figures"]}
     predictions = pd.read_parquet(out / "predictions.parquet")
     again = KIND.evidence(predictions)
