@@ -168,7 +168,7 @@ class Sentiment(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, behaviour, cost, doubts, metrics, plots
+        from gpt2 import baselines, behaviour, cost, doubts, evidence, metrics, plots
         from gpt2.calibration import softmax
 
         train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in labelled.SPLITS)
@@ -209,6 +209,10 @@ class Sentiment(Task):
         if predictor.ngrams is not None:
             alone = metrics.classification(truth, softmax(np.stack(test[NGRAMS])), labels)[self.primary]
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
+        summary = self.evidence(test).summary()
+        once = evidence.classification(truth, {evidence.MODEL: (before.argmax(1), before.max(1))}, labels, "", {})
+        drawn = once.drawn.interval(once.of("calibration_error"), once.method("calibration_error"))
+        summary["intervals"][evidence.MODEL]["calibration_error_before"] = evidence.bounded(drawn)
         return {
             "task": self.name,
             "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",
@@ -222,7 +226,7 @@ class Sentiment(Task):
             "figures": figures,
             "tables": doubtful | tested,
             "cost": cost.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
-            **self.evidence(test).summary(),
+            **summary,
         }
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:
