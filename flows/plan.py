@@ -46,6 +46,7 @@ REPORTING = (
     "gpt2.metrics",
     "gpt2.evidence",
     "gpt2.significance",
+    "gpt2.surges",
     "gpt2.cost",
     "gpt2.report",
     "gpt2.plots",

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpt2.overlap import GRAM, NEAR, Hit
+from gpt2.surges import wilson
 
 FILE = "contamination.json"
 METRIC = "contamination"
@@ -66,10 +69,14 @@ def told(facts: Mapping[str, Any]) -> str:
 
 
 def attached(content: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A report's content with the metric, the sentence, examples and ids."""
+    """A report's content with the metric (where there are intervals, with one), the sentence, examples and ids."""
     complete = {**content, "remarks": [*content.get("remarks", []), told(facts)], "contamination": dict(facts)}
     if facts["units"]:
         complete |= {"metrics": {**content["metrics"], METRIC: facts["share"]}}
+        if "intervals" in content:
+            low, high = wilson(np.array(len(facts["contaminated"])), np.array(facts["units"]))
+            mine = {**content["intervals"]["model"], METRIC: [float(low), float(high)]}
+            complete["intervals"] = {**content["intervals"], "model": mine}
     if facts["examples"]:
         header = [facts["unit"], "held-out text", "found in", "as", "training text"]
         rows = [

@@ -152,7 +152,8 @@ def how(page: Page) -> list[str]:
         f"{c.false_alarms:g} alerts per topic and year.",
         f"{w.capitalize()}s with fewer than {c.min_posts} posts are not judged (grey dots), nor before a topic has "
         f"{MIN_HISTORY[w]} {w}s of history. A doubling is found within two {w}s in 95 of 100 cases where a usual {w} "
-        f"has {PROMISED} negative posts or more, as long as the share varies by chance alone.",
+        f"has {PROMISED} negative posts or more, as long as the share varies by chance alone. What must double is "
+        f"the share that the model reads: it misreads some posts, so the true one may have to rise by more.",
         f"Drift: the latest {c.drift_posts:,} posts beside held-out texts of the training data, by the population "
         f"stability index over deciles; above {c.drift_threshold:g} is called drift, and asks for a new training.",
     ]

@@ -39,6 +39,8 @@ def monitor(
     given: dict[str, Any] = {"sources": list(sources) or None}
     note = ""
     if demo:
+        if sources:
+            raise ValueError(f"--demo replays the sample posts and reads no {', '.join(sources)}; give one of the two")
         given |= {"name": "demo", "time_field": "time", "window": "day", "sources": ["demo"]}
     chosen = settings(MonitorConfig, given, config, set_ or ())
     from cluster.champion import used

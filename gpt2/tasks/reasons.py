@@ -216,6 +216,7 @@ class Reasons(Task):
         pd.DataFrame(told, columns=["item", *Written._fields, "withheld"]).to_parquet(
             out / "written.parquet", index=False
         )
+        summary = evidence.summary()
         return {
             "task": self.name,
             "title": self.title,
@@ -225,8 +226,8 @@ class Reasons(Task):
             "counts": {"sentences": len(table), "tokens": int(table["tokens"].sum()), "users": len(pairs)},
             "figures": [],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example, tries=3),
-            **evidence.summary(),
-            **looked_at(predictor, pairs, written, table["text"].tolist(), values["model"]),
+            **summary,
+            **looked_at(predictor, pairs, written, table["text"].tolist(), values["model"], summary["intervals"]),
         }
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:

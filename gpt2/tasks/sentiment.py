@@ -170,7 +170,7 @@ class Sentiment(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, behaviour, cost, doubts, metrics, plots, sentiment_behaviour
+        from gpt2 import baselines, behaviour, cost, doubts, evidence, metrics, plots, sentiment_behaviour
         from gpt2.calibration import softmax
 
         train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in labelled.SPLITS)
@@ -214,6 +214,10 @@ class Sentiment(Task):
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
         if predictor.masked:
             remarks.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
+        summary = self.evidence(test).summary()
+        once = evidence.classification(truth, {evidence.MODEL: (before.argmax(1), before.max(1))}, labels, "", {})
+        drawn = once.drawn.interval(once.of("calibration_error"), once.method("calibration_error"))
+        summary["intervals"][evidence.MODEL]["calibration_error_before"] = evidence.bounded(drawn)
         return {
             "task": self.name,
             "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",
@@ -227,7 +231,7 @@ class Sentiment(Task):
             "figures": figures,
             "tables": doubtful | tested,
             "cost": cost.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
-            **self.evidence(test).summary(),
+            **summary,
         }
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:

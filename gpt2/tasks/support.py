@@ -162,6 +162,7 @@ class Support(Task):
 
         from gpt2 import behaviour, cost, plots, support_behaviour
         from gpt2.search import best_rank, tf_idf, words
+        from gpt2.surges import wilson
 
         predictor, pairs = self.predictor(directory), pd.read_parquet(examples / "pairs.parquet")
         test = questions_of(pairs, "test")
@@ -188,7 +189,10 @@ class Support(Task):
         table.to_parquet(out / "predictions.parquet", index=False)
         evidence = self.evidence(table)
         values = {s: {m: evidence.value(m, s) for m in evidence.metrics} for s in evidence.systems}
-        found = values.pop("model") | {"replies_shown": float((table["withheld"] == "").mean())}
+        summary, shown = evidence.summary(), (table["withheld"] == "").to_numpy()
+        found = values.pop("model") | {"replies_shown": float(shown.mean())}
+        low, high = wilson(shown.sum(), np.array(len(shown)))
+        summary["intervals"]["model"]["replies_shown"] = [float(low), float(high)]
         reasons = table["withheld"].replace("", "shown").value_counts()
         samples = [f"{r.question} → {r.answer} (the right one has rank {r.rank_model})" for r in table.itertuples()]
         written = [f"{r.question} → {r.reply}" for r in table[table["withheld"] == ""].itertuples()]
@@ -213,7 +217,7 @@ class Support(Task):
                 "header": ["reply", "questions"], "rows": [[r, int(n)] for r, n in reasons.items()]
             }, **behaviour.tables(support_behaviour.suite(predictor, pairs))},
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
-            **evidence.summary(),
+            **summary,
         }  # fmt: skip
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:

@@ -31,13 +31,19 @@ def model_folder(path: Path, task: str = "sentiment", seed: int = 0) -> Path:
 
 
 def registered(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None):
-    """A version of `name`, registered as the pipeline does it; its model lies in `path/model`."""
+    """A version of `name` with random weights, registered as the pipeline does it; its model lies in `path/model`."""
+    model_folder(path, task, seed)
+    return register(name, path, task, seed, tags, texts)
+
+
+def register(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None):
+    """A version of `name` of the model that lies in `path/model`."""
     from cluster import registry
     from cluster.tracking import Run
     from gpt2.artifact import Artifact
     from gpt2.loading import read
 
-    _, predictor = read(model_folder(path, task, seed))
+    _, predictor = read(path / "model")
     artifact = Artifact(path, {"id": f"{name}-{seed}", "kind": task})
     run = Run.open(f"register-{name}", {"gpt2.test": f"{name}-{seed}"})
     example = list(predictor.input_example)

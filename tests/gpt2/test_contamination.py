@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from gpt2 import contamination, verdict_files
 from gpt2.overlap import GRAM, NEAR, Hit
@@ -48,6 +49,14 @@ def test_nothing_to_look_for_is_said(tmp_path):
     content = contamination.attached({"metrics": {"ndcg": 0.1}}, found)
     assert content["metrics"] == {"ndcg": 0.1} and content["contamination"]["units"] == 0
     assert "are choices, not texts" in content["remarks"][0]
+
+
+def test_the_share_has_an_interval_where_the_others_have():
+    content = contamination.attached({"metrics": {"f1": 0.5}, "intervals": {"model": {"f1": [0.4, 0.6]}}}, facts())
+    theirs = binomtest(2, 50).proportion_ci(method="wilson")
+    assert content["intervals"]["model"]["contamination"] == pytest.approx([theirs.low, theirs.high], abs=1e-4)
+    assert content["intervals"]["model"]["f1"] == [0.4, 0.6]
+    assert "intervals" not in contamination.attached({"metrics": {"f1": 0.5}}, facts())
 
 
 @pytest.mark.parametrize(("limit", "passes"), [(0.05, True), (0.04, True), (0.039, False), (0.0, False)])

@@ -13,6 +13,7 @@ from gpt2.behaviour import DIRECTION, INVARIANCE, MINIMUM
 from gpt2.config import ModelConfig
 from gpt2.duplicates import jaccard, shingles
 from gpt2.heads import pad
+from gpt2.metrics import calibration_error
 from gpt2.model import GPT2
 from gpt2.recommendation_behaviour import USERS
 from gpt2.task import task, tasks
@@ -98,14 +99,28 @@ def trained(kind, model, examples, tokenizer, steps=15):
 def stored(kind, written, out):
     """The stored predictions give the report's metrics and intervals again."""
     found = kind.evidence(pd.read_parquet(out / "predictions.parquet"))
-    again = found.summary()
-    assert {name: written[name] for name in again} == json.loads(json.dumps(again))
+    again = json.loads(json.dumps(found.summary()))
+    for system, intervals in again.pop("intervals").items():
+        assert intervals.items() <= written["intervals"][system].items()
+    assert {name: written[name] for name in again} == again
+    assert {m for m, v in written["metrics"].items() if isinstance(v, float)} == set(written["intervals"]["model"])
     values = {s: written["baselines"].get(s, written["metrics"]) for s in found.systems}
     for system, metrics in values.items():
         for metric in found.metrics:
             assert found.value(metric, system) == pytest.approx(metrics[metric])
             low, high = written["intervals"][system][metric]
             assert low <= high
+
+
+def before_the_temperature(predictor, test, written):
+    """The interval of the calibration error without a temperature, drawn again in a loop."""
+    truth, found = test["label"].to_numpy(), predictor.probabilities(test["text"].tolist())
+    generator, value = np.random.default_rng(1), calibration_error(truth, found)
+    draws = (generator.integers(len(truth), size=len(truth)) for _ in range(2000))
+    low, high = np.quantile([calibration_error(truth[chosen], found[chosen]) for chosen in draws], [0.025, 0.975])
+    expected = [max(0.0, 2 * value - high), max(0.0, 2 * value - low)]
+    assert written["metrics"]["calibration_error_before"] == pytest.approx(value)
+    assert written["intervals"]["model"]["calibration_error_before"] == pytest.approx(expected, abs=0.02)
 
 
 def test_every_task_is_listed_with_valid_defaults():
@@ -176,6 +191,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     assert "Behavioural tests" in written["tables"] and written["cost"]["latency_ms"] > 0
     assert any("read as 'http' and '@user'" in remark for remark in written["remarks"])
     stored(kind, written, out)
+    before_the_temperature(kind.predictor(saved), pd.read_parquet(examples / "test.parquet"), written)
     assert kind.primary in written["metrics"] and tuple(written["baselines"]) == kind.baselines
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
     assert {f["file"] for f in written["figures"]} <= {p.name for p in out.iterdir()}

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import bootstrap
 
 from flows.config import preset_names, resolve
 from gpt2 import report
@@ -223,6 +224,16 @@ def test_the_report_is_what_the_predictor_says(examples, saved, tmp_path):
     assert predictor.predict(records[1], {}).iloc[0].tolist() == told.iloc[1].tolist()  # whatever is asked with it
     written = pd.read_parquet(tmp_path / "written.parquet")
     assert told["withheld"][0] == written["withheld"][0] and len(written) == sum(n for _, n in counts)
+    runs = predictor.checks.known.longest(written["text"].tolist())
+    users = (written["item"].diff() != 0).cumsum().to_numpy()
+    assert users.max() == found["counts"]["users"]
+    sums, sizes = np.bincount(users, runs)[1:], np.bincount(users)[1:]
+    drawn = bootstrap(
+        (sums, sizes), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, method="BCa", n_resamples=9999, rng=0
+    )
+    theirs = drawn.confidence_interval
+    assert metrics["longest_copy"] == pytest.approx(runs.mean()) and metrics["longest_copy_max"] == runs.max()
+    assert found["intervals"]["model"]["longest_copy"] == pytest.approx([theirs.low, theirs.high], abs=0.05)
     assert metrics["shown"] == 0 and (written["withheld"] != "").all() and told["reason"].tolist() == ["", ""]
 
 
@@ -240,7 +251,8 @@ def test_what_passes_is_shown_and_counted(examples, saved):
     written = [[(good, predictor.checks.withheld(good, i, liked))] for i, liked in pairs]
     assert [group[0][1] for group in written] == ["", "it says what the item is not"]
     assert predictor.checks.withheld(good._replace(perplexity=5.1), *pairs[0]) == "it is unlikely"
-    told = looked_at(predictor, pairs, written, learned, {})
+    told = looked_at(predictor, pairs, written, learned, {"loss": 1.0}, {"model": {"loss": [0.9, 1.1]}})
+    assert told["intervals"]["model"].keys() == told["metrics"].keys() - {"longest_copy_max"}
     assert told["metrics"]["shown"] == 0.5 and told["metrics"]["attribute_right"] == 0.5
     assert told["metrics"]["attribute_right_by_chance"] == 0.5 and told["metrics"]["names_item"] == 1
     after = f"after {predictor.titles[other]}; {predictor.titles[item]}"

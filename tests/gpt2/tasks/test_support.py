@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from flows.config import preset_names, resolve
 from gpt2 import report
@@ -199,7 +200,13 @@ def test_from_examples_to_report(examples, tokenizer, tmp_path):
     assert "recall.png" in {figure["file"] for figure in written["figures"]}
     predictions = pd.read_parquet(out / "predictions.parquet")
     again = KIND.evidence(predictions)
-    assert {n: written[n] for n in again.summary()} == json.loads(json.dumps(again.summary()))
+    summary = json.loads(json.dumps(again.summary()))
+    low, high = written["intervals"]["model"].pop("replies_shown")
+    assert {n: written[n] for n in summary} == summary
+    shown = predictions["withheld"] == ""
+    assert written["metrics"]["replies_shown"] == pytest.approx(shown.mean())
+    wilson = binomtest(int(shown.sum()), len(shown)).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=1e-4)
     ranks = predictions["rank_model"].to_numpy()
     expected = {"mrr": (1 / ranks).mean(), "recall_at_1": (ranks == 1).mean(), "recall_at_5": (ranks <= 5).mean()}
     assert {n: written["metrics"][n] for n in expected} == pytest.approx(expected)
