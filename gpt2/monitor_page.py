@@ -113,10 +113,10 @@ def undecided(page: Page) -> tuple[list[str], bool]:
     if not config.abstain_below or shown.empty:
         return [], False
     count, posts, usual = shown["undecided"].sum(), shown["posts"].sum(), page.usual_undecided
-    beside = f"; of held-out texts of its training data it is so with {usual:.0%}" if usual is not None else ""
+    beside = f"; of held-out texts of its training data {usual:.0%} are" if usual is not None else ""
     told = [
-        f"{count:,} of {posts:,} posts ({count / posts:.0%}) are undecided: the model's confidence in "
-        f"them is below {config.abstain_below:g}{beside}. Shares are of the others."
+        f"{count:,} of {posts:,} posts ({count / posts:.0%}) are undecided, the model's confidence in them being below "
+        f"{config.abstain_below:g}{beside}. Shares are of the others."
     ]
     mostly = []
     for topic in page.topics:
@@ -229,7 +229,8 @@ def render(page: Page) -> str:
         if rows.empty:
             continue
         large = rows[rows["decided"] >= config.min_posts]
-        last = f"{large.iloc[-1]['share']:.0%} of {large.iloc[-1]['decided']:,} posts, latest" if len(large) else ""
+        what = "decided posts" if config.abstain_below else "posts"
+        last = f"{large.iloc[-1]['share']:.0%} of {large.iloc[-1]['decided']:,} {what}, latest" if len(large) else ""
         svg = curves.curve(rows, config.window, config.min_posts, top)
         parts.append(
             f'<div class="panel{" hot" if topic in hot else ""}"><h3>{e(topic)}<span>{last}</span></h3>{svg}</div>'
