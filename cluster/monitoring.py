@@ -22,6 +22,7 @@ from cluster.tokenization import each
 from gpt2 import drift
 from gpt2.artifact import Artifact, Key, Store, digest
 from gpt2.index import FREQUENCY, STEP, topic_lists
+from gpt2.lengths import longer
 from gpt2.monitor import MonitorConfig
 from gpt2.posts import AHEAD, COLUMNS, UTC, read, written_by
 from gpt2.readers import UnreadableFile
@@ -153,7 +154,8 @@ def scored(made: Sequence[Artifact], model: Used, columns: Sequence[str]) -> pd.
     wanted = ["post", *columns]
     if not made:
         return pd.DataFrame(columns=wanted)
-    tables = [pq.read_table(batch.file(SCORED), columns=wanted).to_pandas() for batch in made]
+    # A column that an older batch has not is empty.
+    tables = [pq.ParquetFile(batch.file(SCORED)).read(wanted).to_pandas().reindex(columns=wanted) for batch in made]
     rows = [(batch.manifest["spec"]["model"] == model.identity, *part) for batch in made for part in parts(batch)]
     order = {row: place for place, row in enumerate(sorted((mine, created, id) for mine, id, created, _ in rows))}
     places = np.repeat([order[mine, created, id] for mine, id, created, _ in rows], [posts for *_, posts in rows])
@@ -193,7 +195,12 @@ def score(
     for start in range(0, len(posts), config.batch_posts):
         part = posts.iloc[start : start + config.batch_posts].reset_index(drop=True)
         spec = {"monitor": config.name, "model": model.identity, "version": model.address, "negative": config.negative}
-        key = Key(kind(config), spec, {"posts": digest(sorted(part["post"]))}, ("cluster.monitoring", "gpt2.drift"))
+        key = Key(
+            kind(config),
+            spec,
+            {"posts": digest(sorted(part["post"]))},
+            ("cluster.monitoring", "gpt2.drift", "gpt2.lengths"),
+        )
         if store.find(key) is None:
             calls.append((str(store.root), key, part, config, model, shares))
     for done, count in enumerate(each(score_one, calls, here=len(posts) <= SMALL), 1):
@@ -213,6 +220,7 @@ def score_one(root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, m
             topics=topic_lists(posts, config),
             label=[predictor.labels[i] for i in probabilities.argmax(1)],
             version=model.address,
+            cut=longer(predictor.tokenizer, predictor.read(texts), predictor.module.model.config.n_positions - 1),
         )
         rows = predictor.tokenizer.encode_batch(texts)
         known = np.load(shares, allow_pickle=False) if shares else np.ones(predictor.tokenizer.vocab_size)
@@ -272,9 +280,19 @@ def so_far(posts: pd.DataFrame) -> pd.DataFrame:
     return posts[posts["time"] < present().floor("h") + AHEAD]
 
 
-def examples_of(made: Sequence[Artifact], model: Used, wanted: pd.DataFrame, count: int) -> Iterator[list[str]]:
-    """For each row (topic, start, end): the texts of its most negative posts, near-equal ones once."""
-    table = scored(made, model, ["time", "topics", "text", "score"])
+def usual_undecided(config: MonitorConfig, known: Artifact) -> float:
+    """The share of the reference's texts of which the model is not sure enough."""
+    confidence = pd.read_parquet(known.file("reference.parquet"), columns=["confidence"])["confidence"]
+    return float((confidence < config.abstain_below).mean())
+
+
+def examples_of(
+    made: Sequence[Artifact], model: Used, wanted: pd.DataFrame, count: int, least: float = 0.0
+) -> Iterator[list[str]]:
+    """For each row (topic, start, end): the texts of its most negative posts, near-equal ones once; of `least`
+    confidence."""
+    table = scored(made, model, ["time", "topics", "text", "score", "confidence"])
+    table = table[table["confidence"] >= least]
     for row in wanted.itertuples():
         inside = table[(table["time"] >= row.start) & (table["time"] < row.end)]
         inside = inside[[row.topic in topics for topics in inside["topics"]]].nlargest(20 * count, "score")

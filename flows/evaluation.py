@@ -16,7 +16,8 @@ from cluster.tracking import Run
 from flows.artifacts import image, show, slug
 from flows.config import PipelineConfig, resolve
 from flows.plan import Plan, make_plan
-from flows.stage import make
+from flows.stage import make, warn
+from gpt2 import lengths
 from gpt2.artifact import Artifact
 
 
@@ -67,9 +68,11 @@ def evaluate_task(name: str, plan: Plan) -> Artifact:
     def build(out: Path, run: Run) -> dict[str, Any]:
         model = store().require(keys.model.kind, keys.model.id)
         examples = store().require(keys.examples.kind, keys.examples.id)
-        metrics = evaluation.evaluate_task(name, model.path, examples, searched, out)["metrics"]
+        report = evaluation.evaluate_task(name, model.path, examples, searched, out)
+        for warning in lengths.warnings(report):
+            warn(warning)
         run.files(out, "report")
-        return metrics
+        return report["metrics"]
 
     report = make(f"evaluate-{name}", keys.report, {}, build)
     publish(name, report)

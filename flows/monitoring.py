@@ -25,8 +25,10 @@ from flows.turns import claim
 from gpt2 import index
 from gpt2.artifact import Artifact, Key, digest
 from gpt2.monitor import MonitorConfig
-from gpt2.monitor_page import Page, drift_sentences, markdown, render
+from gpt2.monitor_page import Page, drift_sentences, markdown, render, undecided
 
+COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
+"""Of each scored post what the index is made of."""
 EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
@@ -57,7 +59,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
     """The index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring.batches(store(), config)
     until = monitoring.present().floor(index.FREQUENCY[config.window])
-    posts = monitoring.so_far(monitoring.scored(made, model, ["time", "topics", "label", "confidence", "version"]))
+    posts = monitoring.so_far(monitoring.scored(made, model, COUNTED))
     latest = posts["time"].max() if len(posts) else until
     # Once the window of the latest post is over, time alone changes nothing.
     until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
@@ -70,9 +72,13 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
             [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in found],
             columns=["topic", "start", "end"],
         )
-        examples = list(monitoring.examples_of(made, model, wanted, EXAMPLES))
+        examples = list(monitoring.examples_of(made, model, wanted, EXAMPLES, config.abstain_below))
         drift = monitoring.latest_drift(made, config, model, known) if known else None
-        page = Page(config, model.address, model.metric, table, found, examples, drift, len(posts), troubles, note)
+        usual = monitoring.usual_undecided(config, known) if known else None
+        cut = int(posts["cut"].eq(True).sum())
+        page = Page(
+            config, model.address, model.metric, table, found, examples, drift, len(posts), troubles, note, usual, cut
+        )
         (out / "page.html").write_text(render(page), "utf-8")
         (out / "page.md").write_text(markdown(page, str(page_path(config))), "utf-8")
         told = {
@@ -83,10 +89,12 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
             "compared": bool(page.drift),
             "drifted": {d.measure: round(d.psi, 3) for d in page.drifted},
             "drift": drift_sentences(page),
+            "undecided": undecided(page)[0],
             "latest": min(latest, until + index.STEP[config.window]).isoformat(),
         }
         (out / "told.json").write_text(json.dumps(told, indent=1))
-        return {"posts": len(posts), "topics": table["topic"].nunique(), "alerts": len(found)}
+        left = int((posts["confidence"] < config.abstain_below).sum())
+        return {"posts": len(posts), "undecided": left, "topics": table["topic"].nunique(), "alerts": len(found)}
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring.contents(made), "model": model.identity, "troubles": digest(troubles)}
@@ -148,9 +156,11 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     a_day_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
     compaction.keep_latest(store(), built, a_day_ago)
     said = f"{new:,} new posts" if new else "no new posts"
-    say(f"{said}; {built.info['posts']:,} in all; alerts: {built.info['alerts']}; the page is {path}")
+    left = f", {built.info['undecided']:,} of them undecided" if config.abstain_below else ""
+    say(f"{said}; {built.info['posts']:,} in all{left}; alerts: {built.info['alerts']}; the page is {path}")
     told = json.loads(built.file("told.json").read_text())
     return {
         "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in told["alerts"]],
-        "drift": told["drift"], "told": sent, "page": str(path), "index": str(built.path), "model": model.address,
+        "drift": told["drift"], "undecided": told["undecided"], "told": sent,
+        "page": str(path), "index": str(built.path), "model": model.address,
     }  # fmt: skip

@@ -36,14 +36,22 @@ def say(message: str) -> None:
     speaker()(message)
 
 
+def warn(message: str) -> None:
+    """The same, as a warning."""
+    logger().warning(message)
+
+
 def speaker() -> Callable[[str], None]:
     """`say`, bound to this run, for threads that know nothing of it."""
-    logger: Any
+    return logger().info
+
+
+def logger() -> Any:
+    """Of this run, or of none."""
     try:
-        logger = get_run_logger()
+        return get_run_logger()
     except MissingContextError:
-        logger = get_logger("gpt2")
-    return logger.info
+        return get_logger("gpt2")
 
 
 class NoTraceback(logging.Filter):

@@ -11,7 +11,7 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM, BARS = 520, 190, 38, 10, 20, 26
 STYLE = """
 .band{fill:var(--accent,#1f6feb);opacity:.16}.line{fill:none;stroke:var(--accent,#1f6feb);stroke-width:1.8}
 .usual{fill:none;stroke:var(--muted,#768390);stroke-width:1.2;stroke-dasharray:4 3}
-.bar{fill:var(--muted,#768390);opacity:.35}
+.bar{fill:var(--muted,#768390);opacity:.35}.open{fill:var(--muted,#768390);opacity:.15}
 .grid{stroke:var(--grid,#d8dee4);stroke-width:1}.few{fill:var(--muted,#768390);opacity:.45}
 .surge{fill:var(--alarm,#d1242f)}.halo{fill:var(--alarm,#d1242f);opacity:.12}.hit{fill:transparent}
 .svg text{font:11px system-ui,sans-serif;fill:var(--muted,#768390)}
@@ -21,8 +21,8 @@ STYLE = """
 def curve(rows: pd.DataFrame, window: str, least: int, top: float) -> str:
     """One topic's windows (of `gpt2.index.aggregate`, in order) as an SVG element; `top` is the scale's largest share.
 
-    The line goes through windows with at least `least` posts; smaller ones are dots. Each window tells its figures
-    where the mouse rests.
+    The line goes through windows with at least `least` decided posts; smaller ones are dots. Undecided posts are the
+    pale upper part of a bar. Each window tells its figures where the mouse rests.
     """
     first, last = rows["window"].iloc[0], rows["window"].iloc[-1]
     span = max((last - first).total_seconds(), 1)
@@ -46,15 +46,20 @@ def curve(rows: pd.DataFrame, window: str, least: int, top: float) -> str:
         parts.append(f'<text x="{x(when):.1f}" y="{HEIGHT - 5}" text-anchor="{anchor}">{when:%d %b}</text>')
     width = max(min(step * 0.7, 12), 0.6)
     for row in rows.itertuples():
-        tall = (BARS - 4) * row.posts / most
-        left, top_of_bar = x(row.window) - width / 2, HEIGHT - BOTTOM - tall
-        parts.append(f'<rect class="bar" x="{left:.1f}" y="{top_of_bar:.1f}" width="{width:.1f}" height="{tall:.1f}"/>')
+        left, below = x(row.window) - width / 2, HEIGHT - BOTTOM
+        for kind, count in (("bar", row.decided), ("open", row.undecided)):
+            tall = (BARS - 4) * count / most
+            below -= tall
+            if count:
+                parts.append(
+                    f'<rect class="{kind}" x="{left:.1f}" y="{below:.1f}" width="{width:.1f}" height="{tall:.1f}"/>'
+                )
     for row in rows[rows["surge"].astype(bool)].itertuples():
         parts.append(
             f'<rect class="halo" x="{x(row.window) - max(step, 3) / 2:.1f}" y="{TOP}" width="{max(step, 3):.1f}" '
             f'height="{floor - TOP}"/>'
         )
-    large = rows[rows["posts"] >= least]
+    large = rows[rows["decided"] >= least]
     if len(large) > 1:
         upper = [f"{x(r.window):.1f},{y(r.high):.1f}" for r in large.itertuples()]
         lower = [f"{x(r.window):.1f},{y(r.low):.1f}" for r in large.itertuples()]
@@ -62,7 +67,7 @@ def curve(rows: pd.DataFrame, window: str, least: int, top: float) -> str:
     usual = rows[rows["expected"].notna()]
     parts.append(line("usual", [(x(r.window), y(r.expected)) for r in usual.itertuples()]))
     parts.append(line("line", [(x(r.window), y(r.share)) for r in large.itertuples()]))
-    for row in rows[rows["posts"] < least].itertuples():
+    for row in rows[(rows["decided"] < least) & (rows["decided"] > 0)].itertuples():
         parts.append(f'<circle class="few" cx="{x(row.window):.1f}" cy="{y(row.share):.1f}" r="1.6"/>')
     for row in rows[rows["surge"].astype(bool)].itertuples():
         parts.append(f'<circle class="surge" cx="{x(row.window):.1f}" cy="{y(row.share):.1f}" r="4"/>')
@@ -81,9 +86,12 @@ def line(kind: str, points: list[tuple[float, float]]) -> str:
 def figures(row, window: str) -> str:
     """A window in words."""
     when = row.window.strftime("%a %d %b %Y %H:00" if window == "hour" else "%a %d %b %Y")
-    told = (
-        f"{when}: {row.share:.0%} negative ({row.low:.0%} to {row.high:.0%}), {row.negative:,} of {row.posts:,} posts"
-    )
+    told = f"{when}: nothing decided"
+    if row.decided:
+        share = f"{row.share:.0%} negative ({row.low:.0%} to {row.high:.0%})"
+        told = f"{when}: {share}, {row.negative:,} of {row.decided:,} posts"
+    if row.undecided:
+        told += f"; {row.undecided:,} undecided"
     if row.expected == row.expected:
         told += f"; usual {row.expected:.0%}"
     if not row.complete:

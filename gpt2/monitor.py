@@ -34,10 +34,14 @@ class MonitorConfig(Settings):
     """The registered model that scores: models:/NAME@ALIAS or models:/NAME/VERSION."""
     negative: str = Field("negative", min_length=1)
     """The model's label whose share is watched."""
+    abstain_below: float = Field(0.0, ge=0, le=1)
+    """A post of which the model is less sure than this is undecided: it counts neither as negative nor as not, and the
+    page says how many there are. The model's report says what each value brings; 0 decides all. Scores are kept as they
+    are, and another value counts all of them anew."""
     window: Literal["hour", "day"] = "hour"
     """Posts are counted by the hour or by the day (UTC)."""
     min_posts: int = Field(30, ge=5, le=1_000_000)
-    """A window of a topic with fewer posts is not judged (unit: posts)."""
+    """A window of a topic with fewer decided posts is not judged (unit: posts)."""
     false_alarms: float = Field(1.0, gt=0, le=100)
     """Alerts per topic and year that chance alone may raise, at most."""
     min_ratio: float = Field(1.25, ge=1, le=10)

@@ -11,13 +11,15 @@ import pandas as pd
 
 from gpt2 import curves
 from gpt2.drift import LEAST, MEASURES, Drift
-from gpt2.index import PROMISED, STEP, Alert
+from gpt2.index import ALL, PROMISED, STEP, Alert
 from gpt2.monitor import MonitorConfig
 from gpt2.report import flat
 from gpt2.surges import HISTORY, MIN_HISTORY
 
 SHOWN = {"hour": 14 * 24, "day": 120}
 """Windows on the page."""
+MANY, TWICE = 0.5, 2.0
+"""A share of undecided posts above which, or so many times that of held-out texts, the page warns."""
 STYLE = (
     """
 :root{--ink:#1f2328;--paper:#fff;--card:#f6f8fa;--muted:#656d76;--grid:#d8dee4;--accent:#1f6feb;
@@ -67,6 +69,10 @@ class Page:
     """What could not be read."""
     note: str = ""
     """Something to say first."""
+    usual_undecided: float | None = None
+    """Share of held-out texts of the training data that `abstain_below` leaves undecided, where there are any."""
+    cut: int = 0
+    """Posts that are longer than what the model reads."""
     topics: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -88,7 +94,7 @@ class Page:
     def top(self) -> float:
         """The largest share that curves show: one scale for all."""
         shown = self.topics[: self.config.page_topics]
-        large = self.index[self.index["topic"].isin(shown) & (self.index["posts"] >= self.config.min_posts)]
+        large = self.index[self.index["topic"].isin(shown) & (self.index["decided"] >= self.config.min_posts)]
         return max(0.2, math.ceil(large["high"].quantile(0.995) * 10) / 10) if len(large) else 1.0
 
 
@@ -100,30 +106,59 @@ def verdict(page: Page) -> str:
     return f"{count} alert{'s' if count > 1 else ''}: negative posts beyond what the topic's own history explains."
 
 
+def undecided(page: Page) -> tuple[list[str], bool]:
+    """(what to say of the posts of which the model was not sure enough, whether they are many)."""
+    config = page.config
+    shown = page.rows(ALL)
+    if not config.abstain_below or shown.empty:
+        return [], False
+    count, posts, usual = shown["undecided"].sum(), shown["posts"].sum(), page.usual_undecided
+    beside = f"; of held-out texts of its training data {usual:.0%} are" if usual is not None else ""
+    told = [
+        f"{count:,} of {posts:,} posts ({count / posts:.0%}) are undecided, the model's confidence in them being below "
+        f"{config.abstain_below:g}{beside}. Shares are of the others."
+    ]
+    mostly = []
+    for topic in page.topics:
+        rows = page.rows(topic)
+        large = rows[rows["complete"].astype(bool) & (rows["posts"] >= config.min_posts)]
+        if len(large) and large.iloc[-1]["undecided"] > MANY * large.iloc[-1]["posts"]:
+            last = large.iloc[-1]
+            mostly.append(f"{topic} ({last['undecided']:,} of {last['posts']:,} on {moment(config, last['window'])})")
+    if mostly:
+        more = f" and {len(mostly) - 5:,} more" if len(mostly) > 5 else ""
+        told.append(f"Mostly undecided, so that their share says little: {', '.join(mostly[:5])}{more}.")
+    many = count > MANY * posts or (usual is not None and count > TWICE * usual * posts)
+    return told, bool(mostly or many)
+
+
+def moment(config: MonitorConfig, window: pd.Timestamp) -> str:
+    """When a window begins, in short."""
+    return window.strftime("%d %b %H:00" if config.window == "hour" else "%d %b")
+
+
 def summary(page: Page) -> list[list[str]]:
     """Header and a row per topic: the latest whole window beside the usual."""
     config = page.config
     body = []
     for topic in page.topics[:40]:
         rows = page.index[(page.index["topic"] == topic) & page.index["complete"].astype(bool)]
-        large = rows[rows["posts"] >= config.min_posts]
+        large = rows[rows["decided"] >= config.min_posts]
         if large.empty:
             continue
-        last, usual = large.iloc[-1], rows["negative"].sum() / rows["posts"].sum()
-        found = "yes" if usual * rows["posts"].median() >= PROMISED else "not surely"
+        last, usual = large.iloc[-1], rows["negative"].sum() / rows["decided"].sum()
+        found = "yes" if usual * rows["decided"].median() >= PROMISED else "not surely"
         found = found if usual < 0.5 else "can't double"
+        left = [f"{rows['undecided'].sum() / rows['posts'].sum():.0%}"] if config.abstain_below else []
         body.append(
             [
-                topic, f"{rows['posts'].sum():,}", f"{rows['posts'].median():,.0f}", f"{usual:.0%}",
-                f"{last['share']:.0%} ({last['low']:.0%} to {last['high']:.0%})",
-                last["window"].strftime("%d %b %H:00" if config.window == "hour" else "%d %b"), found,
+                topic, f"{rows['posts'].sum():,}", f"{rows['posts'].median():,.0f}", *left, f"{usual:.0%}",
+                f"{last['share']:.0%} ({last['low']:.0%} to {last['high']:.0%})", moment(config, last["window"]), found,
             ]
         )  # fmt: skip
-    window = config.window
-    return [
-        ["topic", "posts", f"per {window}", "negative in all", f"latest large {window}", "when", "a doubling is seen"],
-        *body,
-    ]
+    window, left = config.window, ["undecided"] if config.abstain_below else []
+    latest = ["negative in all", f"latest large {window}", "when", "a doubling is seen"]
+    return [["topic", "posts", f"per {window}", *left, *latest], *body]
 
 
 def drift_sentences(page: Page) -> list[str]:
@@ -142,7 +177,7 @@ def how(page: Page) -> list[str]:
     """How to read it."""
     c = page.config
     w = c.window
-    return [
+    told = [
         f"The index of a topic is the share of its posts that {page.model} reads as {c.negative}, per {w} (UTC). The "
         f"band is the 95 % interval (Wilson) for the number of posts; it leaves out the model's own mistakes"
         f"{f' (measured: {page.metric})' if page.metric else ''}.",
@@ -157,6 +192,16 @@ def how(page: Page) -> list[str]:
         f"Drift: the latest {c.drift_posts:,} posts beside held-out texts of the training data, by the population "
         f"stability index over deciles; above {c.drift_threshold:g} is called drift, and asks for a new training.",
     ]
+    if c.abstain_below:
+        told.append(
+            f"Undecided posts (confidence below {c.abstain_below:g}; the pale part of the bars) count neither as "
+            f"negative nor as not: shares, intervals and alerts are of decided posts, and so is the least number of "
+            f"{c.min_posts}. Drift looks at all posts. More undecided posts than usual mean that people write what the "
+            f"model does not know; a share that falls meanwhile is no good news."
+        )
+    if page.cut:
+        told.append(f"{page.cut:,} posts are longer than what the model reads, and were cut at their end.")
+    return told
 
 
 def render(page: Page) -> str:
@@ -172,6 +217,9 @@ def render(page: Page) -> str:
     if page.note:
         parts.append(f'<div class="card note">{e(page.note)}</div>')
     parts.append(f'<div class="card {"alarm" if page.alerts else "good"}"><b>{e(verdict(page))}</b></div>')
+    told_undecided, many = undecided(page)
+    if told_undecided:
+        parts.append(f'<div class="card{" note" if many else ""}">{"<br>".join(map(e, told_undecided))}</div>')
     for alert, texts in list(zip(page.alerts, page.examples, strict=True))[:12]:
         quotes = "".join(f"<blockquote>{e(text)}</blockquote>" for text in texts)
         parts.append(f'<div class="card alarm"><b>{e(alert.sentence(config.window))}.</b>{quotes}</div>')
@@ -181,8 +229,9 @@ def render(page: Page) -> str:
         rows = page.rows(topic)
         if rows.empty:
             continue
-        large = rows[rows["posts"] >= config.min_posts]
-        last = f"{large.iloc[-1]['share']:.0%} of {large.iloc[-1]['posts']:,} posts, latest" if len(large) else ""
+        large = rows[rows["decided"] >= config.min_posts]
+        what = "decided posts" if config.abstain_below else "posts"
+        last = f"{large.iloc[-1]['share']:.0%} of {large.iloc[-1]['decided']:,} {what}, latest" if len(large) else ""
         svg = curves.curve(rows, config.window, config.min_posts, top)
         parts.append(
             f'<div class="panel{" hot" if topic in hot else ""}"><h3>{e(topic)}<span>{last}</span></h3>{svg}</div>'
@@ -234,6 +283,8 @@ def markdown(page: Page, path: str) -> str:
     lines = [f"# Sentiment of {page.config.name}", "", f"**{verdict(page)}**", ""]
     if page.note:
         lines += [f"> {page.note}", ""]
+    for text in undecided(page)[0]:
+        lines += [flat(text), ""]
     for alert, texts in list(zip(page.alerts, page.examples, strict=True))[:5]:
         lines += [f"* {flat(alert.sentence(page.config.window))}", *(f"  * “{flat(text)}”" for text in texts)]
     for topic in list(dict.fromkeys(a.topic for a in page.alerts))[:3] or page.topics[:1]:

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from gpt2 import selective
 from gpt2.figures import ACCENT, COLOURS, INK, PALE
 from gpt2.surges import wilson
 
@@ -61,6 +62,37 @@ def reliability(
     if before:
         axes.legend(frameon=False, loc="upper left", fontsize=8)
     return finish(figure, out, "reliability.png", "Reliability (the size is the number of texts)")
+
+
+def abstaining(
+    systems: Mapping[str, tuple[np.ndarray, np.ndarray]], chosen: Sequence[Mapping[str, Any]], out: Path
+) -> Figure:
+    """Accuracy against the share of the texts that keep a label, of `model` with its 95 % interval and of baselines.
+
+    `systems`: of each the (N,) confidence and whether it is right; `chosen`: points with their setting
+    (`gpt2.selective.rows`).
+    """
+    figure, axes = plt.subplots(figsize=(5.6, 3.6))
+    lowest = 1.0
+    for name, (confidence, right) in systems.items():
+        kept, hits = selective.curve(confidence, right)
+        share, accuracy = kept / len(right), hits / kept
+        lowest = min(lowest, accuracy.min())
+        if name == "model":
+            axes.fill_between(share, *wilson(hits, kept), color=ACCENT, alpha=0.15, linewidth=0)
+        style = {"color": ACCENT, "linewidth": 2.2, "zorder": 3} if name == "model" else {"color": PALE}
+        axes.plot(share, accuracy, label="this model" if name == "model" else name, **style)
+    for row in chosen:
+        axes.plot(row["coverage"], row["accuracy"], "o", color=ACCENT, markersize=5, zorder=4)
+        if row["abstain_below"]:
+            told, above = f"{row['abstain_below']:g}", (0, 7)
+            axes.annotate(told, (row["coverage"], row["accuracy"]), above, textcoords="offset points", fontsize=8)
+    axes.set(xlim=(0, 1.02), ylim=(max(0, lowest - 0.05), 1.01))
+    axes.set(xlabel="share of the texts that keep a label", ylabel="accuracy of those")
+    axes.legend(frameon=False, loc="lower left", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    title = "Accuracy where the least sure texts get no label; the numbers are abstain_below"
+    return finish(figure, out, "abstaining.png", title)
 
 
 def beside_baselines(

@@ -31,7 +31,11 @@ class Reader:
         self.liked, self.also, self.next, self.both, self.end = tokenizer.encode_batch(marks)
 
     def prompt(self, item: int, liked: Sequence[int]) -> list[int]:
-        """What was liked, the item, and what of it they have in common; of what is too long the end."""
+        """The `whole` prompt; of what is too long the end."""
+        return self.whole(item, liked)[-self.room :]
+
+    def whole(self, item: int, liked: Sequence[int]) -> list[int]:
+        """What was liked, the item, and what of it they have in common."""
         ids = [*self.liked]
         for place, one in enumerate(liked):
             ids += [*(self.also if place else ()), *self.items[one]]
@@ -39,7 +43,7 @@ class Reader:
         ids += [*self.next, *self.items[item]]
         if common:
             ids += [*self.both, *self.tokenizer.encode(f" {', '.join(common[:SHOWN])}")]
-        return [*ids, *self.end][-self.room :]
+        return [*ids, *self.end]
 
     def sentences(self, texts: Sequence[str]) -> list[list[int]]:
         """Each up to its end, where it is not cut before."""
@@ -53,7 +57,16 @@ class Told:
 
     def __init__(self, reader: Reader, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]):
         self.sentences = reader.sentences(texts)
-        self.prompts = [reader.prompt(item, each) for item, each in zip(items, liked, strict=True)]
+        whole = [reader.whole(item, each) for item, each in zip(items, liked, strict=True)]
+        self.prompts = [ids[-reader.room :] for ids in whole]
+        longer = {
+            "prompts": [len(ids) > reader.room for ids in whole],
+            "sentences": [ids[-1] != reader.tokenizer.end_of_text for ids in self.sentences],
+        }
+        self.cut = {
+            name: {"texts": len(each), "cut": sum(each), "tokens": reader.room} for name, each in longer.items()
+        }
+        """Of what is cut how much, as `gpt2.lengths.counted`."""
 
     def __len__(self) -> int:
         return len(self.sentences)

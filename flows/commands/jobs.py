@@ -59,7 +59,7 @@ def monitor(
         return
     for text in result["alerts"][:10]:
         out.print(f"[red]alert[/] {text}" if "[" not in text else text)
-    for text in result["drift"]:
+    for text in [*result["undecided"], *result["drift"]]:
         out.print(text, markup=False)
     out.print(f"{result['new_posts']:,} new posts, {result['posts']:,} in all. Parquet: {result['index']}")
     out.print(f"Page: {result['page']}")

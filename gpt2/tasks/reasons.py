@@ -113,7 +113,9 @@ class Reasons(Task):
         "gpt2.sentences", "gpt2.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.search", "gpt2.corpus",
         "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts",
     )  # fmt: skip
-    report_code: ClassVar[tuple[str, ...]] = ("gpt2.reasons_report", "gpt2.generate", "gpt2.sampling", "gpt2.decode")
+    report_code: ClassVar[tuple[str, ...]] = (
+        "gpt2.reasons_report", "gpt2.generate", "gpt2.sampling", "gpt2.decode", "gpt2.lengths",
+    )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"samples": 8, "temperature": 0.7, "seed": 0}
     use = "A sentence beside a recommendation that says why one may like it."
     limits = (
@@ -188,17 +190,19 @@ class Reasons(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import cost
+        from gpt2 import cost, lengths
         from gpt2.reasoner import losses
         from gpt2.reasons import Written
         from gpt2.reasons_report import looked_at
 
         predictor = self.predictor(directory)
         table, learned = (pd.read_parquet(examples / f"{split}.parquet") for split in ("test", "train"))
-        data = told_of(table, predictor.reader)
+        data, read = (told_of(each, predictor.reader) for each in (table, learned))
+        cut = {f"training {name}": counts for name, counts in read.cut.items()}
+        cut |= {f"held-out {name}": counts for name, counts in data.cut.items()}
         swapped = table.assign(item=np.roll(table["item"], 1), liked=np.roll(table["liked"], 1))
         counts = np.ones(predictor.module.model.config.vocab_size)
-        for ids in predictor.reader.sentences(learned["text"].tolist()):
+        for ids in read.sentences:
             np.add.at(counts, ids, 1)
         unigram = -np.log(counts / counts.sum())
         table["nll"], table["tokens"] = losses(predictor.module, data)
@@ -217,17 +221,21 @@ class Reasons(Task):
             out / "written.parquet", index=False
         )
         summary = evidence.summary()
+        texts = table["text"].tolist()
+        looked = looked_at(predictor, pairs, written, texts, values["model"], summary["intervals"])
+        looked["remarks"].append(lengths.sentence(cut))
         return {
             "task": self.name,
             "title": self.title,
             "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
             "floor": self.floor,
             "baselines": {name: values[name] for name in self.baselines},
+            "cut": cut,
             "counts": {"sentences": len(table), "tokens": int(table["tokens"].sum()), "users": len(pairs)},
             "figures": [],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example, tries=3),
             **summary,
-            **looked_at(predictor, pairs, written, table["text"].tolist(), values["model"], summary["intervals"]),
+            **looked,
         }
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:

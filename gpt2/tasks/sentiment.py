@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
-from gpt2 import labelled
+from gpt2 import labelled, lengths
 from gpt2.config import OptimizerConfig, TrainConfig
 from gpt2.labelled import LabelledSettings
 from gpt2.ngrams import FILE, Ngrams, fit
@@ -84,6 +84,7 @@ class Sentiment(Task):
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.sentiment_behaviour", "gpt2.surges", "gpt2.doubts",
+        "gpt2.selective", "gpt2.lengths",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
@@ -144,7 +145,8 @@ class Sentiment(Task):
         save_file(head, out / "head.safetensors")
         if (examples / FILE).exists():
             shutil.copyfile(examples / FILE, out / FILE)
-        facts = {"task": self.name, "labels": json.loads((examples / "labels.json").read_text()), "masked": True}
+        labels = json.loads((examples / "labels.json").read_text())
+        facts = {"task": self.name, "labels": labels, "masked": True, "context": context}
         (out / "task.json").write_text(json.dumps(facts, indent=1))
         facts["temperature"] = self.temperature(out, examples)
         (out / "task.json").write_text(json.dumps(facts, indent=1))
@@ -170,7 +172,7 @@ class Sentiment(Task):
         import numpy as np
         import pandas as pd
 
-        from gpt2 import baselines, behaviour, cost, doubts, evidence, metrics, plots, sentiment_behaviour
+        from gpt2 import baselines, behaviour, cost, doubts, evidence, metrics, plots, selective, sentiment_behaviour
         from gpt2.calibration import softmax
 
         train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in labelled.SPLITS)
@@ -196,9 +198,13 @@ class Sentiment(Task):
         for name, theirs in others.items():
             test[f"predicted by {name}"], test[f"confidence of {name}"] = theirs.argmax(1), theirs.max(1)
         test.drop(columns=NGRAMS, errors="ignore").to_parquet(out / "predictions.parquet", index=False)
+        chosen = selective.rows(truth, probabilities, labels)
+        answers = {"model": probabilities} | {name: others[name] for name in others if name != self.floor}
+        sure = {name: (each.max(1), each.argmax(1) == truth) for name, each in answers.items()}
         figures = [
             plots.confusion(metrics.confusion_matrix(truth, probabilities.argmax(1), len(labels)), labels, out),
             plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
+            plots.abstaining(sure, chosen, out),
         ]
         found = metrics.classification(truth, probabilities, labels)
         # None where the labels are no moods.
@@ -208,10 +214,16 @@ class Sentiment(Task):
             f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
             f"calibration error {uncalibrated:.4f} before, {found['calibration_error']:.4f} with it."
         )
-        remarks = [*doubts.remarks(examples, train, test, labels), remark]
+        cut = {
+            "training texts": predictor.cut(texts, predictor.context),
+            "held-out texts": predictor.cut(test["text"].tolist()),
+        }
+        remarks = [*doubts.remarks(examples, train, test, labels), remark, selective.remark(chosen)]
+        remarks.append(lengths.sentence(cut))
         if predictor.ngrams is not None:
             alone = metrics.classification(truth, softmax(np.stack(test[NGRAMS])), labels)[self.primary]
-            remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.")
+            whole = " It reads long texts whole." if any(counts["cut"] for counts in cut.values()) else ""
+            remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.{whole}")
         if predictor.masked:
             remarks.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
         summary = self.evidence(test).summary()
@@ -229,7 +241,9 @@ class Sentiment(Task):
             "remarks": remarks,
             "samples": {},
             "figures": figures,
-            "tables": doubtful | tested,
+            "selective": chosen,
+            "cut": cut,
+            "tables": selective.table(chosen) | doubtful | tested,
             "cost": cost.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
             **summary,
         }
@@ -297,6 +311,8 @@ class SentimentPredictor:
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         self.ngrams = Ngrams.load(directory, len(self.labels))
         self.module.to(quickest()).eval()
+        self.context: int = facts.get("context", self.module.model.config.n_positions)
+        """Tokens of a text that training read at most; older models do not tell, and count as if it had read all."""
 
     def logits(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """(N, classes), before the temperature. Texts are sorted by length, so that little padding is computed."""
@@ -305,7 +321,7 @@ class SentimentPredictor:
 
         from gpt2.heads import pad
 
-        short = [masked(text) for text in texts] if self.masked else texts
+        short = self.read(texts)
         rows = encode(self.tokenizer, short, self.module.model.config.n_positions)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = np.zeros((len(rows), len(self.labels)))
@@ -314,6 +330,14 @@ class SentimentPredictor:
                 chosen = order[start : start + batch_size]
                 out[chosen] = self.module.logits(*pad([rows[i] for i in chosen])).float().numpy()
         return out if self.ngrams is None or not len(texts) else out + self.ngrams.logits(short)
+
+    def read(self, texts: Sequence[str]) -> Sequence[str]:
+        """Texts as the model reads them."""
+        return [masked(text) for text in texts] if self.masked else texts
+
+    def cut(self, texts: Sequence[str], context: int | None = None) -> dict[str, int]:
+        """How many texts are longer than the model's positions, or another context (`gpt2.lengths.counted`)."""
+        return lengths.counted(self.tokenizer, self.read(texts), context or self.module.model.config.n_positions)
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """(N, classes), calibrated."""

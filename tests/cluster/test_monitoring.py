@@ -8,7 +8,7 @@ import pytest
 
 from cluster import monitoring
 from cluster.champion import used
-from gpt2.artifact import Store
+from gpt2.artifact import Key, Store
 from gpt2.index import ALL, aggregate
 from gpt2.monitor import MonitorConfig
 from tests.cluster.small import model_folder
@@ -68,6 +68,46 @@ def test_each_post_once(monitor):
     assert len(table) == 13 and table["post"].is_unique
     index = aggregate(table, monitor.config, table["time"].max().floor("D") + DAY, table["version"][0])
     assert index[index["topic"] == ALL]["posts"].sum() == index[index["topic"] == "@crew"]["posts"].sum() == 13
+
+
+def test_another_setting_below_which_posts_are_undecided_scores_nothing_again_and_rewrites_nothing(monitor):
+    def bytes_of() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in monitor.store.root.rglob("*") if path.is_file()}
+
+    monitor.arrive("a.jsonl", range(10))
+    monitor.run()
+    before, table, decided = bytes_of(), monitor.table(), []
+    settings = [0.0, *sorted(table["confidence"])[2::3], 1.0]
+    for least in settings:
+        monitor.config = monitor.config.model_copy(update={"abstain_below": float(least)})
+        assert monitor.run() == (0, 0) and monitor.table().equals(table) and bytes_of() == before
+        index = aggregate(table, monitor.config, table["time"].max().floor("D") + DAY, table["version"][0])
+        everything = index[index["topic"] == ALL]
+        assert everything["posts"].sum() == 10 == (everything["decided"] + everything["undecided"]).sum()
+        decided.append(int(everything["decided"].sum()))
+    assert decided == [10, 8, 5, 2, 0]
+    monitor.arrive("b.jsonl", range(10, 13))
+    assert monitor.run() == (3, 3)  # undecided posts are done as all others are
+
+
+def test_a_batch_of_before_a_column_was_there_is_read_and_new_ones_tell_it(monitor):
+    monitor.arrive("a.jsonl", range(5))
+    monitor.run()
+    table = pd.read_parquet(monitor.made()[0].file("scored.parquet"))
+    old = table.drop(columns="cut").assign(post=[f"old {n}" for n in range(len(table))])
+
+    def build(out: Path) -> dict[str, int]:
+        old.to_parquet(out / "scored.parquet", index=False)
+        return {"posts": len(old)}
+
+    spec = {"model": used(str(monitor.models[0])).identity, "monitor": "posts"}
+    monitor.store.make(Key(monitoring.kind(monitor.config), spec), build)
+    text = {"text": "@crew " + "long " * 500, "time": "2026-03-02T00:00:00Z"}
+    (monitor.inbox / "b.jsonl").write_text(json.dumps(text) + "\n")
+    assert monitor.run() == (1, 1)
+    found = monitoring.scored(monitor.made(), used(str(monitor.models[0])), ["text", "cut"]).set_index("post")
+    assert len(found) == 5 + len(old) + 1 and found["cut"].isna().sum() == len(old)
+    assert found["text"][found["cut"].eq(True)].tolist() == [text["text"].strip()]
 
 
 def test_copies_of_files_that_changed_or_went_are_removed_and_nothing_else(monitor):

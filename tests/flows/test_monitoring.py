@@ -125,6 +125,25 @@ def test_one_post_of_a_time_to_come_silences_no_alert(tmp_path, monkeypatch):
     assert (table["window"].max(), table["window"].min()) == (now.floor("D"), (now - pd.Timedelta(days=29)).floor("D"))
 
 
+def test_what_is_undecided_is_told_and_another_setting_counts_all_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    model = used(str(model_folder(tmp_path / "model")))
+    config, now = MonitorConfig(window="day", min_posts=5), pd.Timestamp.now("UTC")
+    posts = pd.DataFrame({"post": [f"{n:032x}" for n in range(60)], "time": now - pd.Timedelta(hours=30)})
+    posts = posts.assign(topic=None, text=[f"@crew post {n}" for n in range(60)])
+    monitoring.score(store(), posts, config, model, None, print)
+    confidence = monitoring.scored(monitoring.batches(store(), config), model, ["confidence"])["confidence"]
+    for least in (0.0, float(confidence.median())):
+        config = config.model_copy(update={"abstain_below": least})
+        built = build_index.fn(config, model, None, [], "")
+        table = pd.read_parquet(built.file("index.parquet"))
+        undecided = int((confidence < least).sum())
+        assert built.info["undecided"] == undecided == table[table["topic"] == "@crew"]["undecided"].sum()
+        told, page = json.loads(built.file("told.json").read_text())["undecided"], built.file("page.html").read_text()
+        assert bool(told) == (f"{undecided} of 60 posts (" in page) == (least > 0)
+    assert 0 < undecided < 60
+
+
 def test_an_emptied_inbox_changes_neither_drift_nor_what_the_page_says(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
     (tmp_path / "inbox").mkdir()
@@ -161,6 +180,8 @@ def test_an_emptied_inbox_changes_neither_drift_nor_what_the_page_says(tmp_path,
 def test_a_wrong_setting_or_no_champion_is_refused_at_once():
     with pytest.raises(InvalidConfig, match="window = 'week'"):
         settings(MonitorConfig, {}, None, ["window=week"])
+    with pytest.raises(InvalidConfig, match=r"abstain_below = 60"):
+        settings(MonitorConfig, {}, None, ["abstain_below=60"])
     with pytest.raises(InvalidConfig, match="did you mean 'min_posts'"):
         settings(MonitorConfig, {}, None, ["min_post=3"])
     with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` makes models"):

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt2 import index as index_module
 from gpt2.drift import MEASURES, Drift
@@ -26,8 +28,21 @@ def scored(days: int = 40, surge: int | None = 35) -> pd.DataFrame:
     return table.assign(confidence=0.8, version="models:/m/2")
 
 
-def built(posts: pd.DataFrame):
-    return aggregate(posts, CONFIG, posts["time"].max().floor("D") + pd.Timedelta(days=1), "models:/m/2")
+def built(posts: pd.DataFrame, config: MonitorConfig = CONFIG):
+    return aggregate(posts, config, posts["time"].max().floor("D") + pd.Timedelta(days=1), "models:/m/2")
+
+
+def abstaining(least: float) -> MonitorConfig:
+    return CONFIG.model_copy(update={"abstain_below": least})
+
+
+def about(posts: pd.DataFrame, topic: str) -> np.ndarray:
+    return np.array([topic in topics for topics in posts["topics"]])
+
+
+def unsure(posts: pd.DataFrame) -> pd.DataFrame:
+    """The same with confidences of all kinds, some of them equal to a setting."""
+    return posts.assign(confidence=np.random.default_rng(1).uniform(0.4, 1, len(posts)).round(2))
 
 
 def test_counts_are_those_of_a_plain_loop():
@@ -38,6 +53,67 @@ def test_counts_are_those_of_a_plain_loop():
         mine = [label for label, topics in zip(day["label"], day["topics"], strict=True) if row.topic in topics]
         assert (row.posts, row.negative) == (len(mine), mine.count("negative"))
         assert row.low < row.share < row.high
+
+
+@pytest.mark.parametrize("least", [0.0, 0.6, 1.0])
+def test_undecided_posts_are_counted_and_count_for_nothing_else(least):
+    posts = unsure(scored())
+    index = built(posts, abstaining(least))
+    for row in index.sample(20, random_state=0).itertuples():
+        day = posts[(posts["time"].dt.floor("D") == row.window) & about(posts, row.topic)]
+        sure = [label for label, c in zip(day["label"], day["confidence"], strict=True) if c >= least]
+        assert (row.posts, row.decided, row.undecided) == (len(day), len(sure), len(day) - len(sure))
+        assert row.negative == sure.count("negative") and row.confidence == pytest.approx(day["confidence"].mean())
+        assert row.share == pytest.approx(row.negative / len(sure)) if sure else np.isnan(row.share)
+    # What is left is judged as if the undecided had never been written.
+    alone = built(posts[posts["confidence"] >= least], abstaining(0.0))
+    both = index.merge(alone, on=["topic", "window"], suffixes=("", "_alone"))
+    for name in ("negative", "share", "low", "high", "expected", "p_value", "surge"):
+        assert both[name].equals(both[f"{name}_alone"])
+    assert len(both) == (index["decided"] > 0).sum() and not index["surge"][index["decided"] == 0].any()
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=10, deadline=None)
+def test_a_higher_setting_decides_no_more(one, other):
+    posts = unsure(scored(days=2))
+    mild, strict = (built(posts, abstaining(least)) for least in sorted((one, other)))
+    assert (mild["decided"] >= strict["decided"]).all() and (mild["negative"] >= strict["negative"]).all()
+    assert (mild["posts"] == strict["posts"]).all() and (strict["undecided"] <= strict["posts"]).all()
+
+
+def test_a_surge_of_undecided_posts_is_none_and_one_of_decided_posts_is_told_with_them():
+    posts = scored()
+    surging = (posts["time"] >= START + pd.Timedelta(days=35)) & (posts["label"] == "negative")
+    surging &= about(posts, "@air")
+    doubtful = posts.assign(confidence=np.where(surging, 0.5, 0.8))
+    assert alerts(built(doubtful), CONFIG) and not alerts(built(doubtful, abstaining(0.6)), abstaining(0.6))
+    more = posts[(posts["time"].dt.floor("D") == START + pd.Timedelta(days=35)) & (posts["label"] == "positive")]
+    config = abstaining(0.6)
+    [alert] = alerts(built(pd.concat([posts, more.assign(confidence=0.5)]), config), config)
+    assert alert.undecided == about(more, "@air").sum() > 0 and alert.posts == 40
+    assert "of 40 decided posts are negative on" in alert.sentence("day")
+    assert f"({alert.undecided} more undecided); usual is" in alert.sentence("day")
+
+
+def test_the_page_says_how_many_are_undecided_and_where_nearly_all_are():
+    posts = scored(surge=None)
+    last = (posts["time"] >= START + pd.Timedelta(days=39)) & about(posts, "#calm")
+    posts = posts.assign(confidence=np.where(last, 0.5, 0.8))
+    config = abstaining(0.6)
+    page = Page(config, "m", "", built(posts, config), [], [], None, len(posts), usual_undecided=0.01, cut=7)
+    for text in (render(page), markdown(page, "x")):
+        assert "40 of 3,200 posts (1%) are undecided" in text and "of held-out texts of its training data" in text
+        assert "Mostly undecided" in text and "calm (40 of 40 on 09 Feb)" in text and "<th>undecided" in render(page)
+    text = render(page)
+    assert 'class="card note"' in text and "nothing decided; 40 undecided" in text and 'class="open"' in text
+    assert "nan" not in text and "7 posts are longer than what the model reads" in text
+    few = posts.assign(confidence=np.where(np.arange(len(posts)) % 10 == 0, 0.5, 0.8))
+    calm = render(Page(config, "m", "", built(few, config), [], [], None, 10, usual_undecided=0.09))
+    assert "(10%) are undecided" in calm and 'class="card note"' not in calm and "Mostly" not in calm
+    often = render(Page(config, "m", "", built(few, config), [], [], None, 10, usual_undecided=0.04))
+    assert 'class="card note"' in often
+    assert "undecided" not in render(Page(CONFIG, "m", "", built(few), [], [], None, 10)).partition("<h1>")[2]
 
 
 def test_the_planted_surge_is_the_only_alert():

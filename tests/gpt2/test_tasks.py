@@ -191,7 +191,18 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     assert "Behavioural tests" in written["tables"] and written["cost"]["latency_ms"] > 0
     assert any("read as 'http' and '@user'" in remark for remark in written["remarks"])
     stored(kind, written, out)
-    before_the_temperature(kind.predictor(saved), pd.read_parquet(examples / "test.parquet"), written)
+    held_out = pd.read_parquet(examples / "test.parquet")
+    before_the_temperature(kind.predictor(saved), held_out, written)
+    for row in written["selective"]:  # what the table promises is what the setting does
+        told = predictor.predict(held_out["text"].tolist(), {"abstain_below": row["abstain_below"]})["label"]
+        kept = told != ""
+        names = held_out["label"].map(dict(enumerate(predictor.labels)))
+        assert kept.sum() == row["texts"] and (told == names)[kept].mean() == pytest.approx(row["accuracy"])
+    whole = written["selective"][0]
+    assert (whole["abstain_below"], whole["coverage"]) == (0, 1) and len(written["selective"]) > 2
+    assert whole["macro_f1"] == written["metrics"]["macro_f1"]
+    assert written["cut"]["training texts"] == {"texts": written["counts"]["train"], "cut": 0, "tokens": CONTEXT}
+    assert written["cut"]["held-out texts"]["tokens"] == 64
     assert kind.primary in written["metrics"] and tuple(written["baselines"]) == kind.baselines
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
     assert {f["file"] for f in written["figures"]} <= {p.name for p in out.iterdir()}

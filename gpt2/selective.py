@@ -1,0 +1,98 @@
+"""What abstaining buys: at each confidence the texts that keep a label, and how many of those labels are right.
+
+Selective prediction (El-Yaniv and Wiener 2010): the least sure answers are left to people. Coverage is the share of the
+texts that keep a label; risk, one minus the accuracy of those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt2.metrics import classification
+from gpt2.surges import wilson
+
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+DIGITS = 3
+"""Of a setting that people type."""
+TOLD = 0.8
+"""The coverage that a sentence tells."""
+FEW = 20
+"""Texts without which a curve goes on to none."""
+HEADING = "Where to abstain: what labels are worth if the least sure texts get none"
+
+
+def threshold(confidence: np.ndarray, coverage: float) -> float:
+    """The largest `abstain_below` of `DIGITS` digits that leaves at least this share of the (N,) texts labelled."""
+    if coverage >= 1:
+        return 0.0
+    kept = max(1, math.ceil(coverage * len(confidence) - 1e-9))
+    last, step = float(np.sort(confidence)[-kept]), 10**-DIGITS
+    least = round(math.floor(last / step) * step, DIGITS)
+    return least if least <= last else round(least - step, DIGITS)  # a quotient may be rounded up to a whole number
+
+
+def rows(truth: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each of `COVERAGES`: `abstain_below`, and with that very setting `texts` that keep a label, their share
+    `coverage`, `accuracy` with its 95 % `interval` (Wilson), `macro_f1`, and of each label's texts what is `left_out`.
+
+    `truth` is (N,) class indices, `probabilities` (N, classes). Equal settings are told once.
+    """
+    confidence, found = probabilities.max(1), []
+    for least in dict.fromkeys(threshold(confidence, coverage) for coverage in COVERAGES):
+        sure = confidence >= least
+        measured = classification(truth[sure], probabilities[sure], labels)
+        count = int(sure.sum())
+        low, high = wilson(np.array([measured["accuracy"] * count]), np.array([count]))
+        left = {label: float((~sure[truth == i]).mean()) for i, label in enumerate(labels) if (truth == i).any()}
+        found.append(
+            {
+                "abstain_below": least, "texts": count, "coverage": count / len(truth),
+                "accuracy": measured["accuracy"], "interval": [float(low[0]), float(high[0])],
+                "macro_f1": measured["macro_f1"], "left_out": left,
+            }
+        )  # fmt: skip
+    return found
+
+
+def table(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The report's table of `rows`, {heading: {header, rows}}."""
+    header = ["abstain_below", "texts with a label", "of all", "accuracy of those", "macro f1", "left out most"]
+    lines = []
+    for row in found:
+        label, share = max(row["left_out"].items(), key=lambda item: item[1])
+        low, high = row["interval"]
+        accuracy = f"{row['accuracy']:.4f} [{low:.3f}, {high:.3f}]"
+        most = f"{label} ({share:.0%})" if share else ""
+        lines.append(
+            [
+                f"{row['abstain_below']:g}", f"{row['texts']:,}", f"{row['coverage']:.0%}", accuracy,
+                f"{row['macro_f1']:.4f}", most,
+            ]
+        )  # fmt: skip
+    return {HEADING: {"header": header, "rows": lines}}
+
+
+def remark(found: Sequence[dict[str, Any]]) -> str:
+    """What abstaining would bring, in a sentence."""
+    whole, row = found[0], min(found, key=lambda row: abs(row["coverage"] - TOLD))
+    if row is whole:
+        return (
+            "It is equally sure of nearly all texts: abstaining (abstain_below) would leave out none, or most of them."
+        )
+    return (
+        f"With abstain_below={row['abstain_below']:g} it labels {row['coverage']:.0%} of these texts, and "
+        f"{row['accuracy']:.0%} of those rightly, instead of {whole['accuracy']:.0%} of all."
+    )
+
+
+def curve(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(texts kept, of these right), both (n,), at each confidence that occurs, the surest first: texts of the same
+    confidence are kept or left together. Begins at `FEW` texts."""
+    order = np.argsort(-confidence, kind="stable")
+    kept, hits = np.arange(1, len(order) + 1), np.cumsum(right[order])
+    last = np.append(np.diff(confidence[order]) != 0, True) & (kept >= min(FEW, len(order)))
+    return kept[last], hits[last]
