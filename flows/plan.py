@@ -46,7 +46,6 @@ REPORTING = (
     "gpt2.metrics",
     "gpt2.evidence",
     "gpt2.significance",
-    "gpt2.surges",
     "gpt2.cost",
     "gpt2.report",
     "gpt2.plots",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2.surges import wilson
+from gpt2.significance import wilson
 
 Answer = Callable[[Sequence[str]], np.ndarray]
 """Texts to (N, k) answers: a row of probabilities each."""

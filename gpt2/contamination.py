@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpt2.overlap import GRAM, NEAR, Hit
-from gpt2.surges import wilson
+from gpt2.significance import wilson
 
 FILE = "contamination.json"
 METRIC = "contamination"

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from gpt2.monitor import MonitorConfig
-from gpt2.surges import Rule, judge, wilson
+from gpt2.significance import wilson
+from gpt2.surges import Rule, judge
 from gpt2.topics import topics_of
 
 ALL = "all posts"

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt2 import selective
 from gpt2.figures import ACCENT, COLOURS, INK, PALE
-from gpt2.surges import wilson
+from gpt2.significance import wilson
 
 Figure = dict[str, str]
 DEEPEST, TICKS = 50, (1, 2, 5, 10, 20)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt2.metrics import classification
-from gpt2.surges import wilson
+from gpt2.significance import wilson
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 DIGITS = 3

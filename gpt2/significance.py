@@ -119,6 +119,15 @@ def by_unit(columns: np.ndarray, unit: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(which.ravel(), weights=column) for column in columns.T], axis=1)
 
 
+def wilson(hits: np.ndarray | int, units: np.ndarray | int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) of the share at 95 % (Wilson 1927); 0 and 1 where there are no units."""
+    n = np.maximum(np.asarray(units, float), 1e-9)
+    p = np.asarray(hits, float) / n
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return np.clip((centre - half) / scale, 0, 1), np.clip((centre + half) / scale, 0, 1)
+
+
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided exact p of two systems, right or wrong at the same units, being right equally often (McNemar 1947)."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())

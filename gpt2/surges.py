@@ -128,12 +128,3 @@ def upper_tail(k: np.ndarray, n: np.ndarray, a: np.ndarray, b: np.ndarray, cells
         )  # fmt: skip
         out[part] = np.minimum((np.exp(log) * inside).sum(1), 1)
     return out
-
-
-def wilson(negative: np.ndarray, posts: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of the share at 95 % (Wilson 1927); 0 and 1 where there are no posts."""
-    n = np.maximum(np.asarray(posts, float), 1e-9)
-    p = np.asarray(negative, float) / n
-    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return np.clip((centre - half) / scale, 0, 1), np.clip((centre + half) / scale, 0, 1)

@@ -76,7 +76,7 @@ class Recommendation(Task):
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.slices", "gpt2.recommendation_report", "gpt2.recommending", "gpt2.reasons", "gpt2.search",
-        "gpt2.surges", "gpt2.behaviour", "gpt2.recommendation_behaviour",
+        "gpt2.behaviour", "gpt2.recommendation_behaviour",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."

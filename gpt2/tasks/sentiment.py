@@ -83,7 +83,7 @@ class Sentiment(Task):
         "gpt2.ngrams",
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.sentiment_behaviour", "gpt2.surges", "gpt2.doubts",
+        "gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.sentiment_behaviour", "gpt2.doubts",
         "gpt2.selective", "gpt2.lengths",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}

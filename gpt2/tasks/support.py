@@ -78,7 +78,7 @@ class Support(Task):
         "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.metrics"
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode", "gpt2.surges",
+        "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode",
         "gpt2.behaviour", "gpt2.support_behaviour",
     )  # fmt: skip
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0, "max_tokens": REPLY_TOKENS}
@@ -162,7 +162,7 @@ class Support(Task):
 
         from gpt2 import behaviour, cost, plots, support_behaviour
         from gpt2.search import best_rank, tf_idf, words
-        from gpt2.surges import wilson
+        from gpt2.significance import wilson
 
         predictor, pairs = self.predictor(directory), pd.read_parquet(examples / "pairs.parquet")
         test = questions_of(pairs, "test")

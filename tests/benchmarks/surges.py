@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 from scipy.stats import chi2, norm
 
-from gpt2.surges import HISTORY, MIN_HISTORY, PER_YEAR, Rule, judge, wilson
+from gpt2.significance import wilson
+from gpt2.surges import HISTORY, MIN_HISTORY, PER_YEAR, Rule, judge
 
 OURS, SIGMA, CHART, CUSUM = "ours", "3 sigma of past shares", "p-chart", "CUSUM"
 RULES = (OURS, SIGMA, CHART, CUSUM)

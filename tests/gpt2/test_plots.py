@@ -5,7 +5,7 @@ import pytest
 
 from gpt2 import plots
 from gpt2.metrics import ranking
-from gpt2.surges import wilson
+from gpt2.significance import wilson
 
 
 @pytest.mark.parametrize("deepest", [700, 4])

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from gpt2.significance import Bootstrap, beside, by_unit, holm, mcnemar, permutation, resampled
+from gpt2.significance import Bootstrap, beside, by_unit, holm, mcnemar, permutation, resampled, wilson
 
 
 def mean(sums):
@@ -99,6 +99,14 @@ def test_units_are_users_not_their_posts():
     wrong, right = Bootstrap(with_ones(values)), Bootstrap(by_unit(with_ones(values), user))
     assert right.columns.shape == (50, 2) and right.value(mean) == pytest.approx(wrong.value(mean))
     assert right.deviation(mean) / wrong.deviation(mean) == pytest.approx(np.sqrt(10), rel=0.1)
+
+
+def test_the_interval_of_a_share_is_scipys():
+    hits, units = np.array([0, 5, 10, 3]), np.array([10, 10, 10, 400])
+    for low, high, k, n in zip(*wilson(hits, units), hits, units, strict=True):
+        theirs = stats.binomtest(int(k), int(n)).proportion_ci(method="wilson")
+        assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+    assert [float(bound) for bound in wilson(0, 0)] == pytest.approx([0, 1])
 
 
 def test_mcnemar_is_the_binomial_test():

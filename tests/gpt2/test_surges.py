@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import beta, betabinom
+from scipy.stats import betabinom
 
 from gpt2.index import PROMISED
-from gpt2.surges import HISTORY, MIN_HISTORY, PER_YEAR, Rule, judge, upper_tail, wilson
+from gpt2.surges import HISTORY, MIN_HISTORY, PER_YEAR, Rule, judge, upper_tail
 
 
 def shuffled(generator: np.random.Generator, windows: int, posts: float, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -58,12 +58,6 @@ def test_the_tail_is_the_beta_binomials():
     a, b = np.array([2.0, 5, 30, 8, 0.7]), np.array([9.0, 11, 20, 30, 4])
     assert np.allclose(upper_tail(k, n, a, b), betabinom.sf(k - 1, n, a, b))
     assert np.allclose(upper_tail(k, n, a, b, cells=1), betabinom.sf(k - 1, n, a, b))
-
-
-def test_the_interval_is_wilsons():
-    low, high = wilson(np.array([0, 5, 10]), np.array([10, 10, 10]))
-    assert np.allclose(low, [0, 0.2366, 0.7225], atol=2e-4) and np.allclose(high, [0.2775, 0.7634, 1], atol=2e-4)
-    assert low[1] < beta.median(5.5, 5.5) < high[1]
 
 
 def test_too_few_posts_or_too_little_history_is_not_judged():
