@@ -22,7 +22,7 @@ TOLD = 0.8
 """The coverage that a sentence tells."""
 FEW = 20
 """Texts without which a curve goes on to none."""
-HEADING = "Where to abstain: what labels are worth if the least sure texts get none"
+HEADING = "Where to abstain: what the labels of the surest texts are worth"
 
 
 def threshold(confidence: np.ndarray, coverage: float) -> float:
@@ -60,7 +60,7 @@ def rows(truth: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]) ->
 
 def table(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The report's table of `rows`, {heading: {header, rows}}."""
-    header = ["abstain_below", "texts with a label", "of all", "accuracy of those", "macro f1", "left out most"]
+    header = ["abstain_below", "texts with a label", "of all", "accuracy, 95 % interval", "macro f1", "most left out"]
     lines = []
     for row in found:
         label, share = max(row["left_out"].items(), key=lambda item: item[1])
