@@ -82,6 +82,9 @@ class NewData:
         if not self.new_samples(tokens):
             length, context = tokens.info["new_train_tokens"], self.config.pretrain.context
             return f"too little new text: {told}, but {length:,} tokens are no sample of pretrain.context={context}"
+        if tokens.info["validation_tokens"] <= self.config.pretrain.context:  # of an imported champion nothing is old
+            held = f"{tokens.info['validation_documents']:,} of them are held out, too few to measure the model on"
+            return f"too little new text: {told}, but {held}"
         if rows := registered_before(self.plan(tokens)):
             [row] = [row for row in rows if row["model"] == "gpt2-base"]
             return f"done before: {told}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
@@ -92,8 +95,10 @@ class NewData:
         return max(0, tokens.info["new_train_tokens"] - 1) // self.config.pretrain.context
 
     def training(self, tokens: Artifact) -> TrainConfig:
-        """How pretraining goes on."""
-        return self.config.refresh.training(self.config.pretrain, self.new_samples(tokens))
+        """How pretraining goes on. An imported champion has learned none of the text that is here to be replayed."""
+        nothing_old = not self.champion.tokens[-1].info["train_tokens"]
+        refresh = self.config.refresh.model_copy(update={"replay_share": 0.0} if nothing_old else {})
+        return refresh.training(self.config.pretrain, self.new_samples(tokens))
 
     def plan(self, tokens: Artifact) -> Plan:
         """The keys of all artifacts, once the new tokens are there and say how long training is."""
@@ -112,6 +117,7 @@ class NewData:
         searched, report = base_reports(base, self.tokens, config.canaries, **{PARENT: before.base.id})
         tasks = {name: task_keys(name, config, base, tokenizer, self.tokens) for name in config.task_settings()}
         tags = {
+            **before.tags,
             "gpt2.refreshed_from": f"gpt2-base/{before.version}",
             "gpt2.refreshed_from_artifact": before.base.id,
             "gpt2.new_documents": str(tokens.info["new_train_documents"] + tokens.info["new_validation_documents"]),
@@ -149,7 +155,7 @@ def like(champion: Lineage, config: PipelineConfig) -> PipelineConfig:
     values["corpus"]["validation_share"] = split["validation_share"]
     values["canaries"] = canaries_in(champion.tokens[0]).model_dump()
     values["tokenizer"] |= {
-        "kind": champion.tokenizer.manifest["spec"]["kind"],
+        "kind": champion.tokenizer.manifest["spec"].get("kind", "train"),  # imported ones don't say
         "vocab_size": model.vocab_size,
         "token_dtype": split["dtype"],
     }
