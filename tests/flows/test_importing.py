@@ -30,7 +30,7 @@ from gpt2.jobs import MODEL
 from gpt2.tokenizer import Tokenizer
 from tests.conftest import sentence
 from tests.flows.test_pipeline import Home
-from tests.flows.test_refresh import Text, decoded, write
+from tests.flows.test_refresh import Text, decoded, split_of, write
 
 ARCHITECTURE = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2}
 
@@ -184,23 +184,27 @@ def test_all_text_is_new_to_it_and_none_is_replayed(tmp_path, small_changes, sma
     assert plan.tags == {"gpt2.base_version": "gpt2-base/1", "gpt2.imported_from": str(tmp_path / "model")}
     # A refresh reads all of the text, with its tokenizer.
     changes = [f"corpus.sources=[{text.folder}]", "refresh.min_new_documents=5", "refresh.replay_share=0.75"]
+    changes.append("corpus.validation_share=0.2")  # its own text has no split that would have to be kept
     new = compare(resolve("smoke", None, changes), base)
     assert new.files == len(new.documents) == 2 and new.nothing() is None
     text.config = new.config
     second = text.refreshed(new, "2")
     tokens = second.tokens[-1]
-    share = new.config.corpus.validation_share
     assert tokens.info["new_train_tokens"] == tokens.info["train_tokens"] > 0
     assert Tokenizer.load(second.tokenizer.path).record == Tokenizer.load(tmp_path / "model").record
     samples, train = new.new_samples(tokens), new.training(tokens)
     assert train.steps == -(-samples // train.batch_size)  # none of them is old text
-    assert token_files(tokens).replayed == 0 and share == 0.02
-    whole = [d for half in decoded(second) for split in half.values() for d in split]
-    assert sorted(whole) == sorted([*text.first, *text.other])
+    assert train.total_steps(samples) == train.steps
+    assert token_files(tokens).replayed == 0
+    none, added = {"train": [], "validation": []}, split_of([*text.first, *text.other])  # by a share of 0.2
+    assert [{s: sorted(d) for s, d in half.items()} for half in decoded(second)] == [
+        none, {s: sorted(d) for s, d in added.items()}
+    ]  # fmt: skip
     # From the second refresh on, there is old text.
     more = text.writer.texts(30)
     write(text.folder / "c.jsonl", more)
-    third = text.refreshed(compare(new.config, second), "3")
+    third = text.refreshed(compare(resolve("smoke", None, changes[:3]), second), "3")
+    assert third.tokens[-1].manifest["spec"]["validation_share"] == 0.2
     assert third.document_ids() and token_files(third.tokens[-1]).replayed == len(json.loads(
         tokens.file("tokens.json").read_text())["train"])  # fmt: skip
     # Where the weights came from stays known, and reports say what could not be searched.
@@ -220,6 +224,8 @@ def test_too_little_to_be_measured_on_is_nothing(tmp_path, small_changes, monkey
     text.config = new.config
     text.refreshed(new, "2")
     assert "too little new text" in new.nothing() and "0 of them are held out" in new.nothing()
+    more = [f"corpus.sources=[{text.folder}]", "refresh.min_new_documents=5", "pretrain.batch_size=1024"]
+    assert "are less than pretrain.batch_size=1024" in compare(resolve("smoke", None, more), base).nothing()
 
 
 LOOK = """
