@@ -97,6 +97,8 @@ def judge(found: Published, version: Any, made: Artifact, report: dict[str, Any]
         own = other.tags.get(registry.ARTIFACT_TAG) == version.tags[registry.ARTIFACT_TAG]
         return read_report(made, other) if own else report_of(other, "base", plan, settings)
 
+    for key, value in measured_tags(report).items():  # it may have been registered when there was no champion yet
+        promotion.tag(version, key, value)
     verdict = promotion.decide(NAME, version, measured, gating.judging(version, found.config.gate))
     registry.describe(NAME, version, description(NAME, version, report, verdict))
     said = "champion" if verdict.promote else "not promoted"

@@ -51,7 +51,10 @@ def import_weights(
         with prefect():
             from flows.importing import import_weights as run
 
-            [row] = run(chosen)["registered"]
+            result = run(chosen)
+        if result is None:  # another run is at it, which it has said
+            return
+        [row] = result["registered"]
     from cluster import registry
 
     at = registry.by_alias(NAME, registry.CHAMPION)

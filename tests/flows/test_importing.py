@@ -97,6 +97,23 @@ def test_whatever_form_it_has_it_is_the_same_model(form, tmp_path, monkeypatch):
     assert asked(tmp_path / "other").plan.base.id != base.base.id
 
 
+def test_from_the_hubs_cache_with_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit, repository = "0123456789abcdef" * 2 + "01234567", tmp_path / "models--acme--tiny"
+    publish(tmp_path / "files")
+    for folder in ("refs", f"snapshots/{commit}", "blobs"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for file in (tmp_path / "files").iterdir():  # as the hub's client lays it out
+        shutil.copy(file, repository / "blobs" / f"blob-{file.name}")
+        (repository / "snapshots" / commit / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    found = asked("acme/tiny")
+    assert found.source == f"acme/tiny@{commit}" and found.plan.asked["config"]["source"] == found.source
+    assert published(store(), taken(found).base) == found.source
+    assert found.plan.base.id == asked(tmp_path / "files").plan.base.id
+
+
 class Evil:
     """A pickle that creates a file where it is loaded as pickles are."""
 
