@@ -310,7 +310,7 @@ def test_from_published_weights_to_a_model_as_a_user_does_it(tmp_path, small_cha
         assert "its base model was imported from" in again
 
     # It goes on with text of one's own, with its tokenizer, for the gate to judge.
-    text = [f"corpus.sources=[{small_data['corpus']}]", "tasks.sentiment.enabled=false",
+    text = [f"corpus.sources=[{small_data['corpus']}]", "corpus.validation_share=0.1", "tasks.sentiment.enabled=false",
             "tasks.recommendation.enabled=false"]  # fmt: skip
     sets = [w for change in text for w in ("--set", change)]
     fresh = home.call([*gpt2, "run", "refresh", "--preset", "smoke", *sets])
