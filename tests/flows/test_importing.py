@@ -308,6 +308,8 @@ def test_from_published_weights_to_a_model_as_a_user_does_it(tmp_path, small_cha
     for version in ("gpt2-base/1", "gpt2-posts/1"):
         again = home.call([*gpt2, "reproduce", f"models:/{version}"], code=2)
         assert "its base model was imported from" in again
+    program = "from flows.trained import trained; trained('models:/gpt2-base/1')"  # what `retrain` begins with
+    assert re.search("was imported from .*, not trained", home.call([sys.executable, "-c", program], code=1))
 
     # It goes on with text of one's own, with its tokenizer, for the gate to judge.
     text = [f"corpus.sources=[{small_data['corpus']}]", "corpus.validation_share=0.1", "tasks.sentiment.enabled=false",
