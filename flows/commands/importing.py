@@ -64,4 +64,6 @@ def import_weights(
     base = "" if mine else f" --set base=models:/{NAME}/{row['version']}"
     out.print(f"Fine-tune it:           gpt2 train-classifier FILE{base}", markup=False)
     if mine:
-        out.print("Go on with your text:   gpt2 run refresh --set 'corpus.sources=[FOLDER]'", markup=False)
+        n = found.model.n_positions
+        same = f"--set model.n_positions={n} --set pretrain.context={n}"
+        out.print(f"Go on with your text:   gpt2 run refresh --set 'corpus.sources=[FOLDER]' {same}", markup=False)
