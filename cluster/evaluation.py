@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.connect import spread
-from cluster.lineage import ancestors, canaries_in, wanted
+from cluster.lineage import ancestors, canaries_in, published, wanted
 from gpt2.artifact import Artifact, DamagedArtifact, Store, read_manifest
 from gpt2.canaries import CanaryConfig
 from gpt2.jobs import MODEL, TokenFiles
@@ -51,13 +51,27 @@ def evaluate_base(
     files, info, read = token_files(tokens), dict(tokens.info), passes(model, tokens)
     tokenizer = tokens.manifest["inputs"]["tokenizer"]
     own = (wanted(root, "tokenizer", tokenizer, tokens).path, reads) if reads else None
-    arguments = (model, files, info, searched.path, context, out, dict(beside or {}), planted, read, own)
+    remarks = unsearched(root, (read_manifest(model) or {}).get("id"))
+    arguments = (model, files, info, searched.path, context, out, dict(beside or {}), planted, read, own, remarks)
     return next(iter(spread(_evaluate_base, [arguments])))
 
 
 def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact, out: Path) -> dict[str, Any]:
     """Evaluate a task's model on the test split, of which `searched` tells what the training text has."""
-    return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out)])))
+    base = (read_manifest(model) or {}).get("inputs", {}).get("base")
+    remarks = unsearched(Store(examples.path.parent.parent), base)
+    return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out, remarks)])))
+
+
+def unsearched(root: Store, base: str | None) -> list[str]:
+    """What a report says of an imported base model; nothing of one that was trained here."""
+    source = published(root, root.get("base", base)) if base else None
+    if source is None:
+        return []
+    return [
+        f"The base model was imported from {source}: what it learned from there is not known here and was not searched "
+        f"for what is held out."
+    ]
 
 
 def passes(model: Path, tokens: Artifact) -> float | None:
@@ -82,6 +96,7 @@ def _evaluate_base(
     planted: CanaryConfig,
     read: float | None,
     own: tuple[Path, int] | None = None,
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     from gpt2 import contamination, exposure, language_model, report, retokenized
     from gpt2.jobs import token_dataset
@@ -100,6 +115,7 @@ def _evaluate_base(
         content = retokenized.evaluate(path / MODEL, *own, parts, training, out)
     content["baselines"] |= beside
     content = contamination.attached(content, contamination.read(searched))
+    content["remarks"] += remarks
     if planted.count and own is None:
         content = exposure.attached(content, exposure.measured(path / MODEL, planted, read))
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)
@@ -114,10 +130,13 @@ def bytes_per_token(counts: Mapping[str, int]) -> float:
     return size / max(1, tokens)
 
 
-def _evaluate_task(name: str, path: Path, examples: Path, searched: Path, out: Path) -> dict[str, Any]:
+def _evaluate_task(
+    name: str, path: Path, examples: Path, searched: Path, out: Path, remarks: Sequence[str] = ()
+) -> dict[str, Any]:
     from gpt2 import contamination, report
     from gpt2.journal import read_journal
     from gpt2.task import task
 
     content = contamination.attached(task(name).evaluate(path / MODEL, examples, out), contamination.read(searched))
+    content["remarks"] += remarks
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)

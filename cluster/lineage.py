@@ -14,6 +14,9 @@ from gpt2.config import ModelConfig
 PARENT = "parent"
 """The input of a corpus, of tokens and of a base model that names the one which a refresh went on from."""
 
+IMPORTED = "imported_from"
+"""What `info` calls the source of an imported base model."""
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -29,6 +32,12 @@ class Lineage:
     @property
     def model(self) -> ModelConfig:
         return ModelConfig.model_validate(self.base.manifest["spec"]["model"])
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of the versions that are made from it: where the weights came from, if they were imported."""
+        source = published(store(), self.base)
+        return {f"gpt2.{IMPORTED}": source} if source else {}
 
     def document_ids(self) -> list[tuple[Artifact, str]]:
         """Of the cleaned files that the model has learned from, in order, each with the corpus that it belongs to."""
@@ -94,6 +103,14 @@ def ancestors(root: Store, artifact: Artifact) -> list[Artifact]:
 def canaries_in(tokens: Artifact) -> CanaryConfig:
     """Those that are planted in the text; with a count of 0 where there are none. A refresh adds none."""
     return CanaryConfig.model_validate(tokens.manifest["spec"].get("canaries", {}))
+
+
+def published(root: Store, base: Artifact | None) -> str | None:
+    """Where the weights were imported from that a base model goes back to; None where it was trained here, or what it
+    went on from is gone."""
+    while base is not None and (parent := base.manifest["inputs"].get(PARENT)):
+        base = root.get("base", parent)
+    return base.info.get(IMPORTED) if base is not None else None
 
 
 def wanted(root: Store, kind: str, id: str, by: Artifact) -> Artifact:

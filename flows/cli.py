@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from cluster.home import configure
-from flows.commands import benchmark, jobs, learning, search
+from flows.commands import benchmark, importing, jobs, learning, search
 from flows.commands import registry as models
 
 app = App(
@@ -105,6 +105,7 @@ for command in (
 LEARNERS = (learning.train_classifier, learning.train_recommender)
 for job in (jobs.monitor, jobs.recommend, *LEARNERS, search.search, benchmark.benchmark):
     app.command(job)
+app.command(importing.import_weights, name="import")
 
 SERVICES = {  # told here, so that help need not load them
     "up": "Start Prefect with its UI and a worker, MLflow and Ray, and keep them running.\n\n"

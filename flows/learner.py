@@ -196,5 +196,5 @@ def plan_of(settings: PipelineConfig, base: Lineage | None, asked: Mapping[str, 
     tokens, model = Known("tokens", known=base.tokens[-1].id), Known("base", known=base.base.id)
     searched, report = base_reports(model, tokens, settings.canaries)
     own = {name: task_keys(name, settings, model, tokenizer, tokens) for name in settings.task_settings()}
-    tags = {"gpt2.base_version": f"gpt2-base/{base.version}"}
+    tags = {"gpt2.base_version": f"gpt2-base/{base.version}", **base.tags}
     return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags, asked or {})

@@ -82,6 +82,8 @@ class NewData:
         if not self.new_samples(tokens):
             length, context = tokens.info["new_train_tokens"], self.config.pretrain.context
             return f"too little new text: {told}, but {length:,} tokens are no sample of pretrain.context={context}"
+        if few := self.too_few_alone(tokens):
+            return f"too little new text: {told}, but {few}"
         if rows := registered_before(self.plan(tokens)):
             [row] = [row for row in rows if row["model"] == "gpt2-base"]
             return f"done before: {told}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
@@ -91,9 +93,31 @@ class NewData:
         """Of new training text."""
         return max(0, tokens.info["new_train_tokens"] - 1) // self.config.pretrain.context
 
+    @property
+    def alone(self) -> bool:
+        """Whether the new text is read without old: an imported champion has learned none that is here."""
+        return not self.champion.tokens[-1].info["train_tokens"]
+
+    def too_few_alone(self, tokens: Artifact) -> str | None:
+        """What there is too little of where nothing old goes with it; None where there is enough."""
+        context, batch = self.config.pretrain.context, self.config.pretrain.batch_size
+        if not self.alone:
+            return None
+        if (count := self.new_samples(tokens)) < batch:
+            return f"its {count:,} samples of pretrain.context={context} are less than pretrain.batch_size={batch}"
+        if tokens.info["validation_tokens"] <= context:
+            held = tokens.info["validation_documents"]
+            return f"{held:,} of them are held out, too few to measure the model on"
+        return None
+
     def training(self, tokens: Artifact) -> TrainConfig:
         """How pretraining goes on."""
-        return self.config.refresh.training(self.config.pretrain, self.new_samples(tokens))
+        refresh, samples = self.config.refresh, self.new_samples(tokens)
+        if not self.alone:
+            return refresh.training(self.config.pretrain, samples)
+        train = refresh.model_copy(update={"replay_share": 0.0}).training(self.config.pretrain, samples)
+        assert train.steps is not None
+        return train.model_copy(update={"epochs": train.steps * train.batch_size / samples})  # the last batch is whole
 
     def plan(self, tokens: Artifact) -> Plan:
         """The keys of all artifacts, once the new tokens are there and say how long training is."""
@@ -112,6 +136,7 @@ class NewData:
         searched, report = base_reports(base, self.tokens, config.canaries, **{PARENT: before.base.id})
         tasks = {name: task_keys(name, config, base, tokenizer, self.tokens) for name in config.task_settings()}
         tags = {
+            **before.tags,
             "gpt2.refreshed_from": f"gpt2-base/{before.version}",
             "gpt2.refreshed_from_artifact": before.base.id,
             "gpt2.new_documents": str(tokens.info["new_train_documents"] + tokens.info["new_validation_documents"]),
@@ -146,10 +171,11 @@ def like(champion: Lineage, config: PipelineConfig) -> PipelineConfig:
     model, split = champion.model, champion.tokens[-1].manifest["spec"]
     values = config.model_dump()
     values["model"] = {name: getattr(model, name) for name in ModelShape.model_fields}
-    values["corpus"]["validation_share"] = split["validation_share"]
+    if champion.tokens[-1].info["train_tokens"]:  # an imported one has no text, and no split of it
+        values["corpus"]["validation_share"] = split["validation_share"]
     values["canaries"] = canaries_in(champion.tokens[0]).model_dump()
     values["tokenizer"] |= {
-        "kind": champion.tokenizer.manifest["spec"]["kind"],
+        "kind": champion.tokenizer.manifest["spec"].get("kind", "train"),  # imported ones don't say
         "vocab_size": model.vocab_size,
         "token_dtype": split["dtype"],
     }

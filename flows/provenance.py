@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.home import store
+from cluster.lineage import IMPORTED
 from flows.config import PipelineConfig
 from flows.plan import Plan, whole
 from flows.stage import commit_tag
@@ -93,6 +94,8 @@ def model_card(
         training.append(("what it changes", config.task_settings()[name].adaptation.kind))
     lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in found["stages"]]
     lineage += [("commit", f"`{found['git.commit']}`")] if "git.commit" in found else []
+    if source := plan.tags.get(f"gpt2.{IMPORTED}"):
+        lineage.insert(0, ("weights imported from", source))
     registered = None if name == "base" else plan.tasks[name].registered
     return card(name, report, data, training, lineage, registered)
 

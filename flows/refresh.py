@@ -65,7 +65,8 @@ def train_on(new: NewData, tokens: Artifact, plan: Plan) -> Artifact:
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         assert train.steps is not None
-        share = 1 - config.refresh.epochs * samples / (train.steps * train.batch_size)
+        files = token_files(tokens)
+        share = 1 - config.refresh.epochs * samples / (train.steps * train.batch_size) if files.replayed else 0.0
         say(f"base: {train.steps} steps from version {new.champion.version}, {share:.0%} of their samples are old text")
         parent = store().require("base", new.champion.base.id)
         job = Job(
@@ -74,7 +75,7 @@ def train_on(new: NewData, tokens: Artifact, plan: Plan) -> Artifact:
             tokenizer=str(store().require("tokenizer", plan.tokenizer.id).path),
             output=str(out),
             model=new.champion.model,
-            tokens=token_files(tokens),
+            tokens=files,
             base=str(parent.path / MODEL),
             new_epochs=config.refresh.epochs,
         )

@@ -33,8 +33,7 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
     # As its own run would have made it: often it has.
     key, context = Key(own.kind, own.spec, {**own.inputs, "model": model_id}, own.code), config.pretrain.context
     if name == "base" and (own_context := reads(version, plan, config)):
-        spec = {**own.spec, "reads": own_context, "context": context}
-        key = Key(own.kind, spec, key.inputs, (*own.code, *REREADING))
+        key = rereading(own, model_id, own_context, context)
 
     def build(out: Path) -> dict[str, Any]:
         examples = store().require(data.kind, data.id)
@@ -47,6 +46,12 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
     if store().find(key) is None:
         say(f"{version.name}: measuring version {version.version} on the same examples")
     return read_report(store().make(key, build), version)
+
+
+def rereading(own: Key, model_id: str, reads: int, context: int) -> Key:
+    """Of the report of a base model that reads so many tokens of its own at once, on the text of the report `own`."""
+    spec, inputs = {**own.spec, "reads": reads, "context": context}, {**own.inputs, "model": model_id}
+    return Key(own.kind, spec, inputs, (*own.code, *REREADING))
 
 
 def reads(version: Any, plan: Plan, config: PipelineConfig) -> int | None:
@@ -112,26 +117,37 @@ def new_version(
     name: str, registered: str, model: Artifact, config: PipelineConfig, plan: Plan, report: dict[str, Any], run: Run
 ) -> Any:
     """A registry version with its card, the record that it can be reproduced from, and tags."""
+    data = (plan.tokens if name == "base" else plan.tasks[name].examples).id
+    texts = provenance.about(name, config, plan, model, report)
+    return entered(name, registered, model, run, {"gpt2.data": data, **measured_tags(report), **plan.tags}, texts)
+
+
+def measured_tags(report: dict[str, Any]) -> dict[str, str]:
+    """What the gate compares, as the tables of versions show it."""
+    metric = report["primary"]["name"]
+    return {
+        "gpt2.metric": metric,
+        "gpt2.value": f"{report['metrics'][metric]:.6g}",
+        "gpt2.floor": f"{report['baselines'][report['floor']][metric]:.6g}",
+    }
+
+
+def entered(name: str, registered: str, model: Artifact, run: Run, tags: dict[str, str], texts: dict[str, str]) -> Any:
+    """A registry version with these tags and those that every version has; `texts` go among its files."""
     load = language_model.GeneratorPredictor if name == "base" else task_of(name).predictor
     params = language_model.DEFAULTS if name == "base" else task_of(name).params
     predictor: Predictor = load(model.path / "model")
     example = list(predictor.input_example)
     champion = registry.by_alias(registered, registry.CHAMPION)
-    metric = report["primary"]["name"]
     tags = {
-        "gpt2.metric": metric,
-        "gpt2.value": f"{report['metrics'][metric]:.6g}",
-        "gpt2.floor": f"{report['baselines'][report['floor']][metric]:.6g}",
-        "gpt2.data": (plan.tokens if name == "base" else plan.tasks[name].examples).id,
-        "gpt2.base": plan.base.id,
+        "gpt2.base": model.id if name == "base" else model.manifest["inputs"]["base"],
         "gpt2.parent_version": champion.version if champion else "none",
-        **plan.tags,
+        **tags,
         "prefect.flow_run.id": str(flow_run.id or ""),
         **results.cost_tags(model),
         **commit_tag(),
     }
     answer = predictor.predict(example, params)
-    texts = provenance.about(name, config, plan, model, report)
     return registry.register(registered, model, run, tags, example, params, answer, texts)
 
 
@@ -141,9 +157,16 @@ def description(registered: str, version: Any, report: dict[str, Any], verdict: 
     decision = "Promoted" if verdict.promote else "Not promoted"
     return (
         f"{report['title']}. {decision}: {'; '.join(verdict.reasons)}.\n\n| metric | value |\n|---|---|\n{metrics}\n\n"
-        f'```python\nimport gpt2\nmodel = gpt2.load("models:/{registered}/{version.version}")\n```\n'
-        f"The model's card: `gpt2 card models:/{registered}/{version.version}`. The verdict with all figures: "
+        f"{how_to_load(registered, version)}The verdict with all figures: "
         f"`gpt2 verdict models:/{registered}/{version.version}`, or `verdict/verdict.html` of the run.\n"
+    )
+
+
+def how_to_load(registered: str, version: Any) -> str:
+    """Markdown: the code, and where the card is."""
+    return (
+        f'```python\nimport gpt2\nmodel = gpt2.load("models:/{registered}/{version.version}")\n```\n'
+        f"The model's card: `gpt2 card models:/{registered}/{version.version}`. "
     )
 
 

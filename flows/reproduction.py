@@ -24,6 +24,8 @@ from gpt2.modelfiles import Manifest, manifest
 
 NEEDED = {"model", "artifact", "config", "stages", "environment"}
 """What a record holds."""
+IMPORT = "import"
+"""What records of imported models call the flow that was asked for."""
 SETTINGS = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 """Variables that would have the new run recorded where the old one was."""
 
@@ -67,7 +69,7 @@ def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
     task = config["tasks"][recorded["model"]]
     workers = task["num_workers"] or recorded["config"]["cluster"]["num_workers"]
     config["tasks"] = {**config["tasks"], recorded["model"]: {**task, "num_workers": workers}}
-    return {**recorded, "config": config, "stages": [*theirs["stages"], *own]}
+    return {**recorded, "config": config, "stages": [*theirs["stages"], *own], "base": theirs.get("asked")}
 
 
 def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
@@ -75,6 +77,12 @@ def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
     if not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
         raise ValueError(f"{address} can't be made again: its {RECORD} is no record of ours")
     name = recorded["model"]
+    for asked in (recorded.get("asked"), recorded.get("base")):
+        if asked and asked["flow"] == IMPORT:
+            raise ValueError(
+                f"{address} can't be made again: its base model was imported from {asked['config']['source']}; the "
+                f"files are in its record with their sha256, and gpt2 import takes them again"
+            )
     for stage in recorded["stages"]:
         if parent := stage["inputs"].get(PARENT):
             raise ValueError(

@@ -10,7 +10,7 @@ from cluster import pulling
 from flows.config import PipelineConfig, validate, validated
 from flows.learner import ClassifierConfig, Learner, RecommenderConfig
 from flows.provenance import RECORD
-from flows.reproduction import NEEDED, with_base
+from flows.reproduction import IMPORT, NEEDED, with_base
 
 LEARNERS: dict[str, type[Learner]] = {c.flow: c for c in (ClassifierConfig, RecommenderConfig)}
 
@@ -55,6 +55,11 @@ def trained(address: str) -> Trained:
     if not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
         raise ValueError(f"how {exact} was trained is not known: its {RECORD} is no record of ours; train it by hand")
     task, asked = recorded["model"], recorded.get("asked")
+    if asked and asked["flow"] == IMPORT:
+        raise ValueError(
+            f"{exact} was imported from {asked['config']['source']}, not trained; gpt2 run refresh goes on from the "
+            f"champion with text of yours"
+        )
     if asked and asked["flow"] in LEARNERS:
         return Trained(exact, task, asked["flow"], asked["config"])
     if "gpt2.base_version" in version.tags:

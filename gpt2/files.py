@@ -28,27 +28,39 @@ SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}", re.ASCII)
 def weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     """(the file, or the index of several, and all tensors by name). `ValueError` where there is none, or not one that
     can be trusted."""
+    first, *_ = places(directory)
+    return first, shards(first) if first.suffix == ".json" else read(first)
+
+
+def places(directory: Path) -> list[Path]:
+    """The files that `weights` reads: one, or an index and what it lists."""
     for name in WEIGHTS:
         path, index = directory / name, directory / f"{name}.index.json"
         if path.exists() or path.is_symlink():
-            return path, read(path)
+            return [path]
         if index.exists():
-            return index, shards(index)
+            return [index, *(directory / name for name in sorted(set(listed(index).values())))]
     raise ValueError(f"{directory / WEIGHTS[0]} can't be read as safetensors: it is missing, and so is {WEIGHTS[1]}")
+
+
+def listed(index: Path) -> dict[str, str]:
+    """{tensor: the name of the file beside the index that has it}."""
+    values = read_json(index)
+    found = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{index} is not an index of weights: weight_map must map tensors to file names")
+    for name in found.values():
+        if not SHARD.fullmatch(name):
+            raise ValueError(f"{index} points to {name!r}, which is no file beside it; don't use this model")
+    return found
 
 
 def shards(index: Path) -> dict[str, Tensor]:
     """All tensors of the files that an index lists, each in the file that it says."""
-    values = read_json(index)
-    places = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise ValueError(f"{index} is not an index of weights: weight_map must map tensors to file names")
-    found: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
-        if not SHARD.fullmatch(name):
-            raise ValueError(f"{index} points to {name!r}, which is no file beside it; don't use this model")
+    where, found = listed(index), dict[str, Tensor]()
+    for name in sorted(set(where.values())):
         here = read(index.parent / name)
-        wanted = {tensor for tensor, place in places.items() if place == name}
+        wanted = {tensor for tensor, place in where.items() if place == name}
         if wanted != here.keys():
             odd = min(wanted ^ here.keys())
             raise ValueError(f"{index} and {name} disagree about the tensor {odd!r}; is a file of another model here?")

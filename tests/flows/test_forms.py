@@ -16,6 +16,7 @@ from flows.fields import GATE, MAIN, Gate, Main
 from flows.forms import identity, run, settings_of
 from flows.learner import ClassifierConfig, RecommenderConfig, pipeline_settings
 from flows.plan import make_plan
+from flows.published import ImportConfig
 from flows.search import SearchConfig
 from flows.turns import claim
 from gpt2.monitor import MonitorConfig
@@ -109,6 +110,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
         "finetune",
         "evaluate",
         "register",
+        "import",
         "train-classifier",
         "train-recommender",
         "search",
@@ -131,7 +133,7 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
 @pytest.mark.parametrize(("entrypoint", "settings"), [
     ("flows.monitoring.monitor_sentiment", MonitorConfig), ("flows.recommending.recommend", RecommendConfig),
     ("flows.learning.train_classifier", ClassifierConfig), ("flows.learning.train_recommender", RecommenderConfig),
-    ("flows.searching.search", SearchConfig),
+    ("flows.searching.search", SearchConfig), ("flows.importing.import_weights", ImportConfig),
 ])  # fmt: skip
 def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
     schema = parameter_schema(load_flow_from_entrypoint(entrypoint)).model_dump()

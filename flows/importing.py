@@ -1,0 +1,175 @@
+"""Published weights become a version of the base model: written as ours, measured beside the champion, judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.states import Completed, Failed
+
+from cluster import evaluation, promotion, registry
+from cluster.home import store
+from cluster.lineage import IMPORTED, Lineage, lineage
+from cluster.tracking import Run, client, end_dead
+from flows import gating, provenance, results
+from flows.endings import HOOKS, or_cancelled
+from flows.evaluation import publish, search
+from flows.forms import duplicate, leaving_in_time
+from flows.learner import plan_of
+from flows.published import NAME, ImportConfig, Published, done_before, look, prepare, settings_like, yardstick
+from flows.registration import description, entered, how_to_load, measured_tags, read_report, report_of, rereading
+from flows.registration import trained_at as context_of
+from flows.stage import make, parent_of_all, recorded, say, without_tracebacks
+from flows.turns import claim
+from gpt2 import card, imported, language_model
+from gpt2.artifact import Artifact
+
+
+@task(name="import weights")
+def write(found: Published) -> Artifact:
+    """The model and what it goes with, as artifacts of the same kinds as those of one that is trained here."""
+    prepare(found)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        return {**imported.write(found.directory, found.files, out), IMPORTED: found.source}
+
+    return make("import", found.plan.base, found.config.model_dump(mode="json"), build)
+
+
+@task(name="evaluate base model")
+def measure(found: Published, base: Artifact, champion: Lineage) -> Artifact:
+    """Bits per byte of the champion's held-out text."""
+    settings = settings_of(champion)
+    plan, context, reads = plan_of(settings, champion), settings.pretrain.context, found.model.n_positions
+    searched = search("base", plan)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        tokens = store().require("tokens", plan.tokens.id)
+        metrics = evaluation.evaluate_base(base.path, tokens, searched, context, out, reads=reads)["metrics"]
+        run.files(out, "report")
+        return metrics
+
+    report = make("evaluate-base", rereading(plan.base_report, base.id, reads, context), {}, build)
+    publish("base", report)
+    return report
+
+
+def settings_of(champion: Lineage) -> Any:
+    """The settings that the champion is measured with: at the context that it was trained at."""
+    version = client().get_model_version(NAME, champion.version)
+    return settings_like(champion, min(context_of(version) or champion.model.n_positions, champion.model.n_positions))
+
+
+@task(name="register", task_run_name="register base")
+def register(found: Published, base: Artifact, champion: Lineage | str) -> dict[str, Any]:
+    """A version of the base model; the gate decides, where there is text to measure it on, or who imports it does."""
+    version = registry.by_artifact(NAME, base.id)
+    done = version is not None and registry.judged(version)
+    made = measure(found, base, champion) if isinstance(champion, Lineage) and not done else None
+    report = json.loads(made.file("report.json").read_text()) if made else unmeasured(base, str(champion))
+    with recorded("register-base", made.id if made else base.id, {}, {"model": base.id}) as run:
+        run.metrics(report["metrics"])
+        version = version or entered("base", NAME, base, run, tags(found, report), texts(found, base, report))
+        registry.challenge(NAME, version)
+        if made and isinstance(champion, Lineage):
+            judge(found, version, made, report, champion)
+        elif not done:
+            about = f"{report['title']}, imported from {found.source}. Not judged: {champion}."
+            registry.describe(NAME, version, f"{about}\n\n{how_to_load(NAME, version)}\n")
+            say(f"{NAME} version {version.version}: not judged: {champion}")
+        if found.config.champion:
+            promotion.promote(NAME, version.version, f"imported from {found.source} to be the champion", force=True)
+            say(f"{NAME} version {version.version}: champion, as was asked for")
+    gating.publish(version)
+    version = registry.by_artifact(NAME, base.id)
+    assert version is not None
+    return registry.row(version)
+
+
+def judge(found: Published, version: Any, made: Artifact, report: dict[str, Any], champion: Lineage) -> None:
+    """The gate's decision beside the champion, on the same text."""
+    settings = settings_of(champion)
+    plan = plan_of(settings, champion)
+
+    def measured(other: Any) -> dict[str, Any]:
+        own = other.tags.get(registry.ARTIFACT_TAG) == version.tags[registry.ARTIFACT_TAG]
+        return read_report(made, other) if own else report_of(other, "base", plan, settings)
+
+    for key, value in measured_tags(report).items():  # it may have been registered when there was no champion yet
+        promotion.tag(version, key, value)
+    verdict = promotion.decide(NAME, version, measured, gating.judging(version, found.config.gate))
+    registry.describe(NAME, version, description(NAME, version, report, verdict))
+    said = "champion" if verdict.promote else "not promoted"
+    say(f"{NAME} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
+    results.announce(NAME, int(version.version), verdict.promote, verdict.reasons)
+
+
+def unmeasured(base: Artifact, why: str) -> dict[str, Any]:
+    """What stands for a report where there is no text to measure the model on."""
+    return {
+        "title": language_model.TITLE,
+        "primary": {"name": language_model.PRIMARY, "higher_is_better": False},
+        "metrics": {},
+        "baselines": {},
+        "counts": {"parameters": base.info["parameters"]},
+        "notes": [f"Not measured: {why}."],
+    }
+
+
+def tags(found: Published, report: dict[str, Any]) -> dict[str, str]:
+    """Of the version: where it came from, and what was measured."""
+    told = {"gpt2.data": found.plan.tokens.id, f"gpt2.{IMPORTED}": found.source}
+    return {**told, **(measured_tags(report) if report["metrics"] else {})}
+
+
+def texts(found: Published, base: Artifact, report: dict[str, Any]) -> dict[str, str]:
+    """The card, and the record: source, revision, and the sha256 of each file among the base's inputs."""
+    made = lineage("", base)
+    settings = settings_like(made, made.model.n_positions)
+    record = provenance.record("base", settings, found.plan, base)
+    record["config"]["corpus"]["sources"] = settings.corpus.sources  # none were read; a schema wants some
+    files = [(name, f"`{sha}`") for name, sha in found.files.items()]
+    stages = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in record["stages"]]
+    text = card.card(
+        "base", report, [("text", "what it was published with; not known here, and not searched")],
+        [("imported from", found.source)], [*files, *stages],
+    )  # fmt: skip
+    return {card.NAME: text, provenance.RECORD: json.dumps(record, indent=1) + "\n"}
+
+
+@flow(name="import", **HOOKS)
+def import_weights(config: ImportConfig) -> Any:
+    """Published weights become a version of the base model, which fine-tuning starts from and a refresh goes on with.
+    What is done already is not done again.
+
+    Args:
+        config: Where they are, and what is to become of them.
+    """
+    without_tracebacks()
+    try:
+        found = look(config)
+    except ValueError as error:
+        return Failed(message=f"refused: {error}")
+    if row := done_before(found):
+        return Completed(message=f"Nothing to do: {told(row)}", data={"registered": [row]})
+    end_dead()
+    with claim(f"import-{found.plan.base.id}") as holder:
+        if holder is not None:
+            return duplicate(holder)
+        with leaving_in_time():
+            return or_cancelled(lambda: carried_out(found))
+
+
+def carried_out(found: Published) -> dict[str, Any]:
+    """The flow's body."""
+    with parent_of_all():
+        base = write(found)
+        return {"registered": [register(found, base, yardstick(base.id))]}
+
+
+def told(row: dict[str, Any]) -> str:
+    """A registered version in a line."""
+    why = f": {row['reasons']}" if row["reasons"] else ""
+    return f"{row['model']} version {row['version']} has these weights, {row['verdict']}{why}"

@@ -1,0 +1,161 @@
+"""Published weights as a base model: what the command and the form ask for, and the keys of all that is made of them.
+
+What an imported model has learned is not here. So its corpus and its tokens are empty ones, in the usual chain: a
+refresh finds all text new, and fine-tuning finds what it always goes by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from cluster import tokenization
+from cluster.home import store
+from cluster.lineage import Lineage, registered_lineage
+from flows.config import PipelineConfig, merged, resolve, validate
+from flows.new_data import like
+from flows.plan import ENCODING, Plan, base_reports, registered_name, whole
+from flows.reproduction import IMPORT
+from gpt2.artifact import Key
+from gpt2.canaries import CanaryConfig
+from gpt2.config import CorpusConfig, ModelConfig, Settings, TokenizerConfig
+from gpt2.policy import GateConfig
+from gpt2.task import tasks
+from gpt2.tokenizer import Tokenizer
+
+NAME = registered_name("base")
+IMPORTING = ("gpt2.imported", "gpt2.huggingface", "gpt2.weights")
+
+
+class ImportConfig(Settings):
+    """Published weights that become a version of the base model."""
+
+    source: str = Field(..., min_length=1)
+    """A directory with config.json, model.safetensors (or pytorch_model.bin, or shards of either) and tokenizer.json
+    (or vocab.json and merges.txt), or the id of a model on the hub, such as openai-community/gpt2."""
+    revision: str | None = Field(None, min_length=1)
+    """Of a model on the hub: the commit, branch or tag; empty: the latest."""
+    online: bool = True
+    """Fetch what the hub's local cache has not; else only the cache is looked at."""
+    champion: bool = False
+    """Make it the champion even where the gate refused it, or had no text to measure it on."""
+    gate: GateConfig = GateConfig()
+    """What it must show to become the champion without that."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights and their tokenizer, in a directory that was looked at."""
+
+    config: ImportConfig
+    directory: Path
+    model: ModelConfig
+    files: dict[str, str]
+    """The sha256 of each file that is read: what the ids follow from, wherever the directory lies."""
+
+    @property
+    def revision(self) -> str | None:
+        """The commit, where the hub's cache says it."""
+        return self.directory.name if self.directory.parent.name == "snapshots" else None
+
+    @property
+    def source(self) -> str:
+        """For people: where it came from, exactly."""
+        place = self.config.source
+        return whole(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
+
+    @property
+    def plan(self) -> Plan:
+        """The keys of all artifacts."""
+        words = {name: sha for name, sha in self.files.items() if name.startswith(("tokenizer", "vocab", "merges"))}
+        tokenizer = Key("tokenizer", {}, words, ("gpt2.tokenizer",))
+        corpus = Key("corpus", {"imported": True}, {}, ("gpt2.corpus",))
+        dtype = TokenizerConfig(vocab_size=self.model.vocab_size).dtype
+        split = {"dtype": dtype, "validation_share": CorpusConfig().validation_share}
+        tokens = Key("tokens", split, {"corpus": corpus.id, "tokenizer": tokenizer.id}, ENCODING)
+        base = Key(
+            "base",
+            {"model": self.model.identity(), "train": {"context": self.model.n_positions}},
+            {"tokens": tokens.id, "tokenizer": tokenizer.id, **self.files},
+            IMPORTING,
+        )
+        searched, report = base_reports(base, tokens, CanaryConfig())
+        asked = {"flow": IMPORT, "config": self.config.model_dump(mode="json") | {"source": self.source}}
+        return Plan((), (), corpus, tokenizer, tokens, base, searched, report, {}, {}, asked)
+
+
+def look(config: ImportConfig) -> Published:
+    """The weights, checked from end to end; `ValueError` says why they can't be imported. A hub's are fetched."""
+    from gpt2 import hub, imported  # PyTorch
+
+    if config.revision and Path(config.source).is_dir():
+        raise ValueError(
+            f"revision = {config.revision!r}: {config.source} is a directory, which has none; leave it out"
+        )
+    directory = hub.folder(config.source, config.online, config.revision).absolute()
+    files = imported.digests(directory)
+    model, _ = imported.read(directory)
+    return Published(config, directory, model.config, files)
+
+
+def prepare(found: Published) -> None:
+    """The tokenizer and, of what the model has learned here, an empty corpus and its tokens, as artifacts."""
+    plan, s = found.plan, store()
+
+    def words(out: Path) -> dict[str, Any]:
+        tokenizer = Tokenizer.load(found.directory)
+        tokenizer.save(out)
+        return {"vocab_size": tokenizer.vocab_size}
+
+    def none(out: Path) -> dict[str, Any]:
+        dtype = plan.tokens.spec["dtype"]
+        return tokenization.encode(s, [], corpus, tokenizer, CorpusConfig(), dtype, ENCODING, out, lambda _: None)
+
+    tokenizer = s.make(plan.tokenizer, words)
+    corpus = s.make(plan.corpus, lambda out: tokenization.deduplicate([], out))
+    s.make(plan.tokens, none)
+
+
+def settings_like(base: Lineage, context: int) -> PipelineConfig:
+    """Settings of a pipeline with this base model alone, that reads so many tokens at once."""
+    alone = {
+        "model": base.model.model_dump(exclude={"vocab_size"}),
+        "pretrain": {"context": context},
+        "tasks": {name: {"enabled": False} for name in tasks()},
+    }
+    return like(base, validate(merged(resolve().model_dump(), alone)))
+
+
+def yardstick(base: str) -> Lineage | str:
+    """The champion, whose held-out text the base model of that id is measured on; or why there is none."""
+    from cluster import registry  # MLflow
+
+    champion = registry.by_alias(NAME, registry.CHAMPION)
+    if champion is None or champion.tags.get(registry.ARTIFACT_TAG) == base:
+        return f"{NAME} has no other champion, on whose held-out text it could be measured"
+    try:
+        found = registered_lineage(champion)
+    except ValueError as error:
+        return f"the champion's held-out text is not here: {error}"
+    if not found.tokens[-1].info["validation_documents"]:
+        return f"the champion, version {champion.version}, was imported too, and has no held-out text"
+    return found
+
+
+def done_before(found: Published) -> dict[str, Any] | None:
+    """The registry's row where there is nothing left to do, else None. Starts nothing."""
+    base = found.plan.base
+    if store().find(base) is None:
+        return None
+    from cluster import registry  # MLflow
+
+    version = registry.by_artifact(NAME, base.id)
+    if version is None:
+        return None
+    if found.config.champion:
+        champion = registry.by_alias(NAME, registry.CHAMPION)
+        return registry.row(version) if champion and champion.version == version.version else None
+    return registry.row(version) if registry.judged(version) or isinstance(yardstick(base.id), str) else None

@@ -1,0 +1,62 @@
+"""Published weights, looked at before anything is made of them: a GPT-2 and the tokenizer that it was trained with.
+
+Nothing that comes with them is executed (`gpt2.files`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2 import adapters, files, language_model, weights
+from gpt2.artifact import file_sha256
+from gpt2.config import TokenizerConfig
+from gpt2.jobs import MODEL
+from gpt2.modelfiles import read_json, validated
+from gpt2.tokenizer import CONFIG, FILE, MERGES, VOCABULARY, Tokenizer
+
+if TYPE_CHECKING:
+    from gpt2.model import GPT2
+
+TASK = "task.json"
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """{name: sha256 (hex)} of the files that are read: configuration, weights, tokenizer. `ValueError` where one of
+    them is missing."""
+    whole = (directory / FILE).exists()
+    names = [CONFIG, *([FILE] if whole else [VOCABULARY, MERGES]), *(path.name for path in files.places(directory))]
+    for name in names:
+        if not (directory / name).is_file():
+            wanted = f"{FILE}, or {VOCABULARY} with {MERGES}" if name in (VOCABULARY, MERGES) else name
+            raise ValueError(f"{directory / name} is missing; give a directory with {wanted}")
+    return {name: file_sha256(directory / name) for name in names}
+
+
+def read(directory: Path) -> tuple[GPT2, Tokenizer]:
+    """The language model of a directory and its tokenizer; `ValueError` where they are not a GPT-2's, or don't belong
+    together."""
+    told = read_json(directory / TASK) if (directory / TASK).exists() else {}
+    kind = told.get("task", language_model.NAME) if isinstance(told, dict) else told
+    if kind != language_model.NAME:
+        raise ValueError(f"{directory} holds a model of the task {kind!r:.100}, not a language model; give its base")
+    adapter = adapters.read(directory)
+    if adapter is not None:
+        raise ValueError(
+            f"{directory} holds an adapter ({adapter.kind}) beside the weights; give the model that it was learned on"
+        )
+    model = weights.load(directory)
+    tokenizer = Tokenizer.load(directory, model.config.vocab_size)
+    validated(TokenizerConfig, {"vocab_size": tokenizer.vocab_size}, directory / CONFIG)  # as pipelines can have them
+    return model, tokenizer
+
+
+def write(directory: Path, expected: dict[str, str], out: Path) -> dict[str, Any]:
+    """The model of a directory as ours, in `out/model`; `ValueError` where its files are not the `expected` ones."""
+    model, tokenizer = read(directory)
+    if digests(directory) != expected:
+        raise ValueError(f"the files in {directory} changed while they were read; import them again")
+    weights.save(model, out / MODEL, tokenizer=tokenizer)
+    (out / MODEL / TASK).write_text(json.dumps({"task": language_model.NAME}))
+    return {"parameters": model.config.n_parameters}
