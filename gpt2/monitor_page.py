@@ -18,8 +18,9 @@ from gpt2.surges import HISTORY, MIN_HISTORY
 
 SHOWN = {"hour": 14 * 24, "day": 120}
 """Windows on the page."""
-MANY, TWICE = 0.5, 2.0
-"""A share of undecided posts above which, or so many times that of held-out texts, the page warns."""
+MANY, TWICE, LITTLE = 0.5, 2.0, 0.01
+"""A share of undecided posts above which, or so many times that of held-out texts, the page warns. Of held-out texts that
+are all decided, or nearly, so small a share counts as usual."""
 STYLE = (
     """
 :root{--ink:#1f2328;--paper:#fff;--card:#f6f8fa;--muted:#656d76;--grid:#d8dee4;--accent:#1f6feb;
@@ -85,11 +86,16 @@ class Page:
     def drifted(self) -> list[Drift]:
         return [d for d in self.drift or () if d.psi > self.config.drift_threshold]
 
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The windows on the page, of all topics."""
+        reach = SHOWN[self.config.window] * STEP[self.config.window]
+        return self.index[self.index["window"] > self.index["window"].max() - reach]
+
     def rows(self, topic: str) -> pd.DataFrame:
         """The topic's windows on the page."""
-        latest = self.index["window"].max()
-        reach = SHOWN[self.config.window] * STEP[self.config.window]
-        return self.index[(self.index["topic"] == topic) & (self.index["window"] > latest - reach)]
+        shown = self.shown
+        return shown[shown["topic"] == topic]
 
     def top(self) -> float:
         """The largest share that curves show: one scale for all."""
@@ -109,26 +115,28 @@ def verdict(page: Page) -> str:
 def undecided(page: Page) -> tuple[list[str], bool]:
     """(what to say of the posts of which the model was not sure enough, whether they are many)."""
     config = page.config
-    shown = page.rows(ALL)
-    if not config.abstain_below or shown.empty:
+    every = page.rows(ALL)
+    if not config.abstain_below or every.empty:
         return [], False
-    count, posts, usual = shown["undecided"].sum(), shown["posts"].sum(), page.usual_undecided
+    count, posts, usual = every["undecided"].sum(), every["posts"].sum(), page.usual_undecided
     beside = f"; of held-out texts of its training data {usual:.0%} are" if usual is not None else ""
     told = [
         f"{count:,} of {posts:,} posts ({count / posts:.0%}) are undecided, the model's confidence in them being below "
         f"{config.abstain_below:g}{beside}. Shares are of the others."
     ]
-    mostly = []
-    for topic in page.topics:
-        rows = page.rows(topic)
-        large = rows[rows["complete"].astype(bool) & (rows["posts"] >= config.min_posts)]
-        if len(large) and large.iloc[-1]["undecided"] > MANY * large.iloc[-1]["posts"]:
-            last = large.iloc[-1]
-            mostly.append(f"{topic} ({last['undecided']:,} of {last['posts']:,} on {moment(config, last['window'])})")
+    shown = page.shown  # all at once: there may be thousands of topics
+    large = shown[shown["complete"].astype(bool) & (shown["posts"] >= config.min_posts)]
+    latest = large.sort_values("window").groupby("topic").tail(1)
+    last = {row.topic: row for row in latest[latest["undecided"] > MANY * latest["posts"]].itertuples()}
+    mostly = [
+        f"{topic} ({last[topic].undecided:,} of {last[topic].posts:,} on {moment(config, last[topic].window)})"
+        for topic in page.topics
+        if topic in last
+    ]
     if mostly:
         more = f" and {len(mostly) - 5:,} more" if len(mostly) > 5 else ""
         told.append(f"Mostly undecided, so that their share says little: {', '.join(mostly[:5])}{more}.")
-    many = count > MANY * posts or (usual is not None and count > TWICE * usual * posts)
+    many = count > MANY * posts or (usual is not None and count > TWICE * max(usual, LITTLE) * posts)
     return told, bool(mostly or many)
 
 

@@ -10,7 +10,7 @@ from gpt2 import index as index_module
 from gpt2.drift import MEASURES, Drift
 from gpt2.index import ALL, aggregate, alerts
 from gpt2.monitor import MonitorConfig
-from gpt2.monitor_page import Page, markdown, render
+from gpt2.monitor_page import Page, markdown, render, undecided
 from gpt2.surges import judge
 
 CONFIG = MonitorConfig(window="day", name="made-up")
@@ -114,6 +114,34 @@ def test_the_page_says_how_many_are_undecided_and_where_nearly_all_are():
     often = render(Page(config, "m", "", built(few, config), [], [], None, 10, usual_undecided=0.04))
     assert 'class="card note"' in often
     assert "undecided" not in render(Page(CONFIG, "m", "", built(few), [], [], None, 10)).partition("<h1>")[2]
+
+
+def test_of_texts_that_are_nearly_all_decided_as_usual_a_few_are_no_warning():
+    posts, config = scored(surge=None), abstaining(0.6)
+    for count, many in ((1, False), (30, False), (80, True)):  # of 3,200
+        some = posts.assign(confidence=np.where(np.arange(len(posts)) % 40 == 0, 0.5, 0.8))
+        some.loc[some.index[some["confidence"] < 0.6][count:], "confidence"] = 0.8
+        page = Page(config, "m", "", built(some, config), [], [], None, len(posts), usual_undecided=0.0)
+        assert (some["confidence"] < 0.6).sum() == count and undecided(page)[1] is many
+
+
+def test_what_is_mostly_undecided_is_found_among_many_topics_in_one_go(monkeypatch):
+    """As a loop over the topics finds it, but without looking through the whole index for each of them."""
+    posts, config = scored(surge=None), abstaining(0.6)
+    names = [f"@t{n:03}" for n in range(150)]
+    more = pd.concat([posts.head(400)] * 15, ignore_index=True)
+    more = more.assign(topics=[[names[n % 150]] for n in range(len(more))], time=posts["time"].max().floor("D"))
+    doubtful = more["topics"].map(lambda topics: int(topics[0][2:]) % 3 == 0)
+    posts = pd.concat([posts.assign(confidence=0.8), more.assign(confidence=np.where(doubtful, 0.5, 0.8))])
+    index = built(posts, config)
+    page = Page(config, "m", "", index, [], [], None, len(posts))
+    asked, rows = [], Page.rows
+    monkeypatch.setattr(Page, "rows", lambda self, topic: asked.append(topic) or rows(self, topic))
+    told, many = undecided(page)
+    last = {topic: of[of["complete"]].iloc[-1] for topic, of in index.groupby("topic")}
+    mostly = [t for t in page.topics if last[t]["undecided"] > 0.5 * last[t]["posts"]]
+    assert len(mostly) == 50 and many and f"{', '.join(f'{t} (40 of 40 on 09 Feb)' for t in mostly[:5])}" in told[1]
+    assert told[1].endswith("and 45 more.") and len(asked) == 1
 
 
 def test_the_planted_surge_is_the_only_alert():
