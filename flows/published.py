@@ -6,6 +6,7 @@ refresh finds all text new, and fine-tuning finds what it always goes by.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ class ImportConfig(Settings):
     """Make it the champion even where the gate refused it, or had no text to measure it on."""
     gate: GateConfig = GateConfig()
     """What it must show to become the champion without that."""
+
+    @property
+    def command(self) -> str:
+        """The command that asks for the same weights."""
+        revision = ["--revision", self.revision] if self.revision else []
+        return shlex.join(["gpt2", "import", self.source, *revision])
 
 
 @dataclass(frozen=True)
@@ -158,4 +165,6 @@ def done_before(found: Published) -> dict[str, Any] | None:
     if found.config.champion:
         champion = registry.by_alias(NAME, registry.CHAMPION)
         return registry.row(version) if champion and champion.version == version.version else None
-    return registry.row(version) if registry.judged(version) or isinstance(yardstick(base.id), str) else None
+    # A description is what a version gets last, where there is nothing to judge it by.
+    told = version.description and isinstance(yardstick(base.id), str)
+    return registry.row(version) if registry.judged(version) or told else None

@@ -59,7 +59,7 @@ def import_weights(
 
     at = registry.by_alias(NAME, registry.CHAMPION)
     mine = at is not None and int(at.version) == row["version"]
-    why = f": {row['reasons']}" if row["reasons"] else f"; make it the champion: gpt2 import {source} --champion"
+    why = f": {row['reasons']}" if row["reasons"] else f"; make it the champion: {chosen.command} --champion"
     out.print(f"{NAME} version {row['version']} {row['verdict']}{why}", markup=False)
     base = "" if mine else f" --set base=models:/{NAME}/{row['version']}"
     out.print(f"Fine-tune it:           gpt2 train-classifier FILE{base}", markup=False)

@@ -17,13 +17,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cluster import registry
 from cluster.evaluation import token_files, unsearched
 from cluster.home import store
 from cluster.lineage import IMPORTED, lineage, published
+from cluster.tracking import Run
 from flows.config import resolve, validated
 from flows.learner import ClassifierConfig, pipeline_settings, plan_of
 from flows.new_data import compare
-from flows.published import ImportConfig, Published, look, prepare
+from flows.published import NAME, ImportConfig, Published, done_before, look, prepare
+from flows.registration import entered
 from gpt2 import imported, weights
 from gpt2.corpus import content_digest, is_validation, normalise
 from gpt2.jobs import MODEL
@@ -186,6 +189,25 @@ def test_files_that_change_while_they_are_read_are_no_artifact(tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"changed while they were read; import them again"):
         taken(found)
     assert store().find(found.plan.base) is None
+
+
+@pytest.mark.slow
+def test_a_version_that_a_kill_left_without_its_description_is_not_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    publish(tmp_path / "model")
+    found = asked(tmp_path / "model")
+    base = taken(found).base
+    assert done_before(found) is None
+    version = entered("base", NAME, base, Run.open("killed", {"gpt2.test": "killed"}), {}, {})
+    assert done_before(found) is None  # neither its alias nor its description is there yet
+    registry.describe(NAME, version, "GPT-2. Not judged.")
+    assert done_before(found)["version"] == int(version.version)
+
+
+def test_the_command_that_is_told_asks_for_the_same_weights():
+    mine = ImportConfig(source="acme/tiny", revision="v1")
+    assert mine.command == "gpt2 import acme/tiny --revision v1"
+    assert ImportConfig(source="my models/tiny").command == "gpt2 import 'my models/tiny'"
 
 
 def test_all_text_is_new_to_it_and_none_is_replayed(tmp_path, small_changes, small_data, monkeypatch):
