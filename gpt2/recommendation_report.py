@@ -21,8 +21,44 @@ USERS, SHOWN, LATEST = 4, 3, 5
 NEXT = "what the user did choose next"
 
 
+class Elsewhere:
+    """A recommender that is asked of another catalogue than its own, as a champion is when products came or went: it
+    passes over what it does not know in histories, and never recommends it."""
+
+    def __init__(self, predictor: RecommendationPredictor, items: Sequence[str]):
+        """`items`: the ids of the other catalogue."""
+        own = {item: i for i, item in enumerate(predictor.ids)}
+        self.predictor, self.own = predictor, np.array([own.get(item, -1) for item in items])
+        self.known = np.flatnonzero(self.own >= 0)
+
+    def remark(self) -> str:
+        """What the report says of it."""
+        unknown, count = len(self.own) - len(self.known), len(self.own)
+        return (
+            f"It is measured on another catalogue than its own: {unknown:,} of {count:,} items are unknown to it, and "
+            f"count as never recommended."
+        )
+
+    def by_text(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """(histories, items) scores of the model alone; of what is unknown -inf."""
+        return self.spread(self.predictor.by_text(self.translated(histories)))
+
+    def with_choices(self, by_text: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """The same with what people chose beside them, which goes by the scores of all of its own items."""
+        return self.spread(self.predictor.scores(self.translated(histories)))
+
+    def translated(self, histories: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = [self.own[np.asarray(history, dtype=int)] for history in histories]
+        return [history[history >= 0] for history in found]
+
+    def spread(self, scores: np.ndarray) -> np.ndarray:
+        out = np.full((len(scores), len(self.own)), -np.inf)
+        out[:, self.known] = scores[:, self.own[self.known]]
+        return out
+
+
 def ranks(
-    predictor: RecommendationPredictor,
+    predictor: RecommendationPredictor | Elsewhere,
     histories: Sequence[np.ndarray],
     popular: np.ndarray,
     disliked: Sequence[np.ndarray] | None = None,

@@ -133,10 +133,13 @@ class Recommendation(Task):
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
+        other = None  # the catalogue may have changed since the model learned
+        if items["item"].tolist() != predictor.ids:
+            other = recommendation_report.Elsewhere(predictor, items["item"].tolist())
         test = np.array([h[-1] for h in histories])
         popular = baselines.popularity([h[:-2] for h in histories], len(items))
         disliked = load_disliked(examples)
-        ranks = recommendation_report.ranks(predictor, histories, popular, disliked)
+        ranks = recommendation_report.ranks(other or predictor, histories, popular, disliked)
         facts = {
             "test_item": test,
             "history": [len(h) - 1 for h in histories],
@@ -146,8 +149,12 @@ class Recommendation(Task):
         predictions = pd.DataFrame(facts)
         predictions.to_parquet(out / "predictions.parquet", index=False)
         ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
-        some = recommendation_report.recommended(predictor, histories, items, ranks["model"], disliked)
-        tested = recommendation_behaviour.suite(predictor, histories, items, disliked)
+        remarks = [other.remark()] if other else list(recommendation_behaviour.REMARKS)
+        tables: dict[str, Any] = {}
+        if other is None:
+            some = recommendation_report.recommended(predictor, histories, items, ranks["model"], disliked)
+            tested = recommendation_behaviour.suite(predictor, histories, items, disliked)
+            tables = {"Recommendations, and why": some} | behaviour.tables(tested)
         return {
             "task": self.name,
             "title": self.title,
@@ -156,8 +163,8 @@ class Recommendation(Task):
             "metrics": ranked.pop("model"),
             "baselines": ranked,
             "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
-            "remarks": list(recommendation_behaviour.REMARKS),
-            "tables": {"Recommendations, and why": some} | behaviour.tables(tested),
+            "remarks": remarks,
+            "tables": tables,
             "samples": {"What counts": predictor.told()},
             "figures": [plots.recall(ranks, "users whose next choice", out)],
             "cost": cost.of_prediction(predictor, predictor.module, predictor.input_example),
@@ -213,7 +220,7 @@ class RecommendationPredictor:
         from gpt2.tokenizer import Tokenizer
 
         items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
-        self.titles = items["title"].tolist()
+        self.titles, self.ids = items["title"].tolist(), items["item"].tolist()
         self.input_example = [{"history": self.titles[:2], "candidates": self.titles[2:5]}]
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}

@@ -115,3 +115,29 @@ def test_what_is_shown_is_what_it_recommends_and_what_came_next(tmp_path):
         assert title == titles[last] and (place == 1 + ranking.index(title) if title in ranking else place > SHOWN)
         hits += titles[last] in ranking
     assert 0 < hits < 4
+
+
+def test_a_champion_of_another_catalogue_is_measured_on_the_new_one(tmp_path):
+    """Products came, went and changed places: what is shared has the scores that it has in the model's own catalogue."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir(), (tmp_path / "out").mkdir()
+    predictor, _, _ = recommender(tmp_path / "a", 20, 30)
+    _, histories, items = recommender(tmp_path / "b", 25, 40, seed=1)
+    places = np.random.default_rng(0).permutation(40)
+    items = items.iloc[places].reset_index(drop=True)  # f0 to f29 are known, but elsewhere
+    items = items[items["item"] != "f3"].reset_index(drop=True)
+    histories = [h[h < 39] for h in histories]
+    items.to_parquet(tmp_path / "b" / "examples" / "items.parquet", index=False)
+    table = pd.DataFrame({"user": range(25), "items": histories})
+    table.to_parquet(tmp_path / "b" / "examples" / "histories.parquet", index=False)
+    found = TASK.evaluate(tmp_path / "a" / "model", tmp_path / "b" / "examples", tmp_path / "out")
+    assert "10 of 39 items are unknown to it" in found["remarks"][0] and found["tables"] == {}
+    ranks = pd.read_parquet(tmp_path / "out" / "predictions.parquet")["rank_model"]
+    names = items["item"].tolist()
+    for history, rank in zip(histories, ranks, strict=True):
+        *before, last = [names[i] for i in history]
+        mine = [int(name[1:]) for name in before if int(name[1:]) < 30]
+        [row] = predictor.scores([np.array(mine, dtype=int)])
+        score = {name: row[int(name[1:])] if int(name[1:]) < 30 else -np.inf for name in names if name not in before}
+        rest = [score[name] for name in score if name != last]
+        tied = sum(value == score[last] for value in rest)
+        assert rank == 1 + sum(value > score[last] for value in rest) + tied // 2
