@@ -19,8 +19,8 @@ from gpt2.surges import HISTORY, MIN_HISTORY
 SHOWN = {"hour": 14 * 24, "day": 120}
 """Windows on the page."""
 MANY, TWICE, LITTLE = 0.5, 2.0, 0.01
-"""A share of undecided posts above which, or so many times that of held-out texts, the page warns. Of held-out texts that
-are all decided, or nearly, so small a share counts as usual."""
+"""A share of undecided posts above which, or so many times that of held-out texts, the page warns; where nearly all of
+these are decided, so small a share counts as theirs."""
 STYLE = (
     """
 :root{--ink:#1f2328;--paper:#fff;--card:#f6f8fa;--muted:#656d76;--grid:#d8dee4;--accent:#1f6feb;

@@ -46,7 +46,10 @@ def words(text: str) -> list[str]:
 
 
 def best_rank(scores: np.ndarray, right: Sequence[int]) -> int:
-    """The rank, from 1, of the best of the right answers among (answers,) scores; the other right ones don't count."""
+    """The rank, from 1, of the best of the right answers among (answers,) scores; the other right ones don't count.
+    Where none of them is there, it comes after all."""
+    if not len(right):
+        return len(scores) + 1
     best = max(right, key=lambda i: scores[i])
     return rank_of(scores, best, np.array([i for i in right if i != best], dtype=int))
 

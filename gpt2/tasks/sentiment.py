@@ -169,7 +169,6 @@ class Sentiment(Task):
         return SentimentPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
-        import numpy as np
         import pandas as pd
 
         from gpt2 import baselines, behaviour, cost, doubts, evidence, metrics, plots, selective, sentiment_behaviour
@@ -221,7 +220,9 @@ class Sentiment(Task):
         remarks = [*doubts.remarks(examples, train, test, labels), remark, selective.remark(chosen)]
         remarks.append(lengths.sentence(cut))
         if predictor.ngrams is not None:
-            alone = metrics.classification(truth, softmax(np.stack(test[NGRAMS])), labels)[self.primary]
+            # Its own: the examples' are another model's where a champion is measured on them, or are not there.
+            linear = predictor.ngrams.logits(predictor.read(test["text"].tolist()))
+            alone = metrics.classification(truth, softmax(linear), labels)[self.primary]
             whole = " It reads long texts whole." if any(counts["cut"] for counts in cut.values()) else ""
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.{whole}")
         if predictor.masked:

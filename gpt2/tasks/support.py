@@ -295,9 +295,9 @@ class SupportPredictor:
         return softmax(sum(w * part for w, part in zip(self.weights, self.parts(questions), strict=True)), axis=1)
 
     def right(self, test: pd.DataFrame) -> list[list[int]]:
-        """The right answers' indices of each row of `questions_of`."""
+        """The right answers' indices of each row of `questions_of`; none of answers that came after the model."""
         index = {answer: i for i, answer in enumerate(self.answers)}
-        return [[index[answer] for answer in dict.fromkeys(answers)] for answers in test["answer"]]
+        return [[index[answer] for answer in dict.fromkeys(answers) if answer in index] for answers in test["answer"]]
 
     def lookup(self, question: str) -> int | None:
         """The answer of a known question that says nearly the same, as `gpt2.duplicates` has it."""

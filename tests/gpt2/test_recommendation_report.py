@@ -118,9 +118,10 @@ def test_what_is_shown_is_what_it_recommends_and_what_came_next(tmp_path):
 
 
 def test_a_champion_of_another_catalogue_is_measured_on_the_new_one(tmp_path):
-    """Products came, went and changed places: what is shared has the scores that it has in the model's own catalogue."""
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir(), (tmp_path / "out").mkdir()
-    predictor, _, _ = recommender(tmp_path / "a", 20, 30)
+    """Products came, went and changed places: what is shared has the scores of the model's own catalogue."""
+    for name in ("a", "b", "out"):
+        (tmp_path / name).mkdir()
+    predictor, *_ = recommender(tmp_path / "a", 20, 30)
     _, histories, items = recommender(tmp_path / "b", 25, 40, seed=1)
     places = np.random.default_rng(0).permutation(40)
     items = items.iloc[places].reset_index(drop=True)  # f0 to f29 are known, but elsewhere

@@ -1,6 +1,7 @@
 """Each task from a small made-up data file to a report; and what must never leak does not."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -206,6 +207,28 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     assert kind.primary in written["metrics"] and tuple(written["baselines"]) == kind.baselines
     assert len(pd.read_parquet(out / "predictions.parquet")) == written["counts"]["test"]
     assert {f["file"] for f in written["figures"]} <= {p.name for p in out.iterdir()}
+
+
+def test_a_champion_with_a_linear_part_is_measured_on_examples_without_one(posts, model, tokenizer, tmp_path):
+    """The examples' column is of the model that learned from them, and gone with `ngrams=false`."""
+    kind, examples, _ = posts
+    saved = tmp_path / "model"
+    saved.mkdir()
+    kind.save(kind.module(model, examples, tokenizer), examples, tokenizer, CONTEXT, saved)
+    other = shutil.copytree(examples, tmp_path / "other")
+    told = []
+    for column in ("as it is", None, "of another model"):
+        for split in ("train", "validation", "test"):
+            table = pd.read_parquet(examples / f"{split}.parquet")
+            if column is None:
+                table = table.drop(columns="ngrams")
+            elif column == "of another model":
+                table["ngrams"] = [-logits for logits in table["ngrams"]]
+            table.to_parquet(other / f"{split}.parquet", index=False)
+        out = tmp_path / f"report of {column}"
+        out.mkdir()
+        told.append([r for r in kind.evaluate(saved, other, out)["remarks"] if r.startswith("Its linear model")])
+    assert len(told[0]) == 1 and told[0] == told[1] == told[2]
 
 
 def test_names_and_links_are_read_alike(posts, model, tokenizer, tmp_path):

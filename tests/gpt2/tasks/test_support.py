@@ -255,3 +255,28 @@ def test_a_context_without_room_is_refused(tokenizer):
 def test_it_is_off_until_it_is_asked_for_and_fits_every_preset(preset):
     assert "support" not in resolve(preset).task_settings()
     assert "support" in resolve(preset, None, ["tasks.support.enabled=true"]).task_settings()
+
+
+def test_a_champion_of_an_older_knowledge_file_is_measured_on_the_new_one(examples, tokenizer, tmp_path):
+    """To a question whose answer it does not have, all that it has comes first."""
+    saved, changed = tmp_path / "model", tmp_path / "changed"
+    for folder in (saved, changed, tmp_path / "old", tmp_path / "new"):
+        folder.mkdir()
+    KIND.save(module_of(examples[0], tokenizer), examples[0], tokenizer, CONTEXT, saved)
+    pairs = pd.read_parquet(examples[0] / "pairs.parquet")
+    lately = pairs["answer"].str.contains("workshop|two days")
+    assert 0 < lately[pairs["split"] == "test"].sum() < (pairs["split"] == "test").sum()
+    pairs.assign(answer=pairs["answer"].where(~lately, pairs["answer"] + " It is free.")).to_parquet(
+        changed / "pairs.parquet", index=False
+    )
+    KIND.evaluate(saved, examples[0], tmp_path / "old")
+    found = KIND.evaluate(saved, changed, tmp_path / "new")
+    assert "Behavioural tests, with 95 % intervals" not in found["tables"]
+    old, new = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("old", "new"))
+    right = pairs[pairs["split"] == "test"].assign(lately=lately).groupby("question")["lately"].any()
+    gone = new["question"].map(right).to_numpy()
+    assert (new["question"] == old["question"]).all() and 0 < gone.sum() < len(gone)
+    count = len(KIND.predictor(saved).answers)
+    for name in ("model", "BM25"):
+        assert (new[f"rank_{name}"][~gone] == old[f"rank_{name}"][~gone]).all()
+        assert (new[f"rank_{name}"][gone] == count + 1).all()
