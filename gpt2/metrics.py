@@ -39,6 +39,17 @@ def classification(truth: np.ndarray, probabilities: np.ndarray, labels: Sequenc
     return metrics
 
 
+def among(probabilities: np.ndarray, own: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """(N, labels) of a model's (N, own) probabilities: of a label that it does not have next to nothing."""
+    if list(own) == list(labels):
+        return probabilities
+    out = np.full((len(probabilities), len(labels)), 1e-12)
+    for i, label in enumerate(labels):
+        if label in own:
+            out[:, i] = probabilities[:, own.index(label)]
+    return out
+
+
 def f1_scores(matrix: np.ndarray) -> np.ndarray:
     """(..., classes, classes) counts to (..., classes); 0 for a class that is neither there nor predicted."""
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -176,12 +177,13 @@ class Sentiment(Task):
 
         train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in labelled.SPLITS)
         predictor = self.predictor(directory)
-        labels, truth = predictor.labels, test["label"].to_numpy()
+        labels, truth = json.loads((examples / "labels.json").read_text()), test["label"].to_numpy()
+        among = partial(metrics.among, own=predictor.labels, labels=labels)  # a champion may have others
         logits = predictor.logits(test["text"].tolist())
-        before, probabilities = softmax(logits), softmax(logits, predictor.temperature)
+        before, probabilities = among(softmax(logits)), among(softmax(logits, predictor.temperature))
         held_out = [("test", test, probabilities)]
         if len(test) < ENOUGH:
-            held_out.append(("validation", validation, predictor.probabilities(validation["text"].tolist())))
+            held_out.append(("validation", validation, among(predictor.probabilities(validation["text"].tolist()))))
         doubtful = doubts.table(held_out, labels)
         counted = train["weight"].to_numpy() if "weight" in train else None
         texts, known = train["text"].tolist(), train["label"].to_numpy()
@@ -207,7 +209,7 @@ class Sentiment(Task):
         ]
         found = metrics.classification(truth, probabilities, labels)
         # None where the labels are no moods.
-        tested = behaviour.tables(sentiment_behaviour.suite(predictor.probabilities, labels))
+        tested = behaviour.tables(sentiment_behaviour.suite(predictor.probabilities, predictor.labels))
         uncalibrated = metrics.calibration_error(truth, before)
         remark = (
             f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
@@ -222,7 +224,7 @@ class Sentiment(Task):
         if predictor.ngrams is not None:
             # Its own: the examples' are another model's where a champion is measured on them, or are not there.
             linear = predictor.ngrams.logits(predictor.read(test["text"].tolist()))
-            alone = metrics.classification(truth, softmax(linear), labels)[self.primary]
+            alone = metrics.classification(truth, among(softmax(linear)), labels)[self.primary]
             whole = " It reads long texts whole." if any(counts["cut"] for counts in cut.values()) else ""
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.{whole}")
         if predictor.masked:

@@ -231,6 +231,33 @@ def test_a_champion_with_a_linear_part_is_measured_on_examples_without_one(posts
     assert len(told[0]) == 1 and told[0] == told[1] == told[2]
 
 
+def test_a_champion_of_other_labels_is_measured_beside_a_version_of_the_new_ones(posts, model, tokenizer, tmp_path):
+    """A label was added, one renamed, and so all have other places: what it calls by the same name still counts."""
+    kind, examples, _ = posts
+    names = {"old": examples, "new": tmp_path / "examples"}
+    names["new"].mkdir()
+    table = texts()
+    angry = table["text"].str.contains("rude") & (table["sentiment"] == "negative")
+    table["sentiment"] = table["sentiment"].replace("positive", "a good one").where(~angry, "angry")
+    table.to_csv(tmp_path / "posts.csv", index=False)
+    kind.prepare(kind.Settings(), tmp_path / "posts.csv", names["new"])
+    found, predictions = {}, {}
+    for name, learned in names.items():
+        saved, out = tmp_path / name, tmp_path / f"report of {name}"
+        saved.mkdir(), out.mkdir()
+        kind.save(kind.module(model, learned, tokenizer), learned, tokenizer, CONTEXT, saved)
+        kind.evaluate(saved, names["new"], out)
+        predictions[name] = pd.read_parquet(out / "predictions.parquet")
+        found[name] = kind.evidence(predictions[name])
+    both = found["new"].against(found["old"], "champion")  # the same units, by the same labels
+    assert both.value("macro_f1", "champion") < both.value("macro_f1")
+    labels = json.loads((names["new"] / "labels.json").read_text())
+    assert labels == ["a good one", "angry", "negative"]
+    own = kind.predictor(tmp_path / "old").probabilities(predictions["old"]["text"].tolist())
+    old = predictions["old"][[f"probability_{label}" for label in labels]].to_numpy()
+    assert old[:, 2] == pytest.approx(own[:, 0], abs=1e-6) and (old[:, :2] < 1e-9).all()
+
+
 def test_names_and_links_are_read_alike(posts, model, tokenizer, tmp_path):
     kind, examples, _ = posts
     kind.save(kind.module(model, examples, tokenizer), examples, tokenizer, CONTEXT, tmp_path)
