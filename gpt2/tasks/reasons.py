@@ -196,6 +196,7 @@ class Reasons(Task):
         from gpt2.reasons_report import looked_at
 
         predictor = self.predictor(directory)
+        predictor.tell_of(pd.read_parquet(examples / "items.parquet"))  # a champion may have learned of others
         table, learned = (pd.read_parquet(examples / f"{split}.parquet") for split in ("test", "train"))
         data, read = (told_of(each, predictor.reader) for each in (table, learned))
         cut = {f"training {name}": counts for name, counts in read.cut.items()}
@@ -260,23 +261,32 @@ class ReasonsPredictor:
 
         from gpt2 import weights
         from gpt2.copying import Known
-        from gpt2.reasoner import Reader, Reasoner
-        from gpt2.reasons import Checks
+        from gpt2.reasoner import Reasoner
         from gpt2.tokenizer import Tokenizer
 
-        facts = json.loads((directory / "task.json").read_text())
-        items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
-        self.titles, self.of, self.liked = items["title"].tolist(), attributes(items["text"].tolist()), facts["liked"]
-        self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
-        self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
+        self.facts = json.loads((directory / "task.json").read_text())
+        self.liked = self.facts["liked"]
         self.module = Reasoner(weights.load(directory))
         self.module.eval()
-        tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
-        self.reader = Reader(tokenizer, facts["context"], self.titles, self.of)
+        self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         with open(directory / "learned.jsonl", encoding="utf-8") as lines:
-            known = Known([json.loads(line)["text"] for line in lines])
+            self.known = Known([json.loads(line)["text"] for line in lines])
+        items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
+        self.tell_of(items)
+
+    def tell_of(self, items: pd.DataFrame) -> None:
+        """From now on write of these items (item, title, text), which need not be those of the training: what is told
+        of them is all that the model goes by."""
+        from gpt2.reasoner import Reader
+        from gpt2.reasons import Checks
+
+        facts = self.facts
+        self.titles, self.of = items["title"].tolist(), attributes(items["text"].tolist())
+        self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
+        self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
+        self.reader = Reader(self.tokenizer, facts["context"], self.titles, self.of)
         self.checks = Checks(
-            self.titles, self.of, known, frozenset(facts["unwanted"]), frozenset(facts["common"]),
+            self.titles, self.of, self.known, frozenset(facts["unwanted"]), frozenset(facts["common"]),
             place_of(facts["standing"]), facts["most_copied"], facts["most_perplexity"],
         )  # fmt: skip
         self.input_example = [{"history": self.titles[:2], "item": self.titles[2]}]

@@ -286,3 +286,28 @@ def test_what_cannot_be_asked_is_refused(saved):
 def test_it_is_off_until_it_is_asked_for_and_fits_every_preset(preset):
     assert "reasons" not in resolve(preset).task_settings()
     assert "reasons" in resolve(preset, None, ["tasks.reasons.enabled=true"]).task_settings()
+
+
+def test_a_champion_of_another_catalogue_is_told_of_the_new_items(examples, saved, tmp_path):
+    """Items came, and all have other places: the same sentences are as likely as they were."""
+    items = pd.read_parquet(examples[0] / "items.parquet")
+    places = 3 + np.random.default_rng(0).permutation(len(items))  # where each is now
+    moved = items.iloc[np.argsort(places)]
+    new = moved.head(3).assign(item=["x1", "x2", "x3"], title=["X1", "X2", "X3"])
+    found = {}
+    for name in ("old", "new"):
+        folder, out = tmp_path / name, tmp_path / f"report of {name}"
+        folder.mkdir(), out.mkdir()
+        for table in ("train", "test", "asked"):
+            rows = pd.read_parquet(examples[0] / f"{table}.parquet")
+            rows = rows.head(2) if table == "asked" else rows
+            if name == "new":
+                liked = [places[np.asarray(each, dtype=int)].tolist() for each in rows["liked"]]
+                rows = rows.assign(item=places[rows["item"]], liked=liked)
+            rows.to_parquet(folder / f"{table}.parquet", index=False)
+        (pd.concat([new, moved]) if name == "new" else items).to_parquet(folder / "items.parquet", index=False)
+        KIND.evaluate(saved, folder, out)
+        found[name] = pd.read_parquet(out / "predictions.parquet")
+    assert len(found["old"]) > 5 and not found["old"]["item"].equals(found["new"]["item"])
+    for column in ("nll", "tokens"):
+        assert found["new"][column].to_numpy() == pytest.approx(found["old"][column].to_numpy(), rel=1e-5)
