@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster import tokenization
 from cluster.home import store
@@ -28,7 +28,7 @@ from gpt2.task import tasks
 from gpt2.tokenizer import Tokenizer
 
 NAME = registered_name("base")
-IMPORTING = ("gpt2.imported", "gpt2.huggingface", "gpt2.weights")
+IMPORTING = ("gpt2.imported", "gpt2.huggingface", "gpt2.weights", "gpt2.files")
 
 
 class ImportConfig(Settings):
@@ -36,7 +36,7 @@ class ImportConfig(Settings):
 
     source: str = Field(..., min_length=1)
     """A directory with config.json, model.safetensors (or pytorch_model.bin, or shards of either) and tokenizer.json
-    (or vocab.json and merges.txt), or the id of a model on the hub, such as openai-community/gpt2."""
+    (or vocab.json and merges.txt), or the id of a model on the hub, such as openai-community/gpt2, or ID@REVISION."""
     revision: str | None = Field(None, min_length=1)
     """Of a model on the hub: the commit, branch or tag; empty: the latest."""
     online: bool = True
@@ -45,6 +45,16 @@ class ImportConfig(Settings):
     """Make it the champion even where the gate refused it, or had no text to measure it on."""
     gate: GateConfig = GateConfig()
     """What it must show to become the champion without that."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _revision_behind(cls, values: Any) -> Any:
+        """ID@REVISION, as records and cards name a source."""
+        source = values.get("source") if isinstance(values, dict) else None
+        if not isinstance(source, str) or values.get("revision") or "@" not in source or Path(source).exists():
+            return values
+        name, _, revision = source.rpartition("@")
+        return {**values, "source": name, "revision": revision}
 
     @property
     def command(self) -> str:

@@ -98,9 +98,8 @@ def aggregate(scored: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp, 
     rows["surge"] = False
     whole = rows["window"][rows["complete"]]
     calendar = pd.date_range(whole.min(), whole.max(), freq=FREQUENCY[config.window]) if len(whole) else whole
-    large = (
-        rows.groupby("topic")["decided"].transform("sum") >= config.min_posts
-    )  # of the many others nothing is judged
+    # Of the many topics that have fewer nothing is judged.
+    large = rows.groupby("topic")["decided"].transform("sum") >= config.min_posts
     for _, topic in rows[large & rows["complete"]].groupby("topic", sort=False):
         judge_topic(rows, topic, calendar, config.rule)
     return rows.drop(columns="old")[INDEX_COLUMNS]

@@ -46,7 +46,10 @@ def recompute(folder: Path) -> dict[str, Any]:
     stored = json.loads((folder / VERDICT).read_text("utf-8"))
     found = of(folder, GateConfig.model_validate(stored["policy"]))
     if found is None or decided(found) != decided(stored):
-        raise ValueError(f"{folder / VERDICT} is not what follows from the predictions beside it")
+        raise ValueError(
+            f"{folder / VERDICT} is not what follows from the predictions beside it: one of them was altered, or an "
+            f"earlier release judged by other rules"
+        )
     return {**stored, **found}
 
 

@@ -207,6 +207,7 @@ def test_a_version_that_a_kill_left_without_its_description_is_not_done(tmp_path
 def test_the_command_that_is_told_asks_for_the_same_weights():
     mine = ImportConfig(source="acme/tiny", revision="v1")
     assert mine.command == "gpt2 import acme/tiny --revision v1"
+    assert ImportConfig(source="acme/tiny@v1") == mine  # as records name it
     assert ImportConfig(source="my models/tiny").command == "gpt2 import 'my models/tiny'"
 
 

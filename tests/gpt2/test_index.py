@@ -103,7 +103,10 @@ def test_the_page_says_how_many_are_undecided_and_where_nearly_all_are():
     config = abstaining(0.6)
     page = Page(config, "m", "", built(posts, config), [], [], None, len(posts), usual_undecided=0.01, cut=7)
     for text in (render(page), markdown(page, "x")):
-        assert "40 of 3,200 posts (1%) are undecided" in text and "of held-out texts of its training data" in text
+        assert (
+            "40 of 3,200 posts shown here (1%) are undecided" in text
+            and "of held-out texts of its training data" in text
+        )
         assert "Mostly undecided" in text and "calm (40 of 40 on 09 Feb)" in text and "<th>undecided" in render(page)
     text = render(page)
     assert 'class="card note"' in text and "nothing decided; 40 undecided" in text and 'class="open"' in text
