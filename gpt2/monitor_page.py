@@ -121,8 +121,8 @@ def undecided(page: Page) -> tuple[list[str], bool]:
     count, posts, usual = every["undecided"].sum(), every["posts"].sum(), page.usual_undecided
     beside = f"; of held-out texts of its training data {usual:.0%} are" if usual is not None else ""
     told = [
-        f"{count:,} of {posts:,} posts shown here ({count / posts:.0%}) are undecided, the model's confidence in them being below "
-        f"{config.abstain_below:g}{beside}. Shares are of the others."
+        f"{count:,} of {posts:,} posts shown here ({count / posts:.0%}) are undecided, the model's confidence in them "
+        f"being below {config.abstain_below:g}{beside}. Shares are of the others."
     ]
     shown = page.shown  # all at once: there may be thousands of topics
     large = shown[shown["complete"].astype(bool) & (shown["posts"] >= config.min_posts)]
