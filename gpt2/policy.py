@@ -21,8 +21,8 @@ class GateConfig(Settings):
     share of paired bootstrap draws; of fewer than 500 units, one less the p of a paired permutation test. At 0.975 the
     95 % interval of the difference is above zero, and of models that are only as good 1 in 40 is promoted."""
     margin: float = Field(0.02, ge=0, le=0.5)
-    """A cheaper model may also be worse by less than this share, if it is as sure as that. Fewer than a few hundred
-    units can't show it."""
+    """A cheaper model, or one that knows items which the champion can't recommend, may also be worse by less than this
+    share, if it is as sure as that. Fewer than a few hundred units can't show it."""
     cheaper_by: float = Field(0.1, gt=0, lt=1)
     """By which share a model must be smaller, or quicker, to count as cheaper."""
     cheaper_in: Literal["parameters", "latency"] = "parameters"

@@ -31,12 +31,16 @@ class Elsewhere:
         self.predictor, self.own = predictor, np.array([own.get(item, -1) for item in items])
         self.known = np.flatnonzero(self.own >= 0)
 
+    @property
+    def unknown(self) -> int:
+        """How many items it does not know."""
+        return len(self.own) - len(self.known)
+
     def remark(self) -> str:
         """What the report says of it."""
-        unknown, count = len(self.own) - len(self.known), len(self.own)
         return (
-            f"It is measured on another catalogue than its own: {unknown:,} of {count:,} items are unknown to it, and "
-            f"count as never recommended."
+            f"It is measured on another catalogue than its own: {self.unknown:,} of {len(self.own):,} items are "
+            f"unknown to it, and count as never recommended."
         )
 
     def by_text(self, histories: Sequence[np.ndarray]) -> np.ndarray:

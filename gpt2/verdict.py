@@ -21,6 +21,8 @@ SMALL = 500
 """Of fewer units a permutation test decides: the bootstrap is too sure of few."""
 POWER = 0.8
 PREDICTIONS = "predictions.parquet"
+UNKNOWN = "unknown_items"
+"""Of a recommender's report: items of the catalogue that it was measured on, but does not know."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,18 @@ def judge(candidate: Measured, champion: Measured | None, policy: GateConfig) ->
         return verdict | told(promote, reasons, required)
     whole = candidate.evidence.against(champion.evidence, CHAMPION)
     both = whole.lean()
-    better, cheaper = gain(both, policy), non_inferior(both, candidate, champion, policy)
+    better = gain(both, policy)
+    alternatives = [better, non_inferior(both, candidate, champion, policy), *newer(both, champion, policy)]
     required += [*slices(both, policy), *calibration(whole, policy), *forgetting(whole, policy)]
-    ahead = better.passed or cheaper.passed
-    promote = ahead and all(c.passed for c in required)
+    ahead = [c.text for c in alternatives if c.passed]
+    promote = bool(ahead) and all(c.passed for c in required)
     if promote:
-        reasons = [required[0].text, better.text if better.passed else cheaper.text]
+        reasons = [required[0].text, ahead[0]]
     else:
-        reasons = failures(required) + ([] if ahead else [better.text])
+        reasons = failures(required) + ([] if ahead else [c.text for c in (better, *alternatives[2:])])
     spread = both.drawn.deviation(both.gain(metric, CHAMPION))
     power = {"share": POWER, "gain": (NORMAL.inv_cdf(policy.probability) + NORMAL.inv_cdf(POWER)) * spread}
-    return verdict | told(promote, reasons, [better, cheaper, *required]) | {"power": power}
+    return verdict | told(promote, reasons, [*alternatives, *required]) | {"power": power}
 
 
 def told(promote: bool, reasons: Sequence[str], criteria: Sequence[Criterion]) -> dict[str, Any]:
@@ -174,19 +177,35 @@ def gain(both: Evidence, policy: GateConfig) -> Criterion:
 
 def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
     """Not worse by the margin, and cheaper."""
-    f = compared(both, CHAMPION, policy.margin)
+    f, level, words = within(both, policy)
     name = "parameters" if policy.cheaper_in == "parameters" else "latency_ms"
     costs = [m.report.get("cost", {}).get(name) for m in (candidate, champion)]
     cheaper = None not in costs and costs[0] <= (1 - policy.cheaper_by) * costs[1]
-    level = f["probability"] >= policy.probability
     price = f"{name} {costs[0]:,g} against {costs[1]:,g}" if None not in costs else f"{name} not known"
-    text = (
-        f"{'' if cheaper else 'not '}cheaper than the champion ({price}) and {'' if level else 'not surely '}within "
-        f"{policy.margin:.0%} of it: {both.primary} {f['value']:.4f} against {f['other']:.4f} (probability "
-        f"{f['probability']:.3f})"
-    )
-    figures = {**f, "margin": policy.margin, "cost": costs[0], "other_cost": costs[1], "cost_is": name}
+    text = f"{'' if cheaper else 'not '}cheaper than the champion ({price}) and {words}"
+    figures = {**f, "cost": costs[0], "other_cost": costs[1], "cost_is": name}
     return Criterion("or not worse, and cheaper", cheaper and level, text, figures, alternative=True)
+
+
+def newer(both: Evidence, champion: Measured, policy: GateConfig) -> list[Criterion]:
+    """Not worse by the margin, where there are items that the champion can never recommend."""
+    unknown = champion.report.get(UNKNOWN, 0)
+    if not unknown:
+        return []
+    f, level, words = within(both, policy)
+    text = f"knows {unknown:,} items that the champion can't recommend, and {words}"
+    return [Criterion("or not worse, and newer", level, text, {**f, "unknown": unknown}, alternative=True)]
+
+
+def within(both: Evidence, policy: GateConfig) -> tuple[dict[str, float], bool, str]:
+    """(figures, whether it is surely not worse than the champion by the margin, the same in words)."""
+    f = compared(both, CHAMPION, policy.margin)
+    level = f["probability"] >= policy.probability
+    words = (
+        f"{'' if level else 'not surely '}within {policy.margin:.0%} of it: {both.primary} {f['value']:.4f} against "
+        f"{f['other']:.4f} (probability {f['probability']:.3f})"
+    )
+    return {**f, "margin": policy.margin}, level, words
 
 
 def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:

@@ -163,6 +163,7 @@ class Recommendation(Task):
             "metrics": ranked.pop("model"),
             "baselines": ranked,
             "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
+            "unknown_items": other.unknown if other else 0,
             "remarks": remarks,
             "tables": tables,
             "samples": {"What counts": predictor.told()},

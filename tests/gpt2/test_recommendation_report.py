@@ -132,6 +132,7 @@ def test_a_champion_of_another_catalogue_is_measured_on_the_new_one(tmp_path):
     table.to_parquet(tmp_path / "b" / "examples" / "histories.parquet", index=False)
     found = TASK.evaluate(tmp_path / "a" / "model", tmp_path / "b" / "examples", tmp_path / "out")
     assert "10 of 39 items are unknown to it" in found["remarks"][0] and found["tables"] == {}
+    assert found["unknown_items"] == 10
     ranks = pd.read_parquet(tmp_path / "out" / "predictions.parquet")["rank_model"]
     names = items["item"].tolist()
     for history, rank in zip(histories, ranks, strict=True):

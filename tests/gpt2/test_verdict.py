@@ -8,7 +8,7 @@ import pytest
 
 from gpt2 import evidence, verdict_files
 from gpt2.policy import GateConfig
-from gpt2.verdict import Measured, judge
+from gpt2.verdict import UNKNOWN, Measured, judge
 from tests.gpt2.stored import CLEAN, stored
 
 LABELS = ["a", "b", "c"]
@@ -109,6 +109,17 @@ def test_as_good_and_cheaper_is_promoted(posts):
     quicker = GateConfig(cheaper_in="latency")
     assert judge(posts.measured(almost, 2000, latency=1.0), champion, quicker)["promote"]
     assert not judge(posts.measured(posts.answers(0.66), parameters=1000), champion, POLICY)["promote"]
+
+
+def test_as_good_and_of_a_newer_catalogue_is_promoted(posts):
+    answers = posts.answers(0.70)
+    champion, model = (posts.measured(answers) for _ in range(2))
+    old = Measured({**champion.report, UNKNOWN: 3}, champion.evidence)
+    verdict = judge(model, old, POLICY)
+    assert verdict["promote"] and verdict["reasons"][1].startswith("knows 3 items that the champion can't recommend")
+    assert not judge(model, champion, POLICY)["promote"]
+    verdict = judge(posts.measured(posts.answers(0.66)), old, POLICY)
+    assert not verdict["promote"] and "not surely within 2% of it" in verdict["reasons"][-1]
 
 
 def test_a_part_that_is_much_worse_stops_what_is_better_as_a_whole(posts):
