@@ -140,7 +140,7 @@ def test_what_is_undecided_is_told_and_another_setting_counts_all_anew(tmp_path,
         undecided = int((confidence < least).sum())
         assert built.info["undecided"] == undecided == table[table["topic"] == "@crew"]["undecided"].sum()
         told, page = json.loads(built.file("told.json").read_text())["undecided"], built.file("page.html").read_text()
-        assert bool(told) == (f"{undecided} of 60 posts (" in page) == (least > 0)
+        assert bool(told) == (f"{undecided} of 60 posts shown here (" in page) == (least > 0)
     assert 0 < undecided < 60
 
 
