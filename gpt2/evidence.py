@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL = "model"
+UNKNOWN = "unknown_items"
+"""Of a recommender's report: items of the catalogue that it was measured on, but does not know."""
 BINS = 15
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2 import language_model
-from gpt2.evidence import MODEL, Evidence
+from gpt2.evidence import MODEL, UNKNOWN, Evidence
 from gpt2.policy import GateConfig
 from gpt2.significance import NORMAL, holm, permutation
 from gpt2.task import task
@@ -21,8 +21,6 @@ SMALL = 500
 """Of fewer units a permutation test decides: the bootstrap is too sure of few."""
 POWER = 0.8
 PREDICTIONS = "predictions.parquet"
-UNKNOWN = "unknown_items"
-"""Of a recommender's report: items of the catalogue that it was measured on, but does not know."""
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ class Recommendation(Task):
         import pandas as pd
 
         from gpt2 import baselines, behaviour, cost, metrics, plots, recommendation_behaviour, recommendation_report
+        from gpt2.evidence import UNKNOWN
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
@@ -163,7 +164,7 @@ class Recommendation(Task):
             "metrics": ranked.pop("model"),
             "baselines": ranked,
             "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
-            "unknown_items": other.unknown if other else 0,
+            UNKNOWN: other.unknown if other else 0,
             "remarks": remarks,
             "tables": tables,
             "samples": {"What counts": predictor.told()},

@@ -8,7 +8,7 @@ import pytest
 
 from gpt2 import evidence, verdict_files
 from gpt2.policy import GateConfig
-from gpt2.verdict import UNKNOWN, Measured, judge
+from gpt2.verdict import Measured, judge
 from tests.gpt2.stored import CLEAN, stored
 
 LABELS = ["a", "b", "c"]
@@ -114,7 +114,7 @@ def test_as_good_and_cheaper_is_promoted(posts):
 def test_as_good_and_of_a_newer_catalogue_is_promoted(posts):
     answers = posts.answers(0.70)
     champion, model = (posts.measured(answers) for _ in range(2))
-    old = Measured({**champion.report, UNKNOWN: 3}, champion.evidence)
+    old = Measured({**champion.report, evidence.UNKNOWN: 3}, champion.evidence)
     verdict = judge(model, old, POLICY)
     assert verdict["promote"] and verdict["reasons"][1].startswith("knows 3 items that the champion can't recommend")
     assert not judge(model, champion, POLICY)["promote"]
