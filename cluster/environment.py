@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+NUMERICAL = ("torch", "numpy", "tokenizers", "tiktoken", "deepspeed", "ray", "datasets")
+"""Packages whose version may change a model's bits."""
 
 
 @cache
@@ -28,8 +32,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def numerical_environment() -> dict[str, Any]:
+    """Python, packages and processor: what a model's bits depend on besides data, settings and code."""
+    packages = {p: importlib.metadata.version(p) for p in NUMERICAL}
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "processor": processor()}
+    return {"python": platform.python_version(), **packages, **machine}
+
+
 def processor() -> str:
-    """The processor's model, as Linux names it."""
+    """The processor's model, as Linux names it; another one may round otherwise."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

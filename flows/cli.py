@@ -26,7 +26,6 @@ err = Console(stderr=True)
 Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
 
 
-@app.command
 def run(
     stage: Stage = "pipeline",
     *,
@@ -52,9 +51,9 @@ def run(
 
     settings = resolve(preset, config, set_ or ())
     if stage == "refresh":
-        from flows.commands import refresh
+        from flows.commands.refresh import refresh_champion
 
-        refresh.run(settings, dry_run, out)
+        refresh_champion(settings, dry_run, out)
         return
     plan = make_plan(settings)
     if dry_run:
@@ -92,36 +91,6 @@ def run(
     summarize(plan, result["registered"], out)
 
 
-for command in (
-    models.models,
-    models.promote,
-    models.rollback,
-    models.card,
-    models.verdict,
-    models.reproduce,
-    models.serve,
-):
-    app.command(command)
-LEARNERS = (learning.train_classifier, learning.train_recommender)
-for job in (jobs.monitor, jobs.recommend, *LEARNERS, search.search, benchmark.benchmark):
-    app.command(job)
-app.command(importing.import_weights, name="import")
-
-SERVICES = {  # told here, so that help need not load them
-    "up": "Start Prefect with its UI and a worker, MLflow and Ray, and keep them running.\n\n"
-    "What PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS names is used, not started. Ctrl-C or `gpt2 down` stops "
-    "everything that this started and nothing else.",
-    "down": "Stop what up started: runs first, which save and can go on later, then the services.",
-    "status": "Show the services of up: address, whether each answers, log.",
-}
-for name, told in SERVICES.items():
-    app.command(f"flows.commands.services:{name}", name=name, help=told)
-
-checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
-app.command(checkpoints)
-
-
-@checkpoints.default
 def list_checkpoints():
     """List them: step, tokens seen, validation loss, size, workers.
 
@@ -137,7 +106,6 @@ def list_checkpoints():
     out.print(checkpoint_table(found))
 
 
-@checkpoints.command(name="verify")
 def verify_checkpoints():
     """Read every byte of them and compare it with what was written; exit with 1 where one is damaged.
 
@@ -155,7 +123,6 @@ def verify_checkpoints():
         sys.exit(1)
 
 
-@checkpoints.command(name="export")
 def export_checkpoint(path: Path, output: Path):
     """Write the model that a checkpoint holds, as `transformers` and `gpt2` read it.
 
@@ -171,7 +138,6 @@ def export_checkpoint(path: Path, output: Path):
     out.print(f"The model of {path.name} is in {output}", highlight=False)
 
 
-@app.command
 def predict(model_uri: str, *, input: Path, output: Path):
     """Apply a registered model to a file.
 
@@ -191,7 +157,6 @@ def predict(model_uri: str, *, input: Path, output: Path):
     out.print(f"{len(table):,} rows in {output}")
 
 
-@app.command
 def generate(
     model_uri: str,
     prompt: str,
@@ -233,7 +198,6 @@ def generate(
     show(load(model_uri), prompt, params, out, err)
 
 
-@app.command
 def automations(url: str):
     """Call a webhook when a model is promoted or refused, a training restarted or over budget, sentiment turns.
 
@@ -248,7 +212,6 @@ def automations(url: str):
         out.print(automation.name, highlight=False)
 
 
-@app.command
 def doctor():
     """Check this machine and name a remedy for what is wrong.
 
@@ -270,7 +233,6 @@ def doctor():
         sys.exit(1)
 
 
-@app.command
 def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):
     """Remove the local state: artifacts, runs, registered models, samples, all in GPT2_HOME. Nothing else.
 
@@ -286,6 +248,44 @@ def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):
         out.print("Nothing was removed.")
         return
     out.print(f"Removed {remove()}", highlight=False)
+
+
+for command in (
+    run,
+    predict,
+    generate,
+    automations,
+    doctor,
+    clean,
+    models.models,
+    models.promote,
+    models.rollback,
+    models.card,
+    models.verdict,
+    models.reproduce,
+    models.serve,
+):
+    app.command(command)
+LEARNERS = (learning.train_classifier, learning.train_recommender)
+for job in (jobs.monitor, jobs.recommend, *LEARNERS, search.search, benchmark.benchmark):
+    app.command(job)
+app.command(importing.import_weights, name="import")
+
+SERVICES = {  # told here, so that help need not load them
+    "up": "Start Prefect with its UI and a worker, MLflow and Ray, and keep them running.\n\n"
+    "What PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS names is used, not started. Ctrl-C or `gpt2 down` stops "
+    "everything that this started and nothing else.",
+    "down": "Stop what up started: runs first, which save and can go on later, then the services.",
+    "status": "Show the services of up: address, whether each answers, log.",
+}
+for name, told in SERVICES.items():
+    app.command(f"flows.commands.services:{name}", name=name, help=told)
+
+checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
+app.command(checkpoints)
+checkpoints.default(list_checkpoints)
+checkpoints.command(verify_checkpoints, name="verify")
+checkpoints.command(export_checkpoint, name="export")
 
 
 def main() -> None:

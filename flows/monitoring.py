@@ -110,7 +110,7 @@ def page_path(config: MonitorConfig) -> Path:
 @task(name="tell")
 def tell(config: MonitorConfig, model: Used, built: Artifact) -> list[str]:
     """Send the events that were not sent before."""
-    return telling.tell(config, model, built, page_path(config))
+    return telling.send_events(config, model, built, page_path(config))
 
 
 @flow(name="monitor-sentiment", task_runner=ThreadPoolTaskRunner(max_workers=4))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
+from cluster.environment import numerical_environment
 from cluster.home import store
 from cluster.lineage import IMPORTED
 from flows.config import PipelineConfig
@@ -20,7 +18,6 @@ from gpt2.card import NAME as CARD
 from gpt2.card import Rows, card
 
 RECORD = "provenance.json"
-PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "deepspeed", "ray", "datasets")
 
 
 def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any]) -> dict[str, str]:
@@ -56,16 +53,9 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
         "config": settings,
         **given,
         "stages": stages,
-        "environment": environment(),
+        "environment": numerical_environment(),
         **commit_tag(),
     }
-
-
-def environment() -> dict[str, Any]:
-    """What bits may depend on besides data, settings and code."""
-    packages = {p: importlib.metadata.version(p) for p in PACKAGES}
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "processor": processor()}
-    return {"python": platform.python_version(), **packages, **machine}
 
 
 def model_card(
@@ -107,12 +97,3 @@ def figures(key: Key, *names: str) -> Rows:
     """Counts that an artifact's stage told."""
     info = store().require(key.kind, key.id).info
     return [(name.replace("_", " "), info[name]) for name in names if name in info]
-
-
-def processor() -> str:
-    """The processor's name: another one may round otherwise."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import pulling
+from cluster.environment import numerical_environment
 from cluster.home import samples
 from cluster.lineage import PARENT
 from flows.config import PipelineConfig, merged, validate
 from flows.plan import make_plan
-from flows.provenance import RECORD, environment, keys_of
+from flows.provenance import RECORD, keys_of
 from gpt2.artifact import Store, code_version
 from gpt2.card import NAME as CARD
 from gpt2.modelfiles import Manifest, manifest
@@ -142,7 +143,7 @@ def compare(known: Manifest, made: Manifest, recorded: Mapping[str, Any], say: C
     if same:
         say("Match: every file of the model is the same, bit by bit.")
         return True
-    then, now = recorded["environment"], environment()
+    then, now = recorded["environment"], numerical_environment()
     others = [f"{k} {then.get(k)} then, {now[k]} now" for k in now if then.get(k) != now[k]]
     hint = "; ".join(others) or "the environment is the recorded one: on a GPU, sums may be added in another order"
     say(f"Mismatch: {hint}.")

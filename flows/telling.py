@@ -24,7 +24,7 @@ TOLD_WITHIN = pd.Timedelta(days=7)
 Facts = dict[str, Any]
 
 
-def tell(config: MonitorConfig, model: Used, built: Artifact, page: Path) -> list[str]:
+def send_events(config: MonitorConfig, model: Used, built: Artifact, page: Path) -> list[str]:
     """Send what was not sent before; returns the sentences of what was sent."""
     told = json.loads(built.file("told.json").read_text())
     recent = pd.Timestamp(told["latest"]) - TOLD_WITHIN

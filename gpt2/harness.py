@@ -12,7 +12,7 @@ import torch
 INSTALL = "lm-eval is not installed; pip install 'gpt2-pipeline[lm-eval]'"
 
 
-def measure(
+def measure_by_harness(
     name: str, model: Path, folder: Path, limit: int | None = None, batch_size: int = 16
 ) -> dict[str, Any] | str:
     """`task`, `file`, `documents`, `metrics` and 95 % `intervals` (normal, of the harness's standard errors); or, as a

@@ -65,7 +65,7 @@ def measured(name: str, loaded: Any, data: Path, limit: int | None, batch_size: 
     from gpt2 import benchmarks, harness
 
     if name not in benchmarks.BENCHMARKS:
-        return harness.measure(name, loaded.directory, data, limit, batch_size)
+        return harness.measure_by_harness(name, loaded.directory, data, limit, batch_size)
     predictor = loaded.predictor
     return benchmarks.measure(name, predictor.model, predictor.tokenizer, data, limit, batch_size)
 

@@ -9,7 +9,7 @@ from flows.config import PipelineConfig
 from flows.new_data import look
 
 
-def run(config: PipelineConfig, dry_run: bool, console: Console) -> None:
+def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) -> None:
     """Refresh; with `dry_run`, say what is new and start nothing."""
     new = look(config)
     if reason := new.nothing():

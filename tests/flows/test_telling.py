@@ -30,7 +30,7 @@ class Told:
         (self.folder / "told.json").write_text(json.dumps({**figures, "latest": "2026-03-01T00:00:00+00:00"}))
         built = Artifact(self.folder, {"files": {"told.json": {}}})
         before = len(self.ids)
-        telling.tell(config, MODELS[model], built, self.folder / "page.html")
+        telling.send_events(config, MODELS[model], built, self.folder / "page.html")
         return len(self.ids) - before
 
     def age(self, days: float) -> None:

@@ -165,15 +165,15 @@ def test_figures_are_those_of_lm_eval(folder, lm_eval, name, task, split, monkey
     lines = [f"include: {shipped}", f"task: our_{name}", "dataset_path: json", "dataset_name: null"]
     lines += [f"dataset_kwargs: {{data_files: {{{split}: {data.name}}}}}", "tag: null", "training_split: null"]
     (folder / f"our_{name}.yaml").write_text("\n".join(lines) + "\n")
-    theirs = harness.measure(f"our_{name}", folder / "model", folder, batch_size=3)
+    theirs = harness.measure_by_harness(f"our_{name}", folder / "model", folder, batch_size=3)
     assert isinstance(theirs, dict), theirs
     mine = ours(folder, name)
     assert theirs["documents"] == mine["documents"] and set(theirs["metrics"]) == set(mine["metrics"])
     for metric, value in theirs["metrics"].items():
         assert mine["metrics"][metric] == pytest.approx(value, rel=1e-4), metric
-    assert "the harness says" in harness.measure("no_such_task", folder / "model", folder)
+    assert "the harness says" in harness.measure_by_harness("no_such_task", folder / "model", folder)
 
 
 def test_a_harness_that_is_not_there_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert harness.measure("arc_easy", folder / "model", folder) == harness.INSTALL
+    assert harness.measure_by_harness("arc_easy", folder / "model", folder) == harness.INSTALL
