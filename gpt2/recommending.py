@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
@@ -16,7 +16,6 @@ from gpt2.reasons import FACTS, GENERATED, attributes, facts
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gpt2.tasks.reasons import ReasonsPredictor
     from gpt2.tasks.recommendation import RecommendationPredictor
 
 
@@ -61,6 +60,18 @@ class RecommendConfig(Settings):
         return InteractionsFile.model_validate({**kept, **said})
 
 
+class Writer(Protocol):
+    """A model that writes a sentence on an item for a user."""
+
+    index: Mapping[str, int]
+    """The place of each title in the writer's catalogue."""
+    params: Mapping[str, Any]
+
+    def reason(self, item: int, history: Sequence[int], params: Mapping[str, Any]) -> tuple[str, str]:
+        """(sentence, why there is none) on an item for a user who chose others, in order of time."""
+        ...
+
+
 def histories(source: Path, config: RecommendConfig, model: Path) -> pd.DataFrame:
     """Of each active user (text), in order of the user, lists of item ids: `chosen`, in order of time, each once, and
     `disliked`, what weighs less than a like. Who liked nothing has an empty `chosen`.
@@ -102,7 +113,7 @@ def recommend(
     users: pd.DataFrame,
     config: RecommendConfig,
     version: str,
-    writer: ReasonsPredictor | None = None,
+    writer: Writer | None = None,
     writer_version: str = "",
 ) -> pd.DataFrame:
     """A row per user and item: user, rank (from 1), item, title, score, version, reason, reason_kind (`FACTS` or
@@ -143,7 +154,7 @@ def recommend(
     return pd.DataFrame(rows, columns=[*columns, "reason", "reason_kind", "reason_version", "withheld"])
 
 
-def written(writer: ReasonsPredictor, title: str, history: list[str], samples: int) -> tuple[str, str]:
+def written(writer: Writer, title: str, history: list[str], samples: int) -> tuple[str, str]:
     """(sentence on an item for somebody who chose others, why there is none); titles that the writer has not are left
     out."""
     if title not in writer.index:

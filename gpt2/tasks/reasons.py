@@ -99,6 +99,10 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
         return found | ({} if self.interactions is None else {"interactions": self.interactions})
 
 
+PARAMS: Mapping[str, Any] = {"samples": 8, "temperature": 0.7, "seed": 0}
+"""Optional parameters of `predict` and their defaults."""
+
+
 class Reasons(Task):
     """Sentences on items."""
 
@@ -116,7 +120,7 @@ class Reasons(Task):
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.reasons_report", "gpt2.generate", "gpt2.sampling", "gpt2.decode", "gpt2.lengths",
     )  # fmt: skip
-    params: ClassVar[Mapping[str, Any]] = {"samples": 8, "temperature": 0.7, "seed": 0}
+    params = PARAMS
     use = "A sentence beside a recommendation that says why one may like it."
     limits = (
         "It says of an item what people wrote of others: of what it is it knows the attributes in the catalogue alone.",
@@ -254,7 +258,7 @@ class Reasons(Task):
 class ReasonsPredictor:
     """What was liked and what is recommended to a sentence."""
 
-    params = Reasons.params
+    params = PARAMS
 
     def __init__(self, directory: Path):
         import pandas as pd

@@ -126,15 +126,7 @@ class Sentiment(Task):
         return Classifier(model, len(json.loads((examples / "labels.json").read_text())))
 
     def load(self, directory: Path) -> Classifier:
-        from gpt2 import files, weights
-        from gpt2.heads import Classifier
-
-        path, model = directory / "head.safetensors", weights.load(directory)
-        head = files.read(path).get("weight")
-        older = head is not None and head.shape[-1:] == (2 * model.config.n_embd,)
-        module = Classifier(model, len(labels_of(directory)), features=2 if older else 3)
-        files.fill(module.head, path)
-        return module
+        return load_classifier(directory)
 
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         from safetensors.torch import save_file
@@ -310,7 +302,7 @@ class SentimentPredictor:
         self.temperature = float(facts.get("temperature", 1.0))
         self.masked: bool = facts.get("masked", False)
         """Whether the model learned from `masked` texts; older ones did not."""
-        self.module = TASK.load(directory)
+        self.module = load_classifier(directory)
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         self.ngrams = Ngrams.load(directory, len(self.labels))
         self.module.to(quickest()).eval()
@@ -364,6 +356,19 @@ class SentimentPredictor:
         sure = probabilities.max(1) >= least
         told = [self.labels[i] if known else "" for i, known in zip(probabilities.argmax(1), sure, strict=True)]
         return pd.DataFrame({"label": told, **columns})
+
+
+def load_classifier(directory: Path) -> Classifier:
+    """The classifier in a directory that `Sentiment.save` wrote; its head has the shape that the weights have."""
+    from gpt2 import files, weights
+    from gpt2.heads import Classifier
+
+    path, model = directory / "head.safetensors", weights.load(directory)
+    head = files.read(path).get("weight")
+    older = head is not None and head.shape[-1:] == (2 * model.config.n_embd,)
+    module = Classifier(model, len(labels_of(directory)), features=2 if older else 3)
+    files.fill(module.head, path)
+    return module
 
 
 def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:
