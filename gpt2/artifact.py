@@ -43,20 +43,33 @@ def file_sha256(path: Path) -> str:
 
 @cache
 def code_version(*modules: str) -> str:
-    """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does."""
+    """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does.
+
+    A package counts whole, with every module in it.
+    """
     hashes = []
     for name in modules:
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.origin is not None, name
-        tree = parse(Path(spec.origin).read_bytes())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [  # type: ignore[attr-defined]
-                    b for b in body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))
-                ]
-        hashes.append([name, hashlib.sha256(ast.dump(tree).encode()).hexdigest()])
+        for module, path in module_files(name):
+            tree = parse(path.read_bytes())
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list):
+                    node.body = [  # type: ignore[attr-defined]
+                        b for b in body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))
+                    ]
+            hashes.append([module, hashlib.sha256(ast.dump(tree).encode()).hexdigest()])
     return digest(hashes)
+
+
+def module_files(name: str) -> list[tuple[str, Path]]:
+    """(module, file) of a module, or of a package and every module in it, sorted."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None, name
+    if not spec.submodule_search_locations:
+        return [(name, Path(spec.origin))]
+    folder = Path(spec.origin).parent
+    files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
+    return [(".".join((name, *file.parts)).removesuffix(".__init__"), folder / f"{file}.py") for file in files]
 
 
 def parse(source: bytes, attempts: int = 20) -> ast.AST:

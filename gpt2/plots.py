@@ -18,19 +18,19 @@ from gpt2 import selective
 from gpt2.figures import ACCENT, COLOURS, INK, PALE
 from gpt2.significance import wilson
 
-Figure = dict[str, str]
+SavedFigure = dict[str, str]
 DEEPEST, TICKS = 50, (1, 2, 5, 10, 20)
 """The last k of a ranking curve, and those that its axis names."""
 
 
-def finish(figure: Any, out: Path, file: str, title: str) -> Figure:
+def finish(figure: Any, out: Path, file: str, title: str) -> SavedFigure:
     figure.tight_layout()
     figure.savefig(out / file, dpi=110, metadata={"Software": None})
     plt.close(figure)
     return {"file": file, "title": title}
 
 
-def confusion(matrix: np.ndarray, labels: Sequence[str], out: Path) -> Figure:
+def confusion(matrix: np.ndarray, labels: Sequence[str], out: Path) -> SavedFigure:
     """Row shares as colours, counts as text."""
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(labels), 0.9 + 0.8 * len(labels)))
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -48,7 +48,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], out: Path) -> Figure:
 
 def reliability(
     rows: Sequence[tuple[float, float, int]], out: Path, before: Sequence[tuple[float, float, int]] = ()
-) -> Figure:
+) -> SavedFigure:
     """Accuracy against confidence; on the diagonal a probability means what it says. `before`: uncalibrated."""
     figure, axes = plt.subplots(figsize=(4, 3.6))
     axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
@@ -66,7 +66,7 @@ def reliability(
 
 def abstaining(
     systems: Mapping[str, tuple[np.ndarray, np.ndarray]], chosen: Sequence[Mapping[str, Any]], out: Path
-) -> Figure:
+) -> SavedFigure:
     """Accuracy against the share of the texts that keep a label, of `model` with its 95 % interval and of baselines.
 
     `systems`: of each the (N,) confidence and whether it is right; `chosen`: points with their setting
@@ -102,7 +102,7 @@ def beside_baselines(
     out: Path,
     intervals: Mapping[str, Sequence[float]] = {},
     file: str = "baselines.png",
-) -> Figure:
+) -> SavedFigure:
     """The primary metric of the model and of each baseline; `intervals` of the model (`model`) and of baselines."""
     names = ["this model", *baselines]
     values = [value, *baselines.values()]
@@ -125,7 +125,7 @@ def beside_baselines(
     )
 
 
-def recall(ranks: Mapping[str, np.ndarray], whose: str, out: Path) -> Figure:
+def recall(ranks: Mapping[str, np.ndarray], whose: str, out: Path) -> SavedFigure:
     """The share of (n,) ranks, from 1, that are at most k, of `model` and of each baseline, for k to `DEEPEST` or the
     last rank; around the model's its 95 % interval (Wilson). `whose`: of what, as "users whose next choice"."""
     last = min(DEEPEST, max(2, *(int(rank.max()) for rank in ranks.values())))
@@ -148,7 +148,7 @@ def recall(ranks: Mapping[str, np.ndarray], whose: str, out: Path) -> Figure:
     return finish(figure, out, "recall.png", title)
 
 
-def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Path) -> Figure:
+def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Path) -> SavedFigure:
     """The metric in each part of the examples with its interval, beside that of all of them."""
     figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.28 * len(rows)))
     axes.axvline(whole, color=PALE, linewidth=1.5)
@@ -164,7 +164,7 @@ def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Pa
     return finish(figure, out, "slices.png", f"{metric.replace('_', ' ')} by part of the examples")
 
 
-def curve(records: Sequence[Mapping[str, Any]], out: Path) -> Figure:
+def curve(records: Sequence[Mapping[str, Any]], out: Path) -> SavedFigure:
     """Training and validation loss by step."""
     figure, axes = plt.subplots(figsize=(5.6, 3.2))
     for name, label, colour in (("loss", "training", PALE), ("validation_loss", "validation", ACCENT)):

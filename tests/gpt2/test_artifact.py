@@ -70,6 +70,22 @@ def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):
     assert len(set(versions)) == 3  # the name of a module is part of its version
 
 
+def test_code_version_of_a_package_counts_every_module_in_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = tmp_path / "whole" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner.parent, inner):
+        (folder / "__init__.py").write_text("")
+    versions = []
+    for text in ("x = 1\n", "x = 2\n", "x = 2  # why\n"):
+        (inner / "deep.py").write_text(text)
+        code_version.cache_clear()
+        versions.append(code_version("whole"))
+    (inner / "another.py").write_text("")
+    code_version.cache_clear()
+    assert versions[0] != versions[1] == versions[2] != code_version("whole")
+
+
 def test_failed_build_leaves_no_artifact_but_its_work(tmp_path):
     store = Store(tmp_path)
 
