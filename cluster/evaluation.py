@@ -112,7 +112,7 @@ def _evaluate_base(
     if own is None:
         content = language_model.evaluate(path / MODEL, parts, training, out)
     else:
-        content = retokenized.evaluate(path / MODEL, *own, parts, training, out)
+        content = retokenized.evaluate_by_own_tokens(path / MODEL, *own, parts, training, out)
     content["baselines"] |= beside
     content = contamination.attached(content, contamination.read(searched))
     content["remarks"] += remarks

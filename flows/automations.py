@@ -8,8 +8,9 @@ from typing import Any
 
 from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
+from prefect.events import EventTrigger
 from prefect.events.actions import CallWebhook
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import Posture
 from prefect.settings import PREFECT_API_URL
 
 from flows.events import EVENTS

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from cluster.home import configure
 from flows.commands import benchmark, importing, jobs, learning, search
 from flows.commands import registry as models
+from flows.commands.console import err
+from flows.commands.console import tables as out
 
 app = App(
     name="gpt2",
     help="Your own GPT-2: text in, registered models out.",
     version=lambda: __import__("gpt2").__version__,
 )
-out = Console()
-err = Console(stderr=True)
 
 Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
 

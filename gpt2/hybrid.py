@@ -26,7 +26,7 @@ WINDOW, NEAR, NEXT = 20, 0.9, 0.8
 """Items so many places apart are chosen near each other; by how much a place more counts less."""
 NEIGHBOURS = 200
 """What is kept for an item: those closest to it."""
-USERS, CELLS = 256, 40_000_000
+USERS_AT_ONCE, SCORES_AT_ONCE = 256, 40_000_000
 """Users whose choices are fitted, and features of theirs at once."""
 POPULAR = ("popularity", "recent popularity")
 RECENT = ("chosen by the same", "chosen nearby", "chosen before")
@@ -101,7 +101,7 @@ def fit(
     popular = [np.log1p(items[name].to_numpy(float)) for name in ("popularity", "recent")]
     before, wanted = [h[:-1] for h in histories], np.array([h[-1] for h in histories])
     names = ("model", *POPULAR, *RECENT, "EASE")
-    most = max(1, min(USERS, CELLS // (n_items * len(names))))
+    most = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // (n_items * len(names))))
     users = np.unique(np.linspace(0, len(histories) - 1, most).astype(int))
     read = [before[u] for u in users]
     relations = related(before, n_items)

@@ -17,7 +17,7 @@ from gpt2.reasons import attributes
 if TYPE_CHECKING:
     from gpt2.tasks.recommendation import RecommendationPredictor
 
-USERS = 64
+TESTED = 64
 """Users who are drawn, the same each time."""
 BEST, CLOSEST, LEAST = 10, 5, 5
 """Items that are offered; what somebody chose who should be offered a new one; choices of one kind that are enough."""
@@ -29,7 +29,7 @@ CHANGES: dict[str, Callable[[str], str]] = {
 }
 """Of what is told of an item: none changes what it is."""
 REMARKS = (
-    f"Behavioural tests are of {USERS} users (all, if they are fewer), drawn by chance but the same for every model, "
+    f"Behavioural tests are of {TESTED} users (all, if they are fewer), drawn by chance but the same for every model, "
     f"after all but their last choice; {BEST} items are offered. A kind is an attribute, as a genre; a new item is one "
     "that nobody chose in training; closest are items by the cosine of their texts' embeddings; a rank is lower if it "
     f"is by more than {SLACK:.0%}.",
@@ -67,7 +67,7 @@ class Sample:
         low = [np.zeros(0, int)] * len(histories) if disliked is None else disliked
         seen = [np.concatenate([h[:-1], other]).astype(int) for h, other in zip(histories, low, strict=True)]
         able = [u for u, each in enumerate(seen) if len(items) - len(each) > 2]  # something is left to be told apart
-        users = sorted(self.drawn.permutation(able)[:USERS].astype(int).tolist())
+        users = sorted(self.drawn.permutation(able)[:TESTED].astype(int).tolist())
         self.before, self.seen = [histories[u][:-1] for u in users], [seen[u] for u in users]
 
     def tests(self) -> list[Test]:
@@ -84,7 +84,7 @@ class Sample:
         old = np.array(found)
         later = [np.append(h, x) for h, x in zip(self.before, added, strict=True)]
         sooner = [np.append(x, h) for h, x in zip(self.before, added, strict=True)]
-        latest, oldest = (ranks(self.predictor, each, near, barred) for each in (later, sooner))
+        latest, oldest = (ranks_without(self.predictor, each, near, barred) for each in (later, sooner))
 
         def moved(first: np.ndarray, then: np.ndarray, where: str) -> Callable[[int], str]:
             return lambda i: (
@@ -144,10 +144,10 @@ class Sample:
     def new_items(self) -> Test:
         """Items that nobody has chosen, to somebody who chose those closest to each."""
         new = np.flatnonzero(self.popularity == 0)
-        new = np.sort(self.drawn.permutation(new)[:USERS])
+        new = np.sort(self.drawn.permutation(new)[:TESTED])
         barred = np.flatnonzero(self.popularity == 0)
         histories = [self.closest(int(item), barred)[:CLOSEST][::-1] for item in new]
-        found = ranks(self.predictor, histories, new.tolist(), histories)
+        found = ranks_without(self.predictor, histories, new.tolist(), histories)
 
         def such(i: int) -> str:
             closest = "; ".join(self.titles[item] for item in histories[i][:-3:-1])
@@ -192,7 +192,7 @@ def scores(predictor: RecommendationPredictor, histories: Sequence[np.ndarray]) 
     return (row for some in parts(len(histories), n_items) for row in predictor.scores(histories[some]))
 
 
-def ranks(
+def ranks_without(
     predictor: RecommendationPredictor,
     histories: Sequence[np.ndarray],
     wanted: Sequence[int],

@@ -16,7 +16,7 @@ from gpt2.recommending import RecommendConfig, recommend
 if TYPE_CHECKING:
     from gpt2.tasks.recommendation import RecommendationPredictor
 
-USERS, SHOWN, LATEST = 4, 3, 5
+SHOWN_USERS, SHOWN, LATEST = 4, 3, 5
 """Users in the report, items recommended to each, and choices of theirs that are told."""
 NEXT = "what the user did choose next"
 
@@ -104,7 +104,7 @@ def recommended(
     """A table for the report: to some users, after all but their last choice, what is recommended and why, and what
     they did choose next, at the model's `rank` (users,)."""
     titles, ids = items["title"].tolist(), items["item"].tolist()
-    users = np.unique(np.linspace(0, len(histories) - 1, USERS).astype(int)).tolist()
+    users = np.unique(np.linspace(0, len(histories) - 1, SHOWN_USERS).astype(int)).tolist()
     own = [[ids[i] for i in histories[user][:-1]] for user in users]
     low = [[ids[i] for i in (() if disliked is None else disliked[user])] for user in users]
     table = recommend(

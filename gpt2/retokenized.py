@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gpt2.model import GPT2
 
 
-def evaluate(
+def evaluate_by_own_tokens(
     directory: Path,
     tokenizer: Path,
     context: int,

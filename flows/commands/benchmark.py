@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
-out = Console()
+from flows.commands.console import tables as out
 
 
 def benchmark(

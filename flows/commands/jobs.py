@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
-Changes = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+from flows.commands.console import Changes, out, prefect
 
 
 def monitor(
@@ -81,24 +76,6 @@ def prepare_demo() -> str:
     parts = list(replay.write(Path(resolve("sample:posts", samples())), demo_folder()))
     out.print(f"The sample posts, replayed over {replay.DAYS} days, are in {len(parts)} files in {demo_folder()}")
     return replay.NOTE
-
-
-@contextlib.contextmanager
-def prefect() -> Iterator[None]:
-    """Reach Prefect's server, a temporary one where no other is named, while libraries are imported."""
-    from prefect.client.orchestration import get_client
-
-    def reach() -> None:
-        with get_client(sync_client=True):
-            pass
-
-    reaching = threading.Thread(target=reach)
-    reaching.start()
-    from flows.stage import without_tracebacks
-
-    without_tracebacks()
-    reaching.join()
-    yield
 
 
 def recommend(

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-from rich.console import Console
+from flows.commands.console import Changes, DryRun, out
 
 if TYPE_CHECKING:
     from flows.learner import ClassifierConfig, Learner, RecommenderConfig
-
-out = Console(highlight=False, soft_wrap=True)
-Changes = Annotated[list[str] | None, Parameter(name="--set", negative="")]
-DryRun = Annotated[bool, Parameter(negative="")]
 
 
 def train_classifier(

@@ -9,10 +9,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-out = Console()
+from flows.commands.console import tables as out
 
 
 def models():

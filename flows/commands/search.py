@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
-Changes = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+from flows.commands.console import Changes, out
 
 
 def search(

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import httpx
 from cyclopts import Parameter
-from rich.console import Console
 
 from cluster import databases
 from cluster import services as processes
@@ -24,9 +23,9 @@ from cluster.doctor import answers
 from cluster.home import home, is_locked, last_state
 from cluster.servers import LOOPBACK, mlflow, ray
 from cluster.services import Running, Service, ServiceFailed, http_answers, port_answers
+from flows.commands.console import out
 from flows.services import server, worker
 
-out = Console(highlight=False, soft_wrap=True)
 START_SECONDS = 240
 
 

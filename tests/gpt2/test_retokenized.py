@@ -53,7 +53,7 @@ class Run:
     def report_of(self, model, context=CONTEXT):
         (self.folder / "theirs").mkdir()
         directory, out = self.folder / "tokenizer", self.folder / "theirs"
-        return retokenized.evaluate(model, directory, context, self.parts, self.data, out)
+        return retokenized.evaluate_by_own_tokens(model, directory, context, self.parts, self.data, out)
 
     def evidence(self, which, report):
         return measured(report, self.folder / which).evidence

@@ -1,0 +1,38 @@
+"""Consoles and options that commands share, and how they reach Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+out = Console(highlight=False, soft_wrap=True)
+"""For sentences and paths: nothing is broken over lines, so that it can be copied."""
+tables = Console()
+"""For tables, fitted to the terminal's width."""
+err = Console(stderr=True)
+
+Changes = Annotated[list[str] | None, Parameter(name="--set", negative="")]
+DryRun = Annotated[bool, Parameter(negative="")]
+
+
+@contextlib.contextmanager
+def prefect() -> Iterator[None]:
+    """Reach Prefect's server, a temporary one where no other is named, while libraries are imported."""
+    from prefect.client.orchestration import get_client
+
+    def reach() -> None:
+        with get_client(sync_client=True):
+            pass
+
+    reaching = threading.Thread(target=reach)
+    reaching.start()
+    from flows.stage import without_tracebacks
+
+    without_tracebacks()
+    reaching.join()
+    yield
