@@ -10,7 +10,7 @@ import torch
 
 from gpt2.behaviour import tables
 from gpt2.catalogue import sentence
-from gpt2.recommendation_behaviour import BEST, CHANGES, CLOSEST, USERS, lower, suite
+from gpt2.recommendation_behaviour import BEST, CHANGES, CLOSEST, TESTED, lower, suite
 from gpt2.tasks.recommendation import TASK
 from tests.gpt2.test_recommendation_report import recommender
 
@@ -94,7 +94,7 @@ def shares(found):
 def test_a_recommender_that_does_it_all_fails_nothing(catalogue):
     found = failed(Planted(catalogue[1]), *catalogue)
     assert set(found) == ALL and not any(shares(found).values())
-    assert len(found[NEW].failed) == 8 and {len(found[name].failed) for name in ALL - {NEW}} == {USERS}
+    assert len(found[NEW].failed) == 8 and {len(found[name].failed) for name in ALL - {NEW}} == {TESTED}
     ((title, table),) = tables(list(found.values())).items()
     assert title.endswith("with 95 % intervals") and {row[3] for row in table["rows"]} == {
         "0% [0%, 6%]",
