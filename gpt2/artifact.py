@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,17 @@ def file_sha256(path: Path) -> str:
 
 @cache
 def code_version(*modules: str) -> str:
-    """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does."""
+    """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does.
+
+    `PACKAGE:FILE` names a file that is no Python, such as a template: all its bytes count.
+    """
     hashes = []
     for name in modules:
+        package, _, file = name.partition(":")
+        if file:
+            content = resources.files(package).joinpath(file).read_bytes()
+            hashes.append([name, hashlib.sha256(content).hexdigest()])
+            continue
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None, name
         tree = parse(Path(spec.origin).read_bytes())
@@ -77,7 +86,7 @@ class Key:
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Name of each input and its id: an artifact's id, or the sha256 of an outside file."""
     code: tuple[str, ...] = ()
-    """Modules whose code the result depends on."""
+    """Modules (and files, as `PACKAGE:FILE`) whose code the result depends on."""
 
     @property
     def id(self) -> str:

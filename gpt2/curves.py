@@ -38,7 +38,7 @@ def curve(rows: pd.DataFrame, window: str, least: int, top: float, alone: bool =
     dots += [("surge", at(x(r.window)), at(y(r.share)), 4) for r in surges.itertuples()]
     thin, wide, most = max(min(step * 0.7, 12), 0.6), max(step, 3), rows["posts"].max()
     between = [first + (last - first) * number / 3 for number in range(4)]
-    return html.render(
+    return html.fragment(
         "curve.svg",
         alone=alone,
         width=WIDTH,
@@ -55,9 +55,7 @@ def curve(rows: pd.DataFrame, window: str, least: int, top: float, alone: bool =
         usual=points((x(r.window), y(r.expected)) for r in usual.itertuples()),
         line=points((x(r.window), y(r.share)) for r in large.itertuples()),
         dots=dots,
-        windows=[
-            (at(x(r.window) - max(step, 1) / 2), at(max(step, 1)), figures(r, window)) for r in rows.itertuples()
-        ],
+        windows=[(at(x(r.window) - max(step, 1) / 2), at(max(step, 1)), figures(r, window)) for r in rows.itertuples()],
     )
 
 

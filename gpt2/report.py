@@ -138,9 +138,7 @@ def content(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return {
         "title": report["title"],
         "figures": [html.figure(facts, out) for facts in report["figures"]],
-        "notes": [
-            {"kind": "good" if " is better than " in note else "note", "text": note} for note in report["notes"]
-        ],
+        "notes": [{"kind": "good" if " is better than " in note else "note", "text": note} for note in report["notes"]],
         "asides": asides(report),
         "tables": [(heading, header, body) for heading, (header, *body) in sections(report)],
         "samples": list(report["samples"].items()),

@@ -14,13 +14,25 @@ from markupsafe import Markup
 Cell = str | Mapping[str, Any]
 """A cell's text, or its parts for the macro `cell`: `text` with a `mark`, a `bar` or `bins`."""
 
+TEMPLATES = Path(__file__).with_name("templates")
+CODE = (
+    "gpt2.pages.html",
+    "gpt2.pages:templates/base.html.j2",
+    "gpt2.pages:templates/macros.html.j2",
+    "gpt2.pages:templates/style.css",
+    "gpt2.pages:templates/curve.css",
+)
+"""What every page depends on, for the lists of code that an artifact's id hashes; its own template comes beside."""
 
-def render(template: str, **content: Any) -> Markup:
-    """Render the template of that name; returns markup that other templates insert as it is.
 
-    Strings in `content` are escaped. Only the result of another `render` is not.
-    """
-    return Markup(ENVIRONMENT.get_template(f"{template}.j2").render(content))
+def render(template: str, **content: Any) -> str:
+    """Render the template `TEMPLATE.j2`; returns the page. All strings in `content` are escaped."""
+    return ENVIRONMENT.get_template(f"{template}.j2").render(content)
+
+
+def fragment(template: str, **content: Any) -> Markup:
+    """Render a part of a page, which a page's template inserts as it is: the only markup that is not escaped."""
+    return Markup(render(template, **content))
 
 
 def inline(content: bytes, kind: str) -> str:
@@ -51,10 +63,11 @@ def unbroken(cell: str) -> str:
 
 
 ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    loader=FileSystemLoader(TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
 ENVIRONMENT.filters |= {"words": words, "unbroken": unbroken}
