@@ -26,6 +26,7 @@ from gpt2 import index
 from gpt2.artifact import Artifact, Key, digest
 from gpt2.monitor import MonitorConfig
 from gpt2.monitor_page import Page, drift_sentences, markdown, render, undecided
+from gpt2.pages.html import CODE as PAGE
 
 COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
 """Of each scored post what the index is made of."""
@@ -33,7 +34,8 @@ EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
     "gpt2.index", "gpt2.surges", "gpt2.significance", "gpt2.drift", "gpt2.posts", "gpt2.topics",
-    "gpt2.monitor_page", "gpt2.report", "gpt2.curves", "cluster.monitoring", "flows.monitoring",
+    "gpt2.monitor_page", "gpt2.curves", "cluster.monitoring", "flows.monitoring",
+    "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/monitor.html.j2", "gpt2.pages:templates/curve.svg.j2",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from gpt2.artifact import Key, Store
 from gpt2.canaries import CODE as PLANTING
 from gpt2.canaries import CanaryConfig
 from gpt2.config import Settings
+from gpt2.pages.html import CODE as PAGE
 from gpt2.sources import expand, source_id
 from gpt2.task import task
 
@@ -48,6 +49,9 @@ REPORTING = (
     "gpt2.significance",
     "gpt2.cost",
     "gpt2.report",
+    "gpt2.pages.markdown",
+    *PAGE,
+    "gpt2.pages:templates/report.html.j2",
     "gpt2.plots",
     "gpt2.figures",
     "gpt2.model",

@@ -18,6 +18,7 @@ from flows.artifacts import show, slug
 from flows.plan import local_source
 from flows.stage import say, without_tracebacks
 from gpt2.artifact import Artifact, Key, Store
+from gpt2.pages.html import CODE as PAGE
 from gpt2.recommending import RecommendConfig, catalogue, histories
 from gpt2.recommending import recommend as recommend_to
 from gpt2.recommending_page import Page, markdown, render
@@ -31,7 +32,9 @@ WRITING = (
     "gpt2.tasks.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.sentences", "gpt2.generate",
     "gpt2.sampling", "gpt2.decode",
 )  # fmt: skip
-LOOKS = ("gpt2.recommending_page", "gpt2.monitor_page", "gpt2.curves", "gpt2.report")
+LOOKS = (
+    "gpt2.recommending_page", "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/recommendations.html.j2",
+)  # fmt: skip
 
 
 @task(name="recommend to users")

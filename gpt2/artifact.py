@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,16 @@ def file_sha256(path: Path) -> str:
 def code_version(*modules: str) -> str:
     """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does.
 
-    A package counts whole, with every module in it.
+    A package counts whole, with every module in it. `PACKAGE:FILE` names a file that is no Python, such as a template:
+    all its bytes count.
     """
     hashes = []
     for name in modules:
+        package, _, file = name.partition(":")
+        if file:
+            content = resources.files(package).joinpath(file).read_bytes()
+            hashes.append([name, hashlib.sha256(content).hexdigest()])
+            continue
         for module, path in module_files(name):
             tree = parse(path.read_bytes())
             for node in ast.walk(tree):
@@ -90,7 +97,7 @@ class Key:
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Name of each input and its id: an artifact's id, or the sha256 of an outside file."""
     code: tuple[str, ...] = ()
-    """Modules whose code the result depends on."""
+    """Modules (and files, as `PACKAGE:FILE`) whose code the result depends on."""
 
     @property
     def id(self) -> str:

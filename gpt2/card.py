@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2 import exposure, language_model, report
+from gpt2.pages.markdown import bullets, table
 from gpt2.task import task
 
 NAME = "README.md"
@@ -33,17 +34,17 @@ def card(
         use,
         "## Results beside baselines",
         f"On held-out examples ({counts}); the gate compares {results['primary']['name'].replace('_', ' ')}.",
-        markdown_table(header, body),
+        table(header, body),
         bullets(results["notes"]),
         "## Data",
-        markdown_table(["what", "value"], data),
+        table(["what", "value"], data),
         "## Training",
-        markdown_table(["what", "value"], training),
+        table(["what", "value"], training),
         "## Limits",
         bullets([*limits, *remembered]),
         "## Lineage",
         "Every id is a hash of what its artifact was made from: settings, the ids of inputs, and code.",
-        markdown_table(["what", "value"], lineage),
+        table(["what", "value"], lineage),
         "## How to load",
         f"```python\nimport gpt2\n\nmodel = {call}\n```",
     ]
@@ -55,19 +56,3 @@ def example_input(name: str) -> Any:
     if name == language_model.NAME:
         return language_model.PROMPTS[0]
     return task(name).example
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; a cell's line breaks and bars are made harmless."""
-    lines = [
-        list(header),
-        ["---"] * len(header),
-        *([report.number(c) if isinstance(c, (int, float)) else c for c in r] for r in rows),
-    ]
-    return "\n".join(
-        "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in line) + " |" for line in lines
-    )
-
-
-def bullets(texts: Sequence[str]) -> str:
-    return "\n".join(f"* {text}" for text in texts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +13,8 @@ from gpt2 import curves
 from gpt2.drift import LEAST, MEASURES, Drift
 from gpt2.index import ALL, PROMISED, STEP, Alert
 from gpt2.monitor import MonitorConfig
-from gpt2.report import flat
+from gpt2.pages import html
+from gpt2.pages.markdown import flat, table
 from gpt2.surges import HISTORY, MIN_HISTORY
 
 SHOWN = {"hour": 14 * 24, "day": 120}
@@ -21,33 +22,6 @@ SHOWN = {"hour": 14 * 24, "day": 120}
 MANY, TWICE, LITTLE = 0.5, 2.0, 0.01
 """A share of undecided posts above which, or so many times that of held-out texts, the page warns; where nearly all of
 these are decided, so small a share counts as theirs."""
-STYLE = (
-    """
-:root{--ink:#1f2328;--paper:#fff;--card:#f6f8fa;--muted:#656d76;--grid:#d8dee4;--accent:#1f6feb;
---alarm:#cf222e;--good:#1a7f37}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--card:#161b22;--muted:#8d96a0;
---grid:#30363d;--accent:#4493f8;--alarm:#f85149;--good:#3fb950}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:72rem;
-margin:2rem auto;padding:0 1rem}h1{margin:0;font-size:1.7rem}h2{margin:2.2rem 0 .8rem;font-size:1.2rem}
-.lead{color:var(--muted);margin:.2rem 0 1.2rem}
-.card{background:var(--card);border-radius:8px;padding:1rem 1.2rem;margin:.8rem 0}
-.alarm{border-left:5px solid var(--alarm)}.good{border-left:5px solid var(--good)}
-.note{border-left:5px solid #bf8700}.alarm b{color:var(--alarm)}
-blockquote{margin:.5rem 0 0;padding-left:.8rem;border-left:2px solid var(--grid);color:var(--muted)}
-.grid-of{display:grid;grid-template-columns:repeat(auto-fill,minmax(27rem,1fr));gap:1rem}
-.panel{background:var(--card);border-radius:8px;padding:.7rem .9rem .3rem}
-.panel h3{margin:0;font-size:1rem;display:flex;justify-content:space-between;gap:1rem}
-.panel h3 span{font-weight:400;color:var(--muted)}.panel svg{width:100%;height:auto}
-.panel.hot h3{color:var(--alarm)}table{border-collapse:collapse;width:100%}
-td,th{padding:.3rem .7rem;border-bottom:1px solid var(--grid);text-align:right;font-variant-numeric:tabular-nums}
-td:first-child,th:first-child{text-align:left}th{color:var(--muted);font-weight:500}
-.bins{display:inline-flex;align-items:flex-end;gap:2px;height:34px}
-.bins i{display:inline-flex;align-items:flex-end;gap:1px}.bins u{width:5px;background:var(--muted);opacity:.5}
-.bins s{width:5px;background:var(--accent)}.small,details{font-size:.9rem;color:var(--muted)}
-@media(max-width:32rem){.grid-of{grid-template-columns:1fr}}
-"""
-    + curves.STYLE
-)
 
 
 @dataclass(frozen=True)
@@ -214,25 +188,42 @@ def how(page: Page) -> list[str]:
 
 def render(page: Page) -> str:
     """One HTML file that needs no other."""
-    e, config = html.escape, page.config
+    said, many = undecided(page)
+    return html.render(
+        "monitor.html",
+        title=f"Sentiment of {page.config.name}",
+        lead=lead(page),
+        note=page.note,
+        verdict=verdict(page),
+        undecided=said,
+        many_undecided=many,
+        alerts=[
+            (alert.sentence(page.config.window), texts)
+            for alert, texts in zip(page.alerts[:12], page.examples[:12], strict=True)
+        ],
+        window=page.config.window,
+        panels=panels(page),
+        topics=summary(page),
+        drift=drift_sentences(page),
+        drifted=bool(page.drifted),
+        measures=[measured(d) for d in page.drift or ()],
+        how=how(page),
+        left_out=f"{len(page.troubles):,}" if page.troubles else "",
+        troubles=page.troubles[:20],
+    )
+
+
+def lead(page: Page) -> str:
+    """The line below the title: how many posts, up to when, and by which model."""
     latest = page.index["window"].max() if len(page.index) else None
-    when = "%d %b %Y" if config.window == "day" else "%d %b %Y %H:00 UTC"
+    when = "%d %b %Y" if page.config.window == "day" else "%d %b %Y %H:00 UTC"
     told = f"{page.posts:,} posts" + (f" up to {latest.strftime(when)}" if latest is not None else "")
-    parts = [
-        f"<h1>Sentiment of {e(config.name)}</h1>"
-        f'<p class="lead">{told} · scored by {e(page.model)}{f" · {e(page.metric)}" if page.metric else ""}</p>'
-    ]
-    if page.note:
-        parts.append(f'<div class="card note">{e(page.note)}</div>')
-    parts.append(f'<div class="card {"alarm" if page.alerts else "good"}"><b>{e(verdict(page))}</b></div>')
-    told_undecided, many = undecided(page)
-    if told_undecided:
-        parts.append(f'<div class="card{" note" if many else ""}">{"<br>".join(map(e, told_undecided))}</div>')
-    for alert, texts in list(zip(page.alerts, page.examples, strict=True))[:12]:
-        quotes = "".join(f"<blockquote>{e(text)}</blockquote>" for text in texts)
-        parts.append(f'<div class="card alarm"><b>{e(alert.sentence(config.window))}.</b>{quotes}</div>')
-    parts.append(f'<h2>Negative share by {config.window}</h2><div class="grid-of">')
-    top, hot = page.top(), {a.topic for a in page.alerts}
+    return f"{told} · scored by {page.model}{f' · {page.metric}' if page.metric else ''}"
+
+
+def panels(page: Page) -> list[dict[str, Any]]:
+    """A curve for each of the first topics, with the latest large window in words."""
+    config, top, hot, found = page.config, page.top(), {a.topic for a in page.alerts}, []
     for topic in page.topics[: config.page_topics]:
         rows = page.rows(topic)
         if rows.empty:
@@ -241,49 +232,15 @@ def render(page: Page) -> str:
         what = "decided posts" if config.abstain_below else "posts"
         last = f"{large.iloc[-1]['share']:.0%} of {large.iloc[-1]['decided']:,} {what}, latest" if len(large) else ""
         svg = curves.curve(rows, config.window, config.min_posts, top)
-        parts.append(
-            f'<div class="panel{" hot" if topic in hot else ""}"><h3>{e(topic)}<span>{last}</span></h3>{svg}</div>'
-        )
-    parts.append("</div>")
-    header, *body = summary(page)
-    cells = "".join(f"<th>{e(c)}</th>" for c in header)
-    lines = "".join("<tr>" + "".join(f"<td>{e(c)}</td>" for c in row) + "</tr>" for row in body)
-    parts.append(f"<h2>Topics</h2><table><tr>{cells}</tr>{lines}</table>")
-    parts.append("<h2>Drift</h2>" + "".join(
-        f'<div class="card {"note" if page.drifted else "good"}">{e(text)}</div>' for text in drift_sentences(page)
-    ))  # fmt: skip
-    if page.drift:
-        parts.append(drift_table(page))
-    parts.append("<h2>How to read this</h2>" + "".join(f'<p class="small">{e(text)}</p>' for text in how(page)))
-    if page.troubles:
-        items = "".join(f"<li>{e(text)}</li>" for text in page.troubles[:20])
-        parts.append(
-            f"<details><summary>{len(page.troubles):,} rows or files left out</summary><ul>{items}</ul></details>"
-        )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Sentiment of {e(config.name)}</title><style>{STYLE}</style>{''.join(parts)}</html>\n"
-    )
+        found.append({"topic": topic, "latest": last, "hot": topic in hot, "curve": svg})
+    return found
 
 
-def drift_table(page: Page) -> str:
-    """Each measure: its index and both distributions."""
-    rows = []
-    for d in page.drift or ():
-        tallest = max(max(pair) for pair in d.shares)
-        bins = "".join(
-            f'<i><u style="height:{34 * p / tallest:.0f}px"></u><s style="height:{34 * q / tallest:.0f}px"></s></i>'
-            for p, q in d.shares
-        )
-        name = html.escape(MEASURES[d.measure])
-        rows.append(
-            f"<tr><td>{name}</td><td>{d.psi:.2f}</td><td>{d.before:.3g}</td><td>{d.now:.3g}</td>"
-            f'<td><span class="bins">{bins}</span></td></tr>'
-        )
-    return (
-        "<table><tr><th>measure</th><th>PSI</th><th>training data, median</th><th>latest posts, median</th>"
-        f"<th>shares by decile: grey training data, blue latest</th></tr>{''.join(rows)}</table>"
-    )
+def measured(drift: Drift) -> list[html.Cell]:
+    """A row of the table of measures: its index and both distributions."""
+    tallest = max(max(pair) for pair in drift.shares)
+    bins = [(p / tallest, q / tallest) for p, q in drift.shares]
+    return [MEASURES[drift.measure], f"{drift.psi:.2f}", f"{drift.before:.3g}", f"{drift.now:.3g}", {"bins": bins}]
 
 
 def markdown(page: Page, path: str) -> str:
@@ -296,11 +253,10 @@ def markdown(page: Page, path: str) -> str:
     for alert, texts in list(zip(page.alerts, page.examples, strict=True))[:5]:
         lines += [f"* {flat(alert.sentence(page.config.window))}", *(f"  * “{flat(text)}”" for text in texts)]
     for topic in list(dict.fromkeys(a.topic for a in page.alerts))[:3] or page.topics[:1]:
-        svg = curves.curve(page.rows(topic), page.config.window, page.config.min_posts, page.top())
-        lines += ["", f"**{flat(topic)}**", "", f"![{flat(topic)}]({curves.image(svg)})"]
+        image = curves.image(page.rows(topic), page.config.window, page.config.min_posts, page.top())
+        lines += ["", f"**{flat(topic)}**", "", f"![{flat(topic)}]({image})"]
     header, *body = summary(page)
-    lines += ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    lines += ["| " + " | ".join(flat(c) for c in row) + " |" for row in body[:20]]
+    lines += ["", table(header, body[:20], flat)]
     lines += ["", "## Drift", "", *(f"* {flat(text)}" for text in drift_sentences(page))]
     if page.troubles:
         lines += ["", f"{len(page.troubles):,} rows or files were left out, such as {flat(page.troubles[0])}."]

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gpt2.monitor_page import STYLE
+from gpt2.pages import html
+from gpt2.pages.markdown import flat, table
 from gpt2.reasons import GENERATED
-from gpt2.report import flat
 
 USERS, ITEMS, LATEST, MOST = 6, 5, 6, 10
 """Users on the page, items and earlier choices of each, and lines of a table."""
 SHOWN = "it is shown"
-STYLES = (
-    STYLE
-    + """
-.panel ol{margin:.5rem 0;padding-left:1.4rem}.panel li{margin:.55rem 0}.after{font-size:.9rem;margin:.3rem 0}
-.why{display:block;font-size:.9rem;color:var(--muted)}.written{color:inherit}.tag{font-size:.75rem;border-radius:4px;
-padding:0 .35rem;margin-right:.35rem;border:1px solid var(--grid)}.written .tag{border-color:var(--accent);
-color:var(--accent)}.bar{display:inline-block;height:.65rem;background:var(--accent);border-radius:2px}
-td:has(.bar){text-align:left;width:30%}td:first-child{max-width:34rem}
-"""
-)
 
 
 @dataclass(frozen=True)
@@ -135,71 +125,69 @@ def how() -> list[str]:
 
 def render(page: Page) -> str:
     """One HTML file that needs no other."""
-    e = html.escape
-    by = f"ranked by {page.model}{f' ({page.metric})' if page.metric else ''}"
-    parts = [f'<h1>Recommendations</h1><p class="lead">{len(page.users):,} users · {e(by)}</p>']
-    parts += [f'<div class="card {kind}">{e(text)}</div>' for kind, text in findings(page)]
-    parts.append('<h2>Some users</h2><div class="grid-of">')
-    for user in page.picked():
-        own, rows = page.told(user), page.table[page.table["user"] == user].head(ITEMS)
-        lines = "".join(line(row) for row in rows.itertuples())
-        after = f"after {'; '.join(own[:LATEST])}" if own else "nothing that the model knows"
-        more = f"{len(own):,} choices, the latest first" if own else "no choices"
-        parts.append(
-            f'<div class="panel"><h3>User {e(user)}<span>{more}</span></h3><p class="after">{e(after)}'
-            f"{' …' if len(own) > LATEST else ''}</p><ol>{lines}</ol></div>"
-        )
-    parts.append("</div>")
-    if len(page.asked):
-        parts.append("<h2>What became of the written reasons</h2>" + bars(outcomes(page), len(page.asked), "reasons"))
-    if told := sentences(page):
-        parts.append("<h2>Written reasons, the most frequent</h2>" + bars(told, len(page.users), "users"))
-    if rows := most(page):
-        parts.append("<h2>Recommended most</h2>" + bars(rows, len(page.users), "users"))
-    parts.append("<h2>How to read this</h2>" + "".join(f'<p class="small">{e(text)}</p>' for text in how()))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Recommendations</title><style>{STYLES}</style>{''.join(parts)}</html>\n"
+    return html.render(
+        "recommendations.html",
+        title="Recommendations",
+        lead=f"{len(page.users):,} users · {ranked(page)}",
+        findings=findings(page),
+        users=[panel(page, user) for user in page.picked()],
+        tables=[
+            (heading, ["", what, f"of {whole:,}", ""], bars(rows, whole)) for heading, what, whole, rows in tables(page)
+        ],
+        how=how(),
     )
 
 
-def line(row) -> str:
-    """A recommended item, and why, with what kind of reason that is."""
-    e, written = html.escape, row.reason_kind == GENERATED
-    withheld = f" A written reason was withheld: {row.withheld}." if row.withheld else ""
-    return (
-        f'<li><b>{e(row.title)}</b><span class="why{" written" if written else ""}"><span class="tag">'
-        f"{'written' if written else 'fact'}</span>{e(row.reason)}{e(withheld)}</span></li>"
-    )
+def ranked(page: Page) -> str:
+    """By which model, and how good that is."""
+    return f"ranked by {page.model}{f' ({page.metric})' if page.metric else ''}"
 
 
-def bars(rows: Sequence[tuple[str, int]], whole: int, what: str) -> str:
-    """A table of counts, with a bar for the share of the whole."""
-    body = "".join(
-        f"<tr><td>{html.escape(text)}</td><td>{n:,}</td><td>{n / whole:.0%}</td>"
-        f'<td><span class="bar" style="width:{100 * n / whole:.1f}%"></span></td></tr>'
-        for text, n in rows
-    )
-    return f"<table><tr><th></th><th>{what}</th><th>of {whole:,}</th><th></th></tr>{body}</table>"
+def panel(page: Page, user: str) -> dict[str, Any]:
+    """A user's choices, and what is recommended after them, for the template."""
+    own, rows = page.told(user), page.table[page.table["user"] == user].head(ITEMS)
+    after = f"after {'; '.join(own[:LATEST])}" if own else "nothing that the model knows"
+    return {
+        "name": user,
+        "choices": f"{len(own):,} choices, the latest first" if own else "no choices",
+        "after": after + (" …" if len(own) > LATEST else ""),
+        "recommended": [
+            {"title": row.title, "written": row.reason_kind == GENERATED, "reason": why(row)}
+            for row in rows.itertuples()
+        ],
+    }
+
+
+def why(row: Any) -> str:
+    """The reason of a recommendation, and why a written one was withheld."""
+    return row.reason + (f" A written reason was withheld: {row.withheld}." if row.withheld else "")
+
+
+def tables(page: Page) -> list[tuple[str, str, int, list[tuple[str, int]]]]:
+    """(heading, what is counted, how many that are in all, rows) of each table that has rows."""
+    found = [
+        ("What became of the written reasons", "reasons", len(page.asked), outcomes(page)),
+        ("Written reasons, the most frequent", "users", len(page.users), sentences(page)),
+        ("Recommended most", "users", len(page.users), most(page)),
+    ]
+    return [part for part in found if part[-1]]
+
+
+def bars(rows: Sequence[tuple[str, int]], whole: int) -> list[list[html.Cell]]:
+    """Counts with their share of the whole, also as a bar."""
+    return [[text, f"{n:,}", f"{n / whole:.0%}", {"bar": n / whole}] for text, n in rows]
 
 
 def markdown(page: Page) -> str:
     """The page in short, for Prefect."""
-    by = f"ranked by {page.model}{f' ({page.metric})' if page.metric else ''}"
-    lines = ["# Recommendations", "", f"{len(page.users):,} users, {by}", ""]
+    lines = ["# Recommendations", "", f"{len(page.users):,} users, {ranked(page)}", ""]
     lines += [f"* {flat(text)}" for _, text in findings(page)]
     for user in page.picked():
         after = "; ".join(flat(title) for title in page.told(user)[:LATEST])
         lines += ["", f"## User {flat(user)}", "", f"after {after}" if after else "nothing that the model knows", ""]
         for row in page.table[page.table["user"] == user].head(ITEMS).itertuples():
             kind = "written" if row.reason_kind == GENERATED else "fact"
-            withheld = f" A written reason was withheld: {row.withheld}." if row.withheld else ""
-            lines.append(f"{row.rank}. **{flat(row.title)}** — *{kind}*: {flat(row.reason + withheld)}")
-    for heading, rows in (
-        ("What became of the written reasons", outcomes(page)),
-        ("Written reasons, the most frequent", sentences(page)),
-        ("Recommended most", most(page)),
-    ):
-        if rows:
-            lines += ["", f"| {heading} | |", "|---|---:|", *(f"| {flat(text)} | {n:,} |" for text, n in rows)]
+            lines.append(f"{row.rank}. **{flat(row.title)}** — *{kind}*: {flat(why(row))}")
+    for heading, _, _, rows in tables(page):
+        lines += ["", table([heading, ""], rows, flat, right=True)]
     return "\n".join(lines) + "\n"

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gpt2 import plots
+from gpt2.pages import html
+from gpt2.pages.markdown import bullets, harmless, number, table, with_interval
 
 REQUIRED = ("task", "title", "primary", "floor", "metrics", "baselines", "counts", "samples", "figures")
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:1rem 0}
-td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top;font-size:.9rem}
-td{font-variant-numeric:tabular-nums}td:first-child,th:first-child,.text{text-align:left}
-.note{background:#fff7e0;padding:.6rem 1rem;border-left:4px solid #e0a800}
-.good{background:#e9f7ec;padding:.6rem 1rem;border-left:4px solid #2da44e}
-.note,.good{margin:.4rem 0}
-h2{margin:1.2rem 0 .4rem}.good h2,.note h2{margin:.2rem 0}.yes{color:#2da44e}.no{color:#c0392b}
-figure{display:inline-block;margin:0 1rem 1rem 0}
-figcaption{font-size:.85rem;color:#555}img{max-width:100%}li{margin:.4rem 0}
-"""
 
 
 def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -84,41 +71,26 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
     """The table of metrics: header, then a row per metric with the model and each baseline, with intervals."""
     names, intervals = list(report["baselines"]), report.get("intervals", {})
-    table = [["metric", "this model", *names]]
+    found = [["metric", "this model", *names]]
     primary = report["primary"]["name"]
     for metric in sorted(report["metrics"], key=lambda metric: metric != primary):
         value = report["metrics"][metric]
         cells = [with_interval(value, intervals.get("model", {}).get(metric))]
         for name in names:
             cells.append(with_interval(report["baselines"][name].get(metric), intervals.get(name, {}).get(metric)))
-        table.append([metric.replace("_", " "), *cells])
-    return table
+        found.append([metric.replace("_", " "), *cells])
+    return found
 
 
 def slice_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """The table of the parts of the examples: header, then a row per part."""
     names = list(report["slices"][0]["baselines"])
     metric = report["slice_metric"].replace("_", " ")
-    table = [["part of the examples", f"{report['unit']}s", f"{metric}, this model", *names]]
+    found = [["part of the examples", f"{report['unit']}s", f"{metric}, this model", *names]]
     for part in report["slices"]:
         cells = [number(part["baselines"][name]) for name in names]
-        table.append([part["slice"], number(part["units"]), with_interval(part["value"], part["interval"]), *cells])
-    return table
-
-
-def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    """A value for people, and its 95 % interval where there is one."""
-    if value is None or interval is None:
-        return number(value)
-    digits = 3 if abs(value) < 100 else 1
-    return f"{number(value)} [{interval[0]:,.{digits}f}, {interval[1]:,.{digits}f}]"
-
-
-def number(value: float | None) -> str:
-    """A metric's value for people."""
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
+        found.append([part["slice"], number(part["units"]), with_interval(part["value"], part["interval"]), *cells])
+    return found
 
 
 def sections(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
@@ -129,8 +101,8 @@ def sections(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     found = [(title, rows(report))]
     if report.get("slices"):
         found.append(("Parts of the examples", slice_rows(report)))
-    for heading, table in report.get("tables", {}).items():
-        found.append((heading, [table["header"], *([str(c) for c in row] for row in table["rows"])]))
+    for heading, part in report.get("tables", {}).items():
+        found.append((heading, [part["header"], *([str(c) for c in row] for row in part["rows"])]))
     return found
 
 
@@ -148,72 +120,26 @@ def asides(report: Mapping[str, Any]) -> list[str]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The page without figures, for Prefect."""
-    lines = [f"# {report['title']}", *(f"* {note}" for note in report["notes"])]
-    lines += [f"* {aside}" for aside in asides(report)]
+    lines = [f"# {report['title']}", bullets([*report["notes"], *asides(report)])]
     for heading, (header, *body) in sections(report):
-        lines += ["", f"## {heading}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-        lines += ["| " + " | ".join(harmless(cell) for cell in row) + " |" for row in body]
+        lines += ["", f"## {heading}", "", table(header, body)]
     for heading, texts in report["samples"].items():
-        lines += ["", f"## {heading}", "", *(f"* {harmless(text)}" for text in texts)]
+        lines += ["", f"## {heading}", "", bullets([harmless(text) for text in texts])]
     return "\n".join(lines) + "\n"
 
 
-def harmless(text: str) -> str:
-    """On one line, without a bar or a tag."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def page(report: Mapping[str, Any], out: Path) -> str:
+    """One self-contained HTML page, with its figures inside."""
+    return html.render("report.html", **content(report, out))
 
 
-def flat(text: str) -> str:
-    """What people wrote, on one line, with nothing in it that Markdown would take for its own."""
-    return harmless(text).translate({ord(c): f"\\{c}" for c in "*_`[]#"})
-
-
-def page(report: Mapping[str, Any], out: Path, head: str = "") -> str:
-    """One self-contained HTML page, with its figures inside; `head` is HTML that goes before all else."""
-    told = "".join(
-        f'<p class="{"good" if " is better than " in note else "note"}">{html.escape(note)}</p>'
-        for note in report["notes"]
-    )
-    first, *others = [figure(f, out) for f in report["figures"]]
-    tables = "".join(f"<h2>{html.escape(heading)}</h2>{html_table(table)}" for heading, table in sections(report))
-    samples = "".join(
-        f"<h2>{html.escape(heading)}</h2><ul>{''.join(f'<li>{html.escape(t)}</li>' for t in texts)}</ul>"
-        for heading, texts in report["samples"].items()
-    )
-    aside = "".join(f"<li>{html.escape(text)}</li>" for text in asides(report))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report["title"])}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(report['title'])}</h1>{head}{first}{told}"
-        f"<div>{''.join(others)}</div><h2>Remarks</h2><ul>{aside}</ul>{tables}{samples}</html>\n"
-    )
-
-
-def figure(facts: Mapping[str, str], out: Path) -> str:
-    """An image inside the page."""
-    title = html.escape(facts["title"])
-    return (
-        f'<figure><img alt="{title}" src="data:image/png;base64,{encoded(out / facts["file"])}">'
-        f"<figcaption>{title}</figcaption></figure>"
-    )
-
-
-def html_table(table: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is the header; columns of figures stand right."""
-    header, *body = table
-    texts = [i for i in range(len(header)) if not all(numeric(row[i]) for row in body)]
-
-    def line(row: Sequence[str], tag: str) -> str:
-        whole = [cell if i in texts else cell.replace(", ", ",\xa0") for i, cell in enumerate(row)]  # an interval
-        cells = [(' class="text"' if i in texts else "", html.escape(cell)) for i, cell in enumerate(whole)]
-        return "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in cells) + "</tr>"
-
-    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in body)}</table>"
-
-
-def numeric(cell: str) -> bool:
-    """Whether it is a figure, perhaps with an interval, and no words that begin with one."""
-    return not cell or (cell[0] in "+-0123456789" and not re.search(r"[^\W\d_]{2}", cell))
-
-
-def encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def content(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """What the page's template shows; the figures lie in `out`."""
+    return {
+        "title": report["title"],
+        "figures": [html.figure(facts, out) for facts in report["figures"]],
+        "notes": [{"kind": "good" if " is better than " in note else "note", "text": note} for note in report["notes"]],
+        "asides": asides(report),
+        "tables": [(heading, header, body) for heading, (header, *body) in sections(report)],
+        "samples": list(report["samples"].items()),
+    }

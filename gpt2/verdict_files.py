@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import shutil
 import tempfile
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2 import plots, report
+from gpt2.pages import html
+from gpt2.pages.markdown import bullets, harmless, table
 from gpt2.policy import GateConfig
 from gpt2.verdict import CHAMPION, PREDICTIONS, Measured, judge, measured
 
@@ -94,42 +95,37 @@ def page(verdict: Mapping[str, Any], folder: Path, figures: Path) -> str:
         first = plots.beside_baselines(metric, content["metrics"][metric], values, drawn, intervals)
         content["figures"] = [first, *content["figures"][1:]]
         shutil.copy(drawn / first["file"], folder / PICTURE)
-        return report.page(content, drawn, section(verdict))
+        return html.render("verdict.html", **report.content(content, drawn), verdict=section(verdict))
 
 
-def section(verdict: Mapping[str, Any]) -> str:
-    """The verdict as HTML."""
-    reasons = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in because(verdict))
-    lines = []
+def section(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of the verdict, for its template."""
+    criteria = []
     for criterion in verdict["criteria"]:
-        style = {"✓": "yes", "✗": "no"}.get(mark(criterion, verdict), "")
-        cells = map(html.escape, told((criterion["name"], criterion["text"]), verdict))
-        lines.append(
-            f'<tr><td><b class="{style}">{mark(criterion, verdict)}</b> {next(cells)}</td>'
-            f'<td class="text">{next(cells)}</td></tr>'
-        )
-    asked = f"<h2>{ASKED}</h2><table>{''.join(lines)}</table>{''.join(f'<p>{p}</p>' for p in power(verdict))}"
-    return (
-        f'<div class="{"good" if verdict["promote"] else "note"}"><h2>{html.escape(heading(verdict))}</h2>'
-        f"{reasons}</div>{asked}"
-    )
+        name, text = told((criterion["name"], criterion["text"]), verdict)
+        sign = mark(criterion, verdict)
+        criteria.append([{"mark": sign, "kind": {"✓": "yes", "✗": "no"}.get(sign, ""), "text": name}, text])
+    return {
+        "promote": verdict["promote"],
+        "heading": heading(verdict),
+        "reasons": because(verdict),
+        "asked": ASKED,
+        "criteria": criteria,
+        "power": power(verdict),
+    }
 
 
 def markdown(verdict: Mapping[str, Any], picture: str = "", links: Mapping[str, str] = {}) -> str:
     """The verdict for Prefect: the decision and why, what was asked with its figures, a picture that is Markdown, and
     links {text: address}."""
-    lines = [f"# {heading(verdict)}", "", *(f"* {report.harmless(sentence)}" for sentence in because(verdict))]
-    lines += [
-        "",
-        f"## {ASKED}",
-        "",
-        "| criterion | this version | beside | gain, 95 % interval | probability |",
+    lines = [f"# {heading(verdict)}", "", bullets([harmless(sentence) for sentence in because(verdict)])]
+    header = ["criterion", "this version", "beside", "gain, 95 % interval", "probability"]
+    rows = [
+        [f"{mark(criterion, verdict)} {criterion['name']}", *figures(criterion, verdict["metric"])]
+        for criterion in verdict["criteria"]
     ]
-    lines.append("|---|---:|---:|---:|---:|")
-    for criterion in verdict["criteria"]:
-        cells = [f"{mark(criterion, verdict)} {criterion['name']}", *figures(criterion, verdict["metric"])]
-        lines.append("| " + " | ".join(map(report.harmless, cells)) + " |")
-    lines += ["", *(f"{sentence}\n" for sentence in power(verdict)), *([picture, ""] if picture else [])]
+    lines += ["", f"## {ASKED}", "", table(header, rows, right=True), ""]
+    lines += [*(f"{sentence}\n" for sentence in power(verdict)), *([picture, ""] if picture else [])]
     return "\n".join([*lines, *(f"* [{text}]({url})" for text, url in links.items())]) + "\n"
 
 

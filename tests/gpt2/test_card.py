@@ -3,7 +3,8 @@
 import pytest
 
 from gpt2 import language_model
-from gpt2.card import card, markdown_table
+from gpt2.card import card
+from gpt2.pages.markdown import table
 from gpt2.task import Task, tasks
 
 REPORT = {
@@ -37,4 +38,4 @@ def test_what_it_knows_of_canaries_is_among_the_limits():
 
 
 def test_cells_stay_cells():
-    assert markdown_table(["a"], [["one\ntwo | three"]]).splitlines()[-1] == "| one two \\| three |"
+    assert table(["a"], [["one\ntwo | three"]]).splitlines()[-1] == "| one two \\| three |"

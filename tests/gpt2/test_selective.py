@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from gpt2 import plots, selective
-from gpt2.report import numeric
+from gpt2.pages.html import numeric
 
 LABELS = ["negative", "neutral", "positive"]
 
