@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from cyclopts import CycloptsError, MissingArgumentError
 
 import gpt2
 from flows.cli import app
-from flows.config import resolve
+from flows.config import preset_names, resolve
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -135,7 +136,7 @@ def test_the_example_of_a_task_is_one(tmp_path):
     written = report.write(task.evaluate(model, examples, out), out)
     assert 0 <= written["metrics"]["accuracy"] <= 1
     learner.eval()
-    expected = learner.logits(*list(data.batch([0], 0).values())[:2]).softmax(-1)[0, 1]
+    expected = learner.logits(*list(data.batch([0], 0).values())[:2]).softmax(-1)[0, 1].detach()
     first = pd.read_parquet(examples / "train.parquet").to_dict("records")[:1]
     assert task.predictor(model).predict(first, {})["same"][0] == pytest.approx(float(expected))
 
@@ -187,7 +188,7 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.name != "CHANGELOG.md"], ids=name_of)
 def test_files_that_are_named_exist(path):
     for name in re.findall(r"`((?:gpt2|cluster|flows|tests|notebooks)/[\w./-]+)`", path.read_text("utf-8")):
-        assert (ROOT / name).exists() or "NAME" in name, f"{path.name} names {name}"
+        assert (ROOT / name).exists() or re.search("NAME|ROOM|FILE", name), f"{path.name} names {name}"
 
 
 @pytest.mark.parametrize("floor", ["gpt2", "cluster", "flows"])
@@ -197,6 +198,13 @@ def test_the_map_has_every_room(floor):
     text = (ROOT / floor / "README.md").read_text("utf-8")
     rooms = {path.parent.name for path in (ROOT / floor).glob("*/__init__.py")} - {"presets"}
     assert {room for room in rooms if f"`{room}/`" not in text} == set()
+
+
+def test_the_tables_have_every_deployment_and_preset():
+    text = (ROOT / "flows" / "README.md").read_text("utf-8")
+    listed = yaml.safe_load((ROOT / "flows" / "prefect.yaml").read_text())["deployments"]
+    names = [deployment["name"] for deployment in listed] + preset_names()
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_readme_is_read_in_five_minutes():
