@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2.language_model import NAME as BASE
 from gpt2.loading import LoadedModel
+from gpt2.task import kind
 
 Answer = tuple[LoadedModel, list[dict[str, Any]]]
 
@@ -78,7 +78,8 @@ class Batcher:
         while self.queue:
             request = self.queue[0]
             fits = not chosen or sum(len(r.inputs) for r in (*chosen, request)) <= self.batch
-            if chosen and not (fits and self.current().task != BASE and same(request.params, chosen[0].params)):
+            independent = kind(self.current().task).independent_rows
+            if chosen and not (fits and independent and same(request.params, chosen[0].params)):
                 break
             chosen.append(self.queue.popleft())
         self.waiting -= sum(len(r.inputs) for r in chosen)

@@ -11,8 +11,9 @@ from cluster.connect import spread
 from cluster.lineage import ancestors, canaries_in, published, wanted
 from gpt2.artifact import Artifact, DamagedArtifact, Store, read_manifest
 from gpt2.canaries import CanaryConfig
-from gpt2.jobs import MODEL, TokenFiles
+from gpt2.jobs import TokenFiles
 from gpt2.journal import JOURNAL
+from gpt2.weights import MODEL
 
 
 def token_files(tokens: Artifact) -> TokenFiles:

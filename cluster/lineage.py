@@ -10,6 +10,8 @@ from cluster.home import store
 from gpt2.artifact import Artifact, DamagedArtifact, Store
 from gpt2.canaries import CanaryConfig
 from gpt2.config import ModelConfig
+from gpt2.task import registered_name
+from gpt2.weights import BASE_NAME
 
 PARENT = "parent"
 """The input of a corpus, of tokens and of a base model that names the one which a refresh went on from."""
@@ -57,7 +59,7 @@ def champion_lineage() -> Lineage:
     """Of the champion of `gpt2-base`; `ValueError` where there is none, or what it was made from is not here."""
     from cluster import registry  # MLflow
 
-    name = registry.registered_name("base")
+    name = registered_name(BASE_NAME)
     champion = registry.by_alias(name, registry.CHAMPION)
     if champion is None:
         raise ValueError(f"{name} has no champion to go on from; make one with the whole pipeline: gpt2 run")

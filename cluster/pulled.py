@@ -19,19 +19,12 @@ class Pulled(PythonModel):
     predictor: Any
 
     def load_context(self, context):
-        import json
         from pathlib import Path
 
-        directory = Path(context.artifacts["model"])
-        name = json.loads((directory / "task.json").read_text())["task"]
-        if name == "base":
-            from gpt2.language_model import GeneratorPredictor
+        import gpt2
 
-            self.predictor = GeneratorPredictor(directory)
-        else:
-            from gpt2.task import task
-
-            self.predictor = task(name).predictor(directory)
+        # This file stays with the version: of `gpt2` it uses nothing that may ever move.
+        self.predictor = gpt2.load(Path(context.artifacts["model"])).predictor
 
     def predict(self, context, model_input, params=None):
         if hasattr(model_input, "to_dict"):  # a DataFrame: one column is a list of texts, more are records

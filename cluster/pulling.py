@@ -26,8 +26,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from cluster.home import home, tracking_uri
 from cluster.tracking import client
 from gpt2.artifact import digest
-from gpt2.jobs import MODEL
 from gpt2.modelfiles import Manifest, RefusedModel, compare_sizes, read_manifest, sizes, verify
+from gpt2.weights import MODEL
 
 MANIFEST_TAG = "gpt2.manifest"
 FOLDER = f"artifacts/{MODEL}"

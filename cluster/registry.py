@@ -37,11 +37,6 @@ REQUIREMENTS = (
 )  # fmt: skip
 
 
-def registered_name(task: str) -> str:
-    """The registry's name for a task's model."""
-    return f"gpt2-{task}"
-
-
 def by_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that an alias points at, or None."""
     try:

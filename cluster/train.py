@@ -22,8 +22,9 @@ from cluster.worker import STOP
 from cluster.zero import accumulation_steps
 from gpt2.account import describe_failure
 from gpt2.cost import BudgetConfig
-from gpt2.jobs import MODEL, Job
+from gpt2.jobs import Job
 from gpt2.journal import EVENTS, JOURNAL, Events, parse, read_journal
+from gpt2.weights import MODEL
 
 
 class TrainingFailed(RuntimeError):

@@ -17,8 +17,9 @@ from cluster.remarks import told
 from cluster.usage import Usage
 from gpt2.artifact import read_manifest
 from gpt2.endings import GaveUp, NotWritten, Preempted
-from gpt2.jobs import MODEL, Job
+from gpt2.jobs import Job
 from gpt2.journal import EVENTS, Events, read_journal
+from gpt2.weights import MODEL
 
 STOP = "_stop"
 """A file that asks the workers to save and stop at their next step."""
@@ -109,7 +110,7 @@ def train(job: Job, cluster: ClusterConfig) -> None:
             earlier,
         )
         peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
-        flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.name == "base")
+        flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.pretrains)
         watchdog.start()
         stop = stop_asked(output)
         fit(engine, parts.training, parts.validation, job.train, output, checkpoints, flops, peak, stop)

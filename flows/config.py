@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterConfig
-from gpt2 import language_model
+from gpt2.base_kind import BASE
 from gpt2.canaries import LONGEST, CanaryConfig
 from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
 from gpt2.cost import BudgetConfig
@@ -90,7 +90,7 @@ class PipelineConfig(Settings):
                     f"tasks.{name}.adaptation.rank={adaptation.rank} is more than the matrices of a model with "
                     f"n_embd={self.model.n_embd} have; lower the rank"
                 )
-        known = dict.fromkeys([language_model.FLOOR, *(b for task in tasks().values() for b in task.baselines)])
+        known = dict.fromkeys(b for kind in (BASE, *tasks().values()) for b in kind.baselines)
         for name in self.gate.must_beat:
             if name not in known:
                 raise ValueError(f"gate.must_beat={name!r} is no baseline of any model{near(name, list(known))}")
@@ -108,8 +108,9 @@ class PipelineConfig(Settings):
         return pretrain | {f"tasks.{n}.train": (s.train, self.task_cluster(n).num_workers) for n, s in tasks}
 
     def task_cluster(self, name: str) -> ClusterConfig:
-        """Where a task's training runs."""
-        workers = self.task_settings(enabled_only=False)[name].num_workers
+        """Where a training runs, a task's or the base's."""
+        settings = self.task_settings(enabled_only=False).get(name)
+        workers = settings.num_workers if settings else None
         if workers is None:
             return self.cluster
         return ClusterConfig.model_validate({**self.cluster.model_dump(), "num_workers": workers})

@@ -32,16 +32,20 @@ def publish(name: str, report: Artifact) -> None:
 
 def search(name: str, plan: Plan) -> Artifact:
     """How much of what is held out the training text has."""
-    key = plan.base_contamination if name == "base" else plan.tasks[name].contamination
 
     def build(out: Path) -> dict[str, Any]:
         tokens = store().require("tokens", plan.tokens.id)
-        if name == "base":
-            return contamination.of_documents(tokens, out)
-        examples = plan.tasks[name].examples
-        return contamination.of_task(name, tokens, store().require(examples.kind, examples.id), out)
+        if name in plan.tasks:
+            return contamination.of_task(name, tokens, held_out(name, plan), out)
+        return contamination.of_documents(tokens, out)
 
-    return store().make(key, build)
+    return store().make(plan.of(name).contamination, build)
+
+
+def held_out(name: str, plan: Plan) -> Artifact:
+    """Return the data that a model of a kind is measured on: the tokens, or the task's examples."""
+    data = plan.of(name).data
+    return store().require(data.kind, data.id)
 
 
 @task(name="evaluate base model")
@@ -50,12 +54,12 @@ def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
     searched = search("base", plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
-        model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
+        model, tokens = store().require("base", plan.base.id), held_out("base", plan)
         metrics = evaluation.evaluate_base(model.path, tokens, searched, config.pretrain.context, out)["metrics"]
         run.files(out, "report")
         return metrics
 
-    report = make("evaluate-base", plan.base_report, {}, build)
+    report = make("evaluate-base", plan.pretrained.report, {}, build)
     publish("base", report)
     return report
 
@@ -67,8 +71,7 @@ def evaluate_task(name: str, plan: Plan) -> Artifact:
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model = store().require(keys.model.kind, keys.model.id)
-        examples = store().require(keys.examples.kind, keys.examples.id)
-        report = evaluation.evaluate_task(name, model.path, examples, searched, out)
+        report = evaluation.evaluate_task(name, model.path, held_out(name, plan), searched, out)
         for warning in lengths.warnings(report):
             warn(warning)
         run.files(out, "report")

@@ -18,8 +18,9 @@ from flows.plan import Plan, local_source, make_plan
 from flows.stage import make, say
 from flows.training import run_job
 from gpt2.artifact import Artifact
-from gpt2.jobs import MODEL, Job
+from gpt2.jobs import Job
 from gpt2.task import task as task_of
+from gpt2.weights import MODEL
 
 
 def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:

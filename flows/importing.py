@@ -23,8 +23,9 @@ from flows.registration import description, entered, how_to_load, measured_tags,
 from flows.registration import trained_at as context_of
 from flows.stage import make, parent_of_all, recorded, say, without_tracebacks
 from flows.turns import claim
-from gpt2 import card, imported, language_model
+from gpt2 import card, imported
 from gpt2.artifact import Artifact
+from gpt2.base_kind import BASE
 
 
 @task(name="import weights")
@@ -51,7 +52,7 @@ def measure(found: Published, base: Artifact, champion: Lineage) -> Artifact:
         run.files(out, "report")
         return metrics
 
-    report = make("evaluate-base", rereading(plan.base_report, base.id, reads, context), {}, build)
+    report = make("evaluate-base", rereading(plan.pretrained.report, base.id, reads, context), {}, build)
     publish("base", report)
     return report
 
@@ -109,8 +110,8 @@ def judge(found: Published, version: Any, made: Artifact, report: dict[str, Any]
 def unmeasured(base: Artifact, why: str) -> dict[str, Any]:
     """What stands for a report where there is no text to measure the model on."""
     return {
-        "title": language_model.TITLE,
-        "primary": {"name": language_model.PRIMARY, "higher_is_better": False},
+        "title": BASE.title,
+        "primary": {"name": BASE.primary, "higher_is_better": BASE.higher_is_better},
         "metrics": {},
         "baselines": {},
         "counts": {"parameters": base.info["parameters"]},
@@ -133,7 +134,7 @@ def texts(found: Published, base: Artifact, report: dict[str, Any]) -> dict[str,
     files = [(name, f"`{sha}`") for name, sha in found.files.items()]
     stages = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in record["stages"]]
     text = card.card(
-        "base", report, [("text", "what it was published with; not known here, and not searched")],
+        BASE, NAME, report, [("text", "what it was published with; not known here, and not searched")],
         [("imported from", found.source)], [*files, *stages],
     )  # fmt: skip
     return {card.NAME: text, provenance.RECORD: json.dumps(record, indent=1) + "\n"}

@@ -15,13 +15,14 @@ from cluster.lineage import Lineage, registered_lineage
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, resolve, validate
 from flows.fields import Gate, Preset
 from flows.new_data import Known, like
-from flows.plan import Plan, base_reports, make_plan, task_keys, whole
+from flows.plan import Plan, base_keys, make_plan, task_keys, whole
 from gpt2.artifact import Artifact
 from gpt2.catalogue import CatalogueFiles
 from gpt2.config import Settings, TrainConfig
 from gpt2.labelled import LabelledFile
 from gpt2.samples import PREFIX
-from gpt2.task import tasks
+from gpt2.task import registered_name, tasks
+from gpt2.weights import BASE_NAME
 
 CHAMPION = "models:/gpt2-base@champion"
 FEW_STEPS = 100
@@ -113,7 +114,7 @@ def pretrained(address: str) -> Lineage | None:
     """The model that learns; None where the registry has no champion yet. `ValueError` where it is not in this home."""
     from cluster import pulling, registry  # MLflow
 
-    name = registry.registered_name("base")
+    name = registered_name(BASE_NAME)
     if address == CHAMPION and registry.by_alias(name, registry.CHAMPION) is None:
         return None
     version = pulling.find(address)
@@ -194,7 +195,7 @@ def plan_of(settings: PipelineConfig, base: Lineage | None, asked: Mapping[str, 
         return make_plan(settings)
     corpus, tokenizer = Known("corpus", known=base.corpora[-1].id), Known("tokenizer", known=base.tokenizer.id)
     tokens, model = Known("tokens", known=base.tokens[-1].id), Known("base", known=base.base.id)
-    searched, report = base_reports(model, tokens, settings.canaries)
+    pretrained = base_keys(model, tokens, settings.canaries)
     own = {name: task_keys(name, settings, model, tokenizer, tokens) for name in settings.task_settings()}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}", **base.tags}
-    return Plan((), (), corpus, tokenizer, tokens, model, searched, report, own, tags, asked or {})
+    return Plan((), (), corpus, tokenizer, tokens, pretrained, own, tags, asked or {})

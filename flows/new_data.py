@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.home import store
 from cluster.lineage import PARENT, Lineage, canaries_in, champion_lineage
 from flows.config import InvalidConfig, PipelineConfig, validate
-from flows.plan import ENCODING, REFRESHING, Plan, base_reports, document_keys, task_keys
+from flows.plan import ENCODING, REFRESHING, Plan, base_keys, document_keys, task_keys
 from flows.summary import registered_before
 from gpt2.artifact import Artifact, Key
 from gpt2.config import ModelShape, TrainConfig
@@ -133,7 +133,7 @@ class NewData:
             {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
             REFRESHING,
         )
-        searched, report = base_reports(base, self.tokens, config.canaries, **{PARENT: before.base.id})
+        pretrained = base_keys(base, self.tokens, config.canaries, **{PARENT: before.base.id})
         tasks = {name: task_keys(name, config, base, tokenizer, self.tokens) for name in config.task_settings()}
         tags = {
             **before.tags,
@@ -142,7 +142,7 @@ class NewData:
             "gpt2.new_documents": str(tokens.info["new_train_documents"] + tokens.info["new_validation_documents"]),
         }
         sources, documents = self.sources, self.documents
-        return Plan(sources, documents, self.corpus, tokenizer, self.tokens, base, searched, report, tasks, tags)
+        return Plan(sources, documents, self.corpus, tokenizer, self.tokens, pretrained, tasks, tags)
 
 
 def look(config: PipelineConfig) -> NewData:

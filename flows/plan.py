@@ -11,12 +11,13 @@ from cluster.home import samples
 from flows.config import InvalidConfig, PipelineConfig
 from gpt2 import samples as sample_data
 from gpt2.artifact import Key, Store
+from gpt2.base_kind import BASE
 from gpt2.canaries import CODE as PLANTING
 from gpt2.canaries import CanaryConfig
 from gpt2.config import Settings
 from gpt2.pages.html import CODE as PAGE
 from gpt2.sources import expand, source_id
-from gpt2.task import task
+from gpt2.task import registered_name, task
 
 CLEANING = ("gpt2.corpus", "gpt2.readers", "gpt2.sources")
 ENCODING = ("gpt2.shards", "gpt2.tokenizer")
@@ -60,24 +61,28 @@ REPORTING = (
 )
 NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
 """What a task's settings say about training alone."""
-WRITING = ("gpt2.language_model", "gpt2.generate", "gpt2.sampling", "gpt2.decode")
 REREADING = ("gpt2.retokenized", "gpt2.tokenizer")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
 @dataclass(frozen=True)
-class TaskKeys:
-    """A task's artifacts."""
+class ModelKeys:
+    """The artifacts of a model: the base, or a task's."""
 
-    source: str
-    examples: Key
     model: Key
-    contamination: Key
     report: Key
+    contamination: Key
+    data: Key
+    """What it learns from and is measured on: the tokens, or a task's examples."""
     registered: str
     """The registry's name for the model."""
     teacher: str | None = None
     """The id of the artifact that teaches."""
+
+    @property
+    def examples(self) -> Key:
+        """A task's `data`."""
+        return self.data
 
 
 @dataclass(frozen=True)
@@ -89,18 +94,30 @@ class Plan:
     corpus: Key
     tokenizer: Key
     tokens: Key
-    base: Key
-    base_contamination: Key
-    base_report: Key
-    tasks: dict[str, TaskKeys]
+    pretrained: ModelKeys
+    tasks: dict[str, ModelKeys]
     tags: Mapping[str, str] = field(default_factory=dict)
     """Of the registered versions: what else there is to say of where they come from."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """Where it was not the pipeline that was asked for: `flow` and `config`, from which these settings follow."""
 
+    @property
+    def base(self) -> Key:
+        """The pretrained model."""
+        return self.pretrained.model
+
+    @property
+    def models(self) -> dict[str, ModelKeys]:
+        """The keys of each model by its kind, the base's first."""
+        return {BASE.name: self.pretrained, **self.tasks}
+
+    def of(self, name: str) -> ModelKeys:
+        """Return the keys of the model of a kind: `base`, or a task."""
+        return self.models[name]
+
     def reports(self) -> dict[str, Key]:
         """The report of each model by the registry's name for it."""
-        return {registered_name("base"): self.base_report} | {k.registered: k.report for k in self.tasks.values()}
+        return {keys.registered: keys.report for keys in self.models.values()}
 
     def by_stage(self) -> Iterator[tuple[str, str, Key]]:
         """(stage, what, key) in order."""
@@ -113,16 +130,9 @@ class Plan:
         for name, keys in self.tasks.items():
             yield "finetune", f"{name} examples", keys.examples
             yield "finetune", f"{name} model", keys.model
-        yield "evaluate", "base contamination", self.base_contamination
-        yield "evaluate", "base report", self.base_report
-        for name, keys in self.tasks.items():
+        for name, keys in self.models.items():
             yield "evaluate", f"{name} contamination", keys.contamination
             yield "evaluate", f"{name} report", keys.report
-
-
-def registered_name(name: str) -> str:
-    """As `cluster.registry` has it, which loads MLflow."""
-    return f"gpt2-{name}"
 
 
 def make_plan(config: PipelineConfig) -> Plan:
@@ -142,17 +152,18 @@ def make_plan(config: PipelineConfig) -> Plan:
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         TRAINING,
     )
-    searched, base_report = base_reports(base, tokens, config.canaries)
+    pretrained = base_keys(base, tokens, config.canaries)
     tasks = {name: task_keys(name, config, base, tokenizer, tokens) for name in config.task_settings()}
-    return Plan(sources, documents, corpus, tokenizer, tokens, base, searched, base_report, tasks)
+    return Plan(sources, documents, corpus, tokenizer, tokens, pretrained, tasks)
 
 
-def base_reports(base: Key, tokens: Key, canaries: CanaryConfig, **others: str) -> tuple[Key, Key]:
-    """(what of the held-out documents the training text has, the pretrained model's report, with what it knows of the
-    `canaries` in the tokens); `others` are further inputs of the report."""
+def base_keys(base: Key, tokens: Key, canaries: CanaryConfig, **others: str) -> ModelKeys:
+    """Return the keys of a pretrained model; its report has what it knows of the `canaries` in the tokens, and `others`
+    as further inputs."""
     searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
     inputs = {**others, "model": base.id, "tokens": tokens.id, "contamination": searched.id}
-    return searched, Key("base-report", {}, inputs, (*REPORTING, *WRITING, *(EXPOSING if canaries.count else ())))
+    code = (*REPORTING, *BASE.report_code, *(EXPOSING if canaries.count else ()))
+    return ModelKeys(base, Key("base-report", {}, inputs, code), searched, tokens, registered_name(BASE.name))
 
 
 def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, ...]]:
@@ -169,7 +180,7 @@ def tokenizer_key(config: PipelineConfig, corpus: Key) -> Key:
     return Key("tokenizer", spec, {"corpus": corpus.id}, ("gpt2.tokenizer",))
 
 
-def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, tokens: Key) -> TaskKeys:
+def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, tokens: Key) -> ModelKeys:
     settings, kind = config.task_settings()[name], task(name)
     read = {}
     for what, source in settings.sources().items():
@@ -194,7 +205,7 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, toke
     searched = Key(f"{name}-contamination", {}, both, (*SEARCHING, f"gpt2.tasks.{name}"))
     inputs = {"model": model.id, "examples": examples.id, "contamination": searched.id}
     report = Key(f"{name}-report", {}, inputs, (*REPORTING, *code, *kind.report_code))
-    return TaskKeys(settings.source, examples, model, searched, report, registered, teacher)
+    return ModelKeys(model, report, searched, examples, registered, teacher)
 
 
 def teacher_id(name: str, teacher: str, registered: str) -> str:

@@ -16,6 +16,7 @@ from gpt2.artifact import Artifact, Key, code_version
 from gpt2.canaries import PLANTED
 from gpt2.card import NAME as CARD
 from gpt2.card import Rows, card
+from gpt2.task import kind
 
 RECORD = "provenance.json"
 
@@ -29,8 +30,8 @@ def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report
 def keys_of(name: str, plan: Plan) -> list[tuple[str, Key]]:
     """(what, key) of each artifact that the model comes from, in order, and at the end its own."""
     found = [(what, key) for stage, what, key in plan.by_stage() if stage in ("tokenize", "pretrain")]
-    if name != "base":
-        found += [(f"{name} examples", plan.tasks[name].examples), (f"{name} model", plan.tasks[name].model)]
+    if keys := plan.tasks.get(name):
+        found += [(f"{name} examples", keys.data), (f"{name} model", keys.model)]
     return found
 
 
@@ -62,15 +63,14 @@ def model_card(
     name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any], found: dict[str, Any]
 ) -> str:
     """The model's card."""
-    train = config.trainings()["pretrain" if name == "base" else f"tasks.{name}.train"][0]
+    tuned = config.task_settings().get(name)  # None where the model is pretrained
+    train, workers = tuned.train if tuned else config.pretrain, config.task_cluster(name)
     data: list[tuple[str, Any]] = [("text", ", ".join(Path(s).name for s in plan.sources))]
     data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens", PLANTED)
-    if name != "base":
-        sources = config.task_settings()[name].sources().values()
-        data.append(("labelled data", ", ".join(Path(s).name for s in sources)))
-        data += figures(plan.tasks[name].examples, "train", "validation", "test", "users", "items", "interactions")
+    if tuned:
+        data.append(("labelled data", ", ".join(Path(s).name for s in tuned.sources().values())))
+        data += figures(plan.of(name).data, "train", "validation", "test", "users", "items", "interactions")
     figures_of_training = [(k.replace("_", " "), f"{v:,.4g}") for k, v in model.info.items() if k in TRAINING_FIGURES]
-    workers = config.cluster if name == "base" else config.task_cluster(name)
     training: list[tuple[str, Any]] = [
         *figures_of_training,
         ("batch size", train.batch_size),
@@ -80,14 +80,13 @@ def model_card(
         ("seed", train.seed),
         ("workers", f"{workers.num_workers}, ZeRO stage {workers.zero_stage}"),
     ]
-    if name != "base":
-        training.append(("what it changes", config.task_settings()[name].adaptation.kind))
+    if tuned:
+        training.append(("what it changes", tuned.adaptation.kind))
     lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in found["stages"]]
     lineage += [("commit", f"`{found['git.commit']}`")] if "git.commit" in found else []
     if source := plan.tags.get(f"gpt2.{IMPORTED}"):
         lineage.insert(0, ("weights imported from", source))
-    registered = None if name == "base" else plan.tasks[name].registered
-    return card(name, report, data, training, lineage, registered)
+    return card(kind(name), plan.of(name).registered, report, data, training, lineage)
 
 
 TRAINING_FIGURES = ("steps", "seconds", "tokens_per_second", "train_loss", "validation_loss")

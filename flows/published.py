@@ -18,16 +18,17 @@ from cluster.home import store
 from cluster.lineage import Lineage, registered_lineage
 from flows.config import PipelineConfig, merged, resolve, validate
 from flows.new_data import like
-from flows.plan import ENCODING, Plan, base_reports, registered_name, whole
+from flows.plan import ENCODING, Plan, base_keys, whole
 from flows.reproduction import IMPORT
 from gpt2.artifact import Key
 from gpt2.canaries import CanaryConfig
 from gpt2.config import CorpusConfig, ModelConfig, Settings, TokenizerConfig
 from gpt2.policy import GateConfig
-from gpt2.task import tasks
+from gpt2.task import registered_name, tasks
 from gpt2.tokenizer import Tokenizer
+from gpt2.weights import BASE_NAME
 
-NAME = registered_name("base")
+NAME = registered_name(BASE_NAME)
 IMPORTING = ("gpt2.imported", "gpt2.huggingface", "gpt2.weights", "gpt2.files")
 
 
@@ -99,9 +100,8 @@ class Published:
             {"tokens": tokens.id, "tokenizer": tokenizer.id, **self.files},
             IMPORTING,
         )
-        searched, report = base_reports(base, tokens, CanaryConfig())
         asked = {"flow": IMPORT, "config": self.config.model_dump(mode="json") | {"source": self.source}}
-        return Plan((), (), corpus, tokenizer, tokens, base, searched, report, {}, {}, asked)
+        return Plan((), (), corpus, tokenizer, tokens, base_keys(base, tokens, CanaryConfig()), {}, {}, asked)
 
 
 def look(config: ImportConfig) -> Published:

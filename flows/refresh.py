@@ -25,7 +25,8 @@ from flows.stage import make, parent_of_all, say
 from flows.training import run_job
 from gpt2 import corpus
 from gpt2.artifact import Artifact
-from gpt2.jobs import MODEL, Job
+from gpt2.jobs import Job
+from gpt2.weights import MODEL
 
 
 @task(name="find new documents")
@@ -91,7 +92,7 @@ def evaluate_base(new: NewData, plan: Plan) -> Artifact:
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model, tokens = store().require("base", plan.base.id), store().require("tokens", plan.tokens.id)
-        champion = registry.by_alias(registry.registered_name("base"), registry.CHAMPION)
+        champion = registry.by_alias(plan.pretrained.registered, registry.CHAMPION)
         beside = {}
         if champion and champion.tags[registry.ARTIFACT_TAG] != plan.base.id:
             theirs = report_of(champion, "base", plan, new.config)
@@ -101,7 +102,7 @@ def evaluate_base(new: NewData, plan: Plan) -> Artifact:
         run.files(out, "report")
         return metrics
 
-    report = make("evaluate-base", plan.base_report, {}, build)
+    report = make("evaluate-base", plan.pretrained.report, {}, build)
     publish("base", report)
     return report
 

@@ -14,34 +14,29 @@ from cluster.home import store
 from cluster.tracking import Run
 from flows import gating, provenance, results
 from flows.config import PipelineConfig, resolve
-from flows.evaluation import search
+from flows.evaluation import held_out, search
 from flows.plan import REREADING, Plan, make_plan
 from flows.stage import commit_tag, recorded, say
-from gpt2 import language_model
 from gpt2.artifact import Artifact, Key
 from gpt2.modelfiles import RefusedModel
-from gpt2.task import Predictor
-from gpt2.task import task as task_of
+from gpt2.task import kind
+from gpt2.weights import MODEL
 
 
 def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> dict[str, Any]:
     """The report of another registered version on the same examples; its `folder` has the predictions."""
-    model_id = version.tags[registry.ARTIFACT_TAG]
-    own, data = (
-        (plan.base_report, plan.tokens) if name == "base" else (plan.tasks[name].report, plan.tasks[name].examples)
-    )
+    own, model_id, context = plan.of(name).report, version.tags[registry.ARTIFACT_TAG], config.pretrain.context
     # As its own run would have made it: often it has.
-    key, context = Key(own.kind, own.spec, {**own.inputs, "model": model_id}, own.code), config.pretrain.context
-    if name == "base" and (own_context := reads(version, plan, config)):
+    key = Key(own.kind, own.spec, {**own.inputs, "model": model_id}, own.code)
+    own_context = None if name in plan.tasks else reads(version, plan, config)
+    if own_context is not None:
         key = rereading(own, model_id, own_context, context)
 
     def build(out: Path) -> dict[str, Any]:
-        examples = store().require(data.kind, data.id)
-        path, searched = pulling.pull_version(version).parent, search(name, plan)
-        if name == "base":
-            found = evaluation.evaluate_base(path, examples, searched, context, out, reads=key.spec.get("reads"))
-            return found["metrics"]
-        return evaluation.evaluate_task(name, path, examples, searched, out)["metrics"]
+        data, path, searched = held_out(name, plan), pulling.pull_version(version).parent, search(name, plan)
+        if name in plan.tasks:
+            return evaluation.evaluate_task(name, path, data, searched, out)["metrics"]
+        return evaluation.evaluate_base(path, data, searched, context, out, reads=own_context)["metrics"]
 
     if store().find(key) is None:
         say(f"{version.name}: measuring version {version.version} on the same examples")
@@ -82,22 +77,21 @@ def read_report(report: Artifact, version: Any) -> dict[str, Any]:
 @task(name="register", task_run_name="register {name}")
 def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, Any]:
     """Register the model, compare it with the champion, move the alias or say why not."""
-    model_key, report_key = (
-        (plan.base, plan.base_report) if name == "base" else (plan.tasks[name].model, plan.tasks[name].report)
-    )
-    registered = registry.registered_name(name) if name == "base" else plan.tasks[name].registered
-    made = store().require(report_key.kind, report_key.id)
+    keys = plan.of(name)
+    registered = keys.registered
+    made = store().require(keys.report.kind, keys.report.id)
     report = json.loads(made.file("report.json").read_text())
-    version = registry.by_artifact(registered, model_key.id)
+    version = registry.by_artifact(registered, keys.model.id)
     if version is None or not registry.judged(version):
-        model = store().require(model_key.kind, model_key.id)
-        with recorded(f"register-{name}", report_key.id, {}, {"model": model_key.id, "report": report_key.id}) as run:
+        model = store().require(keys.model.kind, keys.model.id)
+        inputs = {"model": keys.model.id, "report": keys.report.id}
+        with recorded(f"register-{name}", keys.report.id, {}, inputs) as run:
             run.metrics(report["metrics"])
-            version = version or new_version(name, registered, model, config, plan, report, run)
+            version = version or new_version(name, model, config, plan, report, run)
             registry.challenge(registered, version)
 
             def measure(other: Any) -> dict[str, Any]:
-                own = other.tags.get(registry.ARTIFACT_TAG) == model_key.id
+                own = other.tags.get(registry.ARTIFACT_TAG) == keys.model.id
                 return read_report(made, other) if own else report_of(other, name, plan, config)
 
             verdict = promotion.decide(registered, version, measure, gating.judging(version, config.gate))
@@ -105,7 +99,7 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
         said = "champion" if verdict.promote else "not promoted"
         say(f"{registered} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
         results.announce(registered, int(version.version), verdict.promote, verdict.reasons)
-        version = registry.by_artifact(registered, model_key.id)
+        version = registry.by_artifact(registered, keys.model.id)
         assert version is not None
     else:
         say(f"register-{name}: done before ({registered} version {version.version})")
@@ -114,12 +108,12 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
 
 
 def new_version(
-    name: str, registered: str, model: Artifact, config: PipelineConfig, plan: Plan, report: dict[str, Any], run: Run
+    name: str, model: Artifact, config: PipelineConfig, plan: Plan, report: dict[str, Any], run: Run
 ) -> Any:
     """A registry version with its card, the record that it can be reproduced from, and tags."""
-    data = (plan.tokens if name == "base" else plan.tasks[name].examples).id
-    texts = provenance.about(name, config, plan, model, report)
-    return entered(name, registered, model, run, {"gpt2.data": data, **measured_tags(report), **plan.tags}, texts)
+    keys, texts = plan.of(name), provenance.about(name, config, plan, model, report)
+    tags = {"gpt2.data": keys.data.id, **measured_tags(report), **plan.tags}
+    return entered(name, keys.registered, model, run, tags, texts)
 
 
 def measured_tags(report: dict[str, Any]) -> dict[str, str]:
@@ -134,13 +128,11 @@ def measured_tags(report: dict[str, Any]) -> dict[str, str]:
 
 def entered(name: str, registered: str, model: Artifact, run: Run, tags: dict[str, str], texts: dict[str, str]) -> Any:
     """A registry version with these tags and those that every version has; `texts` go among its files."""
-    load = language_model.GeneratorPredictor if name == "base" else task_of(name).predictor
-    params = language_model.DEFAULTS if name == "base" else task_of(name).params
-    predictor: Predictor = load(model.path / "model")
+    params, predictor = kind(name).params, kind(name).predictor(model.path / MODEL)
     example = list(predictor.input_example)
     champion = registry.by_alias(registered, registry.CHAMPION)
     tags = {
-        "gpt2.base": model.id if name == "base" else model.manifest["inputs"]["base"],
+        "gpt2.base": model.manifest["inputs"].get("base", model.id),
         "gpt2.parent_version": champion.version if champion else "none",
         **tags,
         "prefect.flow_run.id": str(flow_run.id or ""),
@@ -178,6 +170,6 @@ def register(config: PipelineConfig = resolve("laptop")) -> list[dict[str, Any]]
         config: the pipeline's settings.
     """
     plan = make_plan(config)
-    rows = [register_model(name, config, plan) for name in ("base", *plan.tasks)]
+    rows = [register_model(name, config, plan) for name in plan.models]
     results.publish(plan, rows)
     return rows

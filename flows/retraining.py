@@ -77,7 +77,7 @@ def unchanged(how: Trained, plan: Plan) -> Any:
     [version] = [row["version"] for row in rows if row["model"] == how.name] or ["?"]
     places = how.settings.get("tasks", {}).get(how.task) if how.flow not in LEARNERS else how.settings
     sources = [str((places or {})[what]) for what in ("source", "interactions") if (places or {}).get(what)]
-    sources = sources if how.task != "base" else [str(s) for s in how.settings["corpus"]["sources"]]
+    sources = sources or [str(s) for s in how.settings["corpus"]["sources"]]  # a base model's
     message = (
         f"Nothing to do: {how.name} version {version} was trained with these settings on what {', '.join(sources)} "
         f"hold{'s' if len(sources) == 1 else ''} now, so no new version can come of it; put what has come since there, "

@@ -25,8 +25,9 @@ from flows.stage import make, parent_of_all, say, speaker, without_tracebacks
 from flows.turns import claim, turn
 from gpt2 import candidate, figures
 from gpt2.artifact import Artifact
-from gpt2.jobs import MODEL, Job
+from gpt2.jobs import Job
 from gpt2.peak import decided
+from gpt2.weights import MODEL
 
 
 @task(name="search", task_run_name="search {config.task}")

@@ -49,7 +49,7 @@ def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
         return None
     from cluster import registry  # MLflow: only when there is a registry to ask
 
-    keys = {registry.registered_name("base"): plan.base} | {k.registered: k.model for k in plan.tasks.values()}
+    keys = {keys.registered: keys.model for keys in plan.models.values()}
     found = [registry.by_artifact(name, key.id) for name, key in keys.items()]
     versions = [version for version in found if version and registry.judged(version)]
     return [registry.row(version) for version in versions] if len(versions) == len(keys) else None

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from gpt2 import exposure, language_model, report
+from gpt2 import report
 from gpt2.pages.markdown import bullets, table
-from gpt2.task import task
 
 NAME = "README.md"
 """The card's name among a model's files, as model hubs have it."""
 Rows = Sequence[tuple[str, Any]]
 
 
+class Described(Protocol):
+    """What a card says of a kind of model (`gpt2.task.ModelKind`)."""
+
+    use: ClassVar[str]
+    example: ClassVar[Any]
+
+    def limits_of(self, report: Mapping[str, Any]) -> Sequence[str]: ...
+
+
 def card(
-    name: str, results: Mapping[str, Any], data: Rows, training: Rows, lineage: Rows, registered: str | None = None
+    kind: Described, registered: str, results: Mapping[str, Any], data: Rows, training: Rows, lineage: Rows
 ) -> str:
-    """The card of a task's model, or of the base, as Markdown; `registered` is the registry's name, if not `gpt2-NAME`.
+    """Return the card of a model as Markdown; `registered` is the registry's name for it.
 
     `results` is the report of its evaluation (`gpt2.report`); the others are rows of what and value.
     """
-    base, registered = name == language_model.NAME, registered or f"gpt2-{name}"
-    use, limits = (language_model.USE, language_model.LIMITS) if base else (task(name).use, task(name).limits)
     header, *body = report.rows(results)
-    remembered = [exposure.told(results["canaries"])] if "canaries" in results else []
     counts = ", ".join(f"{what.replace('_', ' ')} {value:,}" for what, value in results["counts"].items())
-    call = f'gpt2.load("models:/{registered}@champion")\nmodel.predict([{json.dumps(example_input(name))}])'
+    call = f'gpt2.load("models:/{registered}@champion")\nmodel.predict([{json.dumps(kind.example)}])'
     parts = [
         f"# {registered}: {results['title']}",
         "## Intended use",
-        use,
+        kind.use,
         "## Results beside baselines",
         f"On held-out examples ({counts}); the gate compares {results['primary']['name'].replace('_', ' ')}.",
         table(header, body),
@@ -41,7 +46,7 @@ def card(
         "## Training",
         table(["what", "value"], training),
         "## Limits",
-        bullets([*limits, *remembered]),
+        bullets(kind.limits_of(results)),
         "## Lineage",
         "Every id is a hash of what its artifact was made from: settings, the ids of inputs, and code.",
         table(["what", "value"], lineage),
@@ -49,10 +54,3 @@ def card(
         f"```python\nimport gpt2\n\nmodel = {call}\n```",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def example_input(name: str) -> Any:
-    """An input for people to copy."""
-    if name == language_model.NAME:
-        return language_model.PROMPTS[0]
-    return task(name).example

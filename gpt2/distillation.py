@@ -15,11 +15,10 @@ from gpt2.task import DistilConfig
 class Distilled(nn.Module):
     """A student with its teacher beside it, which stays as it is and has no dropout."""
 
-    def __init__(self, student: Classifier, teacher: Classifier, config: DistilConfig, teacher_ngrams: bool = True):
-        """`teacher_ngrams`: the teacher learned with a linear model of n-grams beside it (`gpt2.ngrams`)."""
+    def __init__(self, student: Classifier, teacher: Classifier, config: DistilConfig):
         super().__init__()
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
-        self.temperature, self.weight, self.teacher_ngrams = config.temperature, config.weight, teacher_ngrams
+        self.temperature, self.weight = config.temperature, config.weight
 
     def train(self, mode: bool = True) -> Distilled:
         super().train(mode)
@@ -44,7 +43,7 @@ class Distilled(nn.Module):
         if not self.weight:
             return hard
         with torch.no_grad():
-            told = self.teacher.logits(ids, lengths, ngrams if self.teacher_ngrams else None)
+            told = self.teacher.logits(ids, lengths, ngrams if self.teacher.ngrams else None)
             goal = (told.float() / self.temperature).log_softmax(-1)
         found = (logits / self.temperature).log_softmax(-1)
         soft = F.kl_div(found, goal, reduction="batchmean", log_target=True)

@@ -62,10 +62,11 @@ class Classifier(nn.Module):
     blocks learn the rest.
     """
 
-    def __init__(self, model: GPT2, n_classes: int, dropout: float = 0.1, features: int = 3):
-        """With two `features` the embeddings are left out, as in models of before there were three."""
+    def __init__(self, model: GPT2, n_classes: int, dropout: float = 0.1, features: int = 3, ngrams: bool = True):
+        """With two `features` the embeddings are left out, as in models of before there were three. `ngrams`: as a
+        teacher it adds the n-grams' logits, where there are any."""
         super().__init__()
-        self.model, self.dropout = model, dropout
+        self.model, self.dropout, self.ngrams = model, dropout, ngrams
         self.head = nn.Linear(features * model.config.n_embd, n_classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

@@ -5,21 +5,18 @@ Nothing that comes with them is executed (`gpt2.files`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2 import adapters, files, language_model, weights
+from gpt2 import adapters, files, weights
 from gpt2.artifact import file_sha256
 from gpt2.config import TokenizerConfig
-from gpt2.jobs import MODEL
-from gpt2.modelfiles import read_json, validated
+from gpt2.modelfiles import validated
 from gpt2.tokenizer import CONFIG, FILE, MERGES, VOCABULARY, Tokenizer
+from gpt2.weights import BASE_NAME, MODEL
 
 if TYPE_CHECKING:
     from gpt2.model import GPT2
-
-TASK = "task.json"
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -37,9 +34,8 @@ def digests(directory: Path) -> dict[str, str]:
 def read(directory: Path) -> tuple[GPT2, Tokenizer]:
     """The language model of a directory and its tokenizer; `ValueError` where they are not a GPT-2's, or don't belong
     together."""
-    told = read_json(directory / TASK) if (directory / TASK).exists() else {}
-    kind = told.get("task", language_model.NAME) if isinstance(told, dict) else told
-    if kind != language_model.NAME:
+    kind = weights.read_task(directory)["task"]
+    if kind != BASE_NAME:
         raise ValueError(f"{directory} holds a model of the task {kind!r:.100}, not a language model; give its base")
     adapter = adapters.read(directory)
     if adapter is not None:
@@ -58,5 +54,5 @@ def write(directory: Path, expected: dict[str, str], out: Path) -> dict[str, Any
     if digests(directory) != expected:
         raise ValueError(f"the files in {directory} changed while they were read; import them again")
     weights.save(model, out / MODEL, tokenizer=tokenizer)
-    (out / MODEL / TASK).write_text(json.dumps({"task": language_model.NAME}))
+    weights.write_task(out / MODEL, BASE_NAME)
     return {"parameters": model.config.n_parameters}

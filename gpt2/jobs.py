@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,12 @@ from gpt2.mixture import Mixture
 from gpt2.shards import TokenStream
 from gpt2.task import Dataset, DistilConfig, Task, task
 from gpt2.tokenizer import Tokenizer
+from gpt2.weights import BASE_NAME
 
 if TYPE_CHECKING:  # a driver describes jobs without loading PyTorch
     from torch import nn
 
     from gpt2.model import GPT2
-
-MODEL = "model"
 
 
 class TokenFiles(Settings):
@@ -68,6 +66,11 @@ class Job(Settings):
     teacher: str | None = None
     """With `distil`: directory of the model that teaches."""
 
+    @property
+    def pretrains(self) -> bool:
+        """Whether a language model learns from text, and not a task from its examples."""
+        return self.name == BASE_NAME
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -92,7 +95,7 @@ def build(job: Job) -> Parts:
 
     torch.manual_seed(job.train.seed)
     tokenizer = Tokenizer.load(Path(job.tokenizer))
-    if job.name == "base":
+    if job.pretrains:
         assert job.model is not None and job.tokens is not None
         model = weights.load(Path(job.base)) if job.base else GPT2(job.model)
         if job.base:
@@ -103,7 +106,7 @@ def build(job: Job) -> Parts:
 
         def save(out: Path) -> None:
             weights.save(model, out, tokenizer=tokenizer)
-            (out / "task.json").write_text(json.dumps({"task": "base"}))
+            weights.write_task(out, job.name)
     else:
         assert job.base is not None and job.examples is not None
         kind, examples = task(job.name), Path(job.examples)
@@ -137,9 +140,8 @@ def training_text(job: Job, files: TokenFiles) -> Dataset:
 
 
 def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
-    """(the student, the module that trains it); `ValueError` for a teacher of other labels or another tokenizer."""
+    """(the student, the module that trains it); `ValueError` for a teacher of other examples or another tokenizer."""
     from gpt2.distillation import Distilled, student
-    from gpt2.ngrams import FILE
 
     assert job.distil is not None and job.teacher is not None
     directory = Path(job.teacher)
@@ -149,16 +151,9 @@ def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tup
             f"the teacher in {directory} reads with another tokenizer than the one in {job.tokenizer}; give a teacher "
             f"that was made with it"
         )
+    kind.check_teacher(directory, examples)
     learner: Any = kind.module(student(teacher.model, job.distil), examples, tokenizer)
-    labels = [json.loads(path.read_text()) for path in (directory / "task.json", examples / "labels.json")]
-    if labels[0]["labels"] != labels[1]:
-        raise ValueError(f"the teacher knows the labels {labels[0]['labels']}, the examples {labels[1]}; give another")
-    known, given = ((folder / FILE).exists() for folder in (directory, examples))
-    if known and not given:
-        raise ValueError(
-            f"the teacher in {directory} has a linear model of n-grams, the examples have none; set ngrams=true"
-        )
-    return learner, Distilled(learner, teacher, job.distil, known)
+    return learner, Distilled(learner, teacher, job.distil)
 
 
 def token_dataset(files: TokenFiles, split: str, context: int) -> TokenDataset:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2 import metrics
+from gpt2.base_kind import BASE, PROMPTS
 from gpt2.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -14,34 +15,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.batches import TokenDataset
-    from gpt2.evidence import Evidence
     from gpt2.model import GPT2
 
-NAME, TITLE = "base", "Language model"
-PRIMARY, FLOOR = "bits_per_byte", "unigram"
-PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
 SAMPLE_TOKENS = 60
 FEW = 20
 """Of fewer documents than this nothing can be said by drawing some."""
 ROWS = 1024
 """Positions whose logits are held at once."""
-USE = "The start of models for tasks, and continuing texts of the kind that it learned from. Not a source of facts."
-LIMITS = (
-    "It repeats what is in its training text, prejudices, errors and names included; nothing filters what it writes.",
-    "A model of this size writes fluent passages without sense; it follows no instructions.",
-    "It learned from one corpus: other languages, topics and forms of text are worse by an amount to measure first.",
-)
-DEFAULTS: dict[str, Any] = {
-    "max_tokens": 50,
-    "temperature": 0.8,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "seed": 0,
-    "samples": 1,
-    "stop": "",
-    "truncate": False,
-}
 
 
 def evaluate(
@@ -68,22 +48,22 @@ def reported(model: GPT2, tokenizer: Tokenizer, predictions: pd.DataFrame, out: 
     if any(predictions["part"] != ""):  # old and new text
         for name, part in predictions.groupby("part", sort=False):
             figures = metrics.language_model(part["nll"].sum(), part["tokens"].sum(), part["bytes"].sum())
-            each[f"{PRIMARY}_{name}"] = figures[PRIMARY]
+            each[f"{BASE.primary}_{name}"] = figures[BASE.primary]
     prompts = [tokenizer.encode(p) for p in PROMPTS]
     samples, seconds = written(model, tokenizer, prompts)
     latency = round(1000 * seconds, 3)
     return {
-        "task": NAME,
-        "title": TITLE,
-        "primary": {"name": PRIMARY, "higher_is_better": False},
-        "floor": FLOOR,
+        "task": BASE.name,
+        "title": BASE.title,
+        "primary": {"name": BASE.primary, "higher_is_better": BASE.higher_is_better},
+        "floor": BASE.floor,
         "metrics": metrics.language_model(predictions["nll"].sum(), tokens, size) | each,
-        "baselines": {FLOOR: metrics.language_model(predictions[f"nll of {FLOOR}"].sum(), tokens, size)},
+        "baselines": {BASE.floor: metrics.language_model(predictions[f"nll of {BASE.floor}"].sum(), tokens, size)},
         "counts": {"parameters": model.config.n_parameters, "validation_tokens": tokens},
         "samples": {"Texts that the model writes": samples},
         "figures": [],
-        "cost": {"parameters": model.config.n_parameters, "latency_ms": latency},
-        **evidence(predictions).summary(),
+        "cost": {"parameters": model.config.n_parameters, "latency_ms": latency, "of": "a token"},
+        **BASE.evidence(predictions).summary(),
     }
 
 
@@ -131,18 +111,7 @@ def rows_of(
     unit, of = (document, "document") if document[-1] + 1 >= FEW else (np.arange(len(losses)) // data.context, "sample")
     rows = by_unit(np.stack([np.ones(len(losses)), losses, unigram[targets]], axis=1), unit)
     facts = {"unit": of, "part": part, "tokens": rows[:, 0].astype(int), "bytes": rows[:, 0] * ratio}
-    return pd.DataFrame({**facts, "nll": rows[:, 1], f"nll of {FLOOR}": rows[:, 2]})
-
-
-def evidence(predictions: pd.DataFrame) -> Evidence:
-    """What `predictions.parquet` tells of each document."""
-    from gpt2 import evidence
-
-    tokens, part = predictions["tokens"].to_numpy(), predictions["part"].to_numpy()
-    nll = {evidence.MODEL: predictions["nll"].to_numpy(), FLOOR: predictions[f"nll of {FLOOR}"].to_numpy()}
-    key = evidence.key_of(part, tokens)
-    unit = predictions["unit"].iloc[0]
-    return evidence.language_model(nll, tokens.astype(float), predictions["bytes"].to_numpy(), part, key, unit)
+    return pd.DataFrame({**facts, "nll": rows[:, 1], f"nll of {BASE.floor}": rows[:, 2]})
 
 
 def token_losses(model: GPT2, samples: TokenDataset) -> np.ndarray:
@@ -169,55 +138,3 @@ def unigram_nll(training: TokenDataset, vocab_size: int) -> np.ndarray:
     for part in training.stream.parts:
         counts += np.bincount(part, minlength=vocab_size)
     return -np.log(counts / counts.sum())
-
-
-class GeneratorPredictor:
-    """Prompts to texts."""
-
-    input_example = ("This film is",)
-
-    def __init__(self, directory: Path):
-        from gpt2 import weights
-
-        self.model = weights.load(directory)
-        self.tokenizer = Tokenizer.load(directory, self.model.config.vocab_size)
-        self.model.eval()
-
-    def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
-        """A row per continuation: `prompt`, and `text`, what follows.
-
-        `params`: `max_tokens`, `samples` (continuations per prompt), `stop` (a text before which to end, "" for
-        none), `truncate`, and what `gpt2.sampling.Sampling` has. An empty prompt begins a new document. A prompt that
-        leaves no room for `max_tokens` is refused with a `ValueError`, unless `truncate` lets its beginning go.
-        """
-        import pandas as pd
-
-        from gpt2.writing import write
-
-        prompts = [inputs] if isinstance(inputs, str) else list(inputs)
-        for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise ValueError(f"prompt {i} is {prompt!r}; give a text")
-        samples = int({**DEFAULTS, **params}["samples"])
-        texts = write(self.model, self.tokenizer, prompts, samples=samples, **self._asked(params))
-        rows = [(prompt, text) for prompt, found in zip(prompts, texts, strict=True) for text in found]
-        return pd.DataFrame(rows, columns=["prompt", "text"])
-
-    def stream(self, prompt: str, params: Mapping[str, Any]) -> Iterator[str]:
-        """The continuation in pieces, as it comes."""
-        from gpt2.writing import stream
-
-        return stream(self.model, self.tokenizer, prompt, **self._asked(params))
-
-    @staticmethod
-    def _asked(params: Mapping[str, Any]) -> dict[str, Any]:
-        from gpt2.sampling import Sampling
-
-        p = {**DEFAULTS, **params}
-        settings = Sampling(
-            float(p["temperature"]), int(p["top_k"]), float(p["top_p"]), float(p["repetition_penalty"]), int(p["seed"])
-        )
-        stop = [p["stop"]] if p["stop"] else []
-        return {
-            "max_tokens": int(p["max_tokens"]), "settings": settings, "stop": stop, "truncate": bool(p["truncate"])
-        }  # fmt: skip

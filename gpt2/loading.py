@@ -51,10 +51,9 @@ class LoadedModel:
 
 def default_params(task_name: str) -> dict[str, Any]:
     """The parameters of a task's `predict` and their defaults."""
-    from gpt2 import language_model
-    from gpt2.task import task
+    from gpt2.task import kind
 
-    return dict(language_model.DEFAULTS if task_name == language_model.NAME else task(task_name).params)
+    return dict(kind(task_name).params)
 
 
 def load(address: str | Path) -> LoadedModel:
@@ -102,18 +101,12 @@ def resolve(scheme: str, address: str) -> tuple[Path, str]:
 
 def read(directory: Path) -> tuple[str, Predictor]:
     """(task, predictor) of a directory; one without task.json is a language model, as `transformers` writes it."""
-    from gpt2 import language_model
-    from gpt2.modelfiles import NAME, inside, read_json
-    from gpt2.task import task
+    from gpt2.modelfiles import NAME, inside
+    from gpt2.task import kind
+    from gpt2.weights import read_task
 
     for path in directory.iterdir():
         if NAME.fullmatch(path.name):
             inside(path)
-    path = directory / "task.json"
-    try:
-        name = read_json(path)["task"] if path.exists() else language_model.NAME
-    except (KeyError, TypeError):
-        raise ValueError(f"{path} does not name a task; give the directory that a training wrote") from None
-    if name == language_model.NAME:
-        return name, language_model.GeneratorPredictor(directory)
-    return name, task(name).predictor(directory)
+    name = read_task(directory)["task"]
+    return name, kind(name).predictor(directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +11,7 @@ from pydantic import Field
 from gpt2.catalogue import InteractionsFile, in_order
 from gpt2.config import Settings, operational
 from gpt2.reasons import FACTS, GENERATED, attributes, facts
+from gpt2.weights import read_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class RecommendConfig(Settings):
 
     def reading(self, model: Path) -> InteractionsFile:
         """How interactions are read: as the model's in that directory were, but for what is said here."""
-        kept = json.loads((model / "task.json").read_text()).get("interactions", {})  # older models kept nothing
+        kept = read_task(model).get("interactions", {})  # older models kept nothing
         said = {name: value for name in InteractionsFile.model_fields if (value := getattr(self, name)) is not None}
         return InteractionsFile.model_validate({**kept, **said})
 

@@ -113,7 +113,7 @@ def asides(report: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["counts"].items())
     told.append(f"Counts: {counts}.")
     if cost := report.get("cost"):
-        of = "a token" if report["task"] == "base" else "an answer"
+        of = cost.get("of", "an answer")
         told.append(f"Cost: {cost['parameters']:,} parameters, {cost['latency_ms']:,.1f} ms for {of} where measured.")
     return told
 

@@ -1,4 +1,4 @@
-"""What a downstream task is. A new task is one file in `gpt2/tasks/`: everything else follows from this class."""
+"""The kinds of models: the pretrained one, and the downstream tasks. A new task is one file in `gpt2/tasks/`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import Field
 
 from gpt2.config import AdaptationConfig, ModelShape, Settings, TrainConfig, operational
+from gpt2.weights import BASE_NAME
 
 if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     import pandas as pd
@@ -74,8 +75,8 @@ class TaskSettings(Settings):
         return {"source": self.source}
 
 
-class Task(ABC):
-    """A downstream task: its data, its module, its evaluation and the model that people pull."""
+class ModelKind(ABC):
+    """What can be registered: how the model is described, used and judged."""
 
     name: ClassVar[str]
     """Identifier, as in `gpt2-NAME`, the registered model."""
@@ -88,9 +89,8 @@ class Task(ABC):
     """The simple baseline, one of `baselines`, that a model must beat to be promoted."""
     baselines: ClassVar[tuple[str, ...]]
     """All that its report sets the model beside, by the names that `gate.must_beat` knows."""
-    Settings: ClassVar[type[TaskSettings]]
     code: ClassVar[tuple[str, ...]] = ()
-    """Modules besides the task's own that its result depends on."""
+    """Modules besides the kind's own that its result depends on."""
     report_code: ClassVar[tuple[str, ...]] = ()
     """Modules that only its report depends on."""
     params: ClassVar[Mapping[str, Any]] = {}
@@ -101,6 +101,27 @@ class Task(ABC):
     """What to know before relying on it, for its card."""
     example: ClassVar[Any] = "a text"
     """An input of `predict`, for its card."""
+    independent_rows: ClassVar[bool] = True
+    """Whether a row of `predict` depends on its own input alone, so that requests can be computed as one batch."""
+
+    def limits_of(self, report: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the `limits`, with those that the model's report adds."""
+        return self.limits
+
+    @abstractmethod
+    def predictor(self, directory: Path) -> Predictor:
+        """Return the model in a directory, ready for use."""
+
+    def evidence(self, predictions: pd.DataFrame) -> Evidence | None:
+        """What the `predictions.parquet` of an evaluation tells of each unit, for intervals and the gate; without it
+        the gate compares the metrics as they are."""
+        return None
+
+
+class Task(ModelKind):
+    """A downstream task: what is fine-tuned, from which data, and how it is evaluated."""
+
+    Settings: ClassVar[type[TaskSettings]]
 
     @abstractmethod
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
@@ -125,6 +146,9 @@ class Task(ABC):
         """The module in a directory that `save` wrote, to teach; `ValueError` for a task that can't be distilled."""
         raise ValueError(f"{self.name} can't be distilled; leave distil out")
 
+    def check_teacher(self, directory: Path, examples: Path) -> None:
+        """Raise `ValueError` where the model in a directory can't teach one that learns from these examples."""
+
     @abstractmethod
     def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
         """Write what `predictor` needs: config.json, *.safetensors, tokenizer.json, task.json. No pickle."""
@@ -138,17 +162,8 @@ class Task(ABC):
         return pd.read_parquet(path, columns=["text"])["text"].tolist() if path.exists() else []
 
     @abstractmethod
-    def predictor(self, directory: Path) -> Predictor:
-        """The model that `save` wrote, ready for use."""
-
-    @abstractmethod
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
         """Evaluate the saved model on the test split; see `gpt2.report.write` for the report's form."""
-
-    def evidence(self, predictions: pd.DataFrame) -> Evidence | None:
-        """What the `predictions.parquet` that `evaluate` wrote tells of each unit, for intervals and the gate; without
-        it the gate compares the metrics as they are."""
-        return None
 
 
 class Predictor(Protocol):
@@ -169,6 +184,11 @@ def checked_texts(inputs: Any) -> list[str]:
     return texts
 
 
+def registered_name(name: str) -> str:
+    """Return the registry's name for a model of the kind `name`, or of a name of its own (`register_as`)."""
+    return f"gpt2-{name}"
+
+
 @cache
 def tasks() -> dict[str, Task]:
     """The downstream tasks by name: every module of `gpt2.tasks` has one, `TASK`."""
@@ -187,3 +207,12 @@ def task(name: str) -> Task:
         return tasks()[name]
     except KeyError:
         raise ValueError(f"there is no task {name!r}; the tasks are: {', '.join(tasks())}") from None
+
+
+def kind(name: str) -> ModelKind:
+    """Return the kind of that name, `base` or a task's; `ValueError` lists the tasks."""
+    base: ModelKind
+    if name == BASE_NAME:
+        base = importlib.import_module("gpt2.base_kind").BASE  # by its name, as the tasks: it is made of this module
+        return base
+    return task(name)

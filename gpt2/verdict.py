@@ -5,16 +5,15 @@ All of it is computed from the reports and their stored predictions: whoever has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2 import language_model
 from gpt2.evidence import MODEL, UNKNOWN, Evidence
 from gpt2.policy import GateConfig
 from gpt2.significance import NORMAL, holm, permutation
-from gpt2.task import task
+from gpt2.task import kind
 
 CHAMPION = "champion"
 SMALL = 500
@@ -47,9 +46,9 @@ def measured(report: Mapping[str, Any], folder: Path) -> Measured | None:
     """A report with the predictions stored beside it; None where its task tells nothing of each unit."""
     import pandas as pd
 
-    name = report["task"]
-    of: Callable[[Any], Evidence | None] = language_model.evidence if name == "base" else task(name).evidence
-    evidence = of(pd.read_parquet(folder / PREDICTIONS)) if (folder / PREDICTIONS).exists() else None
+    if not (folder / PREDICTIONS).exists():
+        return None
+    evidence = kind(report["task"]).evidence(pd.read_parquet(folder / PREDICTIONS))
     return Measured(report, evidence) if evidence else None
 
 

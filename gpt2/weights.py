@@ -1,4 +1,7 @@
-"""A model's directory, config.json and model.safetensors: GPT-2's layout where it can hold the model, else our own."""
+"""A model's directory: config.json and model.safetensors, in GPT-2's layout where it can hold the model, and task.json.
+
+PyTorch is loaded by `save` and `load` alone: whoever needs names or task.json does without.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,57 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save_file
-
-from gpt2 import adapters, files, hub, huggingface, modelfiles
+from gpt2 import hub, modelfiles
 from gpt2.config import ModelConfig
-from gpt2.model import GPT2
 
 if TYPE_CHECKING:
+    import torch
+
+    from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
+MODEL = "model"
+"""The folder of a training's output, or of an artifact, that is the model's directory."""
+TASK_FILE = "task.json"
+"""The file that names the kind of the model, with what its predictor needs to know besides."""
+BASE_NAME = "base"
+"""The kind of a pretrained model, and of a directory without `TASK_FILE`, as `transformers` writes it."""
 LAYOUT = "gpt2_pipeline"
 """`model_type` of a model that `transformers` has no class for."""
 
 
-def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> None:
-    """Write the model; `transformers` reads the directory where the architecture is GPT-2's.
+def write_task(out: Path, kind: str, /, **facts: Any) -> None:
+    """Write task.json: the model's kind, and the facts that its predictor reads."""
+    told = {"task": kind, **facts}
+    (out / TASK_FILE).write_text(json.dumps(told, indent=1 if facts else None))
+
+
+def read_task(directory: Path) -> dict[str, Any]:
+    """Return the facts of task.json, the kind as `task`; without the file they are a pretrained model's.
+
+    `ValueError` for a file that is no JSON object, is not safe to read, or names no kind.
+    """
+    path = directory / TASK_FILE
+    if not path.exists():
+        return {"task": BASE_NAME}
+    facts = modelfiles.read_json(path)
+    if not isinstance(facts, dict) or not isinstance(facts.get("task"), str):
+        raise ValueError(f"{path} does not name a task; give the directory that a training wrote")
+    return facts
+
+
+def save(model: GPT2, directory: Path, dtype: torch.dtype | None = None, tokenizer: Tokenizer | None = None) -> None:
+    """Write the model, in fp32 by default; `transformers` reads the directory where the architecture is GPT-2's.
 
     With its tokenizer, that is written beside it, and config.json tells which it is: no other loads with the model.
     The LoRA in use is merged into it and written beside it, too; a prefix, which no matrix can hold, only beside it.
     """
+    import torch
+    from safetensors.torch import save_file
+
+    from gpt2 import adapters, huggingface
+
+    dtype = dtype or torch.float32
     for name in model.adaptations:
         if any(module.active == name for _, module in adapters.carriers(model)):
             adapters.save(model, Path(directory), name)
@@ -51,6 +85,8 @@ def load(source: Path | str) -> GPT2:
     A string may be the id of a model on the hub, whose local cache has it (`gpt2.hub.folder` fetches). No code of the
     model's is executed (`gpt2.files`). Raises `ValueError` naming the file and what is wrong with it.
     """
+    from gpt2 import adapters
+
     directory = hub.folder(source) if isinstance(source, str) else source
     model = _load(directory)
     adapter = adapters.read(directory)
@@ -60,6 +96,11 @@ def load(source: Path | str) -> GPT2:
 
 
 def _load(directory: Path) -> GPT2:
+    import torch
+
+    from gpt2 import files, huggingface
+    from gpt2.model import GPT2
+
     path = directory / "config.json"
     values = modelfiles.read_json(path)
     if not isinstance(values, dict) or values.get("model_type") != LAYOUT:

@@ -34,13 +34,14 @@ def benchmark(
         output: a JSON file for the figures.
     """
     from gpt2 import load
+    from gpt2.base_kind import GeneratorPredictor
 
     if not data.is_dir():
         raise ValueError(f"--data {data} is no folder; give the one with the benchmarks' files")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"--batch-size {batch_size}, --limit {limit}; give 1 or more")
     loaded = load(model_uri)
-    if loaded.task != "base":
+    if not isinstance(loaded.predictor, GeneratorPredictor):
         raise ValueError(f"{model_uri} is a model for {loaded.task}; give a language model, as gpt2-base")
     results: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}

@@ -184,8 +184,8 @@ class Reasons(Task):
         )
         learned = pd.read_parquet(examples / "train.parquet")[["text"]].drop_duplicates()
         learned.to_json(out / "learned.jsonl", orient="records", lines=True, force_ascii=False)
-        facts = {"task": self.name, "context": context, **json.loads((examples / "settings.json").read_text())}
-        (out / "task.json").write_text(json.dumps(facts, indent=1))
+        own = json.loads((examples / "settings.json").read_text())
+        weights.write_task(out, self.name, context=context, **own)
 
     def predictor(self, directory: Path) -> ReasonsPredictor:
         return ReasonsPredictor(directory)
@@ -268,7 +268,7 @@ class ReasonsPredictor:
         from gpt2.reasoner import Reasoner
         from gpt2.tokenizer import Tokenizer
 
-        self.facts = json.loads((directory / "task.json").read_text())
+        self.facts = weights.read_task(directory)
         self.liked = self.facts["liked"]
         self.module = Reasoner(weights.load(directory))
         self.module.eval()

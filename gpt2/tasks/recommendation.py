@@ -116,11 +116,11 @@ class Recommendation(Task):
         head = {n: p.detach().float().contiguous() for n, p in module.named_parameters() if not n.startswith("model.")}
         save_file(head, out / "head.safetensors")
         items.to_json(out / "items.jsonl", orient="records", lines=True, force_ascii=False)
-        told = {"task": self.name, "context": context, **facts_of(examples)}
-        (out / "task.json").write_text(json.dumps(told, indent=1))
+        facts = {"context": context, **facts_of(examples)}
+        weights.write_task(out, self.name, **facts)
         mixed = hybrid.fit(self.predictor(out).by_text, [h[:-1] for h in histories], items)
         mixed.save(out)
-        (out / "task.json").write_text(json.dumps(told | {"weights": dict(mixed.weights)}, indent=1))
+        weights.write_task(out, self.name, **facts | {"weights": dict(mixed.weights)})
 
     def predictor(self, directory: Path) -> RecommendationPredictor:
         return RecommendationPredictor(directory)
@@ -228,7 +228,7 @@ class RecommendationPredictor:
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
         trunk = weights.load(directory)
         self.tokenizer = Tokenizer.load(directory, trunk.config.vocab_size)
-        saved = json.loads((directory / "task.json").read_text())
+        saved = weights.read_task(directory)
         self.item_tokens: int = saved.get("item_tokens", ITEM_TOKENS)
         self.module = Recommender(trunk, texts(items, self.tokenizer, self.item_tokens), log_popularity(items))
         self.context = saved["context"]

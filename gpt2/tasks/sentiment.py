@@ -139,10 +139,18 @@ class Sentiment(Task):
         if (examples / FILE).exists():
             shutil.copyfile(examples / FILE, out / FILE)
         labels = json.loads((examples / "labels.json").read_text())
-        facts = {"task": self.name, "labels": labels, "masked": True, "context": context}
-        (out / "task.json").write_text(json.dumps(facts, indent=1))
-        facts["temperature"] = self.temperature(out, examples)
-        (out / "task.json").write_text(json.dumps(facts, indent=1))
+        facts = {"labels": labels, "masked": True, "context": context}
+        weights.write_task(out, self.name, **facts)
+        weights.write_task(out, self.name, **facts, temperature=self.temperature(out, examples))
+
+    def check_teacher(self, directory: Path, examples: Path) -> None:
+        known, given = labels_of(directory), json.loads((examples / "labels.json").read_text())
+        if known != given:
+            raise ValueError(f"the teacher knows the labels {known}, the examples {given}; give another")
+        if (directory / FILE).exists() and not (examples / FILE).exists():
+            raise ValueError(
+                f"the teacher in {directory} has a linear model of n-grams, the examples have none; set ngrams=true"
+            )
 
     def temperature(self, directory: Path, examples: Path) -> float:
         """What divides a saved model's logits, fitted on the validation split."""
@@ -296,8 +304,9 @@ class SentimentPredictor:
     def __init__(self, directory: Path):
         from gpt2.peak import quickest
         from gpt2.tokenizer import Tokenizer
+        from gpt2.weights import read_task
 
-        facts = json.loads((directory / "task.json").read_text())
+        facts = read_task(directory)
         self.labels: list[str] = facts["labels"]
         self.temperature = float(facts.get("temperature", 1.0))
         self.masked: bool = facts.get("masked", False)
@@ -366,7 +375,8 @@ def load_classifier(directory: Path) -> Classifier:
     path, model = directory / "head.safetensors", weights.load(directory)
     head = files.read(path).get("weight")
     older = head is not None and head.shape[-1:] == (2 * model.config.n_embd,)
-    module = Classifier(model, len(labels_of(directory)), features=2 if older else 3)
+    linear = (directory / FILE).exists()
+    module = Classifier(model, len(labels_of(directory)), features=2 if older else 3, ngrams=linear)
     files.fill(module.head, path)
     return module
 
@@ -384,7 +394,9 @@ def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:
 
 def labels_of(directory: Path) -> list[str]:
     """The labels of a saved model, in order."""
-    return json.loads((directory / "task.json").read_text())["labels"]
+    from gpt2.weights import read_task
+
+    return read_task(directory)["labels"]
 
 
 def masked(text: str) -> str:

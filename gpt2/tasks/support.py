@@ -147,11 +147,10 @@ class Support(Task):
         save_file(head, out / "head.safetensors")
         pairs = pd.read_parquet(examples / "pairs.parquet")
         pairs.to_json(out / "knowledge.jsonl", orient="records", lines=True, force_ascii=False)
-        facts: dict[str, Any] = {"task": self.name, "context": context}
-        (out / "task.json").write_text(json.dumps(facts, indent=1))
+        weights.write_task(out, self.name, context=context)
         predictor, held_out = self.predictor(out), questions_of(pairs, "validation")
-        facts["weights"] = fit(predictor.parts(held_out["question"].tolist()), predictor.right(held_out))
-        (out / "task.json").write_text(json.dumps(facts, indent=1))
+        fitted = fit(predictor.parts(held_out["question"].tolist()), predictor.right(held_out))
+        weights.write_task(out, self.name, context=context, weights=fitted)
 
     def predictor(self, directory: Path) -> SupportPredictor:
         return SupportPredictor(directory)
@@ -268,7 +267,7 @@ class SupportPredictor:
         files.check(path, head, {name: value for name, value in own.items() if not name.startswith("model.")})
         self.module.load_state_dict(head, strict=False)
         self.module.eval()
-        facts = json.loads((directory / "task.json").read_text())
+        facts = weights.read_task(directory)
         self.reader, self.search = Reader(self.tokenizer, facts["context"]), BM25(self.answers)
         self.weights: list[float] = facts.get("weights", [1.0, 0.0])
         """Of the cosine and of BM25."""

@@ -29,8 +29,8 @@ from flows.published import NAME, ImportConfig, Published, done_before, look, pr
 from flows.registration import entered
 from gpt2 import imported, weights
 from gpt2.corpus import content_digest, is_validation, normalise
-from gpt2.jobs import MODEL
 from gpt2.tokenizer import Tokenizer
+from gpt2.weights import MODEL
 from tests.conftest import sentence
 from tests.flows.test_pipeline import Home
 from tests.flows.test_refresh import Text, decoded, split_of, write

@@ -45,7 +45,7 @@ def runs(tmp_path_factory, small_changes):
 
 def plain(plan, base):
     """The key of the report that the base's own run would make on the plan's tokens."""
-    own = plan.base_report
+    own = plan.pretrained.report
     return Key(own.kind, own.spec, {**own.inputs, "model": base.base.id}, own.code)
 
 
@@ -53,9 +53,10 @@ def test_who_reads_alike_keeps_its_report(runs, caplog):
     bases, (config, plan, base), *_ = runs
     version = bases.version(base)
     assert registration.reads(version, plan, config) is None
-    assert plain(plan, base) == plan.base_report
+    assert plain(plan, base) == plan.pretrained.report
     content = {"metrics": {"bits_per_byte": 2.0}}
-    made = store().make(plan.base_report, lambda out: (out / "report.json").write_text(json.dumps(content)) and {})
+    own = plan.of("base").report
+    made = store().make(own, lambda out: (out / "report.json").write_text(json.dumps(content)) and {})
     found = registration.report_of(version, "base", plan, config)
     assert found == {**content, "folder": str(made.path), "version": version.version}
     assert "measuring" not in caplog.text
@@ -82,7 +83,7 @@ def test_who_reads_otherwise_is_known(runs):
 def test_the_champion_is_measured_with_its_own_tokenizer_and_once(runs, caplog):
     """On real workers."""
     bases, (config, _, base), (more_config, more_plan, _), _ = runs
-    assert plain(more_plan, base).id != more_plan.base_report.id
+    assert plain(more_plan, base).id != more_plan.pretrained.report.id
     version = bases.version(base)
     found = registration.report_of(version, "base", more_plan, more_config)
     assert "measuring version" in caplog.text

@@ -22,8 +22,9 @@ from flows.search import Search, SearchConfig, as_settings, best_of, rows, setti
 from gpt2 import candidate, figures
 from gpt2.artifact import Key, read_manifest
 from gpt2.candidate import Curve
-from gpt2.jobs import MODEL, Job
+from gpt2.jobs import Job
 from gpt2.task import tasks
+from gpt2.weights import MODEL
 from tests.conftest import WORDS
 from tests.flows.test_pipeline import Home
 from tests.flows.test_refresh import Text

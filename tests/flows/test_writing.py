@@ -7,8 +7,8 @@ from rich.console import Console
 
 from flows.writing import show
 from gpt2 import load, weights
+from gpt2.base_kind import DEFAULTS
 from gpt2.config import ModelConfig
-from gpt2.language_model import DEFAULTS
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
 

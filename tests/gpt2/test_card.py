@@ -2,10 +2,10 @@
 
 import pytest
 
-from gpt2 import language_model
+from gpt2.base_kind import BASE
 from gpt2.card import card
 from gpt2.pages.markdown import table
-from gpt2.task import Task, tasks
+from gpt2.task import Task, kind, registered_name, tasks
 
 REPORT = {
     "title": "A title",
@@ -17,9 +17,10 @@ REPORT = {
 }
 
 
-@pytest.mark.parametrize("name", [language_model.NAME, *tasks()])
+@pytest.mark.parametrize("name", [BASE.name, *tasks()])
 def test_the_card_of_every_task(name):
-    text = card(name, REPORT, [("text", "reviews|all")], [("seed", 0)], [("base model", "`base/0123`")])
+    registered, lineage = registered_name(name), [("base model", "`base/0123`")]
+    text = card(kind(name), registered, REPORT, [("text", "reviews|all")], [("seed", 0)], lineage)
     for heading in ("Intended use", "Results beside baselines", "Data", "Training", "Limits", "Lineage", "How to load"):
         assert f"\n## {heading}\n" in text
     assert "test 7,000" in text and "LOSES" in text and "| macro f1 | 0.7000 | 0.7500 |" in text
@@ -31,10 +32,10 @@ def test_the_card_of_every_task(name):
 def test_what_it_knows_of_canaries_is_among_the_limits():
     group = {"repeats": 10, "canaries": 3, "exposure": 12.5, "interval": None, "largest": 14.0}
     facts = {"space": 1000, "references": 99, "most": 29.9, "passes": None, "groups": [group]}
-    text = card(language_model.NAME, {**REPORT, "canaries": facts}, [], [], [])
+    text = card(BASE, registered_name(BASE.name), {**REPORT, "canaries": facts}, [], [], [])
     limits = text.partition("## Limits")[2].partition("## Lineage")[0]
     assert "planted 10 times in the training text, have an exposure of 12.5 bits" in limits
-    assert "Memorisation" not in card(language_model.NAME, REPORT, [], [], [])
+    assert "Memorisation" not in card(BASE, registered_name(BASE.name), REPORT, [], [], [])
 
 
 def test_cells_stay_cells():

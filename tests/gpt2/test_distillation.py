@@ -37,10 +37,10 @@ def test_the_loss_is_hinton_s(temperature, weight, known):
     """Against the sums written out; the soft part's gradient stays of one size at any temperature."""
     torch.manual_seed(0)
     teacher, learner = (
-        Classifier(GPT2(TEACHER), 3),
+        Classifier(GPT2(TEACHER), 3, ngrams=known),
         Classifier(GPT2(ModelConfig(**SHAPE.model_dump(), vocab_size=300)), 3),
     )
-    module = Distilled(learner, teacher, config(temperature=temperature, weight=weight), known).eval()
+    module = Distilled(learner, teacher, config(temperature=temperature, weight=weight)).eval()
     ngrams = torch.randn(len(LABELS), 3)
     p = ((teacher.logits(IDS, LENGTHS) + known * ngrams) / temperature).softmax(-1)
     q = ((learner.logits(IDS, LENGTHS) + ngrams) / temperature).softmax(-1)

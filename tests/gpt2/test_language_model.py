@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gpt2 import language_model, weights
+from gpt2.base_kind import BASE
 from gpt2.jobs import token_dataset
 from gpt2.tokenizer import Tokenizer
 from tests.gpt2.test_mixture import job_in
@@ -64,7 +65,7 @@ def test_each_document_has_its_share(tmp_path, monkeypatch):
     stored = pd.read_parquet(tmp_path / "predictions.parquet")
     assert stored["nll"].tolist() == pytest.approx([sum(losses) for losses in documents], rel=1e-4)
     assert stored["tokens"].tolist() == [len(losses) for losses in documents]
-    again = language_model.evidence(stored)
+    again = BASE.evidence(stored)
     for name in ("bits_per_byte", "loss", "perplexity"):
         assert again.value(name) == pytest.approx(found["metrics"][name])
         low, high = found["intervals"]["model"][name]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gpt2 import language_model, retokenized, weights
+from gpt2.base_kind import BASE
 from gpt2.batches import TokenDataset
 from gpt2.config import ModelConfig
 from gpt2.model import GPT2
@@ -146,7 +147,7 @@ def test_of_few_documents_each_stretch_has_its_bytes_share(tmp_path):
     ends = np.cumsum([1 if i == run.tokenizer.end_of_text else len(vocabulary[i]) for i in ids])
     for i, nll in enumerate(stored["nll"]):
         assert nll == pytest.approx(sum(each[ends[i * CONTEXT] : ends[(i + 1) * CONTEXT]]), rel=1e-4)
-    assert measured(run.own_report(), tmp_path / "own").evidence.key == language_model.evidence(stored).key
+    assert measured(run.own_report(), tmp_path / "own").evidence.key == BASE.evidence(stored).key
 
 
 def test_a_context_beyond_its_positions_is_refused(run):
