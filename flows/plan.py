@@ -40,7 +40,7 @@ TRAINING = (
     "cluster.zero",
 )
 REFRESHING = (*TRAINING, "gpt2.mixture")
-SEARCHING = ("gpt2.overlap", "gpt2.duplicates", "gpt2.contamination", "cluster.contamination")
+SEARCHING = ("gpt2.contamination", "gpt2.duplicates", "cluster.contamination")
 REPORTING = (
     "gpt2.contamination",
     "gpt2.metrics",
