@@ -24,11 +24,14 @@ from gpt2.artifact import Artifact, Key, Store, digest
 from gpt2.index import FREQUENCY, STEP, topic_lists
 from gpt2.lengths import longer
 from gpt2.monitor import MonitorConfig
-from gpt2.posts import AHEAD, COLUMNS, UTC, read, written_by
+from gpt2.posts import AHEAD, COLUMNS, read, written_by
 from gpt2.readers import UnreadableFile
 from gpt2.sources import expand, source_id
 from gpt2.surges import HISTORY
+from gpt2.tables import UTC
 
+READING = ("gpt2.posts", "gpt2.tables")
+"""The code that posts depend on."""
 Report = Callable[[str], None]
 SMALL = 50_000
 """Posts that are scored in this process; Ray is not started for so few."""
@@ -75,7 +78,7 @@ def read_files(
             return {"posts": len(posts), "bad": len(bad)}
 
         try:
-            artifact = store.make(Key(copies(config), spec, {"file": source_id(path)}, ("gpt2.posts",)), build)
+            artifact = store.make(Key(copies(config), spec, {"file": source_id(path)}, READING), build)
         except UnreadableFile as error:
             say(f"left out: {error}")
             troubles.append(str(error))

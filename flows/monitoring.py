@@ -32,7 +32,7 @@ COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
 EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
-    "gpt2.index", "gpt2.surges", "gpt2.significance", "gpt2.drift", "gpt2.posts", "gpt2.topics",
+    "gpt2.index", "gpt2.surges", "gpt2.significance", "gpt2.drift", "gpt2.posts", "gpt2.tables", "gpt2.topics",
     "gpt2.monitor_page", "gpt2.report", "gpt2.curves", "cluster.monitoring", "flows.monitoring",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Contamination of an evaluation set by the training text: finding shared n-grams and near-duplicates, and reporting it.
+"""Contamination of an evaluation set by the training text: shared n-grams and near-duplicates, and a report of both.
 
 As GPT-3 was examined (Brown et al. 2020, appendix C): a text is contaminated where 13 of its words, in a row, are in
 the training text; of one with 8 to 12 words, all of them. Besides, a text is contaminated where a whole training
