@@ -8,7 +8,6 @@ same units are columns side by side: their draws are paired by themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import product
@@ -130,13 +129,11 @@ def wilson(hits: np.ndarray | int, units: np.ndarray | int, z: float = 1.96) -> 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided exact p of two systems, right or wrong at the same units, being right equally often (McNemar 1947)."""
+    from scipy.stats import binomtest
+
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n = only_first + only_second
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        for i in range(min(only_first, only_second) + 1)
-    ]
-    return min(1.0, 2 * math.fsum(math.exp(log - n * math.log(2)) for log in logs))
+    return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def permutation(
