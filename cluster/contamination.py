@@ -15,9 +15,9 @@ from cluster.lineage import PARENT, ancestors, wanted
 from cluster.tokenization import kept_masks, pieces_of
 from gpt2 import contamination
 from gpt2.artifact import Artifact, Store
-from gpt2.corpus import is_validation
-from gpt2.overlap import Hit, Index
+from gpt2.contamination import Hit, Index
 from gpt2.shards import read_piece
+from gpt2.splits import is_validation
 from gpt2.task import task
 
 UNITS, OTHERS = "_units.parquet", "_others.parquet"

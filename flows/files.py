@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gpt2.tables import json_values, listed, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,51 +14,47 @@ if TYPE_CHECKING:
 
 def read_inputs(path: Path) -> list[Any]:
     """Inputs of `predict`: .txt a text per line; .jsonl a string or object per line; .csv, .parquet column `text`."""
-    try:
-        if path.suffix == ".txt":
-            inputs: list[Any] = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-        elif path.suffix == ".jsonl":
-            inputs = [
-                parse(path, n, line)
-                for n, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1)
-                if line.strip()
-            ]
-        elif path.suffix in (".csv", ".parquet"):
-            inputs = column(path)
-        else:
-            raise ValueError(f"--input {path}: {path.suffix!r} is not .txt, .jsonl, .csv or .parquet")
-    except FileNotFoundError:
-        raise ValueError(f"--input {path}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--input {path} is not UTF-8 at byte {error.start}; convert it") from None
+    if path.suffix not in (".txt", ".jsonl", ".csv", ".parquet"):
+        raise ValueError(f"--input {path}: {path.suffix!r} is not .txt, .jsonl, .csv or .parquet")
+    if not path.exists():
+        raise ValueError(f"--input {path}: there is no such file")
+    inputs = column(path) if path.suffix in (".csv", ".parquet") else lines(path)
     if not inputs:
         raise ValueError(f"--input {path} is empty")
     return inputs
 
 
-def parse(path: Path, number: int, line: str) -> Any:
-    """An input from a line of JSON."""
+def lines(path: Path) -> list[Any]:
+    """Return an input for each line that is not empty: its text, or the value of a line of JSON."""
+    data = path.read_bytes()
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError(f"--input {path} line {number} is not JSON") from None
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--input {path} is not UTF-8 at byte {error.start}; convert it") from None
+    if path.suffix == ".txt":
+        return [line for line in text.splitlines() if line.strip()]
+    return [value_of(f"--input {path} row {number}", *found) for number, *found in json_values(data, whole=True)]
+
+
+def value_of(place: str, value: Any, wrong: str | None) -> Any:
+    """Return the input that a line of JSON stands for; `ValueError` where it is none."""
+    if wrong:
+        raise ValueError(f"{place} is {wrong}")
     if isinstance(value, dict) and set(value) == {"text"}:
         value = value["text"]
     if not isinstance(value, (str, dict)):
-        raise ValueError(f"--input {path} line {number} is neither a string nor an object")
+        raise ValueError(f"{place} is neither a string nor an object")
     return value
 
 
 def column(path: Path) -> list[Any]:
-    """The column `text` of a table, or its rows as records where there is none."""
-    import pandas as pd
-
+    """Return the column `text` of a table."""
     try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
-        raise ValueError(f"--input {path} can't be read: {error}") from None
+        table = read_table(path)
+    except ValueError as error:
+        raise ValueError(f"--input {error}") from None
     if "text" not in table:
-        raise ValueError(f"--input {path} has no column `text`; it has {', '.join(map(str, table.columns))}")
+        raise ValueError(f"--input {path} has no column `text`; it has {listed(table)}")
     return table["text"].tolist()
 
 

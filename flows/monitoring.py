@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cluster import compaction, monitoring, pages
+from cluster import monitoring, pages
 from cluster.champion import Used, used
 from cluster.connect import disconnect
 from cluster.home import store
@@ -22,7 +22,7 @@ from flows import telling
 from flows.artifacts import show, slug
 from flows.stage import say, without_tracebacks
 from flows.turns import claim
-from gpt2 import index
+from gpt2 import compaction, inbox, index, scored
 from gpt2.artifact import Artifact, Key, digest
 from gpt2.monitor import MonitorConfig
 from gpt2.monitor_page import Page, drift_sentences, markdown, render, undecided
@@ -33,8 +33,8 @@ COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
 EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
-    "gpt2.index", "gpt2.surges", "gpt2.significance", "gpt2.drift", "gpt2.posts", "gpt2.topics",
-    "gpt2.monitor_page", "gpt2.curves", "cluster.monitoring", "flows.monitoring",
+    "gpt2.index", "gpt2.surges", "gpt2.significance", "gpt2.drift", "gpt2.posts", "gpt2.tables", "gpt2.inbox",
+    "gpt2.scored", "gpt2.topics", "gpt2.monitor_page", "gpt2.curves", "cluster.monitoring", "flows.monitoring",
     "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/monitor.html.j2", "gpt2.pages:templates/curve.svg.j2",
 )  # fmt: skip
 
@@ -42,13 +42,13 @@ CODE = (
 @task(name="read posts")
 def read_posts(config: MonitorConfig) -> tuple[pd.DataFrame, list[str]]:
     """The posts of all files; unchanged files are not read again."""
-    return monitoring.read_files(store(), config, say)
+    return inbox.read_files(store(), config, say)
 
 
 @task(name="score posts")
 def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known: Artifact | None) -> int:
     """Score what is new, a batch at a time; returns how many posts that were."""
-    posts, new = monitoring.to_score(arrived, monitoring.batches(store(), config), model, config)
+    posts, new = scored.to_score(arrived, scored.batches(store(), config), model.identity, model.address, config)
     if len(posts) > new:
         say(f"{len(posts) - new:,} earlier posts are scored again by {model.address}, to be its history")
     if len(posts):
@@ -59,9 +59,9 @@ def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known
 @task(name="build the index")
 def build_index(config: MonitorConfig, model: Used, known: Artifact | None, troubles: list[str], note: str) -> Artifact:
     """The index of all scored posts, as Parquet, with alerts, drift and the page."""
-    made = monitoring.batches(store(), config)
-    until = monitoring.present().floor(index.FREQUENCY[config.window])
-    posts = monitoring.so_far(monitoring.scored(made, model, COUNTED))
+    made = scored.batches(store(), config)
+    until = inbox.present().floor(index.FREQUENCY[config.window])
+    posts = scored.so_far(scored.scored(made, model.identity, COUNTED))
     latest = posts["time"].max() if len(posts) else until
     # Once the window of the latest post is over, time alone changes nothing.
     until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
@@ -74,9 +74,9 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
             [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in found],
             columns=["topic", "start", "end"],
         )
-        examples = list(monitoring.examples_of(made, model, wanted, EXAMPLES, config.abstain_below))
-        drift = monitoring.latest_drift(made, config, model, known) if known else None
-        usual = monitoring.usual_undecided(config, known) if known else None
+        examples = list(scored.examples_of(made, model.identity, wanted, EXAMPLES, config.abstain_below))
+        drift = scored.latest_drift(made, config, model.identity, known) if known else None
+        usual = scored.usual_undecided(config, known) if known else None
         cut = int(posts["cut"].eq(True).sum())
         page = Page(
             config, model.address, model.metric, table, found, examples, drift, len(posts), troubles, note, usual, cut
@@ -99,7 +99,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
         return {"posts": len(posts), "undecided": left, "topics": table["topic"].nunique(), "alerts": len(found)}
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
-    inputs = {"batches": monitoring.contents(made), "model": model.identity, "troubles": digest(troubles)}
+    inputs = {"batches": scored.contents(made), "model": model.identity, "troubles": digest(troubles)}
     inputs["reference"] = known.id if known else ""
     return store().make(Key(f"index-{config.name}", spec, inputs, CODE), build)
 
@@ -141,7 +141,7 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     """The flow's body."""
     model = used(config.model)
     arrived, troubles = read_posts(config)
-    if arrived.empty and not monitoring.batches(store(), config):
+    if arrived.empty and not scored.batches(store(), config):
         return Completed(message=f"no posts in {', '.join(config.sources)}", data={"new_posts": 0, "alerts": []})
     known = monitoring.reference(store(), config, model)
     new = score_posts(arrived, config, model, known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.home import store
 from cluster.lineage import PARENT, Lineage, canaries_in, champion_lineage
 from flows.config import InvalidConfig, PipelineConfig, validate
-from flows.plan import ENCODING, REFRESHING, Plan, base_keys, document_keys, task_keys
+from flows.plan import DEDUPLICATING, ENCODING, REFRESHING, Plan, base_keys, document_keys, task_keys
 from flows.summary import registered_before
 from gpt2.artifact import Artifact, Key
 from gpt2.config import ModelShape, TrainConfig
@@ -45,7 +45,7 @@ class NewData:
     def corpus(self) -> Key:
         """Which of their documents are new."""
         inputs = {PARENT: self.champion.corpora[-1].id, **{f"{i:06d}": key.id for i, key in enumerate(self.documents)}}
-        return Key("corpus", {}, inputs, ("gpt2.corpus",))
+        return Key("corpus", {}, inputs, DEDUPLICATING)
 
     @property
     def tokens(self) -> Key:

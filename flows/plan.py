@@ -19,8 +19,9 @@ from gpt2.pages.html import CODE as PAGE
 from gpt2.sources import expand, source_id
 from gpt2.task import registered_name, task
 
-CLEANING = ("gpt2.corpus", "gpt2.readers", "gpt2.sources")
-ENCODING = ("gpt2.shards", "gpt2.tokenizer")
+CLEANING = ("gpt2.corpus", "gpt2.splits", "gpt2.readers", "gpt2.sources")
+DEDUPLICATING = ("gpt2.corpus", "gpt2.splits")
+ENCODING = ("gpt2.shards", "gpt2.splits", "gpt2.tokenizer")
 EXPOSING = ("gpt2.exposure", "gpt2.canaries")
 TRAINING = (
     "gpt2.model",
@@ -36,13 +37,14 @@ TRAINING = (
     "gpt2.heads",
     "gpt2.jobs",
     "gpt2.shards",
+    "gpt2.splits",
     "cluster.engine",
     "cluster.gate",
     "cluster.muon",
     "cluster.zero",
 )
 REFRESHING = (*TRAINING, "gpt2.mixture")
-SEARCHING = ("gpt2.overlap", "gpt2.duplicates", "gpt2.contamination", "cluster.contamination")
+SEARCHING = ("gpt2.contamination", "gpt2.duplicates", "gpt2.splits", "cluster.contamination")
 REPORTING = (
     "gpt2.contamination",
     "gpt2.metrics",
@@ -138,7 +140,7 @@ class Plan:
 def make_plan(config: PipelineConfig) -> Plan:
     """The plan of a pipeline; `InvalidConfig` where a source is missing or can't be read. Fetches nothing."""
     sources, documents = document_keys(config)
-    corpus = Key("corpus", {}, {f"{i:06d}": key.id for i, key in enumerate(documents)}, ("gpt2.corpus",))
+    corpus = Key("corpus", {}, {f"{i:06d}": key.id for i, key in enumerate(documents)}, DEDUPLICATING)
     tokenizer = tokenizer_key(config, corpus)
     spec = {"dtype": config.tokenizer.dtype, "validation_share": config.corpus.validation_share}
     code: tuple[str, ...] = ENCODING

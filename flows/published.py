@@ -18,7 +18,7 @@ from cluster.home import store
 from cluster.lineage import Lineage, registered_lineage
 from flows.config import PipelineConfig, merged, resolve, validate
 from flows.new_data import like
-from flows.plan import ENCODING, Plan, base_keys, whole
+from flows.plan import DEDUPLICATING, ENCODING, Plan, base_keys, whole
 from flows.reproduction import IMPORT
 from gpt2.artifact import Key
 from gpt2.canaries import CanaryConfig
@@ -90,7 +90,7 @@ class Published:
         """The keys of all artifacts."""
         words = {name: sha for name, sha in self.files.items() if name.startswith(("tokenizer", "vocab", "merges"))}
         tokenizer = Key("tokenizer", {}, words, ("gpt2.tokenizer",))
-        corpus = Key("corpus", {"imported": True}, {}, ("gpt2.corpus",))
+        corpus = Key("corpus", {"imported": True}, {}, DEDUPLICATING)
         dtype = TokenizerConfig(vocab_size=self.model.vocab_size).dtype
         split = {"dtype": dtype, "validation_share": CorpusConfig().validation_share}
         tokens = Key("tokens", split, {"corpus": corpus.id, "tokenizer": tokenizer.id}, ENCODING)

@@ -25,12 +25,12 @@ from gpt2.recommending_page import Page, markdown, render
 from gpt2.sources import source_id
 
 CODE = (
-    "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.recommending", "gpt2.reasons",
-    "gpt2.search", "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.hybrid", "gpt2.baselines", "gpt2.model",
+    "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.tables", "gpt2.recommending", "gpt2.reasons", "gpt2.search",
+    "gpt2.tasks.recommendation", "gpt2.heads", "gpt2.hybrid", "gpt2.baselines", "gpt2.model",
 )  # fmt: skip
 WRITING = (
-    "gpt2.tasks.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.sentences", "gpt2.generate",
-    "gpt2.sampling", "gpt2.decode",
+    "gpt2.tasks.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.sentences", "gpt2.splits",
+    "gpt2.generate", "gpt2.sampling", "gpt2.decode",
 )  # fmt: skip
 LOOKS = (
     "gpt2.recommending_page", "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/recommendations.html.j2",

@@ -12,11 +12,11 @@ import pandas as pd
 
 from cluster.champion import Used
 from cluster.home import store
-from cluster.monitoring import present
 from flows import events
 from flows.stage import say
 from flows.trained import trained
 from gpt2.artifact import Artifact, Key
+from gpt2.inbox import present
 from gpt2.monitor import MonitorConfig
 
 TOLD_WITHIN = pd.Timedelta(days=7)

@@ -114,7 +114,7 @@ def everything(config: CanaryConfig, references: int) -> tuple[list[Canary], lis
 
 
 def training_digests(piece: Path, keep: np.ndarray, validation_share: float) -> np.ndarray:
-    """Of a piece's kept documents that are trained on (as `gpt2.corpus.is_validation` has it)."""
+    """Of a piece's kept documents that are trained on (as `gpt2.splits.is_validation` has it)."""
     digests = read_digests(piece)[keep]
     return digests[digests["low"] >= np.uint64(math.ceil(validation_share * 2**64))]
 

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gpt2.catalogue import TABLES, CatalogueFiles, InteractionsFile
-from gpt2.labelled import MAX_UNTIMED, listed, read_table, written
-from gpt2.posts import times
+from gpt2.tables import MAX_UNTIMED, cell, listed, missing, read_table, times
 
 ID_FIELDS = ("id", "item")
 TITLE_CHARS = 80
@@ -41,9 +40,8 @@ def read_interactions(source: Path, settings: InteractionsFile) -> tuple[pd.Data
     columns = {"user": settings.user_field, "item": settings.item_field, "time": settings.time_field}
     if settings.min_weight is not None and settings.weight_field is not None:
         columns["weight"] = settings.weight_field
-    for name, column in columns.items():
-        if column not in table:
-            raise ValueError(f"{place} has no column {column!r}; it has {listed(table)}: set {name}_field")
+    if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
+        raise ValueError(f"{place} has {fault}")
     return usable_rows(table[list(columns.values())].set_axis(list(columns), axis=1), place, settings)
 
 
@@ -53,7 +51,7 @@ def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) ->
     if not rows:
         raise ValueError(f"{place} has no rows; add interactions")
     table = table.reset_index(drop=True)
-    table = table.assign(user=table["user"].map(written), item=table["item"].map(written))
+    table = table.assign(user=table["user"].map(cell), item=table["item"].map(cell))
     table = table[table["user"].notna() & table["item"].notna()]
     counts = {"without_user_or_item": rows - len(table)}
     if table.empty:
@@ -90,7 +88,7 @@ def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) ->
 def plain(column: pd.Series) -> pd.Series:
     """Numbers and times as they are, all else as text."""
     is_plain = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
-    return column if is_plain else column.map(written)
+    return column if is_plain else column.map(cell)
 
 
 def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -104,17 +102,16 @@ def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dic
     for name, column in {"title": settings.title_field, "text": settings.text_field}.items():
         if column is not None and (column in table or column != name):  # a column that was named must be there
             columns[name] = column
-    for name, column in columns.items():
-        if column not in table:
-            raise ValueError(f"{place} has no column {column!r}; it has {listed(table)}: set {name}_field")
+    if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
+        raise ValueError(f"{place} has {fault}")
     others = [c for c in table if c not in columns.values()] if settings.attributes is None else settings.attributes
-    if missing := [c for c in others if c not in table]:
-        raise ValueError(f"{place} has no column {missing[0]!r}; it has {listed(table)}: change attributes")
+    if absent := [c for c in others if c not in table]:
+        raise ValueError(f"{place} has no column {absent[0]!r}; it has {listed(table)}: change attributes")
     if len(columns) == 1 and not others:
         raise ValueError(
             f"{place} has nothing to tell of an item but its id; set text_field, title_field or attributes"
         )
-    ids = [written(value) for value in table[id_field]]
+    ids = [cell(value) for value in table[id_field]]
     cells = {name: table[column].map(told).tolist() for name, column in columns.items() if name != "id"}
     attributes = [table[column].map(told).tolist() for column in others]
     rows: dict[str, tuple[str, str, str]] = {}
@@ -144,7 +141,7 @@ def told(value: Any) -> str:
         return ", ".join(filter(None, map(told, value)))
     if isinstance(value, dict):
         return ", ".join(f"{name} {told(part)}" for name, part in value.items() if told(part))
-    return written(value) or ""
+    return cell(value) or ""
 
 
 def beginning(text: str) -> str:
@@ -171,14 +168,14 @@ def is_movielens(source: Path) -> bool:
 
 def movielens_ratings(source: Path) -> pd.DataFrame:
     """MovieLens-100k (Harper and Konstan 2015): user, item, time, and the rating as the weight."""
-    ratings = pd.read_parquet(source / "MovieLens100k_data.parquet.brotli")
+    ratings = read_table(source / "MovieLens100k_data.parquet.brotli")
     columns = {"user_id": "user", "movie_id": "item", "timestamp": "time", "rating": "weight"}
     return ratings[list(columns)].rename(columns=columns)
 
 
 def movielens_films(source: Path) -> pd.DataFrame:
     """Its films; their text is their genres."""
-    films = pd.read_parquet(source / "MovieLens100k_items.parquet.brotli")
+    films = read_table(source / "MovieLens100k_items.parquet.brotli")
     names = list(films.columns[films.columns.get_loc("unknown") + 1 :])
     genres = [", ".join(n for n in names if row[n]) for row in films[names].to_dict("records")]
     return pd.DataFrame(

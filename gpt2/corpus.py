@@ -1,4 +1,4 @@
-"""Documents in, clean documents out: normalisation, quarantine, exact duplicates, and the split by content."""
+"""Documents in, clean documents out: normalisation, quarantine and exact duplicates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from gpt2.config import CorpusConfig
 from gpt2.readers import EXCERPT, Document, stream
+from gpt2.splits import content_digest
 
 QUARANTINE = "quarantine.jsonl"
 SCHEMA = pa.schema([("text", pa.string()), ("digest", pa.binary(16))])
@@ -30,16 +30,6 @@ class TooManyBadDocuments(ValueError):
 def normalise(text: str) -> str:
     """Unicode NFC, line ends as line feeds, nothing at the end. Everything else is left as it is."""
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).rstrip()
-
-
-def content_digest(text: str) -> bytes:
-    """16 bytes that identify a normalised text: equal documents are duplicates."""
-    return blake2b(text.encode(), digest_size=16).digest()
-
-
-def is_validation(digest: bytes, share: float) -> bool:
-    """Whether the document belongs to the validation split: decided by its content, so it never crosses."""
-    return int.from_bytes(digest[:8], "little") < share * 2**64
 
 
 def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:

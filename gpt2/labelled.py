@@ -13,21 +13,19 @@ from pydantic import Field, model_validator
 
 from gpt2 import samples
 from gpt2.config import Settings
+from gpt2.splits import SPLITS, split_by_time, split_groups
 from gpt2.task import TaskSettings
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SPLITS = ("train", "validation", "test")
 LABEL_FIELDS = ("label", "sentiment")
 MAX_LABELS = 100
 LEAST = 5
 """Examples of a label without which it is refused."""
 UNEVEN = 5.0
 """`balance: auto` weights the labels where the largest has more than so many times the examples of the smallest."""
-MAX_UNTIMED = 0.1
-"""Largest tolerated share of rows without a time, where the file has times."""
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}
 
 
@@ -100,13 +98,13 @@ def divided(source: Path, settings: LabelledFile) -> tuple[dict[str, pd.DataFram
     from gpt2.duplicates import groups
 
     table, labels, counts = usable(source, settings)
-    group = groups(table["text"].tolist())
+    group, shares = groups(table["text"].tolist()), (settings.test_share, settings.validation_share)
     if "time" in table:
-        split = split_by_time(table["time"], group, settings)
+        split = split_by_time(table["time"], group, *shares)
         counts["near_duplicates_removed"] = int((split == "").sum())
         kept = group[split != ""]
     else:
-        split, kept = split_groups(table["text"].tolist(), group, settings), group
+        split, kept = split_groups(table["text"].tolist(), group, *shares), group
     counts["near_duplicates_kept_together"] = int(len(kept) - len(set(kept.tolist())))
     weights = table.pop("weight") if "weight" in table else None
     tables: dict[str, pd.DataFrame] = {}
@@ -158,6 +156,8 @@ def too_few(source: Path, label: str, count: int, least: int, where: str) -> str
 def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, dict[str, int]]:
     """(columns text, label and row, those of time, topic and weight that the file has; counts of rows, also of those
     that are gone as they have no text, no label or no time)."""
+    from gpt2.tables import cell, missing, read_table
+
     table = read_table(source)
     label = settings.label_field or next((name for name in LABEL_FIELDS if name in table), LABEL_FIELDS[0])
     columns = {"text": settings.text_field, "label": label}
@@ -166,16 +166,15 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
     for name, column in settings.optional().items():
         if column is not None and (column in table or column != name):  # a column that was named must be there
             columns[name] = column
-    for name, column in columns.items():
-        if column not in table:
-            raise ValueError(f"{source} has no column {column!r}; it has {listed(table)}: set {name}_field")
+    if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
+        raise ValueError(f"{source} has {fault}")
     table = table[list(columns.values())].set_axis(list(columns), axis=1)
     table["row"] = range(1, len(table) + 1)
     counts = {"rows": len(table)}
     for name in ("text", "label", *({"topic"} & columns.keys())):
-        table[name] = table[name].map(written)
+        table[name] = table[name].map(cell)
     if "title" in table:
-        both = zip(map(written, table.pop("title")), map(written, table["text"]), strict=True)
+        both = zip(map(cell, table.pop("title")), map(cell, table["text"]), strict=True)
         table["text"] = ["\n".join(filter(None, parts)) or None for parts in both]
     if settings.label_names:
         table["label"] = renamed(table["label"], settings.label_names, source)
@@ -198,23 +197,9 @@ def renamed(column: pd.Series, names: Mapping[str, str], source: Path) -> pd.Ser
     return column.map(lambda label: names.get(label, label))
 
 
-def listed(table: pd.DataFrame) -> str:
-    """The columns of a table."""
-    return ", ".join(map(str, table.columns))
-
-
-def written(value: Any) -> str | None:
-    """A cell as text without spaces around it, None for an empty one; whole numbers have no point."""
-    if value is None or value != value or str(value) in ("", "<NA>", "NaT"):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).encode("utf-8", "replace").decode("utf-8").strip() or None
-
-
 def timed(table: pd.DataFrame, source: Path, column: str) -> pd.DataFrame:
     """The rows that have a time, in UTC; `ValueError` where too many have none."""
-    from gpt2.posts import times
+    from gpt2.tables import MAX_UNTIMED, times
 
     found = times(table["time"])
     none = found.isna()
@@ -240,45 +225,6 @@ def checked_weights(table: pd.DataFrame, source: Path, column: str) -> pd.Series
             f"{source} row {first['row']}: {column}={first['weight']!r:.60} is no weight; give a finite number of 0 or "
             f"more, or set weight_field: null"
         )
-    return found
-
-
-def read_table(source: Path) -> pd.DataFrame:
-    """A .csv (UTF-8, or Latin-1 where it is not), .jsonl or .parquet file; `ValueError` where it is none.
-
-    A csv's cells are text, and only an empty one is missing: `None` and `NA` may be labels.
-    """
-    import pandas as pd
-
-    try:
-        if source.suffix == ".parquet" or source.name.endswith(".parquet.brotli"):
-            return pd.read_parquet(source)
-        if source.suffix == ".jsonl":
-            return pd.DataFrame(json_lines(source))
-        if source.suffix == ".csv":
-            options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
-            try:
-                table = pd.read_csv(source, encoding="utf-8", **options)
-            except UnicodeDecodeError:
-                table = pd.read_csv(source, encoding="latin-1", **options)
-            if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for an index
-                raise ValueError("its rows have more fields than its header; put texts with commas in quotes")
-            return table
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of these
-        raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
-    raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
-
-
-def json_lines(source: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; `ValueError` names the first line that is none."""
-    from gpt2.posts import json_records
-
-    found = []
-    data = source.read_bytes()
-    for number, row, wrong in json_records(data if data.endswith(b"\n") else data + b"\n"):
-        if wrong:
-            raise ValueError(f"row {number} is {wrong}")
-        found.append(row)
     return found
 
 
@@ -319,43 +265,6 @@ def without_duplicates(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int
     order = table.sort_values("time", ascending=False, kind="stable") if "time" in table else table
     kept = order.drop_duplicates("text").sort_index().reset_index(drop=True)
     return kept, {"duplicates": len(table) - len(kept), "conflicting_texts": conflicting}
-
-
-def split_groups(texts: Sequence[str], group: np.ndarray, settings: LabelledFile) -> np.ndarray:
-    """(N,) name of each text's split, decided by the content of the first text of its group."""
-    from hashlib import blake2b
-
-    import numpy as np
-
-    def place(i: int) -> str:
-        mark = blake2b(texts[group[i]].encode(), digest_size=8)
-        share = int.from_bytes(mark.digest(), "little") / 2**64
-        if share < settings.test_share:
-            return "test"
-        return "validation" if share < settings.test_share + settings.validation_share else "train"
-
-    return np.array([place(i) for i in range(len(texts))])
-
-
-def split_by_time(times: pd.Series, group: np.ndarray, settings: LabelledFile) -> np.ndarray:
-    """(N,) name of each text's split, "" for one that is left out as a near-duplicate of it is in a later split.
-
-    The newest texts, as many as the share asks for, are the test, the newest of the others the validation; texts of
-    one moment stay together, in the later split.
-    """
-    import numpy as np
-
-    moments = times.astype("int64").to_numpy()
-    place = np.zeros(len(moments), dtype=int)
-    older = np.ones(len(moments), dtype=bool)
-    for split, share in ((2, settings.test_share), (1, settings.validation_share)):
-        if older.any():
-            ordered = np.sort(moments[older])
-            place[older & (moments >= ordered[-min(len(ordered), int(np.ceil(share * len(moments))))])] = split
-            older = place == 0
-    latest = np.zeros(len(moments), dtype=int)
-    np.maximum.at(latest, group, place)
-    return np.where(place < latest[group], "", np.array(SPLITS)[place])
 
 
 def weighted(

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import fsspec
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gpt2.monitor import MonitorConfig
-from gpt2.readers import UnreadableFile, decompressed
-from gpt2.sources import split_suffix
+from gpt2.readers import UnreadableFile
+from gpt2.tables import UTC, missing, records, times
 
-UTC = "datetime64[us, UTC]"
 COLUMNS = ("post", "time", "topic", "text")
 MAX_CHARS = 20_000
 AHEAD = pd.Timedelta(days=1)
@@ -84,10 +75,9 @@ def written_by(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) ->
 
 
 def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None:
-    for name in ("text_field", "time_field", "id_field", "topic_field"):
-        column = getattr(config, name)
-        if column is not None and column not in row:
-            raise UnreadableFile(f"{path} has no column {column!r}; it has {', '.join(map(str, row))}: set {name}")
+    names = ("text_field", "time_field", "id_field", "topic_field")
+    if fault := missing(row, {name: getattr(config, name) for name in names}):
+        raise UnreadableFile(f"{path} has {fault}")
 
 
 def identities(table: pd.DataFrame, path: str, source: str, config: MonitorConfig) -> list[str]:
@@ -113,66 +103,3 @@ def named(id: Any) -> bool:
 def mark(*parts: Any) -> str:
     text = json.dumps([None if part is None else str(part) for part in parts])
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def times(column: pd.Series) -> pd.Series:
-    """Times of a column in UTC, NaT for what is none."""
-    if pd.api.types.is_datetime64_any_dtype(column):
-        return pd.to_datetime(column, utc=True).astype(UTC)
-    number = pd.to_numeric(column, errors="coerce")
-    dates = number.between(19000101, 22001231)  # 20240131, the basic form of ISO 8601
-    number = number.where(number.between(0, 1e14) & ~dates)
-    seconds = number.where(number < 1e11, number / 1000)
-    since_1970 = pd.to_datetime(seconds * 1e6, unit="us", utc=True).astype(UTC)
-    written = column.where(number.isna()).map(lambda v: None if v is None else str(v).removesuffix(".0"))
-    parsed = pd.to_datetime(written, utc=True, errors="coerce", format="ISO8601").astype(UTC)
-    found = since_1970.fillna(parsed)
-    return found.where(found.dt.year.between(1970, 2261))
-
-
-def records(path: str) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-    """(number, row, what is wrong) of each row of a file."""
-    format, compression = split_suffix(path)
-    if format == ".txt":
-        raise UnreadableFile(f"{path} has no columns; posts are .jsonl, .csv or .parquet")
-    try:
-        with fsspec.open(path, "rb") as raw:
-            stream = cast(BinaryIO, raw)
-            if format == ".parquet":
-                rows = pq.read_table(stream).to_pylist()
-                yield from ((number, row, None) for number, row in enumerate(rows, 1))
-            else:
-                data = decompressed(stream, compression).read()
-                yield from (json_records if format == ".jsonl" else csv_records)(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException, OSError) as error:
-        raise UnreadableFile(f"{path} can't be read ({str(error).partition(chr(10))[0]}); get it again") from None
-
-
-def json_records(data: bytes) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-    """An object per line. A last line that is not yet whole waits for its end."""
-    number = 0
-    for line in data.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            if line.endswith(b"\n"):
-                yield number, {}, "not JSON"
-            continue
-        yield (number, row, None) if isinstance(row, dict) else (number, {}, f"{type(row).__name__}, not an object")
-
-
-def csv_records(data: bytes) -> Iterator[tuple[int, dict[str, Any], str | None]]:
-    """A record per post, under a header (RFC 4180); UTF-8, or Latin-1 where it is not."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    csv.field_size_limit(len(text) + 1)
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
-    for number, fields in enumerate((f for f in reader if f), 1):
-        wrong = None if len(fields) == len(header) else f"{len(fields)} fields, the header has {len(header)}"
-        yield number, dict(zip(header, fields, strict=False)), wrong

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gpt2.labelled import read_table
+from gpt2.tables import read_table
 
 DAYS = 60
 END = pd.Timestamp("2026-03-01", tz="UTC")

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gpt2.corpus import content_digest, normalise
-from gpt2.labelled import listed, read_table
+from gpt2.corpus import normalise
 from gpt2.reasons import LEAST, MOST, Attributes, named_in, names, place_of, plural, repeats, well_formed
 from gpt2.search import words
+from gpt2.splits import splits
+from gpt2.tables import missing, read_table
 
-SPLITS = ("train", "validation", "test")
 TAG, END = re.compile(r"<[^>]{1,20}>"), re.compile(r"(?<=[.!?])\s+")
 SEEN = 20
 """A word that fewer texts have says nothing."""
@@ -27,9 +27,8 @@ WORSE = 2.0
 def read(source: Path, text: str, label: str | None, good: str) -> tuple[pd.DataFrame, dict[str, int]]:
     """(text, each once, and whether it is `good`; counts). `ValueError` where the file has no such columns or texts."""
     table = read_table(source)
-    for column, name in ((text, "texts_field"), (label, "label_field")):
-        if column is not None and column not in table:
-            raise ValueError(f"{source} has no column {column!r}; it has {listed(table)}: set {name}")
+    if fault := missing(table, {"texts_field": text, "label_field": label}):
+        raise ValueError(f"{source} has {fault}")
     found = pd.DataFrame({"text": table[text]})
     found["good"] = True if label is None else table[label].astype(str) == good
     found = found[found["text"].notna()]
@@ -75,12 +74,6 @@ def usable(text: str, standing: re.Pattern[str]) -> list[str]:
         if LEAST <= len(have) <= MOST and not names(sentence) and not repeats(have):
             found.append(sentence)
     return found
-
-
-def splits(texts: Sequence[str], test: float, validation: float) -> np.ndarray:
-    """(texts,) split of each, by the rule of the corpus: what pretraining holds out of them is in the test first."""
-    place = np.array([int.from_bytes(content_digest(text)[:8], "little") / 2**64 for text in texts])
-    return np.array(SPLITS)[np.where(place < test, 2, np.where(place < test + validation, 1, 0))]
 
 
 def collected(

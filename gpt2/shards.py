@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from gpt2.corpus import is_validation
+from gpt2.splits import is_validation
 from gpt2.tokenizer import Tokenizer
 
 ROWS = 256  # documents encoded at a time: memory does not grow with the piece

@@ -3,12 +3,12 @@
 Every metric here is a function of sums over units that are independent of each other (posts, users, documents): a
 confusion matrix is a sum of one-hot rows, NDCG a sum of gains by a sum of ones, bits per byte a sum of bits by a sum of
 bytes. So resampling units is resampling sums, and a metric is computed for all draws at once. Systems that answered the
-same units are columns side by side: their draws are paired by themselves.
+same units are columns side by side: their draws are paired by themselves. (`scipy.stats.bootstrap` and
+`permutation_test` draw the units, and call a metric for each draw.)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import product
@@ -120,7 +120,10 @@ def by_unit(columns: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def wilson(hits: np.ndarray | int, units: np.ndarray | int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of the share at 95 % (Wilson 1927); 0 and 1 where there are no units."""
+    """(low, high) of the share at 95 % (Wilson 1927); 0 and 1 where there are no units.
+
+    `scipy.stats.binomtest` has it for one whole count at a time, and none of no units.
+    """
     n = np.maximum(np.asarray(units, float), 1e-9)
     p = np.asarray(hits, float) / n
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -130,13 +133,11 @@ def wilson(hits: np.ndarray | int, units: np.ndarray | int, z: float = 1.96) -> 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided exact p of two systems, right or wrong at the same units, being right equally often (McNemar 1947)."""
+    from scipy.stats import binomtest
+
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n = only_first + only_second
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        for i in range(min(only_first, only_second) + 1)
-    ]
-    return min(1.0, 2 * math.fsum(math.exp(log - n * math.log(2)) for log in logs))
+    return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def permutation(
@@ -159,7 +160,8 @@ def permutation(
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """The p-values adjusted so that the chance of any false alarm among them is bounded (Holm 1979)."""
+    """The p-values adjusted so that the chance of any false alarm among them is bounded (Holm 1979). SciPy adjusts for
+    the false discovery rate alone."""
     order = np.argsort(values, kind="stable")
     factors = np.arange(len(values), 0, -1)
     adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(values, dtype=float)[order] * factors))

@@ -11,7 +11,8 @@ import pandas as pd
 
 from gpt2.behaviour import DIRECTION, INVARIANCE, MINIMUM, SLACK, Test, Texts, changed, of_texts, typo
 from gpt2.search import words
-from gpt2.tasks.support import SPLITS, questions_of
+from gpt2.splits import SPLITS
+from gpt2.tasks.support import questions_of
 
 if TYPE_CHECKING:
     from gpt2.tasks.support import SupportPredictor

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gpt2 import samples
 from gpt2.batches import TokenDataset
 from gpt2.config import CorpusConfig, ModelConfig, TrainConfig
-from gpt2.corpus import content_digest, is_validation, normalise
+from gpt2.corpus import normalise
 from gpt2.engine import TorchEngine
 from gpt2.heads import LanguageModel
 from gpt2.inspect import gradient_norms
@@ -24,6 +24,7 @@ from gpt2.journal import JOURNAL, read_journal
 from gpt2.model import GPT2
 from gpt2.readers import documents
 from gpt2.shards import TokenStream
+from gpt2.splits import content_digest, is_validation
 from gpt2.tokenizer import Tokenizer
 from gpt2.train import fit
 

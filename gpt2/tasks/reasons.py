@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from gpt2.catalogue import CatalogueFiles
 from gpt2.config import OptimizerConfig, TrainConfig, operational
 from gpt2.reasons import attributes, named_in, place_of
+from gpt2.splits import SPLITS
 from gpt2.task import Task, TaskSettings
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Reasons(Task):
     Settings = ReasonsSettings
     code: ClassVar[tuple[str, ...]] = (
         "gpt2.sentences", "gpt2.reasons", "gpt2.reasoner", "gpt2.replies", "gpt2.copying", "gpt2.search", "gpt2.corpus",
-        "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts",
+        "gpt2.splits", "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.tables",
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.reasons_report", "gpt2.generate", "gpt2.sampling", "gpt2.decode", "gpt2.lengths",
@@ -147,7 +148,7 @@ class Reasons(Task):
         readers = sentences.Readers([h[:-1] for h in chosen["items"]], of, settings.liked)
         told = sentences.told(found, readers, {True: settings.draws, False: 1})
         counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}
-        for name in sentences.SPLITS:
+        for name in SPLITS:
             part = told[told["split"] == name].drop(columns="split").reset_index(drop=True)
             counts[name] = len(part)
             if part.empty:

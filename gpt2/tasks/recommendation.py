@@ -71,8 +71,7 @@ class Recommendation(Task):
     baselines = ("popularity", "item-kNN", "recent item-kNN", "EASE", "text alone")
     Settings = RecommendationSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.labelled", "gpt2.posts", "gpt2.baselines", "gpt2.hybrid",
-        "gpt2.metrics",
+        "gpt2.catalogue", "gpt2.catalogue_files", "gpt2.tables", "gpt2.baselines", "gpt2.hybrid", "gpt2.metrics",
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.slices", "gpt2.recommendation_report", "gpt2.recommending", "gpt2.reasons", "gpt2.search",

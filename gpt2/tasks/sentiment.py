@@ -16,6 +16,7 @@ from gpt2 import labelled, lengths
 from gpt2.config import OptimizerConfig, TrainConfig
 from gpt2.labelled import LabelledSettings
 from gpt2.ngrams import FILE, Ngrams, fit
+from gpt2.splits import SPLITS
 from gpt2.task import DistilConfig, Task, checked_texts
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class Sentiment(Task):
     baselines = ("majority class", "TF-IDF + logistic regression")
     Settings = SentimentSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics", "gpt2.calibration",
-        "gpt2.ngrams",
+        "gpt2.labelled", "gpt2.splits", "gpt2.tables", "gpt2.duplicates", "gpt2.baselines", "gpt2.metrics",
+        "gpt2.calibration", "gpt2.ngrams",
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.slices", "gpt2.topics", "gpt2.behaviour", "gpt2.sentiment_behaviour", "gpt2.doubts",
@@ -175,7 +176,7 @@ class Sentiment(Task):
         from gpt2 import baselines, behaviour, cost, doubts, evidence, metrics, plots, selective, sentiment_behaviour
         from gpt2.calibration import softmax
 
-        train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in labelled.SPLITS)
+        train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in SPLITS)
         predictor = self.predictor(directory)
         labels, truth = json.loads((examples / "labels.json").read_text()), test["label"].to_numpy()
         among = partial(metrics.among, own=predictor.labels, labels=labels)  # a champion may have others

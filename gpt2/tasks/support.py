@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from gpt2.config import OptimizerConfig, TrainConfig, operational
+from gpt2.splits import SPLITS, split_groups
 from gpt2.task import Task, TaskSettings
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from gpt2.retrieval import PairDataset
     from gpt2.tokenizer import Tokenizer
 
-SPLITS = ("train", "validation", "test")
 REPLY_TOKENS = 48
 
 
@@ -75,7 +75,7 @@ class Support(Task):
     baselines = ("BM25", "TF-IDF", "embeddings alone")
     Settings = SupportSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.labelled", "gpt2.posts", "gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.metrics"
+        "gpt2.splits", "gpt2.tables", "gpt2.duplicates", "gpt2.retrieval", "gpt2.search", "gpt2.metrics"
     )  # fmt: skip
     report_code: ClassVar[tuple[str, ...]] = (
         "gpt2.replies", "gpt2.slices", "gpt2.generate", "gpt2.sampling", "gpt2.decode",
@@ -94,7 +94,6 @@ class Support(Task):
         """Write pairs.parquet (question, answer, group, split) and settings.json. Questions that say nearly the same
         are a group: it stays in one split, and its answers are right for each of its questions."""
         from gpt2.duplicates import groups
-        from gpt2.labelled import split_groups
 
         table = read_source(source, settings.question_field, settings.answer_field)
         rows = len(table)
@@ -104,7 +103,8 @@ class Support(Task):
         table = table.drop_duplicates().reset_index(drop=True)
         questions = table["question"].tolist()
         table["group"] = groups(questions)
-        table["split"] = split_groups(questions, table["group"].to_numpy(), settings)
+        shares = settings.test_share, settings.validation_share
+        table["split"] = split_groups(questions, table["group"].to_numpy(), *shares)
         counts: dict[str, Any] = {"rows": rows, "empty": rows - usable, "duplicates": usable - len(table)}
         counts |= {"answers": int(table["answer"].nunique()), "questions": int(table["group"].nunique())}
         for name in SPLITS:
@@ -374,7 +374,7 @@ def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
     import pandas as pd
     import yaml
 
-    from gpt2.labelled import read_table
+    from gpt2.tables import missing, read_table
 
     if source.is_dir():
         found = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in sorted(source.glob("*.yml"))]
@@ -383,11 +383,8 @@ def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
             raise ValueError(f"{source} has no conversations in .yml files; give a .csv, .jsonl or .parquet file")
         return pd.DataFrame(pairs, columns=["question", "answer"])
     table = read_table(source)
-    for field, name in ((question, "question_field"), (answer, "answer_field")):
-        if field not in table:
-            raise ValueError(
-                f"{source} has no column {field!r}; it has {', '.join(map(str, table.columns))}: set {name}"
-            )
+    if fault := missing(table, {"question_field": question, "answer_field": answer}):
+        raise ValueError(f"{source} has {fault}")
     return table[[question, answer]].set_axis(["question", "answer"], axis=1)
 
 

@@ -42,7 +42,7 @@ class Data:
     """Both texts as shards, with one tokenizer, that of the old text."""
 
     def __init__(self, root: Path):
-        from gpt2.corpus import content_digest, is_validation
+        from gpt2.splits import content_digest, is_validation
         from gpt2.tokenizer import Tokenizer
 
         self.root, self.bytes, counts = root, {}, {}

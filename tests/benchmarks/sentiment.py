@@ -85,6 +85,7 @@ def prepare(task, out: Path, number: int) -> int:
     from gpt2 import labelled
     from gpt2.duplicates import groups
     from gpt2.samples import resolve
+    from gpt2.splits import SPLITS
     from gpt2.tasks.sentiment import add_ngrams
 
     settings = task.Settings()
@@ -95,7 +96,7 @@ def prepare(task, out: Path, number: int) -> int:
     share = np.array([int.from_bytes(mark, "little") for mark in marks]) / 2.0**64
     bounds = np.array([settings.test_share, settings.test_share + settings.validation_share])
     place = np.array(["test", "validation", "train"])[np.searchsorted(bounds, share, side="right")]
-    tables = {split: table[place == split].reset_index(drop=True) for split in labelled.SPLITS}
+    tables = {split: table[place == split].reset_index(drop=True) for split in SPLITS}
     add_ngrams(tables, len(labels)).save(out)
     labelled.write(tables, labels, counts, out)
     return len(labels)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,9 +14,9 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from cluster import monitoring
-from cluster.compaction import compact, keep_latest
+from gpt2 import scored
 from gpt2.artifact import MANIFEST, Key, Store, read_manifest, write_atomically
+from gpt2.compaction import compact, keep_latest
 from gpt2.monitor import MonitorConfig
 
 CONFIG = MonitorConfig(compact_above=1, window="day")
@@ -28,7 +27,7 @@ TODAY = "2026-03-20"
 def batch(store: Store, created: str, model: str, posts: list[int], config: MonitorConfig = CONFIG) -> None:
     """A batch as the monitor makes it, of an earlier day; columns without a value are of another type in the file."""
     spec = {"monitor": config.name, "model": model, "version": model, "negative": "negative"}
-    key = Key(monitoring.kind(config), spec, {"posts": f"{created} {posts}"})
+    key = Key(scored.kind(config), spec, {"posts": f"{created} {posts}"})
 
     def build(out: Path) -> dict:
         table = pd.DataFrame({"post": [f"{post:032x}" for post in posts], "text": [f"@a post {p}" for p in posts]})
@@ -49,13 +48,12 @@ def batch(store: Store, created: str, model: str, posts: list[int], config: Moni
 
 
 def seen(store: Store, model: str = "b", config: MonitorConfig = CONFIG) -> pd.DataFrame:
-    which = SimpleNamespace(identity=model)
-    table = monitoring.scored(monitoring.batches(store, config), which, COLUMNS)
+    table = scored.scored(scored.batches(store, config), model, COLUMNS)
     return table.assign(topic=table["topic"].astype(object).where(table["topic"].notna(), None))
 
 
 def dirs(store: Store, config: MonitorConfig = CONFIG) -> list[Path]:
-    return sorted((store.root / monitoring.kind(config)).glob("*"))
+    return sorted((store.root / scored.kind(config)).glob("*"))
 
 
 batches = st.lists(
@@ -96,9 +94,9 @@ def beside_small_ones(runs, model, above):
                 for where in (store, plain):
                     batch(where, f"{day}T{number // 60:02d}:{number % 60:02d}:0{second}Z", of, posts, config)
             compact(store, config, print, TODAY)
-            made, reference = (monitoring.batches(where, config) for where in (store, plain))
+            made, reference = (scored.batches(where, config) for where in (store, plain))
             pd.testing.assert_frame_equal(seen(store, model, config), seen(plain, model, config))
-            assert monitoring.contents(made) == monitoring.contents(reference)
+            assert scored.contents(made) == scored.contents(reference)
             assert {b.path for b in made} == set(dirs(store, config))
             closed = [b for b in made if "batches" not in b.info and b.manifest["created"] < TODAY]
             groups = {(b.manifest["created"][:7], b.manifest["spec"]["model"]) for b in closed}
@@ -196,7 +194,7 @@ def test_killed_before_any_change_of_a_file_no_row_is_lost_or_doubled(month, tmp
 
 CHILD = """
 import os, sys
-from cluster.compaction import compact
+from gpt2.compaction import compact
 from gpt2.artifact import Store
 from tests.cluster.test_compaction import CONFIG, TODAY, Killer
 hook = Killer()
@@ -248,11 +246,11 @@ def test_small_ones_are_kept_while_the_merged_one_is_damaged(month, tmp_path, ki
         with pytest.raises(Killed):
             compact(Store(root), CONFIG, print, TODAY)
         killer.under = ""
-        live = monitoring.batches(Store(root), CONFIG)
+        live = scored.batches(Store(root), CONFIG)
         if len(live) < len(dirs(Store(root))):
             break
-    folder = Store(root).root / monitoring.kind(CONFIG)
-    held = [(batch, [folder / id for id, *_ in monitoring.parts(batch) if id != batch.id]) for batch in live]
+    folder = Store(root).root / scored.kind(CONFIG)
+    held = [(batch, [folder / id for id, *_ in scored.parts(batch) if id != batch.id]) for batch in live]
     [(merged, small)] = [(batch, paths) for batch, paths in held if any(p.exists() for p in paths)]
     content = merged.file("scored.parquet").read_bytes()
     merged.file("scored.parquet").write_bytes(content[:-9] + b"?" + content[-8:])

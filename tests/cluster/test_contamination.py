@@ -11,7 +11,7 @@ from cluster.lineage import PARENT
 from flows.config import resolve
 from flows.plan import ENCODING, make_plan
 from gpt2.artifact import Key
-from gpt2.corpus import content_digest, is_validation
+from gpt2.splits import content_digest, is_validation
 from gpt2.task import task
 
 SHARE = 0.2

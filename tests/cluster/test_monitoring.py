@@ -8,6 +8,7 @@ import pytest
 
 from cluster import monitoring
 from cluster.champion import used
+from gpt2 import inbox, scored
 from gpt2.artifact import Key, Store
 from gpt2.index import ALL, aggregate
 from gpt2.monitor import MonitorConfig
@@ -33,17 +34,17 @@ class Monitor:
     def run(self, model: int = 0) -> tuple[int, int]:
         """(posts scored, of them new)."""
         which = used(str(self.models[model]))
-        arrived, _ = monitoring.read_files(self.store, self.config, print)
-        posts, new = monitoring.to_score(arrived, self.made(), which, self.config)
+        arrived, _ = inbox.read_files(self.store, self.config, print)
+        posts, new = scored.to_score(arrived, self.made(), which.identity, which.address, self.config)
         monitoring.score(self.store, posts, self.config, which, None, print)
         return len(posts), new
 
     def made(self):
-        return monitoring.batches(self.store, self.config)
+        return scored.batches(self.store, self.config)
 
     def table(self, model: int = 0) -> pd.DataFrame:
         columns = ["time", "topics", "label", "confidence", "version"]
-        return monitoring.scored(self.made(), used(str(self.models[model])), columns)
+        return scored.scored(self.made(), used(str(self.models[model])).identity, columns)
 
 
 @pytest.fixture
@@ -101,11 +102,11 @@ def test_a_batch_of_before_a_column_was_there_is_read_and_new_ones_tell_it(monit
         return {"posts": len(old)}
 
     spec = {"model": used(str(monitor.models[0])).identity, "monitor": "posts"}
-    monitor.store.make(Key(monitoring.kind(monitor.config), spec), build)
+    monitor.store.make(Key(scored.kind(monitor.config), spec), build)
     text = {"text": "@crew " + "long " * 500, "time": "2026-03-02T00:00:00Z"}
     (monitor.inbox / "b.jsonl").write_text(json.dumps(text) + "\n")
     assert monitor.run() == (1, 1)
-    found = monitoring.scored(monitor.made(), used(str(monitor.models[0])), ["text", "cut"]).set_index("post")
+    found = scored.scored(monitor.made(), used(str(monitor.models[0])).identity, ["text", "cut"]).set_index("post")
     assert len(found) == 5 + len(old) + 1 and found["cut"].isna().sum() == len(old)
     assert found["text"][found["cut"].eq(True)].tolist() == [text["text"].strip()]
 
@@ -162,11 +163,11 @@ def test_a_post_of_a_time_to_come_is_a_bad_row_until_then(monitor):
     times = ["2026-03-10T11:00Z", "2026-03-11T11:00Z", "2026-03-11T13:00Z", "2261-01-01T00:00Z"]
     rows = [{"text": f"post {n}", "time": time} for n, time in enumerate(times)]
     (monitor.inbox / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    posts, troubles = monitoring.read_files(monitor.store, monitor.config, print, now)
+    posts, troubles = inbox.read_files(monitor.store, monitor.config, print, now)
     assert posts["text"].tolist() == ["post 0", "post 1"]  # clocks and zones may differ by a day
     assert len(troubles) == 2 and "a.jsonl row 3: 'time' is 2026-03-11T13:00:00+00:00, more than a day" in troubles[0]
     assert "row 4: 'time' is 2261-01-01T00:00:00+00:00, more than a day from now: mend the time" in troubles[1]
-    later, troubles = monitoring.read_files(monitor.store, monitor.config, print, now + DAY)
+    later, troubles = inbox.read_files(monitor.store, monitor.config, print, now + DAY)
     assert later["text"].tolist() == ["post 0", "post 1", "post 2"] and len(troubles) == 1
     assert later["post"][:2].tolist() == posts["post"].tolist()
 
@@ -185,19 +186,19 @@ def test_a_post_of_a_time_to_come_that_was_taken_hides_nothing(monitor):
     taken_early(monitor)
     assert monitor.run() == (3, 3)
     assert monitor.run(model=1) == (4, 0)
-    assert monitoring.so_far(monitor.table(1))["time"].max() == today
+    assert scored.so_far(monitor.table(1))["time"].max() == today
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_read(monitor):
     monitor.arrive("a.jsonl", range(3))
     (monitor.inbox / "b.parquet").write_bytes(b"PAR1")
     (monitor.inbox / "c.jsonl").write_text('{"text": "x"}\n')
-    posts, troubles = monitoring.read_files(monitor.store, monitor.config, print)
+    posts, troubles = inbox.read_files(monitor.store, monitor.config, print)
     assert len(posts) == 3
     assert len(troubles) == 2 and "b.parquet can't be read" in troubles[0] and "no column 'time'" in troubles[1]
     absent = MonitorConfig(sources=[str(monitor.inbox / "nowhere")])
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        monitoring.read_files(monitor.store, absent, print)
+        inbox.read_files(monitor.store, absent, print)
 
 
 def test_a_label_that_the_model_lacks_is_refused(monitor):

@@ -25,9 +25,9 @@ def champion(folder: Path) -> None:
 
     configure()
     from cluster.promotion import promote
-    from gpt2.labelled import read_table
     from gpt2.ngrams import fit
     from gpt2.samples import resolve
+    from gpt2.tables import read_table
     from tests.cluster.small import LABELS, model_folder, register
 
     table = read_table(Path(resolve("sample:posts", samples()))).dropna().drop_duplicates("text")

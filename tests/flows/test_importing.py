@@ -28,7 +28,8 @@ from flows.new_data import compare
 from flows.published import NAME, ImportConfig, Published, done_before, look, prepare
 from flows.registration import entered
 from gpt2 import imported, weights
-from gpt2.corpus import content_digest, is_validation, normalise
+from gpt2.corpus import normalise
+from gpt2.splits import content_digest, is_validation
 from gpt2.tokenizer import Tokenizer
 from gpt2.weights import MODEL
 from tests.conftest import sentence

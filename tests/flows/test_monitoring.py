@@ -22,6 +22,7 @@ from cluster.home import store
 from flows import monitoring as monitoring_flow
 from flows.config import InvalidConfig, settings
 from flows.monitoring import build_index
+from gpt2 import scored
 from gpt2.artifact import Key
 from gpt2.loading import read
 from gpt2.monitor import MonitorConfig
@@ -132,7 +133,7 @@ def test_what_is_undecided_is_told_and_another_setting_counts_all_anew(tmp_path,
     posts = pd.DataFrame({"post": [f"{n:032x}" for n in range(60)], "time": now - pd.Timedelta(hours=30)})
     posts = posts.assign(topic=None, text=[f"@crew post {n}" for n in range(60)])
     monitoring.score(store(), posts, config, model, None, print)
-    confidence = monitoring.scored(monitoring.batches(store(), config), model, ["confidence"])["confidence"]
+    confidence = scored.scored(scored.batches(store(), config), model.identity, ["confidence"])["confidence"]
     for least in (0.0, float(confidence.median())):
         config = config.model_copy(update={"abstain_below": least})
         built = build_index.fn(config, model, None, [], "")

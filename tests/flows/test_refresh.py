@@ -22,9 +22,10 @@ from flows.new_data import NewData, compare
 from flows.plan import ENCODING, make_plan
 from gpt2 import canaries, contamination, exposure
 from gpt2.artifact import DamagedArtifact, Key
-from gpt2.corpus import content_digest, is_validation, normalise
+from gpt2.corpus import normalise
 from gpt2.jobs import Job, build
 from gpt2.shards import TokenStream
+from gpt2.splits import content_digest, is_validation
 from gpt2.tokenizer import Tokenizer
 from tests.conftest import sentence
 from tests.flows.test_pipeline import Home

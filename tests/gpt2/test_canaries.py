@@ -18,11 +18,11 @@ from gpt2 import canaries, corpus, exposure, report, shards, weights
 from gpt2.batches import TokenDataset
 from gpt2.canaries import SPACE, Canary, CanaryConfig
 from gpt2.config import END_OF_TEXT, ModelConfig, TrainConfig
-from gpt2.corpus import content_digest, is_validation
 from gpt2.engine import TorchEngine
 from gpt2.heads import LanguageModel
 from gpt2.model import GPT2
 from gpt2.shards import TokenStream
+from gpt2.splits import content_digest, is_validation
 from gpt2.tokenizer import Tokenizer
 from gpt2.train import fit
 from tests.conftest import sentence

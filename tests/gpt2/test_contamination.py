@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from gpt2 import contamination, verdict_files
-from gpt2.overlap import GRAM, NEAR, Hit
+from gpt2.contamination import GRAM, NEAR, Hit
 from gpt2.policy import GateConfig
 from tests.gpt2.stored import stored
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from gpt2 import corpus
 from gpt2.config import CorpusConfig
-from gpt2.corpus import TooManyBadDocuments, check_bad_share, clean, deduplicate, is_validation, normalise
+from gpt2.corpus import TooManyBadDocuments, check_bad_share, clean, deduplicate, normalise
 from gpt2.readers import Lines, UnreadableFile, documents
+from gpt2.splits import content_digest, is_validation
 
 
 def write(path, texts):
@@ -137,7 +138,7 @@ def test_a_bad_text_in_parquet_stays_local(tmp_path):
 
 
 def test_split_follows_content_and_share():
-    marks = [corpus.content_digest(f"document {i}") for i in range(20_000)]
+    marks = [content_digest(f"document {i}") for i in range(20_000)]
     share = sum(is_validation(m, 0.1) for m in marks) / len(marks)
     assert share == pytest.approx(0.1, abs=0.01)
     larger = {m for m in marks if is_validation(m, 0.2)}

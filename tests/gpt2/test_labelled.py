@@ -17,8 +17,10 @@ from gpt2.baselines import tfidf_logistic_regression
 from gpt2.config import ModelConfig
 from gpt2.duplicates import groups
 from gpt2.heads import Classifier
-from gpt2.labelled import SPLITS, divided, fold, indexed, read_table, split_by_time, weighted, write
+from gpt2.labelled import divided, fold, indexed, weighted, write
 from gpt2.model import GPT2
+from gpt2.splits import SPLITS, split_by_time
+from gpt2.tables import read_table
 from gpt2.task import task
 from gpt2.tasks.sentiment import SentimentSettings, TextDataset
 from gpt2.tokenizer import Tokenizer
@@ -82,7 +84,6 @@ def test_the_newest_are_held_out_as_brute_force_says(moments, joins, test, valid
         if max(a, b) < len(moments):
             member = [member[min(a, b)] if m == member[max(a, b)] else m for m in member]
     group = np.array([member.index(m) for m in member])
-    config = SentimentSettings(test_share=test, validation_share=validation)
     place = [0] * len(moments)
     for split, share in ((2, test), (1, validation)):
         rest, wanted = [i for i, p in enumerate(place) if p == 0], math.ceil(share * len(moments))
@@ -90,7 +91,7 @@ def test_the_newest_are_held_out_as_brute_force_says(moments, joins, test, valid
         for i in rest:
             if moments[i] in newest:
                 place[i] = split
-    found = split_by_time(times, group, config)
+    found = split_by_time(times, group, test, validation)
     for i, p in enumerate(place):
         later = any(group[j] == group[i] and place[j] > p for j in range(len(place)))
         assert found[i] == ("" if later else SPLITS[p])

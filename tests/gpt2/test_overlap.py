@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2.contamination import FEW, GRAM, LEAST, NEAR, WORDS, Index
 from gpt2.duplicates import words
-from gpt2.overlap import FEW, GRAM, LEAST, NEAR, WORDS, Index
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "ia", "o") for c in ("ck", "l", "m", "nd", "x")]
 NOISE = re.compile(r"https?://\S+|www\.\S+|@\w+|\brt\b|&\w+;|[^\w\s]|[\d_]", re.IGNORECASE)

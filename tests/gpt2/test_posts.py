@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from gpt2.monitor import MonitorConfig
-from gpt2.posts import mark, read, times
+from gpt2.posts import mark, read
 from gpt2.readers import UnreadableFile
+from gpt2.tables import times
 
 TIMED = MonitorConfig(time_field="time")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gpt2 import corpus
-from gpt2.corpus import content_digest, is_validation
 from gpt2.shards import TokenStream, encode_piece, training_texts
+from gpt2.splits import content_digest, is_validation
 from gpt2.tokenizer import Tokenizer
 
 

@@ -16,6 +16,7 @@ from gpt2.inspect import gradient_norms
 from gpt2.journal import JOURNAL, read_journal
 from gpt2.model import GPT2
 from gpt2.shards import TokenStream, encode_piece
+from gpt2.splits import content_digest, is_validation
 from gpt2.task import task
 from gpt2.tokenizer import Tokenizer
 from gpt2.train import accumulate, fit
@@ -46,7 +47,7 @@ def text(documents):
 def test_a_stream_in_memory_is_that_of_shards(documents, text, tmp_path):
     corpus.write_piece(documents, tmp_path / "piece.parquet")
     encode_piece(tmp_path / "piece.parquet", np.ones(60, bool), text.tokenizer, "uint16", 0.2, tmp_path)
-    kept = [d for d in documents if not corpus.is_validation(corpus.content_digest(d), 0.2)]
+    kept = [d for d in documents if not is_validation(content_digest(d), 0.2)]
     theirs, ours = TokenStream([tmp_path / "train.bin"], "uint16"), in_memory(kept, text.tokenizer)
     assert 0 < len(kept) < 60 and len(ours) == len(theirs)
     assert np.array_equal(ours.read(0, len(ours)), theirs.read(0, len(theirs)))

@@ -13,13 +13,13 @@ from scipy.stats import bootstrap
 from flows.config import preset_names, resolve
 from gpt2 import report
 from gpt2.config import ModelConfig
-from gpt2.corpus import content_digest, is_validation
 from gpt2.model import GPT2
 from gpt2.reasoner import losses
 from gpt2.reasons import attributes, named_in, place_of, said
 from gpt2.reasons_report import looked_at
 from gpt2.search import words
 from gpt2.sentences import Readers, collected, common_words, read, related, speaking_against, usable, words_of
+from gpt2.splits import content_digest, is_validation
 from gpt2.task import task
 from gpt2.tokenizer import Tokenizer
 

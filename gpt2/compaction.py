@@ -1,7 +1,7 @@
 """Scored batches of past days become one file for each month and version of the model.
 
 A merged batch is an artifact like any other, and names those that it holds: readers leave these out from the moment
-that it is complete (`monitoring.current`), and only then are they removed. A kill leaves the old ones, or both.
+that it is complete (`gpt2.scored.current`), and only then are they removed. A kill leaves the old ones, or both.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.monitoring import BATCHES, SCORED, Report, all_batches, current, kind, parts
 from gpt2.artifact import Artifact, DamagedArtifact, Key, Store, digest
+from gpt2.inbox import Report
 from gpt2.monitor import MonitorConfig
+from gpt2.scored import BATCHES, SCORED, all_batches, current, kind, parts
 
 MONTH = "month"
 """In the spec of a merged batch."""
@@ -92,7 +93,7 @@ def merge(store: Store, batches: Sequence[Artifact], say: Report) -> Artifact | 
         return {"posts": sum(posts for *_, posts in rows), BATCHES: rows, REPLACED: replaced}
 
     inputs = {BATCHES: digest(sorted(id for id, *_ in rows))}
-    return store.make(Key(whole[0].kind, group(whole[0]), inputs, ("cluster.compaction",)), build)
+    return store.make(Key(whole[0].kind, group(whole[0]), inputs, ("gpt2.compaction",)), build)
 
 
 def clean(store: Store, config: MonitorConfig, say: Report) -> None:
