@@ -16,7 +16,7 @@ from gpt2.duplicates import jaccard, shingles
 from gpt2.heads import pad
 from gpt2.metrics import calibration_error
 from gpt2.model import GPT2
-from gpt2.recommendation_behaviour import USERS
+from gpt2.recommendation_behaviour import TESTED
 from gpt2.task import task, tasks
 from gpt2.tasks.recommendation import load_examples
 from gpt2.tokenizer import Tokenizer
@@ -404,7 +404,7 @@ def test_recommendation_from_examples_to_report(views, model, tokenizer, tmp_pat
     stored(kind, written, out)
     behaved = written["tables"]["Behavioural tests, with 95 % intervals"]["rows"]
     assert {row[0] for row in behaved} == {MINIMUM, INVARIANCE, DIRECTION}
-    assert {row[2] for row in behaved if row[0] == INVARIANCE} == {min(USERS, len(histories))}
+    assert {row[2] for row in behaved if row[0] == INVARIANCE} == {min(TESTED, len(histories))}
     older(kind, saved, read)
     assert any(part["slice"].startswith("history") for part in written["slices"])
     assert "recall.png" in {figure["file"] for figure in written["figures"]}
