@@ -13,9 +13,9 @@ from flows import deployments
 from flows.config import InvalidConfig, preset_names, resolve
 from flows.events import EVENTS
 from flows.fields import GATE, MAIN, Gate, Main
-from flows.forms import identity, run, settings_of
-from flows.learner import ClassifierConfig, RecommenderConfig, pipeline_settings
-from flows.plan import make_plan
+from flows.forms import run, settings_of
+from flows.learner import ClassifierConfig, OwnDataPlan, RecommenderConfig
+from flows.plan import make_plan, run_identity
 from flows.published import ImportConfig
 from flows.search import SearchConfig
 from flows.turns import claim
@@ -67,16 +67,18 @@ def test_a_filled_form_is_what_the_command_line_would_say():
 
 def test_what_learns_files_of_ones_own_is_judged_by_its_own_gate():
     asked = ClassifierConfig(source="mine.csv", preset="smoke", gate={"margin": 0.01})
-    assert pipeline_settings(asked, None).gate == resolve("smoke", None, ["gate.margin=0.01"]).gate
+    assert OwnDataPlan(asked, None).settings.gate == resolve("smoke", None, ["gate.margin=0.01"]).gate
     with pytest.raises(ValueError, match=r"did you mean|Extra inputs"):
         ClassifierConfig(source="mine.csv", gate={"marginn": 0.01})
 
 
 def test_equal_runs_are_known_by_what_they_make(small_changes):
     plans = [make_plan(resolve("smoke", None, [*small_changes, *more])) for more in ([], ["cluster.zero_stage=1"])]
-    assert identity("pipeline", plans[0]) == identity("pipeline", plans[1]) != identity("pretrain", plans[0])
+    assert (
+        run_identity("pipeline", plans[0]) == run_identity("pipeline", plans[1]) != run_identity("pretrain", plans[0])
+    )
     other = make_plan(resolve("smoke", None, [*small_changes, "pretrain.seed=3"]))
-    assert identity("pipeline", other) != identity("pipeline", plans[0])
+    assert run_identity("pipeline", other) != run_identity("pipeline", plans[0])
 
 
 def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
