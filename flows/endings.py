@@ -1,4 +1,4 @@
-"""How a flow run that does a job goes, and how it ends, with its MLflow runs."""
+"""Carry out a job in a flow run: refused, done before, equal ones once, cancelled; its MLflow runs end with it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from flows.stage import say, without_tracebacks
 from flows.turns import claim
 
 LEAVING_SECONDS = 25
+"""From a SIGTERM to the end of the process at the latest."""
 
 STATUS = {StateType.COMPLETED: "FINISHED", StateType.FAILED: "FAILED"}
 """What MLflow calls it; every other end is KILLED."""

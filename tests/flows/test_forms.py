@@ -1,8 +1,10 @@
 """The form of the Prefect UI, the deployments, and who waits for whom."""
 
+import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
 from flows.config import InvalidConfig, preset_names, resolve
+from flows.endings import carry_out
 from flows.events import EVENTS
 from flows.fields import GATE, MAIN, Gate, Main
 from flows.forms import run, settings_of
@@ -99,6 +102,41 @@ def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
         assert time.monotonic() < deadline
         with claim("toy") as found:
             free = found is None
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A job; its store and its registry are this object."""
+
+    reason: str | None = None
+
+    @property
+    def identity(self) -> str:
+        if self.reason == "wrong":
+            raise ValueError("posts.csv has no column 'text'")
+        return "toy-job"
+
+    def nothing(self) -> str | None:
+        return self.reason
+
+
+def test_a_job_is_refused_done_before_left_to_another_run_or_done():
+    def never(plan: Toy):
+        raise AssertionError("it works")
+
+    refused = carry_out(lambda: Toy("wrong"), never, never)
+    assert (refused.type.value, refused.message) == ("FAILED", "refused: posts.csv has no column 'text'")
+    before = carry_out(lambda: Toy("made by v1"), never, lambda plan: ["a row"])
+    assert (before.message, before.result()) == ("Nothing to do: made by v1", ["a row"])
+    assert carry_out(lambda: Toy("made by v1"), lambda plan: plan) == Toy("made by v1")  # nobody asks
+    with claim("toy-job"):
+        other = carry_out(Toy, never)
+    assert other.name == "Duplicate" and f"process {os.getpid()} is doing the same" in other.message
+
+    def spoilt(plan: Toy):
+        raise ValueError("a bad row")
+
+    assert carry_out(Toy, spoilt).message == "a bad row" and carry_out(Toy, lambda plan: 7, never) == 7
 
 
 def test_deployments_are_listed_once_by_module_paused_with_slugs():
