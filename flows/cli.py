@@ -60,7 +60,8 @@ def run(
 
         describe(settings, plan, out)
         return
-    from flows.summary import registered_before, summarize
+    from flows.plan import registered_before
+    from flows.summary import summarize
 
     if stage == "pipeline" and (rows := registered_before(plan)):
         out.print("Nothing to do: every stage was done before.")

@@ -7,29 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
-from prefect.states import Completed, Failed
 
 from cluster import evaluation, promotion, registry
 from cluster.home import store
 from cluster.lineage import IMPORTED, Lineage, lineage
-from cluster.tracking import Run, client, end_dead
+from cluster.tracking import Run, client
 from flows import gating, provenance, results
-from flows.endings import HOOKS, or_cancelled
+from flows.endings import HOOKS, carry_out
 from flows.evaluation import publish, search
-from flows.forms import duplicate, leaving_in_time
 from flows.learner import plan_of
-from flows.published import NAME, ImportConfig, Published, done_before, look, prepare, settings_like, yardstick
+from flows.published import NAME, ImportConfig, ImportPlan, prepare, settings_like, yardstick
 from flows.registration import description, entered, how_to_load, measured_tags, read_report, report_of, rereading
 from flows.registration import trained_at as context_of
-from flows.stage import make, parent_of_all, recorded, say, without_tracebacks
-from flows.turns import claim
+from flows.stage import make, parent_of_all, recorded, say
 from gpt2 import card, imported
 from gpt2.artifact import Artifact
 from gpt2.base_kind import BASE
 
 
 @task(name="import weights")
-def write(found: Published) -> Artifact:
+def write(found: ImportPlan) -> Artifact:
     """The model and what it goes with, as artifacts of the same kinds as those of one that is trained here."""
     prepare(found)
 
@@ -40,7 +37,7 @@ def write(found: Published) -> Artifact:
 
 
 @task(name="evaluate base model")
-def measure(found: Published, base: Artifact, champion: Lineage) -> Artifact:
+def measure(found: ImportPlan, base: Artifact, champion: Lineage) -> Artifact:
     """Bits per byte of the champion's held-out text."""
     settings = settings_of(champion)
     plan, context, reads = plan_of(settings, champion), settings.pretrain.context, found.model.n_positions
@@ -64,7 +61,7 @@ def settings_of(champion: Lineage) -> Any:
 
 
 @task(name="register", task_run_name="register base")
-def register(found: Published, base: Artifact, champion: Lineage | str) -> dict[str, Any]:
+def register(found: ImportPlan, base: Artifact, champion: Lineage | str) -> dict[str, Any]:
     """A version of the base model; the gate decides, where there is text to measure it on, or who imports it does."""
     version = registry.by_artifact(NAME, base.id)
     done = version is not None and registry.judged(version)
@@ -89,7 +86,7 @@ def register(found: Published, base: Artifact, champion: Lineage | str) -> dict[
     return registry.row(version)
 
 
-def judge(found: Published, version: Any, made: Artifact, report: dict[str, Any], champion: Lineage) -> None:
+def judge(found: ImportPlan, version: Any, made: Artifact, report: dict[str, Any], champion: Lineage) -> None:
     """The gate's decision beside the champion, on the same text."""
     settings = settings_of(champion)
     plan = plan_of(settings, champion)
@@ -119,13 +116,13 @@ def unmeasured(base: Artifact, why: str) -> dict[str, Any]:
     }
 
 
-def tags(found: Published, report: dict[str, Any]) -> dict[str, str]:
+def tags(found: ImportPlan, report: dict[str, Any]) -> dict[str, str]:
     """Of the version: where it came from, and what was measured."""
     told = {"gpt2.data": found.plan.tokens.id, f"gpt2.{IMPORTED}": found.source}
     return {**told, **(measured_tags(report) if report["metrics"] else {})}
 
 
-def texts(found: Published, base: Artifact, report: dict[str, Any]) -> dict[str, str]:
+def texts(found: ImportPlan, base: Artifact, report: dict[str, Any]) -> dict[str, str]:
     """The card, and the record: source, revision, and the sha256 of each file among the base's inputs."""
     made = lineage("", base)
     settings = settings_like(made, made.model.n_positions)
@@ -148,29 +145,11 @@ def import_weights(config: ImportConfig) -> Any:
     Args:
         config: Where they are, and what is to become of them.
     """
-    without_tracebacks()
-    try:
-        found = look(config)
-    except ValueError as error:
-        return Failed(message=f"refused: {error}")
-    if row := done_before(found):
-        return Completed(message=f"Nothing to do: {told(row)}", data={"registered": [row]})
-    end_dead()
-    with claim(f"import-{found.plan.base.id}") as holder:
-        if holder is not None:
-            return duplicate(holder)
-        with leaving_in_time():
-            return or_cancelled(lambda: carried_out(found))
+    return carry_out(lambda: ImportPlan.of(config), carried_out, lambda found: {"registered": [found.registered()]})
 
 
-def carried_out(found: Published) -> dict[str, Any]:
+def carried_out(found: ImportPlan) -> dict[str, Any]:
     """The flow's body."""
     with parent_of_all():
         base = write(found)
         return {"registered": [register(found, base, yardstick(base.id))]}
-
-
-def told(row: dict[str, Any]) -> str:
-    """A registered version in a line."""
-    why = f": {row['reasons']}" if row["reasons"] else ""
-    return f"{row['model']} version {row['version']} has these weights, {row['verdict']}{why}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +16,18 @@ from cluster.home import store
 from cluster.lineage import Lineage, registered_lineage
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, resolve, validate
 from flows.fields import Gate, Preset
-from flows.new_data import Known, like
-from flows.plan import Plan, base_keys, make_plan, task_keys, whole
+from flows.new_data import like
+from flows.plan import (
+    ExistingKey,
+    ModelKeys,
+    Plan,
+    base_keys,
+    make_plan,
+    registered_before,
+    task_identity,
+    task_keys,
+    whole,
+)
 from gpt2.artifact import Artifact
 from gpt2.catalogue import CatalogueFiles
 from gpt2.config import Settings, TrainConfig
@@ -34,7 +46,7 @@ TUNED = ("train", "adaptation")
 """The sections of a task that a search changes."""
 
 
-class Learner(Settings):
+class OwnDataConfig(Settings):
     """Data of one's own that become a registered model; a subclass adds how they are read."""
 
     task: ClassVar[str]
@@ -63,6 +75,24 @@ class Learner(Settings):
     changes: list[str] = Field(default=[], json_schema_extra=LAST)
     """Any other settings of the pipeline, each as in pretrain.steps=500 or tasks.sentiment.train.context=64."""
 
+    def registered_as(self) -> str:
+        """What the model is called after `gpt2-`; `InvalidConfig` where that would be another task's model."""
+        if self.name is None:
+            stem = Path(self.source.removeprefix(PREFIX)).name.partition(".")[0].lower()
+            name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60].rstrip("-")
+            if name and name not in ("base", *tasks()):
+                return name
+            raise InvalidConfig(f"name: {self.source!r} gives no name of its own; set one: --name mine")
+        if self.name in {"base", *tasks()} - {self.task}:
+            raise InvalidConfig(f"name = {self.name!r}: gpt2-{self.name} is another kind of model; choose another")
+        return self.name
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, as it can be asked for again from anywhere."""
+        values = self.model_dump(mode="json") | {"name": self.registered_as()}
+        places = {what: whole(values[what]) for what in ("source", "interactions") if what in values}
+        return {"flow": self.flow, "config": values | places}
+
     @field_validator("tasks")
     @classmethod
     def _of_fine_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +107,7 @@ class Learner(Settings):
         return value
 
 
-class ClassifierConfig(LabelledFile, Learner):
+class ClassifierConfig(LabelledFile, OwnDataConfig):
     """A file of labelled texts that becomes a registered model."""
 
     task: ClassVar[str] = "sentiment"
@@ -86,7 +116,7 @@ class ClassifierConfig(LabelledFile, Learner):
     """A .csv, .jsonl or .parquet file with a text and a label per row, and perhaps a time, a topic and a weight."""
 
 
-class RecommenderConfig(CatalogueFiles, Learner):
+class RecommenderConfig(CatalogueFiles, OwnDataConfig):
     """A file of items and a file of interactions that become a registered model."""
 
     task: ClassVar[str] = "recommendation"
@@ -97,17 +127,75 @@ class RecommenderConfig(CatalogueFiles, Learner):
     """The file of interactions: user, item, time, perhaps a weight such as a rating."""
 
 
-def name_of(config: Learner) -> str:
-    """What the model is called after `gpt2-`; `InvalidConfig` where that would be another task's model."""
-    if config.name is None:
-        stem = Path(config.source.removeprefix(PREFIX)).name.partition(".")[0].lower()
-        name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60].rstrip("-")
-        if name and name not in ("base", *tasks()):
-            return name
-        raise InvalidConfig(f"name: {config.source!r} gives no name of its own; set one: --name mine")
-    if config.name in {"base", *tasks()} - {config.task}:
-        raise InvalidConfig(f"name = {config.name!r}: gpt2-{config.name} is another kind of model; choose another")
-    return config.name
+@dataclass(frozen=True)
+class OwnDataPlan:
+    """Settings of the whole and keys of all artifacts where a task learns data of one's own."""
+
+    config: OwnDataConfig
+    base: Lineage | None
+    """The pretrained model that learns; None where one is pretrained first."""
+    samples: int | None = None
+    """Of training, which say how long it is; None where the examples are not there yet."""
+
+    @classmethod
+    def of(cls, config: OwnDataConfig) -> OwnDataPlan:
+        """The plan on the registry's base model; `ValueError` where it is not in this home."""
+        return cls(config, pretrained(config.base))
+
+    @cached_property
+    def settings(self) -> PipelineConfig:
+        """The pipeline's settings; with the number of training samples also how long training is."""
+        config, base, name = self.config, self.base, self.config.task
+        others = {other: {"enabled": False} for other in tasks() if other != name}
+        known = tasks()[name].Settings.model_fields
+        given = {field: getattr(config, field) for field in type(config).model_fields if field in known}
+        mine = {**given, "enabled": True, "register_as": config.registered_as(), **config.tasks.get(name, {})}
+        gate = config.gate.model_dump(mode="json")
+        values = merged(resolve(config.preset).model_dump(), {"tasks": {**others, name: mine}, "gate": gate})
+        values = fitting(values, name, base)
+        settings = validate(values)
+        if self.samples is not None:
+            train, workers = getattr(settings.tasks, name).train, settings.task_cluster(name).num_workers
+            values = merged(values, {"tasks": {name: {"train": length(config, train, self.samples, workers)}}})
+        for change in config.changes:
+            values = merged(values, parse_change(change))
+        settings = validate(values)
+        return like(base, settings) if base is not None else settings
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The keys of all artifacts; `InvalidConfig` where a file can't be read."""
+        return plan_of(self.settings, self.base, self.config.asked())
+
+    @property
+    def keys(self) -> ModelKeys:
+        """Those of the task that learns."""
+        return self.plan.tasks[self.config.task]
+
+    @property
+    def identity(self) -> str:
+        """The same for runs that would make the same."""
+        return task_identity(self.config.task, self.plan)
+
+    def with_examples(self, examples: Artifact) -> OwnDataPlan:
+        """The plan once the examples are there and say how long training is."""
+        context = getattr(self.settings.tasks, self.config.task).train.context
+        count = tasks()[self.config.task].samples(examples.path, examples.info, context)
+        return OwnDataPlan(self.config, self.base, count)
+
+    def complete(self) -> OwnDataPlan | None:
+        """The same by the examples in the store; None where they are not there yet."""
+        examples = store().find(self.keys.examples)
+        return self.with_examples(examples) if examples else None
+
+    def registered(self) -> list[dict[str, Any]] | None:
+        """The rows of the registry where there is nothing left to do, else None. Starts nothing."""
+        complete = self.complete()
+        return registered_before(complete.plan) if complete else None
+
+    def nothing(self) -> str | None:
+        """Why there is nothing to do; None where there is something. Starts nothing."""
+        return "every stage was done before." if self.registered() else None
 
 
 def pretrained(address: str) -> Lineage | None:
@@ -123,26 +211,6 @@ def pretrained(address: str) -> Lineage | None:
     return registered_lineage(version)
 
 
-def pipeline_settings(config: Learner, base: Lineage | None, examples: int | None = None) -> PipelineConfig:
-    """The settings of the whole; with the number of training samples also how long training is."""
-    values, name = resolve(config.preset).model_dump(), config.task
-    others = {other: {"enabled": False} for other in tasks() if other != name}
-    known = tasks()[name].Settings.model_fields
-    given = {field: getattr(config, field) for field in type(config).model_fields if field in known}
-    mine = {**given, "enabled": True, "register_as": name_of(config), **config.tasks.get(name, {})}
-    values = merged(values, {"tasks": {**others, name: mine}, "gate": config.gate.model_dump(mode="json")})
-    values = fitting(values, name, base)
-    settings = validate(values)
-    if examples is not None:
-        train = getattr(settings.tasks, name).train
-        workers = settings.task_cluster(name).num_workers
-        values = merged(values, {"tasks": {name: {"train": length(config, train, examples, workers)}}})
-    for change in config.changes:
-        values = merged(values, parse_change(change))
-    settings = validate(values)
-    return like(base, settings) if base is not None else settings
-
-
 def fitting(values: dict[str, Any], name: str, base: Lineage | None) -> dict[str, Any]:
     """Settings whose contexts are no longer than the pretrained model's positions."""
     if base is None:
@@ -153,28 +221,7 @@ def fitting(values: dict[str, Any], name: str, base: Lineage | None) -> dict[str
     return merged(values, own)
 
 
-def with_examples(config: Learner, base: Lineage | None, examples: Artifact) -> PipelineConfig:
-    """The settings of the whole, once the examples are there and say how long training is."""
-    train = getattr(pipeline_settings(config, base).tasks, config.task).train
-    count = tasks()[config.task].samples(examples.path, examples.info, train.context)
-    return pipeline_settings(config, base, count)
-
-
-def final_plan(config: Learner, base: Lineage | None) -> Plan | None:
-    """The keys of all artifacts; None where the examples, which say how long training is, are not there yet."""
-    settings = pipeline_settings(config, base)
-    examples = store().find(plan_of(settings, base).tasks[config.task].examples)
-    return plan_of(with_examples(config, base, examples), base) if examples else None
-
-
-def asked(config: Learner) -> dict[str, Any]:
-    """What was asked for, as it can be asked for again from anywhere."""
-    values = config.model_dump(mode="json") | {"name": name_of(config)}
-    places = {what: whole(values[what]) for what in ("source", "interactions") if what in values}
-    return {"flow": config.flow, "config": values | places}
-
-
-def length(config: Learner, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
+def length(config: OwnDataConfig, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
     """Steps and batches by the size of the training split: so many passes, in smaller batches where it is small."""
     batch = train.batch_size
     while batch % (2 * workers) == 0 and batch > SMALLEST_BATCH and config.passes * examples < FEW_STEPS * batch:
@@ -193,8 +240,9 @@ def plan_of(settings: PipelineConfig, base: Lineage | None, asked: Mapping[str, 
     """The keys of all artifacts; those of the pretrained model are there. `asked` goes with the registered version."""
     if base is None:
         return make_plan(settings)
-    corpus, tokenizer = Known("corpus", known=base.corpora[-1].id), Known("tokenizer", known=base.tokenizer.id)
-    tokens, model = Known("tokens", known=base.tokens[-1].id), Known("base", known=base.base.id)
+    corpus = ExistingKey("corpus", known=base.corpora[-1].id)
+    tokenizer = ExistingKey("tokenizer", known=base.tokenizer.id)
+    tokens, model = ExistingKey("tokens", known=base.tokens[-1].id), ExistingKey("base", known=base.base.id)
     pretrained = base_keys(model, tokens, settings.canaries)
     own = {name: task_keys(name, settings, model, tokenizer, tokens) for name in settings.task_settings()}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}", **base.tags}

@@ -5,35 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, task
-from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from cluster.home import store
-from cluster.lineage import Lineage
 from cluster.stopping import politely
-from cluster.tracking import end_dead
 from flows import results
 from flows.config import PipelineConfig
-from flows.endings import HOOKS, or_cancelled
+from flows.endings import HOOKS, carry_out
 from flows.evaluation import evaluate_task
 from flows.finetuning import finetune_all, prepare_examples
-from flows.forms import duplicate, leaving_in_time
-from flows.learner import (
-    ClassifierConfig,
-    Learner,
-    RecommenderConfig,
-    asked,
-    pipeline_settings,
-    plan_of,
-    pretrained,
-    with_examples,
-)
+from flows.learner import ClassifierConfig, OwnDataPlan, RecommenderConfig
 from flows.pipeline import pipeline
 from flows.plan import Plan
 from flows.registration import register_model
-from flows.stage import parent_of_all, say, without_tracebacks
-from flows.turns import claim, turn
-from gpt2.artifact import Artifact, digest
+from flows.stage import parent_of_all, say
+from flows.turns import turn
+from gpt2.artifact import Artifact
 
 
 @task(name="prepare examples")
@@ -49,7 +36,7 @@ def train_classifier(config: ClassifierConfig) -> Any:
     Args:
         config: The file, which columns it has, and what learns from it.
     """
-    return learned(config)
+    return carry_out(lambda: OwnDataPlan.of(config), in_turn)
 
 
 @flow(name="train-recommender", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
@@ -59,45 +46,24 @@ def train_recommender(config: RecommenderConfig) -> Any:
     Args:
         config: The two files, which columns they have, and what learns from them.
     """
-    return learned(config)
+    return carry_out(lambda: OwnDataPlan.of(config), in_turn)
 
 
-def learned(config: Learner) -> Any:
-    """The body of both flows: one at a time of those that train, equal ones once."""
-    without_tracebacks()
-    try:
-        base = pretrained(config.base)
-        settings = pipeline_settings(config, base)
-        plan = plan_of(settings, base)
-    except ValueError as error:
-        return Failed(message=f"refused: {error}")
-    end_dead()
-    keys = plan.tasks[config.task]
-    with claim(f"{config.task}-{digest([keys.registered, keys.examples.id])[:16]}") as holder:
-        if holder is not None:
-            return duplicate(holder)
-        with leaving_in_time():
-            return or_cancelled(lambda: in_turn(config, base, settings, plan))
-
-
-def in_turn(config: Learner, base: Lineage | None, settings: PipelineConfig, plan: Plan) -> dict[str, Any]:
-    """Whoever gave a file that can't be learned from is told at once, not after those that train now."""
-    examples = prepare(config.task, settings, plan)
+def in_turn(own: OwnDataPlan) -> dict[str, Any]:
+    """The body of both flows: a file that can't be learned from is refused at once, not after those that train now."""
+    examples = prepare(own.config.task, own.settings, own.plan)
     with turn():
-        return learn(config, base, examples)
+        return learn(own.with_examples(examples))
 
 
-def learn(config: Learner, base: Lineage | None, examples: Artifact) -> dict[str, Any]:
-    """All that follows the examples, which say how long training is."""
-    settings = with_examples(config, base, examples)
-    plan = plan_of(settings, base, asked(config))
-    if base is None:
+def learn(own: OwnDataPlan) -> dict[str, Any]:
+    """All that follows the examples."""
+    if own.base is None:
         say("there is no gpt2-base yet: one is pretrained first")
-        rows = pipeline.fn(settings)["registered"]
+        rows = pipeline.fn(own.settings)["registered"]
     else:
-        rows = fine_tuned(config.task, settings, plan)
-    report = plan.tasks[config.task].report
-    made = store().require(report.kind, report.id)
+        rows = fine_tuned(own.config.task, own.settings, own.plan)
+    made = store().require(own.keys.report.kind, own.keys.report.id)
     return {"registered": rows, "report": str(made.file("report.html"))}
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
 from cluster.home import store
 from cluster.lineage import PARENT, Lineage, canaries_in, champion_lineage
 from flows.config import InvalidConfig, PipelineConfig, validate
-from flows.plan import DEDUPLICATING, ENCODING, REFRESHING, Plan, base_keys, document_keys, task_keys
-from flows.summary import registered_before
+from flows.plan import (
+    DEDUPLICATING,
+    ENCODING,
+    REFRESHING,
+    ExistingKey,
+    Plan,
+    base_keys,
+    document_keys,
+    registered_before,
+    task_keys,
+)
 from gpt2.artifact import Artifact, Key
 from gpt2.config import ModelShape, TrainConfig
 
@@ -18,18 +28,7 @@ SMALL = 32_000_000
 
 
 @dataclass(frozen=True)
-class Known(Key):
-    """The key of an artifact that is there: its id is not computed anew, its code may be of an earlier version."""
-
-    known: str = ""
-
-    @property
-    def id(self) -> str:
-        return self.known
-
-
-@dataclass(frozen=True)
-class NewData:
+class RefreshPlan:
     """The source files that are new or changed since the champion's text, and what they make."""
 
     config: PipelineConfig
@@ -41,13 +40,32 @@ class NewData:
     """New or changed, as are their `documents`."""
     documents: tuple[Key, ...]
 
-    @property
+    @classmethod
+    def of(cls, config: PipelineConfig, champion: Lineage | None = None) -> RefreshPlan:
+        """Compare the sources with what the champion, the registry's by default, has learned.
+
+        Reads the files that are there; starts nothing.
+        """
+        champion = champion or champion_lineage()
+        asked, config = config.canaries, like(champion, config)
+        if asked.count and not config.canaries.count:
+            raise InvalidConfig(
+                f"canaries.count={asked.count}: a refresh plants none, and the text of the champion, gpt2-base version "
+                f"{champion.version}, has none; set canaries.count to 0, or train anew on all text: gpt2 run"
+            )
+        seen = {id for _, id in champion.document_ids()}
+        sources, keys = document_keys(config)
+        new = {key.id: (path, key) for path, key in zip(sources, keys, strict=True) if key.id not in seen}
+        paths, documents = zip(*new.values(), strict=True) if new else ((), ())
+        return cls(config, champion, len(sources), paths, documents)
+
+    @cached_property
     def corpus(self) -> Key:
         """Which of their documents are new."""
         inputs = {PARENT: self.champion.corpora[-1].id, **{f"{i:06d}": key.id for i, key in enumerate(self.documents)}}
         return Key("corpus", {}, inputs, DEDUPLICATING)
 
-    @property
+    @cached_property
     def tokens(self) -> Key:
         """The new documents, encoded."""
         before = self.champion
@@ -122,7 +140,7 @@ class NewData:
     def plan(self, tokens: Artifact) -> Plan:
         """The keys of all artifacts, once the new tokens are there and say how long training is."""
         config, before = self.config, self.champion
-        tokenizer = Known("tokenizer", known=before.tokenizer.id)
+        tokenizer = ExistingKey("tokenizer", known=before.tokenizer.id)
         base = Key(
             "base",
             {
@@ -143,26 +161,6 @@ class NewData:
         }
         sources, documents = self.sources, self.documents
         return Plan(sources, documents, self.corpus, tokenizer, self.tokens, pretrained, tasks, tags)
-
-
-def look(config: PipelineConfig) -> NewData:
-    """Compare the sources with what the champion has learned. Reads the files that are there; starts nothing."""
-    return compare(config, champion_lineage())
-
-
-def compare(config: PipelineConfig, champion: Lineage) -> NewData:
-    """The sources beside what a model has learned."""
-    asked, config = config.canaries, like(champion, config)
-    if asked.count and not config.canaries.count:
-        raise InvalidConfig(
-            f"canaries.count={asked.count}: a refresh plants none, and the text of the champion, gpt2-base version "
-            f"{champion.version}, has none; set canaries.count to 0, or train anew on all text: gpt2 run"
-        )
-    seen = {id for _, id in champion.document_ids()}
-    sources, keys = document_keys(config)
-    new = {key.id: (path, key) for path, key in zip(sources, keys, strict=True) if key.id not in seen}
-    paths, documents = zip(*new.values(), strict=True) if new else ((), ())
-    return NewData(config, champion, len(sources), paths, documents)
 
 
 def like(champion: Lineage, config: PipelineConfig) -> PipelineConfig:

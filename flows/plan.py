@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.home import samples
+from cluster.home import samples, store
 from flows.config import InvalidConfig, PipelineConfig
 from gpt2 import samples as sample_data
-from gpt2.artifact import Key, Store
+from gpt2.artifact import Key, Store, digest
 from gpt2.base_kind import BASE
 from gpt2.canaries import CODE as PLANTING
 from gpt2.canaries import CanaryConfig
@@ -65,6 +65,17 @@ NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
 """What a task's settings say about training alone."""
 REREADING = ("gpt2.retokenized", "gpt2.tokenizer")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
+
+
+@dataclass(frozen=True)
+class ExistingKey(Key):
+    """The key of an artifact that is there: its id is not computed anew, its code may be of an earlier version."""
+
+    known: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.known
 
 
 @dataclass(frozen=True)
@@ -254,3 +265,26 @@ def without(settings: Settings, *names: str) -> dict:
 def stages_done(plan: Plan, store: Store) -> list[tuple[str, str, Key, bool]]:
     """(stage, what, key, done) of every artifact."""
     return [(stage, what, key, store.find(key) is not None) for stage, what, key in plan.by_stage()]
+
+
+def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
+    """The rows of the registry where a run of the plan has nothing left to do, else None. Starts nothing."""
+    if not all(done for *_, done in stages_done(plan, store())):
+        return None
+    from cluster import registry  # MLflow: only when there is a registry to ask
+
+    keys = {keys.registered: keys.model for keys in plan.models.values()}
+    found = [registry.by_artifact(name, key.id) for name, key in keys.items()]
+    versions = [version for version in found if version and registry.judged(version)]
+    return [registry.row(version) for version in versions] if len(versions) == len(keys) else None
+
+
+def run_identity(stage: str, plan: Plan) -> str:
+    """The same for runs of a stage that would make the same."""
+    return digest([stage, *(key.id for _, _, key in plan.by_stage())])[:16]
+
+
+def task_identity(name: str, plan: Plan) -> str:
+    """The same for runs in which a task would learn the same examples for the same registered model."""
+    keys = plan.tasks[name]
+    return f"{name}-{digest([keys.registered, keys.examples.id])[:16]}"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster import pulling
 from cluster.environment import numerical_environment
 from cluster.home import store
 from cluster.lineage import IMPORTED
@@ -19,6 +20,10 @@ from gpt2.card import Rows, card
 from gpt2.task import kind
 
 RECORD = "provenance.json"
+NEEDED = {"model", "artifact", "config", "stages", "environment"}
+"""What a record holds."""
+IMPORT = "import"
+"""What records of imported models call the flow that was asked for."""
 
 
 def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any]) -> dict[str, str]:
@@ -57,6 +62,24 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
         "environment": numerical_environment(),
         **commit_tag(),
     }
+
+
+def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
+    """The record, with settings and stages of the registered base model that learned, where that is another run's: its
+    text is not what this version's own settings name. `ValueError` where it has no record any more."""
+    base = version.tags.get("gpt2.base_version")
+    if base is None or not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
+        return recorded
+    try:
+        theirs = json.loads(pulling.read_text(pulling.find(f"models:/{base}"), RECORD))
+    except ValueError as error:
+        raise ValueError(f"{pulling.exact(version)} can't be made again without {base}: {error}") from None
+    own = [stage for stage in recorded["stages"] if stage["what"].startswith(f"{recorded['model']} ")]
+    config = {**theirs["config"], "tasks": recorded["config"]["tasks"]}
+    task = config["tasks"][recorded["model"]]
+    workers = task["num_workers"] or recorded["config"]["cluster"]["num_workers"]
+    config["tasks"] = {**config["tasks"], recorded["model"]: {**task, "num_workers": workers}}
+    return {**recorded, "config": config, "stages": [*theirs["stages"], *own], "base": theirs.get("asked")}
 
 
 def model_card(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cluster.lineage import Lineage, registered_lineage
 from flows.config import PipelineConfig, merged, resolve, validate
 from flows.new_data import like
 from flows.plan import DEDUPLICATING, ENCODING, Plan, base_keys, whole
-from flows.reproduction import IMPORT
+from flows.provenance import IMPORT
 from gpt2.artifact import Key
 from gpt2.canaries import CanaryConfig
 from gpt2.config import CorpusConfig, ModelConfig, Settings, TokenizerConfig
@@ -65,7 +66,7 @@ class ImportConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Published:
+class ImportPlan:
     """Weights and their tokenizer, in a directory that was looked at."""
 
     config: ImportConfig
@@ -73,6 +74,20 @@ class Published:
     model: ModelConfig
     files: dict[str, str]
     """The sha256 of each file that is read: what the ids follow from, wherever the directory lies."""
+
+    @classmethod
+    def of(cls, config: ImportConfig) -> ImportPlan:
+        """The weights, checked from end to end; `ValueError` says why they can't be imported. A hub's are fetched."""
+        from gpt2 import hub, imported  # PyTorch
+
+        if config.revision and Path(config.source).is_dir():
+            raise ValueError(
+                f"revision = {config.revision!r}: {config.source} is a directory, which has none; leave it out"
+            )
+        directory = hub.folder(config.source, config.online, config.revision).absolute()
+        files = imported.digests(directory)
+        model, _ = imported.read(directory)
+        return cls(config, directory, model.config, files)
 
     @property
     def revision(self) -> str | None:
@@ -85,7 +100,7 @@ class Published:
         place = self.config.source
         return whole(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """The keys of all artifacts."""
         words = {name: sha for name, sha in self.files.items() if name.startswith(("tokenizer", "vocab", "merges"))}
@@ -103,22 +118,35 @@ class Published:
         asked = {"flow": IMPORT, "config": self.config.model_dump(mode="json") | {"source": self.source}}
         return Plan((), (), corpus, tokenizer, tokens, base_keys(base, tokens, CanaryConfig()), {}, {}, asked)
 
+    @property
+    def identity(self) -> str:
+        """The same for imports of the same weights."""
+        return f"import-{self.plan.base.id}"
 
-def look(config: ImportConfig) -> Published:
-    """The weights, checked from end to end; `ValueError` says why they can't be imported. A hub's are fetched."""
-    from gpt2 import hub, imported  # PyTorch
+    def registered(self) -> dict[str, Any] | None:
+        """The registry's row where there is nothing left to do, else None. Starts nothing."""
+        base = self.plan.base
+        if store().find(base) is None:
+            return None
+        from cluster import registry  # MLflow
 
-    if config.revision and Path(config.source).is_dir():
-        raise ValueError(
-            f"revision = {config.revision!r}: {config.source} is a directory, which has none; leave it out"
-        )
-    directory = hub.folder(config.source, config.online, config.revision).absolute()
-    files = imported.digests(directory)
-    model, _ = imported.read(directory)
-    return Published(config, directory, model.config, files)
+        version = registry.by_artifact(NAME, base.id)
+        if version is None:
+            return None
+        if self.config.champion:
+            champion = registry.by_alias(NAME, registry.CHAMPION)
+            return registry.row(version) if champion and champion.version == version.version else None
+        # A description is what a version gets last, where there is nothing to judge it by.
+        described = version.description and isinstance(yardstick(base.id), str)
+        return registry.row(version) if registry.judged(version) or described else None
+
+    def nothing(self) -> str | None:
+        """Why there is nothing to do; None where there is something. Starts nothing."""
+        row = self.registered()
+        return in_words(row) if row else None
 
 
-def prepare(found: Published) -> None:
+def prepare(found: ImportPlan) -> None:
     """The tokenizer and, of what the model has learned here, an empty corpus and its tokens, as artifacts."""
     plan, s = found.plan, store()
 
@@ -162,19 +190,7 @@ def yardstick(base: str) -> Lineage | str:
     return found
 
 
-def done_before(found: Published) -> dict[str, Any] | None:
-    """The registry's row where there is nothing left to do, else None. Starts nothing."""
-    base = found.plan.base
-    if store().find(base) is None:
-        return None
-    from cluster import registry  # MLflow
-
-    version = registry.by_artifact(NAME, base.id)
-    if version is None:
-        return None
-    if found.config.champion:
-        champion = registry.by_alias(NAME, registry.CHAMPION)
-        return registry.row(version) if champion and champion.version == version.version else None
-    # A description is what a version gets last, where there is nothing to judge it by.
-    told = version.description and isinstance(yardstick(base.id), str)
-    return registry.row(version) if registry.judged(version) or told else None
+def in_words(row: dict[str, Any]) -> str:
+    """A registered version in a line."""
+    why = f": {row['reasons']}" if row["reasons"] else ""
+    return f"{row['model']} version {row['version']} has these weights, {row['verdict']}{why}"

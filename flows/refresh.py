@@ -18,7 +18,7 @@ from flows import results
 from flows.config import PipelineConfig, resolve
 from flows.evaluation import evaluate_task, publish, search
 from flows.finetuning import finetune_all
-from flows.new_data import NewData, look
+from flows.new_data import RefreshPlan
 from flows.plan import ENCODING, Plan, local_source
 from flows.registration import register_model, report_of
 from flows.stage import make, parent_of_all, say
@@ -30,7 +30,7 @@ from gpt2.weights import MODEL
 
 
 @task(name="find new documents")
-def find_documents(new: NewData) -> Artifact:
+def find_documents(new: RefreshPlan) -> Artifact:
     """Clean the files that are new or changed; keep the documents that no text of the champion holds."""
     config = new.config.corpus
 
@@ -44,7 +44,7 @@ def find_documents(new: NewData) -> Artifact:
 
 
 @task(name="encode new documents")
-def encode_documents(new: NewData, merged: Artifact) -> Artifact:
+def encode_documents(new: RefreshPlan, merged: Artifact) -> Artifact:
     """Encode them with the champion's tokenizer, into shards beside those that it has learned."""
 
     def build(out: Path, run: Run) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def encode_documents(new: NewData, merged: Artifact) -> Artifact:
 
 
 @task(name="go on training")
-def train_on(new: NewData, tokens: Artifact, plan: Plan) -> Artifact:
+def train_on(new: RefreshPlan, tokens: Artifact, plan: Plan) -> Artifact:
     """Pretraining goes on from the champion's weights, with new samples and replayed old ones."""
     config, samples = new.config, new.new_samples(tokens)
     train = new.training(tokens)
@@ -86,7 +86,7 @@ def train_on(new: NewData, tokens: Artifact, plan: Plan) -> Artifact:
 
 
 @task(name="evaluate base model")
-def evaluate_base(new: NewData, plan: Plan) -> Artifact:
+def evaluate_base(new: RefreshPlan, plan: Plan) -> Artifact:
     """Bits per byte of the old and of the new validation text, beside the champion's."""
     searched = search("base", plan)
 
@@ -116,7 +116,7 @@ def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | Stat
     Args:
         config: the pipeline's settings; of `corpus` the sources, `refresh`, `pretrain`, `tasks` and `cluster`.
     """
-    new = look(config)
+    new = RefreshPlan.of(config)
     if reason := new.nothing():
         return ended(reason)
     with parent_of_all() as run:
@@ -131,7 +131,7 @@ def ended(reason: str) -> State:
     return Completed(message=reason, data={"registered": [], "nothing": reason})
 
 
-def go_on(new: NewData) -> dict[str, Any] | State:
+def go_on(new: RefreshPlan) -> dict[str, Any] | State:
     """All stages; after those that say how much is new, it may be nothing."""
     merged = find_documents(new)
     if reason := new.nothing():

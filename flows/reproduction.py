@@ -18,15 +18,11 @@ from cluster.home import samples
 from cluster.lineage import PARENT
 from flows.config import PipelineConfig, merged, validate
 from flows.plan import make_plan
-from flows.provenance import RECORD, keys_of
+from flows.provenance import IMPORT, NEEDED, RECORD, keys_of, with_base
 from gpt2.artifact import Store, code_version
 from gpt2.card import NAME as CARD
 from gpt2.modelfiles import Manifest, manifest
 
-NEEDED = {"model", "artifact", "config", "stages", "environment"}
-"""What a record holds."""
-IMPORT = "import"
-"""What records of imported models call the flow that was asked for."""
 SETTINGS = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 """Variables that would have the new run recorded where the old one was."""
 
@@ -53,24 +49,6 @@ def reproduce(address: str, folder: Path | None, say: Callable[[str], None]) -> 
     finally:
         if folder is None:
             shutil.rmtree(fresh, ignore_errors=True)
-
-
-def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
-    """The record, with settings and stages of the registered base model that learned, where that is another run's: its
-    text is not what this version's own settings name. `ValueError` where it has no record any more."""
-    base = version.tags.get("gpt2.base_version")
-    if base is None or not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
-        return recorded
-    try:
-        theirs = json.loads(pulling.read_text(pulling.find(f"models:/{base}"), RECORD))
-    except ValueError as error:
-        raise ValueError(f"{pulling.exact(version)} can't be made again without {base}: {error}") from None
-    own = [stage for stage in recorded["stages"] if stage["what"].startswith(f"{recorded['model']} ")]
-    config = {**theirs["config"], "tasks": recorded["config"]["tasks"]}
-    task = config["tasks"][recorded["model"]]
-    workers = task["num_workers"] or recorded["config"]["cluster"]["num_workers"]
-    config["tasks"] = {**config["tasks"], recorded["model"]: {**task, "num_workers": workers}}
-    return {**recorded, "config": config, "stages": [*theirs["stages"], *own], "base": theirs.get("asked")}
 
 
 def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, field_validator
 
+from cluster.home import store
 from cluster.lineage import Lineage
 from flows.candidates import Candidate, candidates
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve, validate
@@ -71,7 +72,7 @@ class SearchConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchPlan:
     """All that is decided before anything starts."""
 
     config: SearchConfig
@@ -79,36 +80,46 @@ class Search:
     plan: Plan
     key: Key
 
+    @classmethod
+    def of(cls, config: SearchConfig) -> SearchPlan:
+        """The candidates and the key of their search; `ValueError` for wrong settings, or no pretrained model."""
+        settings_of(config, None)  # wrong settings are told before the registry is asked
+        base = pretrained(config.base)
+        if base is None:
+            raise InvalidConfig(
+                f"base = {config.base!r}: there is no such model yet; make one first: gpt2 run --preset {config.preset}"
+            )
+        settings = settings_of(config, base)
+        found = candidates(settings, config.task, config.space, config.trials, config.seed)
+        plan = plan_of(settings, base)
+        keys = plan.tasks[config.task]
+        spec = {
+            "task": config.task,
+            "candidates": [candidate.identity() for candidate in found],
+            "eval_samples": config.eval_samples,
+            "reduction": REDUCTION,
+            "preset": {"name": config.preset, **Candidate({}, resolve(config.preset), config.task).identity()},
+        }
+        inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
+        code = (*TRAINING, f"gpt2.tasks.{config.task}", *task_of(config.task).code, *CODE)
+        return cls(config, found, plan, Key("search", spec, inputs, code))
+
+    @property
+    def identity(self) -> str:
+        """The same for equal searches."""
+        return f"search-{self.key.id}"
+
+    def nothing(self) -> str | None:
+        """Why there is nothing to do; None where there is something."""
+        made = store().find(self.key)
+        return f"the search was done before; {made.file('best.yaml')}" if made else None
+
     @property
     def steps(self) -> int:
         """Of a candidate that is not stopped early."""
         steps = self.candidates[0].train.steps
         assert steps is not None
         return steps
-
-
-def prepare(config: SearchConfig) -> Search:
-    """The candidates and the key of their search; `ValueError` for settings that are wrong, or no pretrained model."""
-    settings_of(config, None)  # wrong settings are told before the registry is asked
-    base = pretrained(config.base)
-    if base is None:
-        raise InvalidConfig(
-            f"base = {config.base!r}: there is no such model yet; make one first: gpt2 run --preset {config.preset}"
-        )
-    settings = settings_of(config, base)
-    found = candidates(settings, config.task, config.space, config.trials, config.seed)
-    plan = plan_of(settings, base)
-    keys = plan.tasks[config.task]
-    spec = {
-        "task": config.task,
-        "candidates": [candidate.identity() for candidate in found],
-        "eval_samples": config.eval_samples,
-        "reduction": REDUCTION,
-        "preset": {"name": config.preset, **Candidate({}, resolve(config.preset), config.task).identity()},
-    }
-    inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
-    code = (*TRAINING, f"gpt2.tasks.{config.task}", *task_of(config.task).code, *CODE)
-    return Search(config, found, plan, Key("search", spec, inputs, code))
 
 
 def settings_of(config: SearchConfig, base: Lineage | None) -> PipelineConfig:
@@ -135,7 +146,7 @@ def settings_of(config: SearchConfig, base: Lineage | None) -> PipelineConfig:
     return like(base, settings) if base is not None else settings
 
 
-def rows(search: Search, curves: list[Curve]) -> list[dict[str, Any]]:
+def rows(search: SearchPlan, curves: list[Curve]) -> list[dict[str, Any]]:
     """A row for each candidate, in order: what was drawn, how far it came, its last validation loss."""
     found = []
     for number, (candidate, curve) in enumerate(zip(search.candidates, curves, strict=True)):
@@ -158,7 +169,7 @@ def best_of(found: list[dict[str, Any]]) -> dict[str, Any]:
     return min(ended, key=lambda row: row["validation_loss"])
 
 
-def as_settings(search: Search, row: Mapping[str, Any]) -> str:
+def as_settings(search: SearchPlan, row: Mapping[str, Any]) -> str:
     """YAML that goes over the preset and gives the candidate's fine-tuning: only what is other than there."""
     name, candidate = search.config.task, search.candidates[row["candidate"]]
     before = getattr(resolve(search.config.preset).tasks, name).model_dump(mode="json")

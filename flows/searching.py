@@ -9,20 +9,18 @@ from typing import Any
 import yaml
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from cluster import search as on_ray
 from cluster.home import store
 from cluster.stopping import politely
-from cluster.tracking import Run, end_dead
+from cluster.tracking import Run
 from flows.artifacts import image, show, slug
-from flows.endings import HOOKS, or_cancelled
+from flows.endings import HOOKS, carry_out
 from flows.finetuning import prepare_examples
-from flows.forms import duplicate, leaving_in_time
-from flows.search import COMMANDS, REDUCTION, Search, SearchConfig, as_settings, best_of, prepare, rows, table
-from flows.stage import make, parent_of_all, say, speaker, without_tracebacks
-from flows.turns import claim, turn
+from flows.search import COMMANDS, REDUCTION, SearchConfig, SearchPlan, as_settings, best_of, rows, table
+from flows.stage import make, parent_of_all, say, speaker
+from flows.turns import turn
 from gpt2 import candidate, figures
 from gpt2.artifact import Artifact
 from gpt2.jobs import Job
@@ -31,7 +29,7 @@ from gpt2.weights import MODEL
 
 
 @task(name="search", task_run_name="search {config.task}")
-def search_task(found: Search, config: SearchConfig) -> Artifact:
+def search_task(found: SearchPlan, config: SearchConfig) -> Artifact:
     """Prepare the task's examples, try the candidates, and keep what they told."""
     name, settings = config.task, found.candidates[0].settings
     examples = prepare_examples(name, settings, found.plan)
@@ -60,7 +58,7 @@ def search_task(found: Search, config: SearchConfig) -> Artifact:
     return make(f"search-{name}", found.key, config.model_dump(mode="json"), build)
 
 
-def jobs_of(found: Search, examples: Artifact, out: Path) -> list[Job]:
+def jobs_of(found: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
     """A job for each candidate, which sees no file of the test split."""
     name = found.config.task
     base = store().require("base", found.plan.base.id)
@@ -90,34 +88,22 @@ def search(config: SearchConfig) -> Any:
     Args:
         config: The task, what may change, and how many candidates are tried.
     """
-    without_tracebacks()
-    try:
-        found = prepare(config)
-    except ValueError as error:
-        return Failed(message=f"refused: {error}")
-    if done := store().find(found.key):
-        publish(found, done)
-        return Completed(message=f"Nothing to do: the search was done before; {done.file('best.yaml')}")
-    end_dead()
-    with claim(f"search-{found.key.id}") as holder:
-        if holder is not None:
-            return duplicate(holder)
-        with leaving_in_time(), turn():
-            return or_cancelled(lambda: searched(found))
+    return carry_out(lambda: SearchPlan.of(config), searched, publish)
 
 
-def searched(found: Search) -> dict[str, Any]:
+def searched(found: SearchPlan) -> dict[str, Any]:
     """The flow's body."""
-    with parent_of_all():
+    with turn(), parent_of_all():
         with politely():
             made = search_task(found, found.config)
-        publish(found, made)
+        publish(found)
     say(f"the best settings: {made.file('best.yaml')}")
     return {"best": str(made.file("best.yaml")), **made.info}
 
 
-def publish(found: Search, made: Artifact) -> None:
+def publish(found: SearchPlan) -> None:
     """The table of all candidates, and a page with the picture and the best settings, of this flow run."""
+    made = store().require(found.key.kind, found.key.id)
     name, told = found.config.task, json.loads(made.file("candidates.json").read_text())
     title = f"Candidates of the search for {name}"
     show(create_table_artifact, table=table(told), key=slug(f"candidates-of-{name}"), description=title)
@@ -127,7 +113,7 @@ def publish(found: Search, made: Artifact) -> None:
     show(create_markdown_artifact, markdown=text, key=slug(f"search-{name}"), description=f"Best settings of {name}")
 
 
-def how_to_go_on(found: Search, best: Path) -> str:
+def how_to_go_on(found: SearchPlan, best: Path) -> str:
     """Markdown: which fields of which forms take the best settings."""
     name, preset = found.config.task, found.config.preset
     told = f"In the form of `pipeline`: Preset `{preset}`, File `{best}`.\n"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.home import home, running, store
-from flows.plan import STAGES, Plan, stages_done
+from flows.plan import STAGES, Plan
 from gpt2.artifact import Artifact, Key
 
 
@@ -41,18 +41,6 @@ def stage_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
     for number, row in enumerate(registered):
         table.add_row("" if number else "register", row["verdict"], "", f"models:/{row['model']}/{row['version']}")
     return table
-
-
-def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
-    """The rows of the registry where a run of the plan has nothing left to do, else None. Starts nothing."""
-    if not all(done for *_, done in stages_done(plan, store())):
-        return None
-    from cluster import registry  # MLflow: only when there is a registry to ask
-
-    keys = {keys.registered: keys.model for keys in plan.models.values()}
-    found = [registry.by_artifact(name, key.id) for name, key in keys.items()]
-    versions = [version for version in found if version and registry.judged(version)]
-    return [registry.row(version) for version in versions] if len(versions) == len(keys) else None
 
 
 def result(what: str, key: Key, artifact: Artifact | None) -> str:

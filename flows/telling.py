@@ -14,7 +14,7 @@ from cluster.champion import Used
 from cluster.home import store
 from flows import events
 from flows.stage import say
-from flows.trained import trained
+from flows.trained import RetrainPlan
 from gpt2.artifact import Artifact, Key
 from gpt2.inbox import present
 from gpt2.monitor import MonitorConfig
@@ -83,7 +83,7 @@ def latest_record(config: MonitorConfig, model: Used) -> Artifact | None:
 def training_of(model: Used) -> Facts:
     """How the model was trained, for who would train it again (`flows.retraining` does, by the version)."""
     try:
-        return trained(model.address).facts()
+        return RetrainPlan.of(model.address).facts()
     except ValueError as error:
         return {"flow": None, "why": str(error)}
 

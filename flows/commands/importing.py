@@ -32,14 +32,14 @@ def import_weights(
         set_: a setting, as in online=false (the hub's local cache only); may be given several times.
     """
     from flows.config import settings
-    from flows.published import NAME, ImportConfig, done_before, look
+    from flows.published import NAME, ImportConfig, ImportPlan
 
     given = {"source": source, "revision": revision, "champion": champion or None}
     chosen = settings(ImportConfig, given, config, set_ or ())
-    found = look(chosen)
+    found = ImportPlan.of(chosen)
     size = f"{found.model.n_parameters / 1e6:,.1f}M parameters, {found.model.vocab_size:,} token ids"
     out.print(f"{found.source}: a GPT-2 of {size}, {found.model.n_positions:,} positions", markup=False)
-    row = done_before(found)
+    row = found.registered()
     if row:
         out.print("Nothing to do: it was imported before.")
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flows.commands.console import Changes, DryRun, out
 
 if TYPE_CHECKING:
-    from flows.learner import ClassifierConfig, Learner, RecommenderConfig
+    from flows.learner import ClassifierConfig, OwnDataConfig, RecommenderConfig
 
 
 def train_classifier(
@@ -106,51 +106,42 @@ def left_out(counts: dict[str, int]) -> None:
         out.print(", ".join(told))
 
 
-def learn(chosen: Learner, dry_run: bool) -> None:
+def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
     """Say what the data hold, train where that has not been done, and say what came of it."""
     from cluster.home import store
     from flows import early
-    from flows.learner import (
-        ClassifierConfig,
-        RecommenderConfig,
-        final_plan,
-        name_of,
-        pipeline_settings,
-        plan_of,
-        pretrained,
-    )
+    from flows.learner import ClassifierConfig, OwnDataPlan, RecommenderConfig
 
-    base = pretrained(chosen.base)
-    settings = pipeline_settings(chosen, base)
-    plan_of(settings, base)  # refuses what is wrong before anything is read
+    own = OwnDataPlan.of(chosen)
+    base, name = own.base, chosen.registered_as()
+    rows = own.registered()  # refuses what is wrong before anything is read
     labelled = isinstance(chosen, ClassifierConfig)
     if isinstance(chosen, ClassifierConfig):
         describe_labelled(chosen)
     elif isinstance(chosen, RecommenderConfig):
         describe_catalogue(chosen)
     learner = f"gpt2-base version {base.version}" if base else f"a gpt2-base that is pretrained first ({chosen.preset})"
-    out.print(f"It becomes a version of gpt2-{name_of(chosen)}, made from {learner}")
+    out.print(f"It becomes a version of gpt2-{name}, made from {learner}")
     if dry_run:
         return
-    from flows.summary import model_table, registered_before
+    from flows.summary import model_table
 
-    done = final_plan(chosen, base)
-    rows = registered_before(done) if done else None
     if rows:
         out.print("Nothing to do: every stage was done before.")
     else:
         out.print("Starting Prefect, Ray and MLflow ...")
-        early.start(settings)
+        early.start(own.settings)
         from flows.learning import train_classifier, train_recommender
 
         run = train_classifier if labelled else train_recommender
-        rows, done = run(chosen)["registered"], final_plan(chosen, base)
+        rows = run(chosen)["registered"]
+    done = own.complete()
     assert done is not None
-    out.print(model_table(done, rows))
+    out.print(model_table(done.plan, rows))
     for row in rows:
         out.print(f"{row['model']} version {row['version']} {row['verdict']}: {row['reasons']}", markup=False)
-    report = done.tasks[chosen.task].report
+    report = done.keys.report
     told = "Report, with the labels to look at" if labelled else "Report"
     out.print(f"{told}: {store().require(report.kind, report.id).file('report.html')}")
     asked = "texts.txt" if labelled else "histories.jsonl"
-    out.print(f"Use it: gpt2 predict models:/gpt2-{name_of(chosen)}@champion --input {asked} --output scored.jsonl")
+    out.print(f"Use it: gpt2 predict models:/gpt2-{name}@champion --input {asked} --output scored.jsonl")

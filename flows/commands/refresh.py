@@ -6,12 +6,12 @@ from rich.console import Console
 
 from cluster.home import store
 from flows.config import PipelineConfig
-from flows.new_data import look
+from flows.new_data import RefreshPlan
 
 
 def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) -> None:
     """Refresh; with `dry_run`, say what is new and start nothing."""
-    new = look(config)
+    new = RefreshPlan.of(config)
     if reason := new.nothing():
         console.print(f"Nothing to do: {reason}.", highlight=False, markup=False)
         return

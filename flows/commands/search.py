@@ -43,11 +43,11 @@ def search(
     from cluster.home import store
     from flows import early
     from flows.config import settings
-    from flows.search import COMMANDS, SearchConfig, prepare
+    from flows.search import COMMANDS, SearchConfig, SearchPlan
     from flows.search import table as rows_of
 
     given = {"task": task, "preset": preset, "trials": trials, "max_steps": max_steps}
-    found = prepare(settings(SearchConfig, given, config, set_ or ()))
+    found = SearchPlan.of(settings(SearchConfig, given, config, set_ or ()))
     steps = f"{found.steps} steps where they are not stopped early"
     out.print(f"{len(found.candidates)} candidates for {found.config.task}, {steps}; the first is the preset's own")
     if dry_run:
@@ -55,7 +55,7 @@ def search(
             drawn = ", ".join(f"{path}={value}" for path, value in candidate.drawn.items())
             out.print(f"{number}: {drawn or 'the preset'}", markup=False)
         return
-    if store().find(found.key):
+    if found.nothing():
         out.print("Nothing to do: the search was done before.")
     else:
         out.print("Starting Prefect, Ray and MLflow ...")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.config import InvalidConfig, PipelineConfig, preset_names, resolve
-from flows.learner import FEW_STEPS, ClassifierConfig, length, name_of, pipeline_settings, plan_of
+from flows.learner import FEW_STEPS, ClassifierConfig, OwnDataPlan, length
 from flows.plan import make_plan
 from gpt2.config import TrainConfig
 from gpt2.labelled import LabelledFile
@@ -26,7 +26,7 @@ from tests.flows.test_refresh import Text
     ],
 )
 def test_a_model_is_named_after_its_file(source, name, expected):
-    assert name_of(ClassifierConfig(source=source, name=name)) == expected
+    assert ClassifierConfig(source=source, name=name).registered_as() == expected
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_model_is_named_after_its_file(source, name, expected):
 )
 def test_no_other_model_is_overwritten(source, name):
     with pytest.raises(InvalidConfig, match="name"):
-        name_of(ClassifierConfig(source=source, name=name))
+        ClassifierConfig(source=source, name=name).registered_as()
     with pytest.raises(InvalidConfig, match=r"two models would be registered as gpt2-recommendation"):
         resolve("smoke", None, ["tasks.sentiment.register_as=recommendation"])
 
@@ -62,7 +62,7 @@ def test_any_file_has_a_length_of_training_that_is_valid(examples, passes, max_s
 def test_the_file_is_all_that_changes_in_a_preset():
     config = ClassifierConfig(source="a.csv", label_field="mood", changes=["tasks.sentiment.train.steps=200"])
     for preset in preset_names():
-        found = pipeline_settings(config.model_copy(update={"preset": preset}), None, 5000)
+        found = OwnDataPlan(config.model_copy(update={"preset": preset}), None, 5000).settings
         assert isinstance(found, PipelineConfig) and list(found.task_settings()) == ["sentiment"]
         mine, theirs = found.tasks.sentiment, resolve(preset).tasks.sentiment
         assert (mine.source, mine.label_field, mine.register_as, mine.train.steps) == ("a.csv", "mood", "a", 200)
@@ -77,8 +77,8 @@ def test_a_pretrained_model_learns_as_it_would_in_the_pipeline(tmp_path, small_c
     config = ClassifierConfig(
         source=str(small_data["posts"]), preset="laptop", name="mine"
     )  # another shape than base's
-    settings = pipeline_settings(config, base, 300)
-    plan = plan_of(settings, base)
+    own = OwnDataPlan(config, base, 300)
+    settings, plan = own.settings, own.plan
     assert plan.base.id == base.base.id and plan.tokenizer.id == base.tokenizer.id
     assert settings.model_config_with_vocabulary() == base.model
     assert list(plan.reports()) == ["gpt2-base", "gpt2-mine"]

@@ -1,8 +1,10 @@
 """The form of the Prefect UI, the deployments, and who waits for whom."""
 
+import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,12 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
 from flows.config import InvalidConfig, preset_names, resolve
+from flows.endings import carry_out
 from flows.events import EVENTS
 from flows.fields import GATE, MAIN, Gate, Main
-from flows.forms import identity, run, settings_of
-from flows.learner import ClassifierConfig, RecommenderConfig, pipeline_settings
-from flows.plan import make_plan
+from flows.forms import run, settings_of
+from flows.learner import ClassifierConfig, OwnDataPlan, RecommenderConfig
+from flows.plan import make_plan, run_identity
 from flows.published import ImportConfig
 from flows.search import SearchConfig
 from flows.turns import claim
@@ -67,16 +70,18 @@ def test_a_filled_form_is_what_the_command_line_would_say():
 
 def test_what_learns_files_of_ones_own_is_judged_by_its_own_gate():
     asked = ClassifierConfig(source="mine.csv", preset="smoke", gate={"margin": 0.01})
-    assert pipeline_settings(asked, None).gate == resolve("smoke", None, ["gate.margin=0.01"]).gate
+    assert OwnDataPlan(asked, None).settings.gate == resolve("smoke", None, ["gate.margin=0.01"]).gate
     with pytest.raises(ValueError, match=r"did you mean|Extra inputs"):
         ClassifierConfig(source="mine.csv", gate={"marginn": 0.01})
 
 
 def test_equal_runs_are_known_by_what_they_make(small_changes):
     plans = [make_plan(resolve("smoke", None, [*small_changes, *more])) for more in ([], ["cluster.zero_stage=1"])]
-    assert identity("pipeline", plans[0]) == identity("pipeline", plans[1]) != identity("pretrain", plans[0])
+    assert (
+        run_identity("pipeline", plans[0]) == run_identity("pipeline", plans[1]) != run_identity("pretrain", plans[0])
+    )
     other = make_plan(resolve("smoke", None, [*small_changes, "pretrain.seed=3"]))
-    assert identity("pipeline", other) != identity("pipeline", plans[0])
+    assert run_identity("pipeline", other) != run_identity("pipeline", plans[0])
 
 
 def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
@@ -97,6 +102,41 @@ def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
         assert time.monotonic() < deadline
         with claim("toy") as found:
             free = found is None
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A job; its store and its registry are this object."""
+
+    reason: str | None = None
+
+    @property
+    def identity(self) -> str:
+        if self.reason == "wrong":
+            raise ValueError("posts.csv has no column 'text'")
+        return "toy-job"
+
+    def nothing(self) -> str | None:
+        return self.reason
+
+
+def test_a_job_is_refused_done_before_left_to_another_run_or_done():
+    def never(plan: Toy):
+        raise AssertionError("it works")
+
+    refused = carry_out(lambda: Toy("wrong"), never, never)
+    assert (refused.type.value, refused.message) == ("FAILED", "refused: posts.csv has no column 'text'")
+    before = carry_out(lambda: Toy("made by v1"), never, lambda plan: ["a row"])
+    assert (before.message, before.result()) == ("Nothing to do: made by v1", ["a row"])
+    assert carry_out(lambda: Toy("made by v1"), lambda plan: plan) == Toy("made by v1")  # nobody asks
+    with claim("toy-job"):
+        other = carry_out(Toy, never)
+    assert other.name == "Duplicate" and f"process {os.getpid()} is doing the same" in other.message
+
+    def spoilt(plan: Toy):
+        raise ValueError("a bad row")
+
+    assert carry_out(Toy, spoilt).message == "a bad row" and carry_out(Toy, lambda plan: 7, never) == 7
 
 
 def test_deployments_are_listed_once_by_module_paused_with_slugs():

@@ -23,9 +23,9 @@ from cluster.home import store
 from cluster.lineage import IMPORTED, lineage, published
 from cluster.tracking import Run
 from flows.config import resolve, validated
-from flows.learner import ClassifierConfig, pipeline_settings, plan_of
-from flows.new_data import compare
-from flows.published import NAME, ImportConfig, Published, done_before, look, prepare
+from flows.learner import ClassifierConfig, OwnDataPlan
+from flows.new_data import RefreshPlan
+from flows.published import NAME, ImportConfig, ImportPlan, prepare
 from flows.registration import entered
 from gpt2 import imported, weights
 from gpt2.corpus import normalise
@@ -64,10 +64,10 @@ def as_bin(folder):
 
 
 def asked(folder, **more):
-    return look(ImportConfig(source=str(folder), online=False, **more))
+    return ImportPlan.of(ImportConfig(source=str(folder), online=False, **more))
 
 
-def taken(found: Published):
+def taken(found: ImportPlan):
     """The base model's lineage, without flows."""
     prepare(found)
 
@@ -198,11 +198,11 @@ def test_a_version_that_a_kill_left_without_its_description_is_not_done(tmp_path
     publish(tmp_path / "model")
     found = asked(tmp_path / "model")
     base = taken(found).base
-    assert done_before(found) is None
+    assert found.registered() is None
     version = entered("base", NAME, base, Run.open("killed", {"gpt2.test": "killed"}), {}, {})
-    assert done_before(found) is None  # neither its alias nor its description is there yet
+    assert found.registered() is None  # neither its alias nor its description is there yet
     registry.describe(NAME, version, "GPT-2. Not judged.")
-    assert done_before(found)["version"] == int(version.version)
+    assert found.registered()["version"] == int(version.version)
 
 
 def test_the_command_that_is_told_asks_for_the_same_weights():
@@ -218,15 +218,15 @@ def test_all_text_is_new_to_it_and_none_is_replayed(tmp_path, small_changes, sma
     publish(tmp_path / "model")
     base = taken(asked(tmp_path / "model"))
     # Fine-tuning begins with it, at contexts that it has positions for.
-    settings = pipeline_settings(ClassifierConfig(source=str(small_data["posts"]), preset="gpt2"), base)
-    plan = plan_of(settings, base)
+    own = OwnDataPlan(ClassifierConfig(source=str(small_data["posts"]), preset="gpt2"), base)
+    settings, plan = own.settings, own.plan
     assert plan.base.id == base.base.id and settings.model_config_with_vocabulary() == base.model
     assert settings.tasks.sentiment.train.context <= 128
     assert plan.tags == {"gpt2.base_version": "gpt2-base/1", "gpt2.imported_from": str(tmp_path / "model")}
     # A refresh reads all of the text, with its tokenizer.
     changes = [f"corpus.sources=[{text.folder}]", "refresh.min_new_documents=5", "refresh.replay_share=0.75"]
     changes.append("corpus.validation_share=0.2")  # its own text has no split that would have to be kept
-    new = compare(resolve("smoke", None, changes), base)
+    new = RefreshPlan.of(resolve("smoke", None, changes), base)
     assert new.files == len(new.documents) == 2 and new.nothing() is None
     text.config = new.config
     second = text.refreshed(new, "2")
@@ -244,7 +244,7 @@ def test_all_text_is_new_to_it_and_none_is_replayed(tmp_path, small_changes, sma
     # From the second refresh on, there is old text.
     more = text.writer.texts(30)
     write(text.folder / "c.jsonl", more)
-    third = text.refreshed(compare(resolve("smoke", None, changes[:3]), second), "3")
+    third = text.refreshed(RefreshPlan.of(resolve("smoke", None, changes[:3]), second), "3")
     assert third.tokens[-1].manifest["spec"]["validation_share"] == 0.2
     assert third.document_ids() and token_files(third.tokens[-1]).replayed == len(json.loads(
         tokens.file("tokens.json").read_text())["train"])  # fmt: skip
@@ -261,12 +261,14 @@ def test_too_little_to_be_measured_on_is_nothing(tmp_path, small_changes, monkey
     kept = [d for d in text.first if not is_validation(content_digest(normalise(d)), 0.02)]
     write(text.folder / "a.jsonl", kept)
     (text.folder / "b.jsonl").unlink()
-    new = compare(resolve("smoke", None, [f"corpus.sources=[{text.folder}]", "refresh.min_new_documents=5"]), base)
+    new = RefreshPlan.of(
+        resolve("smoke", None, [f"corpus.sources=[{text.folder}]", "refresh.min_new_documents=5"]), base
+    )
     text.config = new.config
     text.refreshed(new, "2")
     assert "too little new text" in new.nothing() and "0 of them are held out" in new.nothing()
     more = [f"corpus.sources=[{text.folder}]", "refresh.min_new_documents=5", "pretrain.batch_size=1024"]
-    assert "are less than pretrain.batch_size=1024" in compare(resolve("smoke", None, more), base).nothing()
+    assert "are less than pretrain.batch_size=1024" in RefreshPlan.of(resolve("smoke", None, more), base).nothing()
 
 
 LOOK = """
@@ -332,7 +334,9 @@ def test_from_published_weights_to_a_model_as_a_user_does_it(tmp_path, small_cha
     for version in ("gpt2-base/1", "gpt2-posts/1"):
         again = home.call([*gpt2, "reproduce", f"models:/{version}"], code=2)
         assert "its base model was imported from" in again
-    program = "from flows.trained import trained; trained('models:/gpt2-base/1')"  # what `retrain` begins with
+    program = (
+        "from flows.trained import RetrainPlan; RetrainPlan.of('models:/gpt2-base/1')"  # what `retrain` begins with
+    )
     assert re.search("was imported from .*, not trained", home.call([sys.executable, "-c", program], code=1))
 
     # It goes on with text of one's own, with its tokenizer, for the gate to judge.

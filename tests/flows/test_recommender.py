@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from flows.config import InvalidConfig, preset_names, resolve
-from flows.learner import RecommenderConfig, name_of, pipeline_settings, plan_of, with_examples
+from flows.learner import OwnDataPlan, RecommenderConfig
 from flows.plan import make_plan
 from flows.provenance import record
 from gpt2.artifact import Key, Store
@@ -37,7 +37,7 @@ def config_of(files, **changes):
 def test_the_files_are_all_that_changes_in_a_preset(files):
     for preset in preset_names():
         config = config_of(files, preset=preset, attributes=["colour"], min_items=5)
-        found = pipeline_settings(config, None, 5000)
+        found = OwnDataPlan(config, None, 5000).settings
         assert list(found.task_settings()) == ["recommendation"]
         mine, theirs = found.tasks.recommendation, resolve(preset).tasks.recommendation
         assert (mine.source, mine.interactions, mine.register_as) == (*map(str, files), "products-1")
@@ -46,12 +46,12 @@ def test_the_files_are_all_that_changes_in_a_preset(files):
     assert set(CatalogueFiles.model_fields) < set(RecommenderConfig.model_fields)
     for name in ("sentiment", "base"):
         with pytest.raises(InvalidConfig, match="another kind of model"):
-            name_of(config_of(files, name=name))
+            config_of(files, name=name).registered_as()
 
 
 def test_examples_are_known_by_what_the_files_hold(files, tmp_path):
     def examples(config):
-        return make_plan(pipeline_settings(config, None)).tasks["recommendation"].examples
+        return make_plan(OwnDataPlan(config, None).settings).tasks["recommendation"].examples
 
     before = examples(config_of(files))
     assert set(before.inputs) == {"source", "interactions"}
@@ -68,19 +68,19 @@ def test_examples_are_known_by_what_the_files_hold(files, tmp_path):
 
 def test_training_is_as_long_as_the_histories_say(files, tmp_path):
     config = config_of(files, preset="smoke", passes=4)
-    settings = pipeline_settings(config, None).tasks.recommendation
-    key = plan_of(pipeline_settings(config, None), None).tasks["recommendation"].examples
+    own = OwnDataPlan(config, None)
+    settings, key = own.settings.tasks.recommendation, own.keys.examples
     made = Store(tmp_path / "store").make(key, lambda out: task("recommendation").prepare(settings, files[0], out))
-    train = with_examples(config, None, made).tasks.recommendation.train
+    train = own.with_examples(made).settings.tasks.recommendation.train
     assert made.info["users"] == 10 and train.batch_size == 8 and train.steps == 4 * 10 // 8
 
 
 def test_a_model_is_made_again_from_both_files_wherever_that_is_asked(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = config_of([file.relative_to(tmp_path) for file in files])
-    settings = pipeline_settings(config, None)
+    own = OwnDataPlan(config, None)
     made = Store(tmp_path / "store").make(Key("recommendation", {}, {}), lambda out: {})
-    kept = record("recommendation", settings, plan_of(settings, None), made)["config"]["tasks"]
+    kept = record("recommendation", own.settings, own.plan, made)["config"]["tasks"]
     assert (kept["recommendation"]["source"], kept["recommendation"]["interactions"]) == tuple(map(str, files))
     assert kept["sentiment"]["source"] == "sample:posts" and not kept["sentiment"]["enabled"]
     assert "interactions" not in kept["sentiment"] and kept["recommendation"]["enabled"]

@@ -18,7 +18,7 @@ from cluster.evaluation import _evaluate_base, passes, token_files
 from cluster.home import store
 from cluster.lineage import Lineage, lineage
 from flows.config import InvalidConfig, merged, resolve, validate
-from flows.new_data import NewData, compare
+from flows.new_data import RefreshPlan
 from flows.plan import ENCODING, make_plan
 from gpt2 import canaries, contamination, exposure
 from gpt2.artifact import DamagedArtifact, Key
@@ -99,7 +99,7 @@ class Text:
         )  # fmt: skip
         return store().make(key, lambda out: build(job).save(out / "model"))
 
-    def find(self, new: NewData):
+    def find(self, new: RefreshPlan):
         """What the flow's first task makes."""
 
         def dedupe(out):
@@ -109,7 +109,7 @@ class Text:
         s, corpus = store(), new.config.corpus
         return s.make(new.corpus, dedupe)
 
-    def refreshed(self, new: NewData, version: str) -> Lineage:
+    def refreshed(self, new: RefreshPlan, version: str) -> Lineage:
         s, merged, before = store(), self.find(new), new.champion
 
         def encode(out):
@@ -150,14 +150,14 @@ def decoded(champion: Lineage) -> list[dict[str, list[str]]]:
 
 def test_what_is_new_is_found_encoded_and_chained(text):
     first = text.pretrained()
-    new = compare(text.config, first)
+    new = RefreshPlan.of(text.config, first)
     assert new.documents == () and "knows all 2 source files" in new.nothing()
 
     # A new file with a duplicate of an old document, and a changed file: one document gone, some new, one twice.
     fresh, more = text.writer.texts(30), text.writer.texts(12)
     write(text.folder / "c.jsonl", [*fresh, text.other[3], fresh[0]])
     write(text.folder / "b.jsonl", [*more[:6], *text.other[1:], *more[6:], more[0]])
-    new = compare(text.config, first)
+    new = RefreshPlan.of(text.config, first)
     assert [os.path.basename(path) for path in new.sources] == ["b.jsonl", "c.jsonl"] and new.files == 3
     assert new.nothing() is None and new.small
     merged = text.find(new)
@@ -176,23 +176,23 @@ def test_what_is_new_is_found_encoded_and_chained(text):
     for name in tokenization.COUNTS:
         assert info[name] == before[name] + info[f"new_{name}"]
 
-    assert "knows all 3 source files" in compare(text.config, second).nothing()
+    assert "knows all 3 source files" in RefreshPlan.of(text.config, second).nothing()
     # A file that is only put in another order is changed, and holds nothing new.
     write(text.folder / "c.jsonl", fresh[::-1])
-    again = compare(text.config, second)
+    again = RefreshPlan.of(text.config, second)
     assert again.nothing() is None
     text.find(again)
     assert "knows all that 1 new or changed files hold" in again.nothing()
     # Less than the minimum waits.
     few = text.writer.texts(4)
     write(text.folder / "d.jsonl", few)
-    waiting = compare(text.config, second)
+    waiting = RefreshPlan.of(text.config, second)
     text.find(waiting)
     assert "4 documents in 2 new or changed files are new to the champion" in waiting.nothing()
     # A refresh of a refresh: parents of parents.
     last = text.writer.texts(20)
     write(text.folder / "e.jsonl", last)
-    third = text.refreshed(compare(text.config, second), "3")
+    third = text.refreshed(RefreshPlan.of(text.config, second), "3")
     assert [t.id for t in third.tokens] == [first.tokens[0].id, second.tokens[-1].id, third.tokens[-1].id]
     old, added = decoded(third)
     everything = split_of([*text.first, *text.other, *fresh, *more])
@@ -223,7 +223,7 @@ def test_the_plan_is_the_champions_and_says_where_from(text):
     other = ["tokenizer.vocab_size=400", "model.n_layer=3", "corpus.validation_share=0.4", "refresh.replay_share=0.75"]
     changes = [f"corpus.sources=[{text.folder}]", "refresh.min_new_documents=5", "pretrain.optimizer.warmup_steps=20"]
     config = resolve("smoke", None, [*changes, *other])
-    new = compare(config, first)
+    new = RefreshPlan.of(config, first)
     assert new.config.model_config_with_vocabulary() == first.model
     assert new.config.corpus.validation_share == SHARE
     second = text.refreshed(new, "2")
@@ -234,7 +234,7 @@ def test_the_plan_is_the_champions_and_says_where_from(text):
     assert plan.base.inputs["parent"] == first.base.id and plan.tokenizer.id == first.tokenizer.id
     assert plan.tags["gpt2.refreshed_from"] == "gpt2-base/1" and plan.tags["gpt2.new_documents"] == "30"
     assert new.plan(tokens).base.id == plan.base.id
-    slower = compare(resolve("smoke", None, [*changes, *other, "refresh.learning_rate=1e-5"]), first)
+    slower = RefreshPlan.of(resolve("smoke", None, [*changes, *other, "refresh.learning_rate=1e-5"]), first)
     assert slower.plan(tokens).base.id != plan.base.id and slower.tokens.id == new.tokens.id
 
 
@@ -270,7 +270,7 @@ def test_canaries_are_planted_once_and_a_refresh_measures_those_of_its_parent(te
     # A refresh, whatever it asks for, plants none, and is measured by those that are there.
     write(text.folder / "c.jsonl", text.writer.texts(30))
     text.config = without
-    new = compare(without, first)
+    new = RefreshPlan.of(without, first)
     assert new.config.canaries == config.canaries
     second = text.refreshed(new, "2")
     old, added = decoded(second)
@@ -284,7 +284,7 @@ def test_canaries_are_planted_once_and_a_refresh_measures_those_of_its_parent(te
     assert told["canaries"]["passes"] is None and told["metrics"]["canary_exposure"] < 20
     assert "bits_per_byte_new" in told["metrics"]
     with pytest.raises(InvalidConfig, match=r"canaries\.count=2: a refresh plants none.*set canaries\.count to 0"):
-        compare(config, plain)
+        RefreshPlan.of(config, plain)
 
 
 def test_passes_over_the_text(text):

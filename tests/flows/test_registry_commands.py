@@ -8,10 +8,10 @@ from cluster.registry import by_alias, challenge
 from cluster.tracking import client
 from flows.cli import app
 from flows.config import resolve
-from flows.learner import ClassifierConfig, pipeline_settings, plan_of
+from flows.learner import ClassifierConfig, OwnDataPlan
 from flows.plan import make_plan
-from flows.provenance import RECORD, keys_of, record
-from flows.reproduction import check, with_base
+from flows.provenance import RECORD, keys_of, record, with_base
+from flows.reproduction import check
 from gpt2.artifact import Artifact
 from tests.cluster.small import registered
 from tests.flows.test_refresh import Text
@@ -115,8 +115,8 @@ def learned(tmp_path, small_changes, small_data, monkeypatch):
         plan = make_plan(text.config)
         theirs = record("base", text.config, plan, base.base)
         config = ClassifierConfig(source=str(small_data["posts"]), preset="laptop", name="mine")
-        settings = pipeline_settings(config, base, 300)
-        mine = plan_of(settings, base)
+        own_data = OwnDataPlan(config, base, 300)
+        settings, mine = own_data.settings, own_data.plan
         key = mine.tasks["sentiment"].model
         own = record("sentiment", settings, mine, Artifact(tmp_path, {"kind": key.kind, "id": key.id}))
     version = registered(name, tmp_path / "b", texts={RECORD: json.dumps(theirs)})

@@ -8,11 +8,11 @@ import pytest
 
 from cluster.champion import Used
 from flows.config import InvalidConfig, resolve
-from flows.learner import ClassifierConfig, asked, pipeline_settings, plan_of
+from flows.learner import ClassifierConfig, OwnDataPlan
 from flows.plan import Plan, make_plan
 from flows.provenance import RECORD, record
 from flows.telling import training_of
-from flows.trained import trained
+from flows.trained import RetrainPlan
 from gpt2.artifact import Artifact
 from tests.cluster.small import registered
 from tests.flows.test_pipeline import Home
@@ -42,7 +42,7 @@ def test_a_pipelines_sources_are_the_folders_that_it_was_given(text, small_chang
     given = ["corpus.sources=[text]", "tasks.sentiment.source=mine.csv", "tasks.sentiment.register_as=moods"]
     config = resolve("smoke", None, [*small_changes, *given])
     plan = make_plan(config)
-    how = trained(version(tmp_path, "whole", config, plan))
+    how = RetrainPlan.of(version(tmp_path, "whole", config, plan))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = make_plan(how.pipeline())
@@ -51,7 +51,7 @@ def test_a_pipelines_sources_are_the_folders_that_it_was_given(text, small_chang
     assert again.tasks["sentiment"].registered == "gpt2-moods"
     write(text.folder / "c.jsonl", text.writer.texts(3))
     assert len(make_plan(how.pipeline()).documents) == len(plan.documents) + 1
-    assert trained(version(tmp_path, "fresh", config, plan, refreshed_from="gpt2-base/1")).flow == "refresh"
+    assert RetrainPlan.of(version(tmp_path, "fresh", config, plan, refreshed_from="gpt2-base/1")).flow == "refresh"
     facts = training_of(Used("x", how.version, "", "", ""))
     assert json.loads(json.dumps(facts)) == how.facts()
     assert facts["settings"]["tasks"]["sentiment"]["source"] == str(tmp_path / "mine.csv")
@@ -63,11 +63,11 @@ def test_a_learners_settings_are_those_that_were_asked_for(text, small_data, tmp
         base = text.pretrained()
         shutil.copy(small_data["posts"], "mine.csv")
         config = ClassifierConfig(source="mine.csv", passes=2.5, changes=["tasks.sentiment.train.context=64"])
-        settings = pipeline_settings(config, base, 300)
-        plan = plan_of(settings, base, asked(config))
+        own = OwnDataPlan(config, base, 300)
+        settings, plan = own.settings, own.plan
         with pytest.raises(InvalidConfig, match=r"name = 'base'"):
-            asked(config.model_copy(update={"name": "base"}))
-    how = trained(version(tmp_path, "asked", settings, plan))
+            config.model_copy(update={"name": "base"}).asked()
+    how = RetrainPlan.of(version(tmp_path, "asked", settings, plan))
     assert how.flow == "train-classifier"
     assert how.learner() == config.model_copy(update={"name": "mine", "source": str(tmp_path / "mine.csv")})
 
@@ -75,10 +75,10 @@ def test_a_learners_settings_are_those_that_were_asked_for(text, small_data, tmp
 def test_what_is_not_known_is_said(tmp_path):
     bare = registered("gpt2-bare", tmp_path / "bare")
     with pytest.raises(ValueError, match=f"gpt2-bare/{bare.version}.*it has no {RECORD}"):
-        trained(f"models:/gpt2-bare/{bare.version}")
+        RetrainPlan.of(f"models:/gpt2-bare/{bare.version}")
     odd = registered("gpt2-bare", tmp_path / "odd", seed=1, texts={RECORD: "{}"})
     with pytest.raises(ValueError, match=rf"gpt2-bare/{odd.version} was trained is not known.*train it by hand"):
-        trained(f"models:/gpt2-bare/{odd.version}")
+        RetrainPlan.of(f"models:/gpt2-bare/{odd.version}")
     found = training_of(Used("folder", str(tmp_path), "", "", ""))
     assert found["flow"] is None and "is not a registry address" in found["why"]
 

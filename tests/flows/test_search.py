@@ -17,8 +17,8 @@ import yaml
 
 from flows.candidates import candidates
 from flows.config import InvalidConfig, resolve, settings
-from flows.learner import ClassifierConfig, RecommenderConfig, pipeline_settings, plan_of
-from flows.search import Search, SearchConfig, as_settings, best_of, rows, settings_of, table
+from flows.learner import ClassifierConfig, OwnDataPlan, RecommenderConfig, plan_of
+from flows.search import SearchConfig, SearchPlan, as_settings, best_of, rows, settings_of, table
 from gpt2 import candidate, figures
 from gpt2.artifact import Key, read_manifest
 from gpt2.candidate import Curve
@@ -115,11 +115,11 @@ def test_every_preset_and_adaptation_has_a_space_of_its_own():
         SearchConfig(task="sentiment", space={"train.batch_size": 8})
 
 
-def a_search(space, name="sentiment", **given) -> Search:
+def a_search(space, name="sentiment", **given) -> SearchPlan:
     config = SearchConfig(task=name, preset=given.pop("preset", "smoke"), space=space, **given)
     changed = settings_of(config, None)
     found = candidates(changed, name, config.space, config.trials, config.seed)
-    return Search(config, found, plan_of(changed, None), Key("search"))
+    return SearchPlan(config, found, plan_of(changed, None), Key("search"))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
                 with pytest.raises(InvalidConfig, match=f"these are settings of {name}, but {task} learns here"):
                     settings(schema, own, file, ())
         own = {k: v for k, v in given.items() if k in of_file[name].model_fields}
-        learned = getattr(pipeline_settings(settings(of_file[name], own, file, ()), None, 5000).tasks, name)
+        learned = getattr(OwnDataPlan(settings(of_file[name], own, file, ()), None, 5000).settings.tasks, name)
         assert learned.adaptation.identity() == mine.adaptation.identity()
         assert learned.train.context == 32
         theirs, ours = mine.train.model_dump(), learned.train.model_dump()
@@ -181,7 +181,7 @@ def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
         ours["optimizer"]["warmup_steps"] = theirs["optimizer"]["warmup_steps"]
         assert ours == theirs
         changed = settings(of_file[name], own, file, [f"changes=[tasks.{name}.train.optimizer.learning_rate=0.5]"])
-        assert getattr(pipeline_settings(changed, None, 50).tasks, name).train.optimizer.learning_rate == 0.5
+        assert getattr(OwnDataPlan(changed, None, 50).settings.tasks, name).train.optimizer.learning_rate == 0.5
     assert {c.adaptation.model_dropout for c in found.candidates} == {None, 0.1, 0.3}
 
 
@@ -198,7 +198,7 @@ def test_what_is_no_result_of_a_search_is_refused(tmp_path):
             settings(ClassifierConfig, {"source": "a.csv"}, file, ())
     file.write_text("tasks: {sentiment: {train: {optimizer: {learning_rte: 1}}}}")
     with pytest.raises(InvalidConfig, match=r"sentiment\.train\.optimizer\.learning_rte: there is no such"):
-        pipeline_settings(settings(ClassifierConfig, {"source": "a.csv"}, file, ()), None)
+        assert OwnDataPlan(settings(ClassifierConfig, {"source": "a.csv"}, file, ()), None).settings
 
 
 def test_the_best_came_to_its_end():
