@@ -21,7 +21,7 @@ class Busy(Exception):
 
 
 @dataclass
-class Request:
+class Waiting:
     """Inputs that wait for their rows."""
 
     inputs: Sequence[Any]
@@ -39,7 +39,7 @@ class Batcher:
     def __init__(self, current: Callable[[], LoadedModel], batch: int = 64, waiting: int = 4096):
         """`current` gives the model of this moment; `batch` inputs, or one request, at once; `waiting` in the queue."""
         self.current, self.batch, self.most = current, batch, waiting
-        self.queue: deque[Request] = deque()
+        self.queue: deque[Waiting] = deque()
         self.waiting, self.batches = 0, 0
         self.arrived = asyncio.Event()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -48,7 +48,7 @@ class Batcher:
         """(the model that answered, a row per input). `Busy`, or what the model raises."""
         if self.waiting + len(inputs) > self.most:
             raise Busy
-        request = Request(inputs, params, asyncio.get_running_loop().create_future())
+        request = Waiting(inputs, params, asyncio.get_running_loop().create_future())
         self.queue.append(request)
         self.waiting += len(inputs)
         self.arrived.set()
@@ -72,9 +72,9 @@ class Batcher:
                         request.answer.set_result((model, outcome))
             self.arrived.clear()
 
-    def choose(self) -> list[Request]:
+    def choose(self) -> list[Waiting]:
         """The first that waits, and those after it that may be computed with it."""
-        chosen: list[Request] = []
+        chosen: list[Waiting] = []
         while self.queue:
             request = self.queue[0]
             fits = not chosen or sum(len(r.inputs) for r in (*chosen, request)) <= self.batch
@@ -91,7 +91,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def compute(model: LoadedModel, requests: Sequence[Request]) -> list[list[dict[str, Any]] | Exception]:
+def compute(model: LoadedModel, requests: Sequence[Waiting]) -> list[list[dict[str, Any]] | Exception]:
     """Each request's rows, or what was wrong with it: one that is refused does not spoil the others."""
     try:
         inputs = [one for request in requests for one in request.inputs]

@@ -31,7 +31,7 @@ from mlflow.exceptions import MlflowException
 
 from cluster import pulling
 from cluster.pulling import ABSENT
-from cluster.registry import CHAMPION, PREVIOUS, Verdict, by_alias, gate, verdict_of
+from cluster.registry import CHAMPION, PREVIOUS, Verdict, by_alias, judge_by_values, verdict_of
 from cluster.tracking import client
 from gpt2.modelfiles import RefusedModel
 
@@ -72,7 +72,7 @@ def better_than(version: ModelVersion, measure: Callable[[ModelVersion], Report]
     known = {str(version.version), *replaced(version)}
     for other in client().search_model_versions(f"name = '{version.name}'"):
         beside = PROMOTED in other.tags and ROLLED_BACK not in other.tags and str(other.version) not in known
-        if beside and not gate(measure(version), measure(other)).promote:
+        if beside and not judge_by_values(measure(version), measure(other)).promote:
             return other
     return None
 

@@ -160,7 +160,7 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def gate(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdict:
+def judge_by_values(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdict:
     """Better than the simple baseline, and not worse than the champion on the same examples, by the values alone.
 
     For reports that tell nothing of each unit, and to order several that have passed (`cluster.promotion`); where there

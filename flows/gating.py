@@ -11,7 +11,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from cluster import pulling
-from cluster.registry import Verdict, gate
+from cluster.registry import Verdict, judge_by_values
 from cluster.tracking import Run, client, version_url
 from flows.artifacts import image, show, slug
 from gpt2 import verdict_files
@@ -37,7 +37,7 @@ def judging(version: Any, policy: GateConfig) -> Callable[[Report, Report | None
             out = Path(scratch) / FOLDER
             found = verdict_files.write(out, Path(report["folder"]), rival, policy, facts)
             if found is None:
-                return gate(report, champion)
+                return judge_by_values(report, champion)
             Run(version.run_id).files(out, FOLDER)
         return Verdict(found["promote"], tuple(found["reasons"]))
 

@@ -191,13 +191,14 @@ def registered_name(name: str) -> str:
 
 @cache
 def tasks() -> dict[str, Task]:
-    """The downstream tasks by name: every module of `gpt2.tasks` has one, `TASK`."""
+    """The downstream tasks by name: the `TASK` of every module and package of `gpt2.tasks` that has one."""
     import gpt2.tasks
 
     found = {}
     for module in pkgutil.iter_modules(gpt2.tasks.__path__):
-        task: Task = importlib.import_module(f"gpt2.tasks.{module.name}").TASK
-        found[task.name] = task
+        task: Task | None = getattr(importlib.import_module(f"gpt2.tasks.{module.name}"), "TASK", None)
+        if task is not None:
+            found[task.name] = task
     return dict(sorted(found.items()))
 
 

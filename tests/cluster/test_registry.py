@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cluster.registry import ARTIFACT_TAG, artifact_id, client, gate, signature
+from cluster.registry import ARTIFACT_TAG, artifact_id, client, judge_by_values, signature
 
 
 def report(value, floor=0.5, up=True, metric="macro_f1"):
@@ -32,7 +32,7 @@ def report(value, floor=0.5, up=True, metric="macro_f1"):
     ],
 )
 def test_gate(candidate, champion, promote, reason):
-    verdict = gate(candidate, champion)
+    verdict = judge_by_values(candidate, champion)
     assert verdict.promote is promote
     assert reason in "; ".join(verdict.reasons)
 
