@@ -45,7 +45,7 @@ def decide(
     name: str,
     version: ModelVersion,
     measure: Callable[[ModelVersion], Report],
-    judge: Callable[[Report, Report | None], Verdict] = gate,
+    judge: Callable[[Report, Report | None], Verdict] = judge_by_values,
 ) -> Verdict:
     """The gate's decision on a version, recorded with it; a version that passes becomes the champion.
 

@@ -253,8 +253,8 @@ def markdown(page: Page, path: str) -> str:
     for alert, texts in list(zip(page.alerts, page.examples, strict=True))[:5]:
         lines += [f"* {flat(alert.sentence(page.config.window))}", *(f"  * “{flat(text)}”" for text in texts)]
     for topic in list(dict.fromkeys(a.topic for a in page.alerts))[:3] or page.topics[:1]:
-        image = curves.image(page.rows(topic), page.config.window, page.config.min_posts, page.top())
-        lines += ["", f"**{flat(topic)}**", "", f"![{flat(topic)}]({image})"]
+        drawn = curves.image(page.rows(topic), page.config.window, page.config.min_posts, page.top())
+        lines += ["", f"**{flat(topic)}**", "", f"![{flat(topic)}]({drawn})"]
     header, *body = summary(page)
     lines += ["", table(header, body[:20], flat)]
     lines += ["", "## Drift", "", *(f"* {flat(text)}" for text in drift_sentences(page))]

@@ -1,6 +1,5 @@
 """Small models in the registry, made up."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ def model_folder(path: Path, task: str = "sentiment", seed: int = 0) -> Path:
     tokenizer.save(out)
     if task == "sentiment":
         save_file({n: p.contiguous() for n, p in module.head.state_dict().items()}, out / "head.safetensors")
-    (out / "task.json").write_text(json.dumps({"task": task, "labels": LABELS}))
+    weights.write_task(out, task, labels=LABELS)
     return out
 
 

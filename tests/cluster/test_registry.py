@@ -1,10 +1,22 @@
 """The gate: better than the simple baseline, not worse than the champion, and it says why."""
 
+import io
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from cluster.registry import ARTIFACT_TAG, artifact_id, client, judge_by_values, signature
+import gpt2
+from cluster.home import tracking_uri
+from cluster.registry import ARTIFACT_TAG, artifact_id, client, judge_by_values, register, signature
+from cluster.tracking import Run
+from gpt2.artifact import Artifact
+from gpt2.task import kind
+from tests.cluster.small import model_folder
 
 
 def report(value, floor=0.5, up=True, metric="macro_f1"):
@@ -38,8 +50,6 @@ def test_gate(candidate, champion, promote, reason):
 
 
 def test_signature_of_texts_and_of_records():
-    import pandas as pd
-
     texts = signature(["a"], pd.DataFrame({"label": ["x"], "probability": [0.5]}), {})
     assert str(texts.inputs.inputs[0].type) == "DataType.string"
     records = signature([{"history": ["a"], "candidates": ["b"]}], pd.DataFrame({"n": [1]}), {"top_k": 3})
@@ -63,3 +73,32 @@ def test_artifact_of_a_version(tmp_path):
         with pytest.raises(ValueError, match="is no version of gpt2-taught; give models:/gpt2-taught@champion"):
             artifact_id(uri, "gpt2-taught")
     client().delete_registered_model("gpt2-taught")
+
+
+PROGRAM = """
+import sys, mlflow
+uri, version, prompt = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model(f"models:/gpt2-pulled/{version}")
+answer = model.predict([prompt], params={"max_tokens": 5, "seed": 3} if version == "1" else None)
+import gpt2
+print(gpt2.__file__, answer.to_json(), sep="\\n")
+"""
+
+
+def test_a_version_is_loaded_with_mlflow_alone(tmp_path):
+    """In another process, with the code that was registered: `gpt2.load` is the one door that it uses."""
+    for task in ("base", "sentiment"):
+        model_folder(tmp_path / task, task)
+        predictor, params = kind(task).predictor(tmp_path / task / "model"), kind(task).params
+        example = list(predictor.input_example)
+        run, artifact = Run.open(f"pulled-{task}", {"gpt2.test": task}), Artifact(tmp_path / task, {"id": task})
+        version = register("gpt2-pulled", artifact, run, {}, example, params, predictor.predict(example, {}))
+        own = predictor.predict(["This film"], {"max_tokens": 5, "seed": 3} if task == "base" else {})
+        command = [sys.executable, "-c", PROGRAM, tracking_uri(), str(version.version), "This film"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+        place, answer = said.splitlines()[-2:]
+        assert not place.startswith(str(Path(gpt2.__file__).parent))
+        pd.testing.assert_frame_equal(pd.read_json(io.StringIO(answer)), own, check_dtype=False)
+    client().delete_registered_model("gpt2-pulled")
