@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from gpt2.config import Settings
+from gpt2.settings import Settings
 
 
 class ClusterConfig(Settings):

@@ -14,13 +14,14 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterConfig
-from gpt2.base_kind import BASE
-from gpt2.canaries import LONGEST, CanaryConfig
-from gpt2.config import CorpusConfig, ModelConfig, ModelShape, Settings, TokenizerConfig, TrainConfig
-from gpt2.cost import BudgetConfig
-from gpt2.policy import GateConfig
-from gpt2.refresh import RefreshConfig
-from gpt2.task import TaskSettings, tasks
+from gpt2.data.config import LONGEST, CanaryConfig, CorpusConfig, TokenizerConfig
+from gpt2.gate.config import GateConfig
+from gpt2.model.config import ModelConfig, ModelShape
+from gpt2.settings import Settings
+from gpt2.tasks.base.kind import BASE
+from gpt2.tasks.config import TaskSettings
+from gpt2.tasks.task import tasks
+from gpt2.training.config import BudgetConfig, RefreshConfig, TrainConfig
 
 PRESETS = files("flows") / "presets"
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -10,14 +10,13 @@ from prefect import Flow, flow
 
 from cluster.connect import disconnect
 from flows.config import PipelineConfig, resolve
-from flows.evaluation import evaluate
-from flows.finetuning import finetune
 from flows.plan import make_plan
-from flows.pretraining import pretrain
-from flows.registration import register
-from flows.results import publish
-from flows.stage import parent_of_all
-from flows.tokenization import tokenize
+from flows.runs.stage import parent_of_all
+from flows.stages.evaluation import evaluate
+from flows.stages.registration import register
+from flows.stages.results import publish
+from flows.stages.tokenization import tokenize
+from flows.stages.training import finetune, pretrain
 
 STORY: dict[str, Flow] = {
     "tokenize": tokenize,

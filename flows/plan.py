@@ -9,61 +9,17 @@ from typing import Any
 
 from cluster.home import samples, store
 from flows.config import InvalidConfig, PipelineConfig
-from gpt2 import samples as sample_data
-from gpt2.artifact import Key, Store, digest
-from gpt2.base_kind import BASE
-from gpt2.canaries import CODE as PLANTING
-from gpt2.canaries import CanaryConfig
-from gpt2.config import Settings
-from gpt2.pages.html import CODE as PAGE
-from gpt2.sources import expand, source_id
-from gpt2.task import registered_name, task
+from flows.stage_code import CLEANING, ENCODING, EXPOSING, NOT_OF_EXAMPLES, REPORTING, SEARCHING, TRAINING
+from gpt2.data import samples as data_samples
+from gpt2.data.canaries import CODE as PLANTING
+from gpt2.data.config import CanaryConfig
+from gpt2.data.readers import expand, source_id
+from gpt2.settings import Settings
+from gpt2.store.artifact import Key, Store, digest
+from gpt2.tasks.base.kind import BASE
+from gpt2.tasks.task import registered_name, task
 
-CLEANING = ("gpt2.corpus", "gpt2.splits", "gpt2.readers", "gpt2.sources")
-DEDUPLICATING = ("gpt2.corpus", "gpt2.splits")
-ENCODING = ("gpt2.shards", "gpt2.splits", "gpt2.tokenizer")
-EXPOSING = ("gpt2.exposure", "gpt2.canaries")
-TRAINING = (
-    "gpt2.model",
-    "gpt2.loss",
-    "gpt2.adapters",
-    "gpt2.muon",
-    "gpt2.optim",
-    "gpt2.peak",
-    "gpt2.batches",
-    "gpt2.engine",
-    "gpt2.train",
-    "gpt2.guard",
-    "gpt2.heads",
-    "gpt2.jobs",
-    "gpt2.shards",
-    "gpt2.splits",
-    "cluster.engine",
-    "cluster.gate",
-    "cluster.muon",
-    "cluster.zero",
-)
-REFRESHING = (*TRAINING, "gpt2.mixture")
-SEARCHING = ("gpt2.contamination", "gpt2.duplicates", "gpt2.splits", "cluster.contamination")
-REPORTING = (
-    "gpt2.contamination",
-    "gpt2.metrics",
-    "gpt2.evidence",
-    "gpt2.significance",
-    "gpt2.cost",
-    "gpt2.report",
-    "gpt2.pages.markdown",
-    *PAGE,
-    "gpt2.pages:templates/report.html.j2",
-    "gpt2.plots",
-    "gpt2.figures",
-    "gpt2.model",
-    "gpt2.loss",
-    "gpt2.adapters",
-)
-NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
-"""What a task's settings say about training alone."""
-REREADING = ("gpt2.retokenized", "gpt2.tokenizer")
+DEDUPLICATING = ("gpt2.data.corpus", "gpt2.data.splits")
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
@@ -188,9 +144,11 @@ def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, .
 
 def tokenizer_key(config: PipelineConfig, corpus: Key) -> Key:
     if config.tokenizer.kind == "gpt2":
-        return Key("tokenizer", {"kind": "gpt2"}, {"source": sample_data.identity("gpt2-bpe")}, ("gpt2.tokenizer",))
+        return Key(
+            "tokenizer", {"kind": "gpt2"}, {"source": data_samples.identity("gpt2-bpe")}, ("gpt2.data.tokenizer",)
+        )
     spec = {**without(config.tokenizer, "token_dtype"), "validation_share": config.corpus.validation_share}
-    return Key("tokenizer", spec, {"corpus": corpus.id}, ("gpt2.tokenizer",))
+    return Key("tokenizer", spec, {"corpus": corpus.id}, ("gpt2.data.tokenizer",))
 
 
 def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, tokens: Key) -> ModelKeys:
@@ -212,7 +170,7 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, toke
         teacher = teacher_id(name, distil.teacher, registered)
         spec |= {"distil": without(distil, "teacher")}
         inputs["teacher"] = teacher
-        modules = (*TRAINING, "gpt2.distillation")
+        modules = (*TRAINING, "gpt2.training.distillation")
     model = Key(name, spec, inputs, (*modules, *code))
     both = {"tokens": tokens.id, "examples": examples.id}
     searched = Key(f"{name}-contamination", {}, both, (*SEARCHING, f"gpt2.tasks.{name}"))
@@ -226,7 +184,7 @@ def teacher_id(name: str, teacher: str, registered: str) -> str:
     registry has none."""
     if not teacher.startswith("models:/"):
         return teacher
-    from cluster.registry import artifact_id  # loads MLflow
+    from cluster.registry.versions import artifact_id  # loads MLflow
 
     try:
         own = teacher.startswith((f"models:/{registered}@", f"models:/{registered}/"))
@@ -242,7 +200,7 @@ def expand_all(sources: list[str]) -> list[str]:
         try:
             found += [source] if source.startswith("sample:") else expand([source])
             if source.startswith("sample:"):
-                sample_data.identity(source.removeprefix("sample:"))
+                data_samples.identity(source.removeprefix("sample:"))
         except ValueError as error:
             raise InvalidConfig(f"corpus.sources: {error}") from None
     return found
@@ -255,7 +213,7 @@ def whole(place: str) -> str:
 
 def local_source(source: str) -> str:
     """The path of a source; a sample is fetched where it is not there yet."""
-    return sample_data.resolve(source, samples())
+    return data_samples.resolve(source, samples())
 
 
 def without(settings: Settings, *names: str) -> dict:
@@ -271,12 +229,12 @@ def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
     """The rows of the registry where a run of the plan has nothing left to do, else None. Starts nothing."""
     if not all(done for *_, done in stages_done(plan, store())):
         return None
-    from cluster import registry  # MLflow: only when there is a registry to ask
+    from cluster.registry import versions as registry_versions  # MLflow: only when there is a registry to ask
 
     keys = {keys.registered: keys.model for keys in plan.models.values()}
-    found = [registry.by_artifact(name, key.id) for name, key in keys.items()]
-    versions = [version for version in found if version and registry.judged(version)]
-    return [registry.row(version) for version in versions] if len(versions) == len(keys) else None
+    found = [registry_versions.by_artifact(name, key.id) for name, key in keys.items()]
+    versions = [version for version in found if version and registry_versions.judged(version)]
+    return [registry_versions.row(version) for version in versions] if len(versions) == len(keys) else None
 
 
 def run_identity(stage: str, plan: Plan) -> str:

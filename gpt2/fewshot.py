@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.model import GPT2, KeyValues, Prefix
-from gpt2.tokenizer import Tokenizer
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.model.transformer import GPT2, KeyValues, Prefix
 
 TEMPLATE = "Text: {text}\nSentiment:"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # importing `gpt2` is cheap
     import pandas as pd
 
-    from gpt2.task import Predictor
+    from gpt2.tasks.task import Predictor
 
 GROUP = "gpt2.addresses"
 """Entry points: scheme → `resolve(address) -> (directory, exact address)`, which has verified the directory."""
@@ -51,7 +51,7 @@ class LoadedModel:
 
 def default_params(task_name: str) -> dict[str, Any]:
     """The parameters of a task's `predict` and their defaults."""
-    from gpt2.task import kind
+    from gpt2.tasks.task import kind
 
     return dict(kind(task_name).params)
 
@@ -101,9 +101,8 @@ def resolve(scheme: str, address: str) -> tuple[Path, str]:
 
 def read(directory: Path) -> tuple[str, Predictor]:
     """(task, predictor) of a directory; one without task.json is a language model, as `transformers` writes it."""
-    from gpt2.modelfiles import NAME, inside
-    from gpt2.task import kind
-    from gpt2.weights import read_task
+    from gpt2.store.model_files import NAME, inside, read_task
+    from gpt2.tasks.task import kind
 
     for path in directory.iterdir():
         if NAME.fullmatch(path.name):

@@ -1,71 +1,234 @@
-"""Search by words: what people would use instead of embeddings."""
+"""A space of settings to search: paths with ranges or choices, and settings drawn from it by a seed alone."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from pydantic import Field, ValidationError, model_validator
 
-from gpt2.metrics import rank_of
+from gpt2.settings import Settings
+from gpt2.store.artifact import write_atomically
+from gpt2.training.config import TrainConfig
+from gpt2.training.guard import GaveUp
+from gpt2.training_job import Job
 
-
-class BM25:
-    """Texts ranked by the words of a query (Robertson and Zaragoza 2009, section 3), with Lucene's idf."""
-
-    def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75):
-        from scipy.sparse import csr_matrix
-        from sklearn.feature_extraction.text import CountVectorizer
-
-        self.vectorizer = CountVectorizer(tokenizer=words, lowercase=False, token_pattern=None)
-        counts = csr_matrix(self.vectorizer.fit_transform(texts), dtype=float)
-        length, having = np.asarray(counts.sum(1))[:, 0], np.bincount(counts.indices, minlength=counts.shape[1])
-        idf = np.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
-        norm = k1 * (1 - b + b * length / length.mean())
-        row = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
-        counts.data = idf[counts.indices] * counts.data * (k1 + 1) / (counts.data + norm[row])
-        self.weights = counts
-
-    def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """(queries, texts)."""
-        return (self.vectorizer.transform(queries) @ self.weights.T).toarray()
+FILE = "curve.json"
+WORST = 1e6
+"""Told in place of a loss that is no number, or above: it can be compared."""
 
 
-def tf_idf(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """(queries, texts) cosines of sublinear TF-IDF."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+@dataclass
+class Curve:
+    """What a candidate has told so far."""
 
-    vectorizer = TfidfVectorizer(tokenizer=words, lowercase=False, token_pattern=None, sublinear_tf=True)
-    found = vectorizer.fit_transform(texts)
-    return (vectorizer.transform(queries) @ found.T).toarray()
+    points: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean validation loss in nats per sample, as the task has it)."""
+    ended: bool = False
+    """It reached its last step, or gave up."""
+    reason: str | None = None
+    """Why it gave up."""
+
+    @staticmethod
+    def read(folder: Path) -> Curve:
+        """Of the candidate in a folder; an empty one where it has told nothing."""
+        path = folder / FILE
+        if not path.exists():
+            return Curve()
+        found = json.loads(path.read_text())
+        return Curve([(step, loss) for step, loss in found["points"]], found["ended"], found["reason"])
+
+    def write(self, folder: Path) -> None:
+        write_atomically(folder / FILE, json.dumps(asdict(self)).encode())
 
 
-def words(text: str) -> list[str]:
-    """In small letters."""
-    return re.findall(r"\w+", text.lower())
+def interval(steps: int, reduction: int) -> int:
+    """Steps between two looks, of about `reduction` squared: the least that leaves none to the last step alone."""
+    return math.ceil(steps / reduction**2)
 
 
-def best_rank(scores: np.ndarray, right: Sequence[int]) -> int:
-    """The rank, from 1, of the best of the right answers among (answers,) scores; the other right ones don't count.
-    Where none of them is there, it comes after all."""
-    if not len(right):
-        return len(scores) + 1
-    best = max(right, key=lambda i: scores[i])
-    return rank_of(scores, best, np.array([i for i in right if i != best], dtype=int))
+def watched(train: TrainConfig, every: int, eval_samples: int) -> TrainConfig:
+    """The training of a candidate, with a look at the validation split every so many steps."""
+    own = {"eval_every": every, "checkpoint_every": every, "eval_samples": eval_samples, "keep_state": False}
+    return TrainConfig.model_validate({**train.model_dump(), **own})
 
 
-def fit(parts: Sequence[np.ndarray], right: Sequence[Sequence[int]]) -> list[float]:
-    """The weights, none below 0, of (queries, texts) scores whose weighted sum gives the right texts the highest
-    likelihood, by a softmax over all texts: convex for one right text each."""
-    from scipy.optimize import minimize
-    from scipy.special import logsumexp
+def without_test(examples: Path, out: Path) -> Path:
+    """A new folder with links to the examples' files, but not to those of the test split."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(examples.iterdir()):
+        link = out / path.name
+        link.unlink(missing_ok=True)
+        if not path.name.startswith("test"):
+            os.symlink(path.resolve(), link)
+    return out
 
-    stacked = np.stack(parts)
 
-    def loss(weights: np.ndarray) -> float:
-        scores = np.tensordot(weights, stacked, axes=1)
-        found = [logsumexp(row[items]) for row, items in zip(scores, right, strict=True)]
-        return float(np.mean(logsumexp(scores, axis=1) - found))
+class Telling:
+    """In place of checkpoints, which come with each look at the validation split: the loss is kept and told."""
 
-    bounds = [(0.0, 100.0)] * len(parts)
-    return [round(float(w), 6) for w in minimize(loss, np.ones(len(parts)), bounds=bounds).x]
+    def __init__(self, curve: Curve, steps: int, folder: Path, tell: Callable[[int, float], Any]):
+        self.curve, self.steps, self.folder, self.tell = curve, steps, folder, tell
+        self.known = curve.points[-1][0] if curve.points else 0
+
+    def load(self, engine: Any) -> tuple[int, dict[str, Any]]:
+        return 0, {}
+
+    def save(self, engine: Any, step: int, state: dict[str, Any], loss: float | None) -> None:
+        if step <= self.known or loss is None:
+            return
+        self.curve.points.append((step, comparable(loss)))
+        self.curve.ended = step >= self.steps  # before it is told, as who hears of the last step may end it
+        self.curve.write(self.folder)
+        self.tell(*self.curve.points[-1])
+
+    def wait(self) -> None:
+        pass
+
+
+def comparable(loss: float) -> float:
+    return min(loss, WORST) if math.isfinite(loss) else WORST
+
+
+def run(job: Job, steps: int, tell: Callable[[int, float], Any], device: str = "cpu", threads: int = 1) -> Curve:
+    """Train the job's module for `steps` steps; `tell(step, validation loss)` may end it by an exception.
+
+    A training that can't go on, or can't begin with these settings (`ValueError`), ends with a reason and the worst
+    loss: other candidates go on.
+    """
+    folder = Path(job.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    curve = Curve.read(folder)
+    for step, loss in list(curve.points):
+        tell(step, loss)
+    if curve.reason:
+        tell(steps, WORST)
+    if curve.ended:
+        return curve
+    import torch
+
+    from gpt2.training.engine import TorchEngine
+    from gpt2.training.loop import fit
+    from gpt2.training_job import build
+
+    torch.set_num_threads(threads)
+    try:
+        parts = build(job)
+        engine = TorchEngine(parts.module.train(), job.train, device)
+        fit(engine, parts.training, parts.validation, job.train, folder, Telling(curve, steps, folder, tell))
+    except (GaveUp, ValueError) as error:
+        curve.ended, curve.reason = True, str(error).splitlines()[0]
+        curve.write(folder)
+        tell(steps, WORST)
+    return curve
+
+
+class Range(Settings):
+    """Numbers from `low` to `high`, each as likely; with `log` each ratio."""
+
+    low: float
+    high: float
+    log: bool = Field(False)
+
+    @model_validator(mode="after")
+    def _is_one(self):
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low:g} is not below high={self.high:g}; exchange them, or give one choice")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low={self.low:g} has no logarithm; set low above 0, or log: false")
+        return self
+
+
+Dimension = Range | list[Any]
+"""What a setting may be: a range, or a list of choices."""
+
+
+def dimensions(space: Any, prefix: str = "") -> dict[str, Dimension]:
+    """{path: dimension} of settings by dotted paths, nested sections, or both; `ValueError` names what is neither."""
+    if not isinstance(space, Mapping):
+        where = f"{prefix} = " if prefix else ""
+        raise ValueError(
+            f"{where}{space!r:.80} is no range and no choices; give {{low: 1e-4, high: 1e-2, log: true}}, or a list"
+        )
+    found: dict[str, Dimension] = {}
+    for name, value in space.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        new: dict[str, Dimension]
+        if isinstance(value, list):
+            new = {path: choices(path, value)}
+        elif isinstance(value, Mapping) and ({"low", "high"} & set(value)):
+            new = {path: ranged(path, value)}
+        else:
+            new = dimensions(value, path)
+        for twice in found.keys() & new.keys():
+            raise ValueError(f"{twice} is there twice; leave one out")
+        found |= new
+    return dict(sorted(found.items()))
+
+
+def choices(path: str, values: list[Any]) -> list[Any]:
+    """The values; `ValueError` where there are none, or one twice."""
+    if not values:
+        raise ValueError(f"{path} = []: there is nothing to choose from; give values, or leave it out")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{path} = {values}: {value!r} is there twice; leave one out")
+    return values
+
+
+def ranged(path: str, given: Mapping[str, Any]) -> Range:
+    """The range; `ValueError` says what is wrong with it."""
+    try:
+        return Range.model_validate(given)
+    except ValidationError as error:
+        item = error.errors()[0]
+        where = ".".join([path, *map(str, item["loc"])])
+        message = item["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {message}; a range is {{low: 1e-4, high: 1e-2, log: true}}") from None
+
+
+def plain(space: Mapping[str, Dimension]) -> dict[str, Any]:
+    """The space as JSON; `dimensions` reads it."""
+    return {path: d.model_dump() if isinstance(d, Range) else d for path, d in space.items()}
+
+
+def ends(dimension: Dimension, whole: bool) -> list[Any]:
+    """The values that decide whether all of them are allowed: the ends of a range, or all choices."""
+    if isinstance(dimension, Range):
+        return [round(dimension.low), round(dimension.high)] if whole else [dimension.low, dimension.high]
+    return dimension
+
+
+def draw(space: Mapping[str, Dimension], whole: Collection[str], seed: int, number: int) -> dict[str, Any]:
+    """{path: value}, each by itself at random (Bergstra and Bengio 2012); those at `whole` paths are integers.
+
+    It follows from the space, the seed and its number: more draws leave the earlier ones as they are. Numbers have
+    three digits, so that what is written is what was tried.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng([seed, number])
+    found: dict[str, Any] = {}
+    for path, dimension in sorted(space.items()):
+        share = float(generator.random())
+        if isinstance(dimension, Range):
+            found[path] = within(dimension, share, path in whole)
+        else:
+            found[path] = dimension[int(share * len(dimension))]
+    return found
+
+
+def within(dimension: Range, share: float, whole: bool) -> float | int:
+    """The number at this share, in [0, 1), of the way through a range."""
+    low, high = dimension.low, dimension.high
+    if whole:  # each integer has a piece of the way
+        low, high = round(low), round(high) + 1
+    value = low * math.exp(share * math.log(high / low)) if dimension.log else low + share * (high - low)
+    if whole:
+        return min(max(math.floor(value), round(dimension.low)), round(dimension.high))
+    return min(max(float(f"{value:.3g}"), low), high)

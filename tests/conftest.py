@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from cluster.home import configure
+from cluster.process_env import configure
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +28,7 @@ def own_addresses():
     yield
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         os.environ.pop(name, None)
-    if tracking := sys.modules.get("cluster.tracking"):
+    if tracking := sys.modules.get("cluster.tracking.runs"):
         tracking.client.cache_clear()
         tracking.experiment_id.cache_clear()
 

@@ -74,7 +74,7 @@ def anchor(heading: str) -> str:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A folder with a home of its own, in which small models are the champions of gpt2-sentiment and gpt2-base."""
-    from cluster.tracking import client
+    from cluster.tracking.runs import client
     from tests.cluster.small import registered
 
     folder = tmp_path_factory.mktemp("work")
@@ -104,7 +104,7 @@ def found(module: str) -> bool:
 
 @pytest.mark.skipif(not MOVED, reason="the public modules are not lazy yet")
 def test_the_public_modules_need_one_import_which_is_cheap():
-    code = "import sys, gpt2; assert 'torch' not in sys.modules; gpt2.weights.load; gpt2.fewshot.FewShot; gpt2.load"
+    code = "import sys, gpt2; assert 'torch' not in sys.modules; gpt2.weights.directory.load; gpt2.fewshot.FewShot; gpt2.load"
     environment = {**os.environ, "PYTHONPATH": str(Path(gpt2.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
@@ -113,6 +113,7 @@ def test_the_public_modules_need_one_import_which_is_cheap():
 def test_the_example_of_a_task_is_one(tmp_path):
     """From a file to a report, with a model that learned nothing."""
     import pandas as pd
+
     from gpt2.data.tokenizer import Tokenizer
     from gpt2.evaluation import report
     from gpt2.model.config import ModelConfig

@@ -34,7 +34,7 @@ def benchmark(
         output: a JSON file for the figures.
     """
     from gpt2 import load
-    from gpt2.base_kind import GeneratorPredictor
+    from gpt2.tasks.base.kind import GeneratorPredictor
 
     if not data.is_dir():
         raise ValueError(f"--data {data} is no folder; give the one with the benchmarks' files")
@@ -62,10 +62,10 @@ def benchmark(
 
 def measured(name: str, loaded: Any, data: Path, limit: int | None, batch_size: int) -> dict[str, Any] | str:
     """The figures of a task, or why there are none."""
-    from gpt2 import benchmarks, harness
+    from gpt2.tasks.base import benchmarks
 
     if name not in benchmarks.BENCHMARKS:
-        return harness.measure_by_harness(name, loaded.directory, data, limit, batch_size)
+        return benchmarks.measure_by_harness(name, loaded.directory, data, limit, batch_size)
     predictor = loaded.predictor
     return benchmarks.measure(name, predictor.model, predictor.tokenizer, data, limit, batch_size)
 

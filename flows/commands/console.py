@@ -31,7 +31,7 @@ def prefect() -> Iterator[None]:
 
     reaching = threading.Thread(target=reach)
     reaching.start()
-    from flows.stage import without_tracebacks
+    from flows.runs.stage import without_tracebacks
 
     without_tracebacks()
     reaching.join()

@@ -32,7 +32,7 @@ def search(
         preset: settings to start from, as for `gpt2 run`; they are the first candidate.
         trials: how many candidates.
         max_steps: steps of a candidate that is not stopped early.
-        config: a YAML file of settings (`flows.search`).
+        config: a YAML file of settings (`flows.jobs.search_plan`).
         set_: a setting, as in seed=1 or parallel=1; may be given several times.
         dry_run: print the candidates; start nothing.
     """
@@ -41,10 +41,10 @@ def search(
     from rich.table import Table
 
     from cluster.home import store
-    from flows import early
     from flows.config import settings
-    from flows.search import COMMANDS, SearchConfig, SearchPlan
-    from flows.search import table as rows_of
+    from flows.jobs.search_plan import COMMANDS, SearchConfig, SearchPlan
+    from flows.jobs.search_plan import table as rows_of
+    from flows.runs import services
 
     given = {"task": task, "preset": preset, "trials": trials, "max_steps": max_steps}
     found = SearchPlan.of(settings(SearchConfig, given, config, set_ or ()))
@@ -59,8 +59,8 @@ def search(
         out.print("Nothing to do: the search was done before.")
     else:
         out.print("Starting Prefect, Ray and MLflow ...")
-        early.start(found.candidates[0].settings)
-        from flows.searching import search as run
+        services.start(found.candidates[0].settings)
+        from flows.jobs.search import search as run
 
         run(found.config)
     made = store().find(found.key)

@@ -15,16 +15,15 @@ from typing import Annotated, Any
 import httpx
 from cyclopts import Parameter
 
-from cluster import databases
-from cluster import services as processes
 from cluster.credentials import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN, USER, prefect_login, secret_file
-from cluster.databases import Profile
-from cluster.doctor import answers
 from cluster.home import home, is_locked, last_state
-from cluster.servers import LOOPBACK, mlflow, ray
-from cluster.services import Running, Service, ServiceFailed, http_answers, port_answers
+from cluster.services import databases, processes
+from cluster.services.databases import Profile
+from cluster.services.doctor import answers
+from cluster.services.processes import Running, Service, ServiceFailed, http_answers, port_answers
+from cluster.services.servers import LOOPBACK, mlflow, ray
 from flows.commands.console import out
-from flows.services import server, worker
+from flows.server.services import server, worker
 
 START_SECONDS = 240
 
@@ -172,7 +171,7 @@ def importing(at_once: int | None) -> Any:
     found: list[Any] = []
 
     def load() -> None:
-        from flows.deployments import register
+        from flows.server.deployments import register
 
         found.append(register)
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from cluster.home import configure
+from cluster.process_env import configure
 
 configure()
 

@@ -19,10 +19,11 @@ WAYS = {
 
 def run() -> None:
     from cluster.home import samples
-    from gpt2.config import AdaptationConfig, OptimizerConfig, TrainConfig
-    from gpt2.samples import resolve
-    from gpt2.task import tasks
-    from gpt2.tuning import tune
+    from gpt2.analysis.small_runs import tune
+    from gpt2.data.samples import resolve
+    from gpt2.model.config import AdaptationConfig
+    from gpt2.tasks.task import tasks
+    from gpt2.training.config import OptimizerConfig, TrainConfig
     from tests.benchmarks.base import pretrained
 
     model, tokenizer, tokens = pretrained(CONTEXT, PRETRAINING, batch_size=32)
@@ -52,7 +53,7 @@ def run() -> None:
 def macro_f1(predictor, examples: Path) -> str:
     import pandas as pd
 
-    from gpt2.metrics import classification
+    from gpt2.evaluation.metrics import classification
 
     test = pd.read_parquet(examples / "test.parquet")
     probabilities = predictor.probabilities(test["text"].tolist())
@@ -60,8 +61,8 @@ def macro_f1(predictor, examples: Path) -> str:
 
 
 def ndcg(predictor, examples: Path) -> str:
-    from gpt2.metrics import rank_of, ranking
-    from gpt2.tasks.recommendation import load_examples
+    from gpt2.evaluation.metrics import rank_of, ranking
+    from gpt2.tasks.recommendation.dataset import load_examples
 
     histories, _ = load_examples(examples)
     scores = predictor.by_text([h[:-1] for h in histories])

@@ -11,10 +11,11 @@ def run() -> None:
     import numpy as np
     import pandas as pd
 
-    from gpt2.config import AdaptationConfig, OptimizerConfig, TrainConfig
-    from gpt2.metrics import classification
-    from gpt2.task import tasks
-    from gpt2.tuning import tune
+    from gpt2.analysis.small_runs import tune
+    from gpt2.evaluation.metrics import classification
+    from gpt2.model.config import AdaptationConfig
+    from gpt2.tasks.task import tasks
+    from gpt2.training.config import OptimizerConfig, TrainConfig
     from tests.benchmarks.base import posts, pretrained
 
     model, tokenizer, tokens = pretrained(CONTEXT, PRETRAINING)

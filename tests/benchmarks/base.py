@@ -15,15 +15,16 @@ def pretrained(context: int, steps: int, batch_size: int = 16):
     import torch
 
     from cluster.home import samples
-    from gpt2.batches import TokenDataset
-    from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
-    from gpt2.engine import TorchEngine
-    from gpt2.heads import LanguageModel
-    from gpt2.model import GPT2
-    from gpt2.samples import resolve
-    from gpt2.shards import TokenStream
-    from gpt2.tokenizer import Tokenizer
-    from gpt2.train import fit
+    from gpt2.data.batches import TokenDataset
+    from gpt2.data.samples import resolve
+    from gpt2.data.shards import TokenStream
+    from gpt2.data.tokenizer import Tokenizer
+    from gpt2.model.config import ModelConfig
+    from gpt2.model.heads import LanguageModel
+    from gpt2.model.transformer import GPT2
+    from gpt2.training.config import OptimizerConfig, TrainConfig
+    from gpt2.training.engine import TorchEngine
+    from gpt2.training.loop import fit
 
     torch.set_num_threads(2)
     texts = pd.read_csv(resolve("sample:reviews", samples()))["text"].tolist()
@@ -48,9 +49,9 @@ def pretrained(context: int, steps: int, batch_size: int = 16):
 def posts():
     """(texts, labels, names of the labels) of the sample posts, in an order of their own."""
     from cluster.home import samples
-    from gpt2.labelled import read_labelled, without_duplicates
-    from gpt2.samples import resolve
-    from gpt2.tasks.sentiment import SentimentSettings
+    from gpt2.data.samples import resolve
+    from gpt2.tasks.sentiment.config import SentimentSettings
+    from gpt2.tasks.sentiment.dataset import read_labelled, without_duplicates
 
     table, _ = read_labelled(Path(resolve("sample:posts", samples())), SentimentSettings())
     table, _ = without_duplicates(table)

@@ -46,11 +46,11 @@ def measured(folder: Path, stage: str) -> tuple[float, float, float]:
     """(seconds of the processor, MB at the peak before the stage, and with it)."""
     import sklearn.linear_model  # noqa: F401 - what reports import
 
-    from gpt2 import recommendation_report  # noqa: F401
-    from gpt2.config import ModelConfig
-    from gpt2.model import GPT2
-    from gpt2.tasks.recommendation import TASK
-    from gpt2.tokenizer import Tokenizer
+    from gpt2.data.tokenizer import Tokenizer
+    from gpt2.model.config import ModelConfig
+    from gpt2.model.transformer import GPT2
+    from gpt2.tasks.recommendation import report as recommendation_report  # noqa: F401
+    from gpt2.tasks.recommendation.task import TASK
 
     tokenizer, out = Tokenizer.train(["item kind"] * 20, 264), folder / "model"
     out.mkdir(exist_ok=True)

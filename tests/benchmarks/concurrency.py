@@ -44,7 +44,7 @@ class Writer(threading.Thread):
         from prefect.states import Completed, Running
         from prefect.types._datetime import now
 
-        from cluster.tracking import experiment_id
+        from cluster.tracking.runs import experiment_id
 
         mlflow = MlflowClient()
         with get_client(sync_client=True) as prefect:
@@ -70,11 +70,11 @@ class Writer(threading.Thread):
 
 
 def run():
-    from cluster import databases
     from cluster.credentials import MLFLOW_PASSWORD, USER, prefect_login, secret_file
-    from cluster.servers import mlflow
-    from cluster.services import Running
-    from flows.services import server
+    from cluster.services import databases
+    from cluster.services.processes import Running
+    from cluster.services.servers import mlflow
+    from flows.server.services import server
     from tests.services import free_port
 
     profile = "postgres" if databases.ADDRESS in os.environ else "sqlite"

@@ -13,11 +13,11 @@ STUDENT = {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": CONTEXT}
 
 
 def run() -> None:
-    from gpt2.distillation import Distilled, student
-    from gpt2.heads import Classifier
-    from gpt2.metrics import classification
-    from gpt2.task import DistilConfig
-    from gpt2.tasks.sentiment import TextDataset, encode
+    from gpt2.evaluation.metrics import classification
+    from gpt2.model.heads import Classifier
+    from gpt2.tasks.sentiment.dataset import TextDataset, encode
+    from gpt2.training.config import DistilConfig
+    from gpt2.training.distillation import Distilled, student
     from tests.benchmarks.base import posts, pretrained
 
     base, tokenizer, _ = pretrained(CONTEXT, PRETRAINING, batch_size=32)
@@ -48,9 +48,9 @@ def train(module, data):
     """The module, trained; through the loop that the pipeline has."""
     import torch
 
-    from gpt2.config import OptimizerConfig, TrainConfig
-    from gpt2.engine import TorchEngine
-    from gpt2.train import fit
+    from gpt2.training.config import OptimizerConfig, TrainConfig
+    from gpt2.training.engine import TorchEngine
+    from gpt2.training.loop import fit
 
     torch.manual_seed(0)
     settings = TrainConfig(
@@ -65,7 +65,7 @@ def train(module, data):
 def score(module, rows: list[list[int]]) -> np.ndarray:
     import torch
 
-    from gpt2.heads import pad
+    from gpt2.model.heads import pad
 
     with torch.inference_mode():
         return torch.cat([module.logits(*pad([row])).softmax(-1) for row in rows]).numpy()

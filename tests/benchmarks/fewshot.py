@@ -13,8 +13,8 @@ CONTEXT, STEPS, POSTS, SEEDS, SHOTS = 512, 100, 500, 3, (0, 4, 16)
 
 
 def run() -> None:
+    from gpt2.evaluation.metrics import classification
     from gpt2.fewshot import FewShot, choose
-    from gpt2.metrics import classification
     from tests.benchmarks.base import posts, pretrained
 
     model, tokenizer, tokens = pretrained(CONTEXT, STEPS, batch_size=8)
@@ -58,11 +58,11 @@ def finetuned(model, tokenizer, examples, test, seed: int):
     """Probabilities of a classifier trained for 40 steps on all examples at once."""
     import torch
 
-    from gpt2.config import OptimizerConfig, TrainConfig
-    from gpt2.engine import TorchEngine
-    from gpt2.heads import Classifier, pad
-    from gpt2.tasks.sentiment import TextDataset, encode
-    from gpt2.train import fit
+    from gpt2.model.heads import Classifier, pad
+    from gpt2.tasks.sentiment.dataset import TextDataset, encode
+    from gpt2.training.config import OptimizerConfig, TrainConfig
+    from gpt2.training.engine import TorchEngine
+    from gpt2.training.loop import fit
 
     torch.manual_seed(seed)
     module = Classifier(copy.deepcopy(model), 3)

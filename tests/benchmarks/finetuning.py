@@ -17,10 +17,10 @@ def run() -> None:
     import torch
 
     from cluster.home import samples
-    from gpt2.labelled import read_labelled, without_duplicates
-    from gpt2.samples import resolve
-    from gpt2.tasks.sentiment import SentimentSettings, TextDataset, encode
-    from gpt2.tokenizer import Tokenizer
+    from gpt2.data.samples import resolve
+    from gpt2.data.tokenizer import Tokenizer
+    from gpt2.tasks.sentiment.config import SentimentSettings
+    from gpt2.tasks.sentiment.dataset import TextDataset, encode, read_labelled, without_duplicates
 
     torch.set_num_threads(2)
     table, _ = read_labelled(Path(resolve("sample:posts", samples())), SentimentSettings())
@@ -56,14 +56,14 @@ def timed(work) -> float:
 
 
 class Ours:
-    """`gpt2.train.fit` on the plain engine."""
+    """`gpt2.training.loop.fit` on the plain engine."""
 
     def __init__(self, data):
         import torch
 
-        from gpt2.config import ModelConfig
-        from gpt2.heads import Classifier
-        from gpt2.model import GPT2
+        from gpt2.model.config import ModelConfig
+        from gpt2.model.heads import Classifier
+        from gpt2.model.transformer import GPT2
 
         torch.manual_seed(0)
         self.data = data
@@ -72,9 +72,9 @@ class Ours:
         )
 
     def train(self) -> None:
-        from gpt2.config import TrainConfig
-        from gpt2.engine import TorchEngine
-        from gpt2.train import fit
+        from gpt2.training.config import TrainConfig
+        from gpt2.training.engine import TorchEngine
+        from gpt2.training.loop import fit
 
         settings = TrainConfig(
             steps=STEPS, batch_size=BATCH, micro_batch_size=BATCH, context=CONTEXT, eval_samples=1, eval_every=STEPS
@@ -85,8 +85,8 @@ class Ours:
     def score(self) -> None:
         import torch
 
-        from gpt2.heads import pad
-        from gpt2.peak import quickest
+        from gpt2.model.heads import pad
+        from gpt2.training.hardware import quickest
 
         model = copy.deepcopy(self.model).to(quickest()).eval()  # as a pulled model scores
         order = np.argsort(self.data.lengths, kind="stable")
@@ -117,7 +117,7 @@ class Theirs:
     def collate(self, rows):
         import torch
 
-        from gpt2.heads import pad
+        from gpt2.model.heads import pad
 
         ids, lengths = pad([row["input_ids"] for row in rows], VOCABULARY - 1)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]

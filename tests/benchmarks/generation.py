@@ -47,10 +47,10 @@ def both(shape: dict, settings: dict) -> dict:
     import torch
     from transformers import GPT2LMHeadModel
 
-    from gpt2 import huggingface
-    from gpt2.config import ModelConfig
-    from gpt2.generate import generate
-    from gpt2.model import GPT2
+    from gpt2.generation.generate import generate
+    from gpt2.model.config import ModelConfig
+    from gpt2.model.transformer import GPT2
+    from gpt2.weights import huggingface
 
     model = GPT2(ModelConfig(**shape), seed=0).eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -9,8 +9,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from gpt2.artifact import read_manifest
-from gpt2.journal import read_journal
+from gpt2.store.artifact import read_manifest
+from gpt2.training.journal import read_journal
 
 WORK = ("documents", "corpus", "tokenizer", "tokens", "base-report", "sentiment-report", "recommendation-report")
 EXAMPLES = ("sentiment-examples", "recommendation-examples")

@@ -22,8 +22,8 @@ PEER = "SASRec (RecTools)"
 
 def run() -> None:
     from cluster.home import samples
-    from gpt2.samples import resolve
-    from gpt2.task import tasks
+    from gpt2.data.samples import resolve
+    from gpt2.tasks.task import tasks
     from tests.benchmarks.base import pretrained
 
     task = tasks()["recommendation"]
@@ -40,8 +40,9 @@ def run() -> None:
 
 def tuned(model, tokenizer, task, examples: Path):
     """The predictor after a fine-tuning like the laptop's."""
-    from gpt2.config import AdaptationConfig, OptimizerConfig, TrainConfig
-    from gpt2.tuning import tune
+    from gpt2.analysis.small_runs import tune
+    from gpt2.model.config import AdaptationConfig
+    from gpt2.training.config import OptimizerConfig, TrainConfig
 
     rate = OptimizerConfig(learning_rate=1e-3, warmup_steps=10, schedule="cosine", final_ratio=0.0)
     train = TrainConfig(
@@ -53,22 +54,22 @@ def tuned(model, tokenizer, task, examples: Path):
 
 def whole(predictor, examples: Path) -> None:
     """All films, all users."""
-    from gpt2 import baselines
-    from gpt2.tasks.recommendation import load_examples
+    from gpt2.tasks.recommendation import hybrid
+    from gpt2.tasks.recommendation.dataset import load_examples
 
     histories, items = load_examples(examples)
     before, wanted = [h[:-1] for h in histories], [int(h[-1]) for h in histories]
     text, n = predictor.by_text(before), len(items)
-    popular = np.tile(baselines.popularity([h[:-2] for h in histories], n), (len(before), 1))
-    similar = baselines.cosines(before, n)
+    popular = np.tile(hybrid.popularity([h[:-2] for h in histories], n), (len(before), 1))
+    similar = hybrid.cosines(before, n)
     systems = {
         "model": predictor.with_choices(text, before),
         "its text alone": text,
         "its choices alone": predictor.with_choices(np.zeros_like(text), before),
         "popularity": popular,
-        "item-kNN": baselines.item_knn(similar)(before),
-        "EASE": baselines.ease(before, n)(before),
-        "recent item-kNN": baselines.recent_item_knn(similar)(before),
+        "item-kNN": hybrid.item_knn(similar)(before),
+        "EASE": hybrid.ease(before, n)(before),
+        "recent item-kNN": hybrid.recent_item_knn(similar)(before),
     }
     found = {name: ranks(scores, wanted, before) for name, scores in systems.items()}
     if (theirs := sasrec(histories)) is not None:
@@ -79,16 +80,16 @@ def whole(predictor, examples: Path) -> None:
 
 
 def ranks(scores, wanted, seen) -> np.ndarray:
-    from gpt2.metrics import rank_of
+    from gpt2.evaluation.metrics import rank_of
 
     return np.array([rank_of(row, item, own) for row, item, own in zip(scores, wanted, seen, strict=True)])
 
 
 def table(found: dict[str, np.ndarray]) -> None:
     """NDCG@10 and recall@10 with intervals, and by how much the model is above each."""
-    from gpt2 import evidence
+    from gpt2.evaluation import unit_results
 
-    summary = evidence.ranking(found, "", {}).summary()
+    summary = unit_results.ranking(found, "", {}).summary()
     print("| | NDCG@10 [95 %] | recall@10 [95 %] | the model's NDCG@10 less this, paired [95 %] |")
     print("|---|---|---|---|")
     for name, each in found.items():
@@ -175,8 +176,8 @@ def hold_out(examples: Path) -> None:
 
 def cold(predictor, examples: Path) -> None:
     """Which of the films that were taken out does a user choose?"""
-    from gpt2 import baselines
-    from gpt2.tasks.recommendation import load_examples
+    from gpt2.tasks.recommendation import hybrid
+    from gpt2.tasks.recommendation.dataset import load_examples
 
     histories, items = load_examples(examples)
     told, n = json.loads((examples / "cold.json").read_text()), len(items)
@@ -184,16 +185,16 @@ def cold(predictor, examples: Path) -> None:
     assert not np.isin(np.concatenate(histories), among).any()
     read, wanted = [np.array(a["before"]) for a in asked], [a["wanted"] for a in asked]
     warm = np.setdiff1d(np.arange(n), among)
-    popular = np.tile(baselines.popularity(histories, n), (len(read), 1))
+    popular = np.tile(hybrid.popularity(histories, n), (len(read), 1))
     text = predictor.by_text(read)
-    similar = baselines.cosines(read, n)
+    similar = hybrid.cosines(read, n)
     systems = {
         "model": predictor.with_choices(text, read),
         "its text alone": text,
         "popularity": popular,
-        "item-kNN": baselines.item_knn(similar)(read),
-        "EASE": baselines.ease(read, n)(read),
-        "recent item-kNN": baselines.recent_item_knn(similar)(read),
+        "item-kNN": hybrid.item_knn(similar)(read),
+        "EASE": hybrid.ease(read, n)(read),
+        "recent item-kNN": hybrid.recent_item_knn(similar)(read),
     }
     by_chance = np.random.default_rng(1).random((len(read), n))
     for name in ("popularity", "item-kNN", "EASE", "recent item-kNN"):

@@ -32,13 +32,13 @@ def run() -> None:
 
     import gpt2
     from cluster.home import samples
-    from gpt2.config import AdaptationConfig
-    from gpt2.copying import Known
-    from gpt2.reasoner import Reasoner
-    from gpt2.samples import resolve
-    from gpt2.sentences import read
-    from gpt2.task import task
-    from gpt2.tuning import tune
+    from gpt2.analysis.small_runs import tune
+    from gpt2.data.samples import resolve
+    from gpt2.model.config import AdaptationConfig
+    from gpt2.tasks.reasons.checks import Known
+    from gpt2.tasks.reasons.dataset import read
+    from gpt2.tasks.reasons.predictor import Reasoner
+    from gpt2.tasks.task import task
 
     torch.set_num_threads(1)
     kind, base = task("reasons"), gpt2.load("models:/gpt2-base@champion").predictor
@@ -84,9 +84,8 @@ def people(examples: Path) -> dict[str, float]:
     """What can be said of held-out sentences."""
     import pandas as pd
 
-    from gpt2.copying import Known
-    from gpt2.reasons import repeats
-    from gpt2.search import words
+    from gpt2.data.text import words
+    from gpt2.tasks.reasons.checks import Known, repeats
 
     texts = pd.read_parquet(examples / "test.parquet")["text"].tolist()
     known = Known(pd.read_parquet(examples / "train.parquet")["text"].unique().tolist())

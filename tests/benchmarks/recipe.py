@@ -74,7 +74,7 @@ def compare(scale: Scale) -> dict[str, list[Any]]:
 def ablate(scale: Scale, whole: list[Any]) -> None:
     """Print what the modern recipe, of which `whole` are the trials, loses without each of its parts."""
     from flows.config import resolve
-    from gpt2.config import SWITCHES, ModelShape
+    from gpt2.model.config import SWITCHES, ModelShape
 
     text, modern = reviews(scale), resolve("laptop-modern").model
     switches = {*SWITCHES, "zero_init"}
@@ -104,7 +104,7 @@ def reviews(scale: Scale) -> Any:
     import torch
 
     from cluster.home import samples
-    from gpt2.trials import reviews
+    from gpt2.analysis.small_runs import reviews
 
     torch.set_num_threads(scale.threads)
     return reviews(samples(), scale.vocabulary, scale.context)
@@ -116,8 +116,9 @@ def train(
 ) -> Any:  # fmt: skip
     """The preset's model and optimizer at this scale, with changes to them."""
     from flows.config import resolve
-    from gpt2.config import ModelConfig, TrainConfig
-    from gpt2.trials import trial
+    from gpt2.analysis.small_runs import trial
+    from gpt2.model.config import ModelConfig
+    from gpt2.training.config import TrainConfig
 
     config = resolve(preset)
     own = config.pretrain.optimizer.model_dump() if config.model.beyond_gpt2() else PUBLISHED
@@ -141,7 +142,7 @@ def pace(trials: list[Any]) -> float:
 
 def draw(runs: dict[str, list[Any]], scale: Scale, name: str) -> None:
     """Validation loss against tokens and against time, the mean over seeds, as NAME.png."""
-    from gpt2.figures import ACCENT, INK, PALE, blank
+    from gpt2.evaluation.plots import ACCENT, INK, PALE, blank
 
     title = "The modern recipe is far ahead after half the tokens, and in less time"
     figure, axes = blank(title, 9, 3.4, 2, sharey=True)

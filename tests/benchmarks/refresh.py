@@ -16,7 +16,7 @@ SPLITS = ("train", "validation")
 def run() -> None:
     import torch
 
-    from gpt2.refresh import RefreshConfig
+    from gpt2.training.config import RefreshConfig
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -42,8 +42,8 @@ class Data:
     """Both texts as shards, with one tokenizer, that of the old text."""
 
     def __init__(self, root: Path):
-        from gpt2.splits import content_digest, is_validation
-        from gpt2.tokenizer import Tokenizer
+        from gpt2.data.splits import content_digest, is_validation
+        from gpt2.data.tokenizer import Tokenizer
 
         self.root, self.bytes, counts = root, {}, {}
         texts = {name: list(some(documents, limit)) for name, documents, limit in sources()}
@@ -64,13 +64,13 @@ class Data:
         )
 
     def files(self, names: list[str], replayed: int = 0):
-        from gpt2.jobs import TokenFiles
+        from gpt2.training_job import TokenFiles
 
         splits = {split: [str(self.root / f"{name}-{split}.bin") for name in names] for split in SPLITS}
         return TokenFiles(**splits, dtype="uint16", replayed=replayed)
 
     def settings(self):
-        from gpt2.config import TrainConfig
+        from gpt2.training.config import TrainConfig
 
         optimizer = {"learning_rate": 3e-3, "warmup_steps": 20, "final_ratio": 0.05}
         values = {
@@ -84,9 +84,9 @@ class Data:
 
     def train(self, name: str, files, settings, base: Path | None = None) -> tuple[float, float, int]:
         """(bits per byte of the old and of the new held-out text, tokens read) of a training."""
-        from gpt2.engine import TorchEngine
-        from gpt2.jobs import Job, build
-        from gpt2.train import fit
+        from gpt2.training.engine import TorchEngine
+        from gpt2.training.loop import fit
+        from gpt2.training_job import Job, build
 
         out = self.root / name
         out.mkdir()
@@ -101,8 +101,8 @@ class Data:
         return self.bits_per_byte(parts.gpt2, "old"), self.bits_per_byte(parts.gpt2, "new"), tokens
 
     def bits_per_byte(self, model, name: str) -> float:
-        from gpt2.jobs import token_dataset
-        from gpt2.language_model import token_losses
+        from gpt2.tasks.base.report import token_losses
+        from gpt2.training_job import token_dataset
 
         data = token_dataset(self.files([name]), "validation", SHAPE["n_positions"])
         model.eval()
@@ -119,7 +119,7 @@ def sources():
     import pandas as pd
 
     from cluster.home import samples
-    from gpt2.samples import resolve
+    from gpt2.data.samples import resolve
 
     films = pd.read_csv(resolve("sample:reviews", samples()))["text"]
     clothes = pd.read_parquet(resolve("sample:clothing", samples()))["Review Text"].dropna()
@@ -128,7 +128,7 @@ def sources():
 
 def some(documents, limit: int):
     """Documents up to so many characters, in an order that follows from the seed."""
-    from gpt2.corpus import normalise
+    from gpt2.data.corpus import normalise
 
     taken = 0
     for text in documents.sample(frac=1, random_state=0).drop_duplicates():

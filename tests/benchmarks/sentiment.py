@@ -22,7 +22,7 @@ def run() -> None:
 
 def compare(model, tokenizer, steps: int, warmup: int = 10, splits: tuple[int, ...] = SPLITS) -> None:
     """A row for each split, whose number is also the seed of the training; the mean of their differences."""
-    from gpt2.evidence import MODEL
+    from gpt2.evaluation.unit_results import MODEL
 
     found = []
     print(f"| split | {MODEL}, {steps} steps | {LINEAR} | {PEER} | {MODEL} less this | {LINEAR} less this |")
@@ -43,7 +43,7 @@ def compare(model, tokenizer, steps: int, warmup: int = 10, splits: tuple[int, .
 
 def both(evidence, first: str, second: str):
     """By how much one system's macro-F1 is above another's, of sums of all their columns."""
-    from gpt2.significance import beside
+    from gpt2.evaluation.significance import beside
 
     return beside(evidence.metrics["macro_f1"], evidence.place(first), evidence.place(second))
 
@@ -52,11 +52,13 @@ def measured(model, tokenizer, steps: int, warmup: int, number: int):
     """The `Evidence` of all three on one split."""
     import pandas as pd
 
-    from gpt2 import baselines, evidence
-    from gpt2.config import AdaptationConfig, OptimizerConfig, TrainConfig
-    from gpt2.task import tasks
-    from gpt2.tasks.sentiment import NGRAMS
-    from gpt2.tuning import tune
+    from gpt2.analysis.small_runs import tune
+    from gpt2.evaluation import unit_results
+    from gpt2.model.config import AdaptationConfig
+    from gpt2.tasks.sentiment import report
+    from gpt2.tasks.sentiment.dataset import NGRAMS
+    from gpt2.tasks.task import tasks
+    from gpt2.training.config import OptimizerConfig, TrainConfig
 
     task = tasks()["sentiment"]
     # As the preset `laptop-long` has it.
@@ -73,23 +75,23 @@ def measured(model, tokenizer, steps: int, warmup: int, number: int):
         predictor = tune(model, tokenizer, task, examples, AdaptationConfig(), train).predictor
         learned, test = (pd.read_parquet(examples / f"{split}.parquet") for split in ("train", "test"))
     texts, truth = test["text"].tolist(), test["label"].to_numpy()
-    tfidf = baselines.tfidf_logistic_regression(learned["text"].tolist(), learned["label"].to_numpy(), texts, labels)
-    systems = {evidence.MODEL: predictor.logits(texts), LINEAR: np.stack(test[NGRAMS]), PEER: tfidf}
+    tfidf = report.tfidf_logistic_regression(learned["text"].tolist(), learned["label"].to_numpy(), texts, labels)
+    systems = {unit_results.MODEL: predictor.logits(texts), LINEAR: np.stack(test[NGRAMS]), PEER: tfidf}
     answers = {name: (scores.argmax(1), np.ones(len(test))) for name, scores in systems.items()}
-    return evidence.classification(truth, answers, [str(i) for i in range(labels)], "", {})
+    return unit_results.classification(truth, answers, [str(i) for i in range(labels)], "", {})
 
 
 def prepare(task, out: Path, number: int) -> int:
     """What `task.prepare` writes of the sample posts, with the splits of this number; how many labels there are."""
     from cluster.home import samples
-    from gpt2 import labelled
-    from gpt2.duplicates import groups
-    from gpt2.samples import resolve
-    from gpt2.splits import SPLITS
-    from gpt2.tasks.sentiment import add_ngrams
+    from gpt2.data.near_duplicates import groups
+    from gpt2.data.samples import resolve
+    from gpt2.data.splits import SPLITS
+    from gpt2.tasks.sentiment import dataset
+    from gpt2.tasks.sentiment.task import add_ngrams
 
     settings = task.Settings()
-    table, labels, counts = labelled.usable(Path(resolve("sample:posts", samples())), settings)
+    table, labels, counts = dataset.usable(Path(resolve("sample:posts", samples())), settings)
     table = table.drop(columns="weight", errors="ignore")
     texts, group = table["text"].tolist(), groups(table["text"].tolist())
     marks = [blake2b(texts[first].encode(), digest_size=8, salt=bytes([number])).digest() for first in group]
@@ -98,5 +100,5 @@ def prepare(task, out: Path, number: int) -> int:
     place = np.array(["test", "validation", "train"])[np.searchsorted(bounds, share, side="right")]
     tables = {split: table[place == split].reset_index(drop=True) for split in SPLITS}
     add_ngrams(tables, len(labels)).save(out)
-    labelled.write(tables, labels, counts, out)
+    dataset.write(tables, labels, counts, out)
     return len(labels)

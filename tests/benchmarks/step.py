@@ -36,8 +36,8 @@ LONG = Shape("124M, V=50,257", 12, 12, 768, 50257, 8, 1024, 1)
 def run() -> None:
     import torch
 
-    from gpt2.engine import HEAP
-    from gpt2.peak import peak_flops
+    from gpt2.training.engine import HEAP
+    from gpt2.training.hardware import peak_flops
 
     torch.set_num_threads(2)
     print("| model | B | T | side | tokens/s | ours by | share of the peak |")
@@ -100,7 +100,7 @@ class Side:
 
 
 def config(shape: Shape):
-    from gpt2.config import ModelConfig
+    from gpt2.model.config import ModelConfig
 
     return ModelConfig(
         n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd,
@@ -116,10 +116,10 @@ def tokens(shape: Shape):
 
 
 def ours(shape: Shape) -> Callable[[], object]:
-    from gpt2.config import TrainConfig
-    from gpt2.engine import TorchEngine
-    from gpt2.heads import LanguageModel
-    from gpt2.model import GPT2
+    from gpt2.model.heads import LanguageModel
+    from gpt2.model.transformer import GPT2
+    from gpt2.training.config import TrainConfig
+    from gpt2.training.engine import TorchEngine
 
     settings = TrainConfig(steps=1, batch_size=shape.batch, micro_batch_size=shape.batch, context=shape.context)
     engine = TorchEngine(LanguageModel(GPT2(config(shape), seed=0)), settings, "cpu")

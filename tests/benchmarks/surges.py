@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from scipy.stats import chi2, norm
 
-from gpt2.significance import wilson
-from gpt2.surges import HISTORY, MIN_HISTORY, PER_YEAR, Rule, judge
+from gpt2.evaluation.significance import wilson
+from gpt2.monitoring.alerts import HISTORY, MIN_HISTORY, PER_YEAR, Rule, judge
 
 OURS, SIGMA, CHART, CUSUM = "ours", "3 sigma of past shares", "p-chart", "CUSUM"
 RULES = (OURS, SIGMA, CHART, CUSUM)
@@ -68,8 +68,8 @@ def sample_posts():
     """(negative by label, negative as a model reads it that has not seen the post, places of large topics' posts)."""
     from sklearn.metrics import f1_score
 
-    from gpt2.baselines import tfidf_logistic_regression
-    from gpt2.topics import topics_of
+    from gpt2.data.text import topics_of
+    from gpt2.tasks.sentiment.report import tfidf_logistic_regression
     from tests.benchmarks.base import posts
 
     texts, labels, names = posts()
@@ -195,7 +195,7 @@ def shown(found: np.ndarray) -> str:
 
 
 def in_topic(topic: str, truth: np.ndarray, read: np.ndarray, generator: np.random.Generator) -> None:
-    """A row: on the last two days posts change places with others of the same topic, as `gpt2.replay` plants a surge,
+    """A row: on the last two days posts change places with others of the same topic, as `gpt2.monitoring.demo` plants a surge,
     until twice the usual share of them is labelled negative."""
     days, found, shares = SPREAD["day"], {"truth": [], "read": []}, []
     for _ in range(2 * SHUFFLES):

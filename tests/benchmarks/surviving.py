@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from cluster.checkpoints import Checkpoints
+from cluster.checkpoints.checkpointer import Checkpoints
 from cluster.config import ClusterConfig
-from gpt2.config import ModelConfig, TrainConfig
-from gpt2.journal import Events
+from gpt2.model.config import ModelConfig
+from gpt2.training.config import TrainConfig
+from gpt2.training.journal import Events
 from tests.cluster.ranks import run_ranks
 
 MODEL = ModelConfig(n_layer=4, n_head=4, n_embd=256, n_positions=256, vocab_size=8192)
@@ -20,9 +21,9 @@ EVERY, SAVES = 10, 4
 
 def measure(folder: Path) -> dict[str, float]:
     """Seconds: a step, a save in the foreground, what a save in the background stalls and slows; one check."""
-    from cluster.engine import DeepSpeedEngine
-    from gpt2.heads import LanguageModel
-    from gpt2.model import GPT2
+    from cluster.engine.deepspeed_engine import DeepSpeedEngine
+    from gpt2.model.heads import LanguageModel
+    from gpt2.model.transformer import GPT2
 
     torch.manual_seed(0)
     train = TrainConfig(steps=1000, batch_size=16, micro_batch_size=8, context=256)

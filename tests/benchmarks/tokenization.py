@@ -20,9 +20,9 @@ SIZES = (10_000_000, 100_000_000, 300_000_000)
 
 def run(sizes: tuple[int, ...] = SIZES) -> None:
     from cluster.home import samples
-    from gpt2.readers import documents
-    from gpt2.samples import SAMPLES, resolve
-    from gpt2.tokenizer import Tokenizer
+    from gpt2.data.readers import documents
+    from gpt2.data.samples import SAMPLES, resolve
+    from gpt2.data.tokenizer import Tokenizer
 
     assert SAMPLES
     texts = [d.text for d in documents(resolve("sample:reviews", samples()), "text", 10**7)]
@@ -77,8 +77,8 @@ def ours(source: Path, root: Path, work: Path) -> Iterator[Callable[[], int]]:
     """Clean, deduplicate, encode: what the flow's workers do, spread over two processes."""
     from concurrent.futures import ProcessPoolExecutor
 
-    from gpt2 import corpus
-    from gpt2.config import CorpusConfig
+    from gpt2.data import corpus
+    from gpt2.data.config import CorpusConfig
 
     def job() -> int:
         corpus.clean(str(source), CorpusConfig(), work)
@@ -102,8 +102,8 @@ def ready(number: int) -> None:
 
 
 def encode_piece(job) -> int:
-    from gpt2 import shards
-    from gpt2.tokenizer import Tokenizer
+    from gpt2.data import shards
+    from gpt2.data.tokenizer import Tokenizer
 
     piece, keep, root, out = job
     out.mkdir()

@@ -53,10 +53,11 @@ def stack() -> float:
     """Tokens/s, the median of the journal's steps."""
     from cluster.config import ClusterConfig
     from cluster.connect import disconnect
-    from cluster.train import train
-    from gpt2.config import ModelConfig, TrainConfig
-    from gpt2.jobs import Job, TokenFiles
-    from gpt2.tokenizer import Tokenizer
+    from cluster.training.launch import train
+    from gpt2.data.tokenizer import Tokenizer
+    from gpt2.model.config import ModelConfig
+    from gpt2.training.config import TrainConfig
+    from gpt2.training_job import Job, TokenFiles
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.connect import disconnect
-from cluster.home import configure
-from cluster.stopping import politely
-from cluster.train import train
-from gpt2.jobs import Job
+from cluster.process_env import configure
+from cluster.training.launch import train
+from cluster.training.stopping import politely
+from gpt2.training_job import Job
 
 
 def main() -> None:

@@ -5,16 +5,17 @@ from pathlib import Path
 import torch
 
 from cluster.config import ClusterConfig
-from gpt2.config import ModelConfig, OptimizerConfig, TrainConfig
+from gpt2.model.config import ModelConfig
+from gpt2.training.config import OptimizerConfig, TrainConfig
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=24, n_positions=16, vocab_size=257)
 
 
 def engine_of(stage: int, precision: str = "fp32", steps: int = 33, kind: str = "adamw", **cluster):
     """A DeepSpeed engine on a language model whose loss is multiplied by `engine.factor[0]`."""
-    from cluster.engine import DeepSpeedEngine
-    from gpt2.heads import LanguageModel
-    from gpt2.model import GPT2
+    from cluster.engine.deepspeed_engine import DeepSpeedEngine
+    from gpt2.model.heads import LanguageModel
+    from gpt2.model.transformer import GPT2
 
     factor = [1.0]
 

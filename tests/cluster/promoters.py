@@ -6,9 +6,9 @@ import time
 
 import sqlalchemy
 
-from cluster import promotion
-from cluster.registry import by_alias
-from cluster.tracking import Run, client
+from cluster.registry import promotion
+from cluster.registry.versions import by_alias
+from cluster.tracking.runs import Run, client
 
 FLOOR, PROMOTERS = 0.5, 8
 CHAMPION_NOW = """

@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from gpt2 import weights
-from gpt2.config import ModelConfig
-from gpt2.heads import Classifier
-from gpt2.model import GPT2
-from gpt2.tokenizer import Tokenizer
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.model.config import ModelConfig
+from gpt2.model.heads import Classifier
+from gpt2.model.transformer import GPT2
+from gpt2.store import model_files
 
 LABELS = ["negative", "positive"]
 TEXTS = ("The crew was lovely and we landed early", "My bag is lost again")
@@ -25,7 +26,7 @@ def model_folder(path: Path, task: str = "sentiment", seed: int = 0) -> Path:
     tokenizer.save(out)
     if task == "sentiment":
         save_file({n: p.contiguous() for n, p in module.head.state_dict().items()}, out / "head.safetensors")
-    weights.write_task(out, task, labels=LABELS)
+    model_files.write_task(out, task, labels=LABELS)
     return out
 
 
@@ -37,13 +38,13 @@ def registered(name: str, path: Path, task: str = "sentiment", seed: int = 0, ta
 
 def register(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None):
     """A version of `name` of the model that lies in `path/model`."""
-    from cluster import registry
-    from cluster.tracking import Run
-    from gpt2.artifact import Artifact
+    from cluster.registry import versions
+    from cluster.tracking.runs import Run
     from gpt2.loading import read
+    from gpt2.store.artifact import Artifact
 
     _, predictor = read(path / "model")
     artifact = Artifact(path, {"id": f"{name}-{seed}", "kind": task})
     run = Run.open(f"register-{name}", {"gpt2.test": f"{name}-{seed}"})
     example = list(predictor.input_example)
-    return registry.register(name, artifact, run, tags or {}, example, {}, predictor.predict(example, {}), texts)
+    return versions.register(name, artifact, run, tags or {}, example, {}, predictor.predict(example, {}), texts)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.fragments import Saved
-from gpt2.config import AdaptationConfig, OptimizerConfig, TrainConfig
+from cluster.engine.fragments import Saved
+from gpt2.model.config import AdaptationConfig
+from gpt2.training.config import OptimizerConfig, TrainConfig
 from tests.cluster.engines import MODEL, save
 from tests.cluster.ranks import run_ranks
 
@@ -26,9 +27,10 @@ HALF, LAST = 3, 6
 
 
 def module_of(kind: str):
-    from gpt2.adapters import adapt
-    from gpt2.heads import Classifier, Recommender
-    from gpt2.model import GPT2
+    from gpt2.model.adapters import adapt
+    from gpt2.model.heads import Classifier
+    from gpt2.model.transformer import GPT2
+    from gpt2.tasks.recommendation.dataset import Recommender
 
     torch.manual_seed(0)
     model = GPT2(MODEL)
@@ -40,8 +42,8 @@ def module_of(kind: str):
     if adaptation := (KINDS | RECOMMENDER)[kind]:
         adapt(model, adaptation)
         return module
-    from gpt2.distillation import Distilled, student
-    from gpt2.task import DistilConfig
+    from gpt2.training.config import DistilConfig
+    from gpt2.training.distillation import Distilled, student
 
     shape = {**MODEL.model_dump(exclude={"vocab_size"}), "n_layer": 1}
     config = DistilConfig(teacher="a", student=shape)
@@ -82,7 +84,7 @@ def learn(engine, kind: str, first: int, last: int) -> list[float]:
 def on_ranks(folder: Path, work: dict[str, tuple[int, ...]], precision: str) -> dict[tuple, tuple]:
     """(losses, losses of the second half from the state of another stage, names in weights()) by kind and stage."""
     from cluster.config import ClusterConfig
-    from cluster.engine import DeepSpeedEngine
+    from cluster.engine.deepspeed_engine import DeepSpeedEngine
 
     told = {}
     for kind, stages in work.items():
@@ -106,7 +108,7 @@ def on_ranks(folder: Path, work: dict[str, tuple[int, ...]], precision: str) -> 
     ],
 )
 def test_zero_trains_adapters_alone(tmp_path, size, work, precision, tolerance):
-    from gpt2.engine import TorchEngine, trained
+    from gpt2.training.engine import TorchEngine, trained
 
     told = run_ranks(size, on_ranks, tmp_path, work, precision)[0]
     assert list(told) == [(kind, stage) for kind, stages in work.items() for stage in stages]

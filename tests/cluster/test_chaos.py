@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from cluster.config import ClusterConfig
-from gpt2.account import account
-from gpt2.journal import EVENTS, JOURNAL, read_journal
-from tests.cluster.test_train import inputs, job, losses
+from gpt2.training.cost import account
+from gpt2.training.journal import EVENTS, JOURNAL, read_journal
+from tests.cluster.training.test_launch import inputs, job, losses
 
 __all__ = ["inputs"]
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from gpt2 import scored
-from gpt2.artifact import MANIFEST, Key, Store, read_manifest, write_atomically
-from gpt2.compaction import compact, keep_latest
-from gpt2.monitor import MonitorConfig
+from gpt2.monitoring import scored
+from gpt2.monitoring.config import MonitorConfig
+from gpt2.monitoring.scored import compact, keep_latest
+from gpt2.store.artifact import MANIFEST, Key, Store, read_manifest, write_atomically
 
 CONFIG = MonitorConfig(compact_above=1, window="day")
 COLUMNS = ["time", "topic", "text", "topics", "label", "confidence", "version", "surprise"]
@@ -194,8 +194,8 @@ def test_killed_before_any_change_of_a_file_no_row_is_lost_or_doubled(month, tmp
 
 CHILD = """
 import os, sys
-from gpt2.compaction import compact
-from gpt2.artifact import Store
+from gpt2.monitoring.scored import compact
+from gpt2.store.artifact import Store
 from tests.cluster.test_compaction import CONFIG, TODAY, Killer
 hook = Killer()
 hook.end = lambda: os._exit(9)

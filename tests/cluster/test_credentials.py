@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cluster.home import configure
+from cluster.process_env import configure
 
 RUN = """
 from cluster.home import configure; configure()

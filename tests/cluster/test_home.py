@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster import doctor, home
+from cluster import home
+from cluster.services import doctor
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from gpt2.config import OptimizerConfig, TrainConfig
+from gpt2.training.config import OptimizerConfig, TrainConfig
 from tests.cluster.engines import MODEL, engine_of, steps
 from tests.cluster.ranks import run_ranks
 
@@ -27,9 +27,9 @@ def cells(stages, precisions, last: int, kind: str = "adamw") -> list[tuple]:
 
 def plain(precision: str, last: int, kind: str) -> list[float]:
     """Losses of one process of plain PyTorch."""
-    from gpt2.engine import TorchEngine
-    from gpt2.heads import LanguageModel
-    from gpt2.model import GPT2
+    from gpt2.model.heads import LanguageModel
+    from gpt2.model.transformer import GPT2
+    from gpt2.training.engine import TorchEngine
 
     torch.manual_seed(0)
     config = TrainConfig(

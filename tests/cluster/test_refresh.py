@@ -4,21 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.jobs import Job
+from gpt2.training_job import Job
 from tests.cluster.ranks import run_ranks
-from tests.gpt2.test_mixture import job_in
+from tests.gpt2.data.test_mixture import job_in
 
 
 def trained(job: Job, folder: Path, stage: int, stop_at: int | None = None) -> None:
     """Train, from the checkpoint in the folder if there is one, to the end or to that step."""
-    from cluster.checkpoints import Checkpoints
+    from cluster.checkpoints.checkpointer import Checkpoints
     from cluster.config import ClusterConfig
-    from cluster.engine import DeepSpeedEngine
-    from cluster.worker import identity
-    from gpt2.endings import Preempted
-    from gpt2.jobs import build
-    from gpt2.journal import Events
-    from gpt2.train import fit
+    from cluster.engine.deepspeed_engine import DeepSpeedEngine
+    from cluster.training.worker import identity
+    from gpt2.training.guard import Preempted
+    from gpt2.training.journal import Events
+    from gpt2.training.loop import fit
+    from gpt2.training_job import build
 
     parts = build(job)
     engine = DeepSpeedEngine(parts.module, job.train, ClusterConfig(zero_stage=stage))
@@ -35,7 +35,7 @@ def trained(job: Job, folder: Path, stage: int, stop_at: int | None = None) -> N
 
 
 def losses(folder: Path) -> list[float]:
-    from gpt2.journal import JOURNAL, read_journal
+    from gpt2.training.journal import JOURNAL, read_journal
 
     return [r["loss"] for r in read_journal(folder / JOURNAL) if "loss" in r]
 

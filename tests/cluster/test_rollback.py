@@ -8,7 +8,7 @@ import time
 import pytest
 
 import gpt2
-from cluster import promotion
+from cluster.registry import promotion
 from tests.cluster.small import TEXTS, registered
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.databases import SQLITE_RUNS
+from cluster.services.databases import SQLITE_RUNS
 from flows.commands.services import check_at_once, up
 
 

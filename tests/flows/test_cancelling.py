@@ -17,8 +17,8 @@ PROGRAM = """
 import time
 from pathlib import Path
 from prefect import flow
-from cluster.stopping import politely, stopping
-from flows.endings import or_cancelled
+from cluster.training.stopping import politely, stopping
+from flows.runs.ending import or_cancelled
 
 def work():
     stop = Path("stop")

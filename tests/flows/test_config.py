@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from flows import monitoring, recommending
 from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, preset_names, resolve
-from flows.plan import REPORTING, make_plan
-from gpt2.config import SWITCHES
+from flows.jobs import monitor, recommend
+from flows.plan import make_plan
+from flows.stage_code import REPORTING
+from gpt2.model.config import SWITCHES
 from gpt2.pages.html import TEMPLATES
 
 CASES = [
@@ -114,7 +115,7 @@ def test_without_canaries_every_key_is_as_before():
     }
     assert plain["tokens"].spec == {"dtype": "uint16", "validation_share": 0.02}
     for key in plain.values():
-        assert not {"gpt2.canaries", "gpt2.exposure"} & set(key.code)
+        assert not {"gpt2.data.canaries", "gpt2.tasks.base.exposure"} & set(key.code)
     planted = keys("canaries.count=1")
     same = {what for what in plain if plain[what].id == planted[what].id}
     assert same == {
@@ -124,14 +125,14 @@ def test_without_canaries_every_key_is_as_before():
         "sentiment examples",
         "recommendation examples",
     }
-    assert {"gpt2.canaries", "gpt2.exposure"} <= set(planted["base report"].code)
+    assert {"gpt2.data.canaries", "gpt2.tasks.base.exposure"} <= set(planted["base report"].code)
     assert keys("canaries.count=1", "canaries.seed=7")["tokens"].id != planted["tokens"].id
     assert keys("canaries.count=1", "canaries.repeats=[100, 10, 1]")["tokens"].id == planted["tokens"].id
 
 
 def test_every_template_of_a_page_is_part_of_an_id():
     """But for the verdict's: a verdict is no artifact."""
-    listed = {name.partition(":templates/")[2] for name in (*REPORTING, *monitoring.CODE, *recommending.LOOKS)}
+    listed = {name.partition(":templates/")[2] for name in (*REPORTING, *monitor.CODE, *recommend.LOOKS)}
     assert {file.name for file in TEMPLATES.iterdir()} - listed == {"verdict.html.j2"}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.home import samples
 from flows.cli import app
-from gpt2.replay import DAYS, END, SURGE, TOPIC
+from gpt2.monitoring.demo import DAYS, END, SURGE, TOPIC
 from tests.flows.test_pipeline import ROOT, Home
 
 pytestmark = pytest.mark.timeout(900)
@@ -21,13 +21,13 @@ PLANTED = [END - pd.Timedelta(days=DAYS - day) for day in SURGE]
 
 def champion(folder: Path) -> None:
     """In the home of this process: a champion, a tiny network with a linear model of the sample posts."""
-    from cluster.home import configure
+    from cluster.process_env import configure
 
     configure()
-    from cluster.promotion import promote
-    from gpt2.ngrams import fit
-    from gpt2.samples import resolve
-    from gpt2.tables import read_table
+    from cluster.registry.promotion import promote
+    from gpt2.data.samples import resolve
+    from gpt2.data.tables import read_table
+    from gpt2.tasks.sentiment.ngrams import fit
     from tests.cluster.small import LABELS, model_folder, register
 
     table = read_table(Path(resolve("sample:posts", samples()))).dropna().drop_duplicates("text")

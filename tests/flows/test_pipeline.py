@@ -207,7 +207,7 @@ def test_base_model_equals_transformers(home, first_run):
     import torch
     import transformers
 
-    from gpt2 import huggingface
+    from gpt2.weights import huggingface
 
     [model] = home.folder.glob("home/store/base/*/model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model).eval()

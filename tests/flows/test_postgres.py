@@ -7,7 +7,7 @@ import sys
 import psycopg2
 import pytest
 
-from cluster import databases
+from cluster.services import databases
 from tests.flows.running import Up
 from tests.postgres import PASSWORD, USER, postgres
 
@@ -98,5 +98,5 @@ def test_the_password_is_nowhere(up):
         assert PASSWORD.encode() not in file.read_bytes(), file
     for process in up.processes():
         assert PASSWORD not in " ".join(process.cmdline())
-    for process in up.processes("prefect worker", "cluster.head", "ray::"):
+    for process in up.processes("prefect worker", "cluster.services.ray_head", "ray::"):
         assert PASSWORD not in str(process.environ())

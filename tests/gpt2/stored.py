@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gpt2 import report
-from gpt2.task import task
+from gpt2.evaluation import report
+from gpt2.tasks.task import task
 
 CLEAN: dict[str, Any] = {"unit": "post", "units": 100, "share": 0.0, "contaminated": [], "by": []}
 

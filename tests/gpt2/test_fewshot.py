@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2 import adapters
-from gpt2.config import AdaptationConfig, ModelConfig
+from gpt2.data.tokenizer import Tokenizer
 from gpt2.fewshot import CONTENT_FREE, TEMPLATE, FewShot, choose
-from gpt2.model import GPT2
-from gpt2.tokenizer import Tokenizer
+from gpt2.model import adapters
+from gpt2.model.config import AdaptationConfig, ModelConfig
+from gpt2.model.transformer import GPT2
 
 LABELS = ["bad", "so so", "wonderful"]  # of unequal numbers of tokens
 EXAMPLES = [("a dull film", 0), ("a lovely and warm film ", 2), ("it is a film", 1), ("very bad", 0)]

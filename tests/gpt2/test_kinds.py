@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from gpt2.base_kind import BASE
-from gpt2.task import Task, kind, registered_name, tasks
-from gpt2.weights import read_task, write_task
+from gpt2.store.model_files import read_task, write_task
+from gpt2.tasks.base.kind import BASE
+from gpt2.tasks.task import Task, kind, registered_name, tasks
 
 
 @pytest.mark.parametrize("name", [BASE.name, *tasks()])
@@ -26,7 +26,7 @@ def test_an_unknown_kind_names_the_tasks():
 
 def test_kinds_load_no_pytorch():
     """A driver describes what it will train, and settings are checked, in a second."""
-    code = "import sys; from gpt2.task import kind, tasks; kind('base'), tasks(); print('torch' in sys.modules)"
+    code = "import sys; from gpt2.tasks.task import kind, tasks; kind('base'), tasks(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -8,14 +8,17 @@ import pandas as pd
 import pytest
 from jinja2 import UndefinedError
 
-from gpt2 import monitor_page, recommending_page, report, verdict_files
-from gpt2.artifact import code_version
-from gpt2.drift import Drift
-from gpt2.index import Alert, aggregate
-from gpt2.monitor import MonitorConfig
+from gpt2.evaluation import report
+from gpt2.gate import verdict_page as gate_verdict_page
+from gpt2.gate.config import GateConfig
+from gpt2.monitoring import page as monitoring_page
+from gpt2.monitoring.alerts import Drift
+from gpt2.monitoring.config import MonitorConfig
+from gpt2.monitoring.index import Alert, aggregate
 from gpt2.pages import html
 from gpt2.pages.markdown import flat, table
-from gpt2.policy import GateConfig
+from gpt2.store.artifact import code_version
+from gpt2.tasks.recommendation import page as recommendation_page
 from tests.gpt2.stored import stored
 
 EVIL = "<script>alert(1)</script>&\"'"
@@ -46,7 +49,7 @@ def verdict_page(out):
         predicted = np.where(np.arange(300) < wrong, (truth + 1) % 3, truth)
         stored(out.with_name(name), truth, predicted, np.full(300, 0.8), labels, title=EVIL)
     facts = {"model": EVIL, "version": EVIL, "champion": EVIL}
-    verdict_files.write(out, out.with_name("candidate"), out.with_name("champion"), GateConfig(), facts)
+    gate_verdict_page.write(out, out.with_name("candidate"), out.with_name("champion"), GateConfig(), facts)
     return (out / "verdict.html").read_text()
 
 
@@ -58,8 +61,8 @@ def monitor(out):
     index = aggregate(posts, config, times[-1].ceil("D"), EVIL)
     alert = Alert(EVIL, times[0].floor("D"), 1, 20, 18, 0.2, 1e-6)
     drift = [Drift("tokens", 0.4, 10, 20, ((0.5, 0.1), (0.5, 0.9)))]
-    return monitor_page.render(
-        monitor_page.Page(config, EVIL, EVIL, index, [alert], [[EVIL]], drift, 900, [EVIL], EVIL)
+    return monitoring_page.render(
+        monitoring_page.Page(config, EVIL, EVIL, index, [alert], [[EVIL]], drift, 900, [EVIL], EVIL)
     )
 
 
@@ -69,8 +72,8 @@ def recommendations(out):
     columns += ["reason", "reason_kind", "reason_version", "withheld"]
     catalogue = pd.DataFrame({"item": ["i0"], "title": [EVIL]})
     chosen = pd.Series({EVIL: ["i0"]})
-    return recommending_page.render(
-        recommending_page.Page(EVIL, EVIL, EVIL, pd.DataFrame(rows, columns=columns), chosen, catalogue)
+    return recommendation_page.render(
+        recommendation_page.Page(EVIL, EVIL, EVIL, pd.DataFrame(rows, columns=columns), chosen, catalogue)
     )
 
 

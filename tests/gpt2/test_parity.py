@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from gpt2 import huggingface
-from gpt2.config import SIZES, ModelConfig
-from gpt2.huggingface import TRANSPOSED, their_name
-from gpt2.loss import cross_entropy
-from gpt2.model import GPT2, Packed
-from tests.gpt2.test_model import drawn_shape, reference
+from gpt2.model.config import SIZES, ModelConfig
+from gpt2.model.loss import cross_entropy
+from gpt2.model.transformer import GPT2, Packed
+from gpt2.weights import huggingface
+from gpt2.weights.huggingface import TRANSPOSED, their_name
+from tests.gpt2.model.test_transformer import drawn_shape, reference
 
 PARAMETERS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 

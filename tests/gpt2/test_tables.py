@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.files import read_inputs
-from gpt2.tables import cell, json_records, missing, read_table, records
+from flows.commands.use import read_inputs
+from gpt2.data.tables import cell, json_records, missing, read_table, records
 
 BIG = 2**60
 """Its neighbours are the same as a float."""

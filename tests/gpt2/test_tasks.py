@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from gpt2 import report
-from gpt2.behaviour import DIRECTION, INVARIANCE, MINIMUM
-from gpt2.config import ModelConfig
-from gpt2.duplicates import jaccard, shingles
-from gpt2.heads import pad
-from gpt2.metrics import calibration_error
-from gpt2.model import GPT2
-from gpt2.recommendation_behaviour import TESTED
-from gpt2.task import task, tasks
-from gpt2.tasks.recommendation import load_examples
-from gpt2.tokenizer import Tokenizer
+from gpt2.data.near_duplicates import jaccard, shingles
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.evaluation import report
+from gpt2.evaluation.behavioural_tests import DIRECTION, INVARIANCE, MINIMUM
+from gpt2.evaluation.metrics import calibration_error
+from gpt2.model.config import ModelConfig
+from gpt2.model.heads import pad
+from gpt2.model.transformer import GPT2
+from gpt2.tasks.recommendation.dataset import load_examples
+from gpt2.tasks.recommendation.report import TESTED
+from gpt2.tasks.task import task, tasks
 
 CONTEXT = 48
 SAVED = {"config.json", "model.safetensors", "head.safetensors", "tokenizer.json", "task.json"}
@@ -268,7 +268,7 @@ def test_names_and_links_are_read_alike(posts, model, tokenizer, tmp_path):
 
 
 def test_a_head_of_before_there_were_word_features_goes_on_answering(posts, model, tokenizer, tmp_path):
-    from gpt2.heads import Classifier
+    from gpt2.model.heads import Classifier
 
     kind, examples, _ = posts
     older = Classifier(model, 2, features=2).eval()
@@ -285,7 +285,7 @@ def test_a_head_of_before_there_were_word_features_goes_on_answering(posts, mode
 
 @pytest.mark.parametrize("bad", ["", "  ", None, 3, b"bytes"])
 def test_sentiment_refuses_what_is_no_text(bad):
-    from gpt2.task import checked_texts
+    from gpt2.tasks.task import checked_texts
 
     with pytest.raises(ValueError, match="input 1"):
         checked_texts(["fine", bad])

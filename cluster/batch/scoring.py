@@ -1,0 +1,111 @@
+"""Posts scored by a model on the cluster's workers, and the reference that their drift is measured against.
+
+Which posts are scored already is said by `gpt2.monitoring.scored`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cluster.batch.tokenization import each
+from cluster.registry.resolve import Used, load
+from gpt2.data.tables import UTC
+from gpt2.evaluation.unit_results import longer
+from gpt2.monitoring import alerts
+from gpt2.monitoring.config import MonitorConfig
+from gpt2.monitoring.index import topic_lists
+from gpt2.monitoring.posts import Report
+from gpt2.monitoring.scored import SCORED, kind
+from gpt2.store.artifact import Artifact, Key, Store, digest
+
+SMALL = 50_000
+"""Posts that are scored in this process; Ray is not started for so few."""
+REFERENCE = 2000
+"""Held-out texts of the training data that posts are compared with."""
+
+
+def score(
+    store: Store, posts: pd.DataFrame, config: MonitorConfig, model: Used, reference: Artifact | None, say: Report
+) -> None:
+    """Score posts, a batch at a time; those that are complete are not done again."""
+    calls = []
+    shares = str(reference.file("shares.npy")) if reference else None
+    for start in range(0, len(posts), config.batch_posts):
+        part = posts.iloc[start : start + config.batch_posts].reset_index(drop=True)
+        spec = {"monitor": config.name, "model": model.identity, "version": model.address, "negative": config.negative}
+        key = Key(
+            kind(config),
+            spec,
+            {"posts": digest(sorted(part["post"]))},
+            ("cluster.batch.scoring", "gpt2.monitoring.alerts", "gpt2.evaluation.unit_results"),
+        )
+        if store.find(key) is None:
+            calls.append((str(store.root), key, part, config, model, shares))
+    for done, count in enumerate(each(score_one, calls, here=len(posts) <= SMALL), 1):
+        say(f"scored batch {done} of {len(calls)}: {count:,} posts")
+
+
+def score_one(root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, model: Used, shares: str | None) -> int:
+    """On a worker or here: score one batch."""
+
+    def build(out: Path) -> dict[str, Any]:
+        predictor: Any = load(model.address, "sentiment").predictor
+        watched = watched_label(predictor, config, model)
+        texts = posts["text"].tolist()
+        probabilities = predictor.probabilities(texts)
+        table = posts.assign(
+            time=posts["time"].fillna(pd.Timestamp(int(time.time()), unit="s", tz="UTC")).astype(UTC),
+            topics=topic_lists(posts, config),
+            label=[predictor.labels[i] for i in probabilities.argmax(1)],
+            version=model.address,
+            cut=longer(predictor.tokenizer, predictor.read(texts), predictor.module.model.config.n_positions - 1),
+        )
+        rows = predictor.tokenizer.encode_batch(texts)
+        known = np.load(shares, allow_pickle=False) if shares else np.ones(predictor.tokenizer.vocab_size)
+        figures = alerts.measure(rows, known, probabilities, watched)
+        if not shares:
+            figures["surprise"] = np.nan
+        for i, label in enumerate(predictor.labels):
+            table[f"probability_{label}"] = probabilities[:, i]
+        pd.concat([table, figures], axis=1).to_parquet(out / SCORED, index=False)
+        return {"posts": len(table)}
+
+    return Store(root).make(key, build).info["posts"]
+
+
+def watched_label(predictor: Any, config: MonitorConfig, model: Used) -> int:
+    """The index of the label whose share is watched; `ValueError` lists the model's."""
+    if config.negative not in predictor.labels:
+        raise ValueError(
+            f"negative={config.negative!r} is no label of {model.address}; its labels are {', '.join(predictor.labels)}"
+        )
+    return predictor.labels.index(config.negative)
+
+
+def reference(store: Store, config: MonitorConfig, model: Used) -> Artifact | None:
+    """What held-out texts of the model's training data are like; None where the data is not in this home."""
+    examples = store.get("sentiment-examples", model.examples)
+    if examples is None:
+        return None
+
+    def build(out: Path) -> dict[str, Any]:
+        predictor: Any = load(model.address, "sentiment").predictor
+        encode = predictor.tokenizer.encode_batch
+        train = pd.read_parquet(examples.file("train.parquet"))["text"].tolist()
+        test = pd.read_parquet(examples.file("test.parquet"))["text"]
+        texts = test.sample(min(REFERENCE, len(test)), random_state=0).tolist()
+        shares = alerts.token_shares(encode(train), predictor.tokenizer.vocab_size)
+        np.save(out / "shares.npy", shares)
+        watched = watched_label(predictor, config, model)
+        table = alerts.measure(encode(texts), shares, predictor.probabilities(texts), watched)
+        table.to_parquet(out / "reference.parquet", index=False)
+        return {"texts": len(texts)}
+
+    spec = {"negative": config.negative, "texts": REFERENCE}
+    code = ("cluster.batch.scoring", "gpt2.monitoring.alerts")
+    return store.make(Key("drift-reference", spec, {"model": model.identity, "examples": examples.id}, code), build)

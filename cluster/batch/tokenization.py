@@ -1,0 +1,187 @@
+"""Documents to token shards, spread over the cluster's workers by source file and by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.connect import spread
+from gpt2.data import canaries, corpus, shards
+from gpt2.data.canaries import PLANTED
+from gpt2.data.config import CanaryConfig, CorpusConfig, TokenizerConfig
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.store.artifact import Artifact, Key, Store, digest
+
+Report = Callable[[str], None]
+Places = dict[bytes, list[str]]
+"""Canaries by the digest of the document that they follow."""
+COUNTS = [f"{split}_{unit}" for split in ("train", "validation") for unit in ("tokens", "documents", "bytes")]
+
+
+def clean_documents(
+    store: Store, keys: Sequence[Key], paths: Sequence[str], config: CorpusConfig, say: Report, here: bool = False
+) -> list[Artifact]:
+    """An artifact of cleaned documents per source file; those that exist are left alone.
+
+    `here` does the work in this process: Ray need not be started for little.
+    """
+    missing = [(key, path) for key, path in zip(keys, paths, strict=True) if store.find(key) is None]
+    calls = [(str(store.root), key, path, config) for key, path in missing]
+    for done, (path, info) in enumerate(each(clean_one, calls, here), start=1):
+        say(f"cleaned {done} of {len(calls)} files: {path}, {info['documents']:,} documents, {info['bad']:,} bad")
+    return [found for key in keys if (found := store.find(key))]
+
+
+def each(function: Callable[..., Any], calls: Sequence[tuple], here: bool) -> Iterator[Any]:
+    """The results of calls, as they come: in this process, or over the cluster, which is not started for none."""
+    return (function(*call) for call in calls) if here or not calls else spread(function, calls)
+
+
+def clean_one(root: str, key: Key, path: str, config: CorpusConfig) -> tuple[str, dict[str, Any]]:
+    """On a worker: clean one file."""
+    return path, Store(root).make(key, lambda out: corpus.clean(path, config, out)).info
+
+
+def pieces_of(documents: Artifact) -> list[Path]:
+    """The pieces of cleaned documents, in order."""
+    return [documents.path / name for name in sorted(documents.manifest["files"]) if name.endswith(".parquet")]
+
+
+def deduplicate(documents: Sequence[Artifact], out: Path, known: Sequence[Artifact] = ()) -> dict[str, Any]:
+    """Write which documents are kept, the first of equals, a row of booleans per piece: `keep.npz`.
+
+    A document that one of the `known` artifacts holds is a duplicate.
+    """
+    before, pieces = ([p for artifact in a for p in pieces_of(artifact)] for a in (known, documents))
+    kept = corpus.deduplicate([*before, *pieces])[len(before) :]
+    np.savez_compressed(out / "keep.npz", allow_pickle=False, **{f"{i:06d}": mask for i, mask in enumerate(kept)})
+    total, unique = sum(len(mask) for mask in kept), sum(int(mask.sum()) for mask in kept)
+    bad = sum(a.info["bad"] for a in documents)
+    return {"documents": total, "unique_documents": unique, "duplicates": total - unique, "bad": bad}
+
+
+def kept_masks(merged: Artifact) -> list[np.ndarray]:
+    """What `deduplicate` wrote."""
+    with np.load(merged.file("keep.npz"), allow_pickle=False) as arrays:
+        return [arrays[name] for name in sorted(arrays.files)]
+
+
+def train_tokenizer(
+    documents: Sequence[Artifact], merged: Artifact, corpus_config: CorpusConfig, config: TokenizerConfig, out: Path
+) -> dict[str, Any]:
+    """Learn a BPE from the training split, at most `config.training_chars` of it spread evenly over the pieces."""
+    pieces = [piece for artifact in documents for piece in pieces_of(artifact)]
+    masks = kept_masks(merged)
+    share = config.training_chars // max(1, len(pieces))
+
+    def texts() -> Iterator[str]:
+        for piece, keep in zip(pieces, masks, strict=True):
+            used = 0
+            for text in shards.training_texts(piece, keep, corpus_config.validation_share):
+                yield text
+                used += len(text)
+                if used >= share:
+                    break
+
+    tokenizer = Tokenizer.train(texts(), config.vocab_size)
+    tokenizer.save(out)
+    return {"vocab_size": tokenizer.vocab_size}
+
+
+def encode(
+    store: Store,
+    documents: Sequence[Artifact],
+    merged: Artifact,
+    tokenizer: Artifact,
+    corpus_config: CorpusConfig,
+    dtype: str,
+    code: tuple[str, ...],
+    out: Path,
+    say: Report,
+    parent: Artifact | None = None,
+    here: bool = False,
+    planted: CanaryConfig | None = None,
+) -> dict[str, Any]:
+    """Token shards, an artifact per piece, and `tokens.json`, which lists them. Finished pieces are not done again.
+
+    With a `parent`, other tokens that these go on from, the counts are of both together, and `new_…` of these alone.
+    `here` is as in `clean_documents`. Canaries are `planted` in the training split; shards without any are those that
+    there would be anyway.
+    """
+    masks, after = iter(kept_masks(merged)), iter(canaries_after(documents, merged, corpus_config, planted))
+    spec = {"dtype": dtype, "validation_share": corpus_config.validation_share}
+    keys, calls = [], []
+    for artifact in documents:
+        for number, piece in enumerate(pieces_of(artifact)):
+            mask, behind = next(masks), next(after)
+            if not mask.any():
+                continue
+            inputs = {
+                "documents": artifact.id,
+                "piece": str(number),
+                "keep": digest(np.packbits(mask).tobytes().hex()),
+                "tokenizer": tokenizer.id,
+            }
+            own = spec | {"planted": shown(behind)} if behind else spec
+            key = Key("shard", own, inputs, (*code, *canaries.CODE) if behind else code)
+            keys.append(key)
+            if store.find(key) is None:
+                calls.append((str(store.root), key, str(piece), mask, str(tokenizer.path), spec, behind))
+    tokens = 0
+    for done, info in enumerate(each(encode_one, calls, here), start=1):
+        tokens += info["train_tokens"] + info["validation_tokens"]
+        if done % max(1, len(calls) // 5) == 0:
+            say(f"encoded {done} of {len(calls)} pieces, {tokens:,} tokens")
+    made = [store.require("shard", key.id) for key in keys]
+    listing = {
+        "dtype": dtype,
+        **{s: [a.file(f"{s}.bin").relative_to(store.root).as_posix() for a in made] for s in ("train", "validation")},
+    }
+    (out / "tokens.json").write_text(json.dumps(listing, indent=1))
+    counts = {name: sum(a.info[name] for a in made) for name in COUNTS}
+    if parent is None:
+        return counts | ({PLANTED: sum(a.info.get(PLANTED, 0) for a in made)} if planted and planted.count else {})
+    total = {name: counts[name] + parent.info[name] for name in COUNTS}
+    total |= {name: count for name, count in parent.info.items() if name == PLANTED}
+    return total | {f"new_{name}": count for name, count in counts.items()}
+
+
+def canaries_after(
+    documents: Sequence[Artifact], merged: Artifact, config: CorpusConfig, planted: CanaryConfig | None
+) -> list[Places]:
+    """What is planted in each piece."""
+    pieces, masks = [piece for artifact in documents for piece in pieces_of(artifact)], kept_masks(merged)
+    if planted is None or not planted.count:
+        return [{} for _ in pieces]
+    found = zip(pieces, masks, strict=True)
+    return canaries.places(planted, (canaries.training_digests(p, m, config.validation_share) for p, m in found))
+
+
+def shown(after: Places) -> str:
+    """A digest of what is planted in a piece, and where."""
+    return digest({mark.hex(): texts for mark, texts in after.items()})
+
+
+def encode_one(
+    root: str, key: Key, piece: str, keep: np.ndarray, tokenizer: str, spec: dict[str, Any], after: Places
+) -> dict[str, Any]:
+    """On a worker: encode one piece, with the canaries that come after some of its documents."""
+
+    def build(out: Path) -> dict[str, Any]:
+        path, mask, extra = Path(piece), keep, [text for texts in after.values() for text in texts]
+        if extra:
+            path = out / "_planted.parquet"
+            mask = np.ones(canaries.plant(Path(piece), keep, after, path), dtype=bool)
+        tokenizer_of, share = Tokenizer.load(Path(tokenizer)), spec["validation_share"]
+        info = shards.encode_piece(path, mask, tokenizer_of, spec["dtype"], share, out)
+        if extra:
+            info["train_documents"] -= len(extra)
+            info["train_bytes"] -= sum(len(text.encode()) for text in extra)
+            info[PLANTED] = len(extra)
+        return info
+
+    return dict(Store(root).make(key, build).info)

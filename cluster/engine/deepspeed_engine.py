@@ -1,0 +1,166 @@
+"""The training loop's engine on DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.config import ClusterConfig
+from cluster.engine.fragments import Fragments
+from cluster.engine.muon import Exchange
+from cluster.engine.replicas import Replicas
+from cluster.engine.skip_step import Gate
+from gpt2.training.config import TrainConfig
+from gpt2.training.engine import to_device, trained
+from gpt2.training.hardware import decided
+from gpt2.training.optimizer import Muon, optimizer, set_rate
+
+
+def accumulation_steps(train: TrainConfig, world_size: int) -> int:
+    """Micro-batches per worker and step; `ValueError` where the global batch does not divide."""
+    share = train.micro_batch_size * world_size
+    if train.batch_size % share:
+        raise ValueError(
+            f"batch_size={train.batch_size} is not divisible by micro_batch_size={train.micro_batch_size} x "
+            f"num_workers={world_size}; choose a global batch that is a multiple of {share}"
+        )
+    return train.batch_size // share
+
+
+def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int) -> dict[str, Any]:
+    """The configuration for `deepspeed.initialize`. Learning rates are set by our loop, step by step."""
+    zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": cluster.use_gpu, "contiguous_gradients": True}
+    if cluster.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cluster.use_gpu}
+    if cluster.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": cluster.use_gpu}
+    if cluster.zero_stage == 3:
+        # Small parameters stay whole: gathering them costs more than they weigh.
+        zero["stage3_param_persistence_threshold"] = 10_000
+    return {
+        "train_batch_size": train.batch_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(train, world_size),
+        "gradient_clipping": train.optimizer.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "fp16": {"enabled": train.precision == "fp16"},
+        "checkpoint": {"tag_validation": "Fail"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def prepare_environment(use_gpu: bool, compile: bool) -> None:
+    """Set what DeepSpeed reads at its import; in a worker, before `DeepSpeedEngine`."""
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    if not compile:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # DeepSpeed's Muon, unused here, would load the compiler for 2 s
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    if "mlflow" not in sys.modules:
+        sys.modules["mlflow"] = None  # type: ignore[assignment] # DeepSpeed's autotuner would load it for 1 s
+    import deepspeed
+
+    if sys.modules["mlflow"] is None:
+        del sys.modules["mlflow"]
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not use_gpu:
+        # An op of inference only, that DeepSpeed would compile here at the cost of a compiler and 90 s.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class DeepSpeedEngine:
+    """`gpt2.training.engine.Engine` on `deepspeed.initialize`; torch.distributed must be initialised."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        train: TrainConfig,
+        cluster: ClusterConfig,
+        alive: Callable[[], None] = lambda: None,
+    ):
+        """`alive` is called after each micro-batch."""
+        import deepspeed
+
+        self.rank = torch.distributed.get_rank()
+        self.world_size = torch.distributed.get_world_size()
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        train = decided(train, cluster.use_gpu)
+        config = deepspeed_config(train, cluster, self.world_size)
+        if cluster.offload_optimizer:
+            # Offloaded states step on the CPU: torch's AdamW does it without a compiled extension.
+            config["zero_force_ds_cpu_optimizer"] = False
+        inner = optimizer(module, train.optimizer)
+        matrices = {p: p.shape for group in inner.param_groups if group.get("parts") for p in group["params"]}
+        for group in inner.param_groups:
+            group["lr"] = 0.0  # for a step that DeepSpeed takes at stage 0 in half precision, to make moments
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=inner, config=config, dist_init_required=False
+        )
+        self.device = self.engine.device
+        self.fragments = Fragments(self.engine)
+        self.fragments.forget_steps()
+        if isinstance(inner, Muon):
+            inner.directions = Exchange(self.fragments, matrices, self.device)
+        self.gate = Gate(self.engine)
+        self.replicas = Replicas(self.engine) if cluster.verify_replicas else None
+        self.alive = alive
+
+    def backward(self, batch: dict[str, Tensor]) -> Tensor:
+        loss = self.engine(**to_device(batch, self.device))
+        self.engine.backward(loss)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # only counts the micro-batch
+        self.alive()
+        return loss.detach().float()
+
+    def update(self, learning_rate: float, limit: float = math.inf) -> float:
+        if self.replicas:
+            self.replicas.verify()
+        set_rate(self.optimizer, learning_rate)
+        return self.gate.step(limit)
+
+    @torch.no_grad()
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        self.engine.eval()
+        try:
+            return self.engine(**to_device(batch, self.device)).float()
+        finally:
+            self.engine.train()
+            self.alive()
+
+    def sum(self, values: Tensor) -> Tensor:
+        values = values.to(self.device, torch.float64)
+        torch.distributed.all_reduce(values)
+        return values.cpu()
+
+    def weights(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        masters = self.fragments.masters()
+        full = {}
+        for name, parameter in trained(self.engine.module):
+            value = masters.get(parameter)
+            if value is None and self.engine.zero_optimization():
+                value = safe_get_full_fp32_param(parameter)  # a collective: all ranks call it
+            full[name] = (parameter if value is None else value).detach().float().cpu()
+        return full
+
+    def snapshot(self) -> Callable[[Path], Path]:
+        return self.fragments.snapshot()
+
+    def load(self, directory: Path) -> None:
+        self.fragments.load(directory)

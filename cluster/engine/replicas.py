@@ -1,0 +1,84 @@
+"""Silent corruption noticed: what all ranks should hold alike is compared before each step, by sums over its bits.
+
+Each rank sums the bits of its copy of the parameters, piece by piece, and what the fp32 masters that it keeps would
+make of them. A copy that differs from what its keeper says is wrong, so that the worker is known even among two.
+The sums travel with one gather of a few integers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.engine.fragments import Fragments
+
+
+class CorruptedReplica(RuntimeError):
+    """A worker's memory holds other parameters than the others': bad memory, or a fault in a kernel."""
+
+
+class Replicas:
+    """Verifies the parameters behind a DeepSpeed engine at ZeRO 0, 1 and 2; ZeRO 3 keeps no copies but small ones."""
+
+    def __init__(self, engine: Any):
+        self.engine, self.wrapper = engine, engine.optimizer
+        self.stage: int = engine.zero_optimization_stage()
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def verify(self) -> None:
+        """Raise `CorruptedReplica` on every rank, naming the workers, where copies differ."""
+        own = torch.stack(self._sums())
+        everyone = [torch.empty_like(own) for _ in range(self.world_size)]
+        torch.distributed.all_gather(everyone, own)
+        wrong = self._wrong(torch.stack(everyone).cpu())
+        if wrong:
+            names = ", ".join(str(rank) for rank in wrong)
+            raise CorruptedReplica(f"the parameters of worker {names} differ from the others': silent corruption")
+
+    def _sums(self) -> list[Tensor]:
+        """Of this rank: a sum for each piece of its copy, then one for its own piece as its masters make it."""
+        if self.stage in (1, 2):
+            pieces = self.wrapper.parallel_partitioned_bit16_groups  # groups of parameters x ranks
+            masters = self.wrapper.single_partition_of_fp32_groups
+            copies = [sum_bits([group[r] for group in pieces]) for r in range(self.world_size)]
+            own = [m.data.to(group[self.rank].dtype) for m, group in zip(masters, pieces, strict=True)]
+            return [*copies, sum_bits([o.to(self.engine.device) for o in own])]
+        if self.stage == 3:
+            flats = [f for f in self.wrapper.fp16_partitioned_groups_flat if f is not None]
+            masters = self.wrapper.fp32_partitioned_groups_flat
+            own = [m.data.to(f.dtype).to(f.device) for m, f in zip(masters, flats, strict=False)]
+            return [sum_bits(flats), sum_bits(own)]
+        parameters = list(self.engine.module.parameters())
+        masters = Fragments(self.engine).masters()
+        return [sum_bits(parameters), sum_bits([masters.get(p, p).data.to(p.dtype) for p in parameters])]
+
+    def _wrong(self, sums: Tensor) -> list[int]:
+        """Ranks whose copies are wrong, by the (ranks, sums) of all."""
+        if self.stage in (1, 2):
+            truth = sums[:, -1]
+            return [r for r in range(self.world_size) if not torch.equal(sums[r, :-1], truth)]
+        disagree = [r for r in range(self.world_size) if sums[r, 0] != sums[r, 1]]
+        if disagree or self.stage == 3:
+            return disagree
+        values = Counter(sums[:, 0].tolist())
+        usual, count = values.most_common(1)[0]
+        if len(values) > 1 and count * 2 <= self.world_size:
+            return list(range(self.world_size))  # no majority: one of these
+        return [r for r in range(self.world_size) if sums[r, 0] != usual]
+
+
+def sum_bits(tensors: list[Tensor]) -> Tensor:
+    """The sum of the tensors' bits as integers mod 2^64, a scalar int64: one flipped bit always changes it."""
+    sums = []
+    for tensor in tensors:
+        values = tensor.detach().flatten()
+        whole = 8 // values.element_size()
+        if values.storage_offset() % whole:  # a view of eight bytes must begin on one
+            values = values.clone()
+        body = len(values) // whole * whole
+        sums.append(values[:body].view(torch.int64).sum())  # eight bytes at a time: a cast would cost more
+        sums.append(values[body:].view({2: torch.int16, 4: torch.int32}[values.element_size()]).sum())
+    return torch.stack(sums).sum()

@@ -1,0 +1,193 @@
+"""MLflow model versions: register, compare, list.
+
+Files are uploaded first and read back; then the version, its source and its tags, the manifest of its files among
+them, are made in one request. So a version that is there is whole, or was damaged later, which whoever pulls it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+from cluster.registry.download import ABSENT, ADDRESS, MANIFEST_TAG, find, scratch_folder, take
+from cluster.tracking.runs import Run, client, experiment_id
+from gpt2.store.artifact import Artifact
+from gpt2.store.model_files import manifest
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+ARTIFACT_TAG = "gpt2.store.artifact"
+REQUIREMENTS = (
+    "torch", "tiktoken", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow", "scikit-learn", "scipy"
+)  # fmt: skip
+
+
+def by_alias(name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points at, or None."""
+    try:
+        return client().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise  # the server is away: that is not to say that there is no champion
+
+
+def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
+    """The version made from that artifact, or None. One without a manifest can't be pulled and does not count."""
+    found = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
+    found = [v for v in found if MANIFEST_TAG in v.tags]
+    return max(found, key=lambda v: int(v.version)) if found else None
+
+
+def verdict_of(version: ModelVersion) -> str:
+    """`promoted`, `refused` or `not judged yet`. A promotion stands, whoever refused the version besides."""
+    return next((word for word in ("promoted", "refused") if f"gpt2.{word}" in version.tags), "not judged yet")
+
+
+def judged(version: ModelVersion) -> bool:
+    """Whether the gate has decided on the version."""
+    return verdict_of(version) != "not judged yet"
+
+
+def row(version: ModelVersion) -> dict[str, Any]:
+    """A judged version for people: model, version, verdict, reasons."""
+    verdict = verdict_of(version)
+    return {
+        "model": version.name,
+        "version": int(version.version),
+        "verdict": verdict,
+        "reasons": version.tags.get(f"gpt2.{verdict}", ""),
+    }
+
+
+def register(
+    name: str,
+    model: Artifact,
+    run: Run,
+    tags: Mapping[str, str],
+    input_example: Any,
+    params: Mapping[str, Any],
+    output_example: Any,
+    texts: Mapping[str, str] | None = None,
+) -> ModelVersion:
+    """A version of `name` made from the artifact; the existing one where it is registered already.
+
+    `texts` go among the model's files, by name.
+    """
+    if existing := by_artifact(name, model.id):
+        return existing
+    import gpt2
+
+    requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]
+    with scratch_folder() as scratch:
+        staged = scratch / "model"
+        shutil.copytree(model.path / "model", staged)
+        for file, text in (texts or {}).items():
+            (staged / file).write_text(text, "utf-8")
+        files = manifest(staged)
+        with quietly():
+            # Else its files go to a folder in the working directory.
+            mlflow.set_experiment(experiment_id=experiment_id())
+            # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
+            info = Model.log(
+                artifact_path=None,
+                name="model",
+                flavor=mlflow.pyfunc,
+                python_model=str(Path(__file__).with_name("pulled.py")),
+                artifacts={"model": str(staged)},
+                code_paths=[str(Path(gpt2.__file__).parent)],
+                signature=signature(input_example, output_example, params),
+                input_example=(input_example, dict(params)) if params else input_example,
+                pip_requirements=requirements,
+                run_id=run.id,
+            )
+        # `RefusedModel` where the upload was cut or altered
+        take(client().get_logged_model(info.model_id).artifact_location, files, scratch / "read back")
+    with contextlib.suppress(MlflowException):  # exists
+        client().create_registered_model(name)
+    facts = {ARTIFACT_TAG: model.id, MANIFEST_TAG: json.dumps(files, separators=(",", ":")), **tags}
+    return client().create_model_version(name, source=info.model_uri, run_id=run.id, tags=facts, model_id=info.model_id)
+
+
+def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
+    """The signature of a list of texts, or of records of texts and lists of texts, all but the first optional."""
+    inferred = infer_signature(None, outputs, dict(params) or None)
+    if isinstance(inputs[0], str):
+        schema = Schema([ColSpec(DataType.string)])
+    else:
+        record = inputs[0]
+        kinds = {n: DataType.string if isinstance(v, str) else Array(DataType.string) for n, v in record.items()}
+        schema = Schema([ColSpec(kind, name, required=name == next(iter(record))) for name, kind in kinds.items()])
+    return ModelSignature(inputs=schema, outputs=inferred.outputs, params=inferred.params)
+
+
+@contextlib.contextmanager
+def quietly():
+    """MLflow's advice for interactive use is not for logs."""
+    loggers = [logging.getLogger(n) for n in ("mlflow", "mlflow.pyfunc", "mlflow.models", "mlflow.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def challenge(name: str, version: ModelVersion) -> None:
+    """Point the alias `challenger` at the version."""
+    client().set_registered_model_alias(name, CHALLENGER, version.version)
+
+
+def describe(name: str, version: ModelVersion, text: str) -> None:
+    """Set the version's description (Markdown)."""
+    client().update_model_version(name, version.version, text)
+
+
+def artifact_id(address: str, name: str) -> str:
+    """The id of the artifact that a version of a registered model was made from; `ValueError` where there is none."""
+    parts = ADDRESS.fullmatch(address)
+    if parts is None or parts["name"] != name:
+        raise ValueError(f"{address!r} is no version of {name}; give models:/{name}@champion or models:/{name}/1")
+    return find(address).tags[ARTIFACT_TAG]
+
+
+def versions() -> list[dict[str, Any]]:
+    """Every version of our models, newest first within a name.
+
+    Of each: name, version, aliases, verdict, reasons, tags, created (s since 1970).
+    """
+    rows = []
+    for model in client().search_registered_models("name LIKE 'gpt2-%'"):
+        aliases: dict[str, list[str]] = {}
+        for alias, number in client().get_registered_model(model.name).aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        for v in sorted(client().search_model_versions(f"name = '{model.name}'"), key=lambda v: -int(v.version)):
+            rows.append(
+                {
+                    "name": model.name,
+                    "version": int(v.version),
+                    "aliases": sorted(aliases.get(str(v.version), [])),
+                    "verdict": verdict_of(v),
+                    "reasons": v.tags.get(f"gpt2.{verdict_of(v)}", ""),
+                    "tags": dict(v.tags),
+                    "created": v.creation_timestamp / 1000,
+                }
+            )
+    return rows

@@ -1,0 +1,264 @@
+"""Services as processes of one `gpt2 up`: started, watched, told of in a file, and stopped with all that they started.
+
+Every process of an `up` has its id in its environment, and hands it on: that finds them all, also when the one that
+started them was killed, and finds no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from cluster.home import home, last_state, services
+from gpt2.store.artifact import write_atomically
+
+MARK = "GPT2_UP"
+"""The environment variable that holds the id."""
+RESTARTS, WITHIN = 3, 600
+"""A service that ends so often within so many seconds is not started again."""
+
+
+class ServiceFailed(RuntimeError):
+    """A service did not start, or ends again and again; the message holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process to keep alive."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    address: str
+    """Where people find it."""
+    answers: Callable[[], bool]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """The ports that it listens on, by the option that changes each."""
+    works: tuple[str, ...] = ()
+    """Words in the command lines of the work that it starts: at the end that work is asked to stop first."""
+
+    @property
+    def log(self) -> Path:
+        return logs() / f"{self.name}.log"
+
+
+def logs() -> Path:
+    """The folder of the services' logs."""
+    folder = home() / "logs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def http_answers(url: str) -> bool:
+    """Whether anything but a server's own failure comes back from the address."""
+    try:
+        with urllib.request.urlopen(url, timeout=3):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError):
+        return False
+
+
+def port_answers(host: str, port: int) -> bool:
+    """Whether something listens there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=3):
+        return True
+    return False
+
+
+def check_ports(wanted: Iterable[Service], host: str) -> None:
+    """`ValueError` for a port that something else uses, naming it where that can be known."""
+    for service in wanted:
+        for option, port in service.ports.items():
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise ValueError(
+                        f"{option}={port} of {service.title} can't be used: {error.strerror}{user_of(port)}; "
+                        f"stop what uses it, or choose another with {option}"
+                    ) from None
+
+
+def user_of(port: int) -> str:
+    """by whom a port is used, as ` (by PID, command)`; empty where the system does not tell."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            address: Any = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address.port == port and connection.pid:
+                return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
+    return ""
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Held while an `up` of this home lives; `ValueError` where another does."""
+    with open(services() / "lock", "w") as handle:
+        for attempt in range(20):  # whoever only looks holds it for a moment
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 19:
+                    raise ValueError(
+                        f"`gpt2 up` is running already for {home()}; `gpt2 status` shows it, `gpt2 down` stops it"
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+class Running:
+    """The services of one `up`."""
+
+    def __init__(self, environment: Mapping[str, Mapping[str, str]], secrets: Mapping[str, Mapping[str, str]]):
+        self.id = uuid.uuid4().hex
+        self.started = time.time()
+        self.environment, self.secrets = environment, secrets
+        self.services: dict[str, Service] = {}
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.ends: dict[str, list[float]] = {}
+
+    def start(self, service: Service) -> None:
+        """Start a process of its own session, whose output goes to its log."""
+        environment = {**os.environ, **service.environment, MARK: self.id}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        with open(os.open(service.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as log:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} started by gpt2 up\n")
+            log.flush()
+            self.processes[service.name] = subprocess.Popen(
+                service.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.services[service.name] = service
+        self.write(ready=False)
+
+    def wait(self, name: str, seconds: float) -> None:
+        """Until the service answers; `ServiceFailed` where it ends before, or does not answer in time."""
+        service, deadline = self.services[name], time.monotonic() + seconds
+        while not service.answers():
+            if self.processes[name].poll() is not None:
+                raise ServiceFailed(f"{service.title} ended while it started. {tail(service.log)}")
+            if time.monotonic() > deadline:
+                raise ServiceFailed(f"{service.title} does not answer after {seconds:.0f} s. {tail(service.log)}")
+            time.sleep(0.2)
+
+    def write(self, ready: bool) -> None:
+        """Tell other commands: `cluster.home.last_state`. Holds no secrets, only the names of their files."""
+        state = {
+            "id": self.id,
+            "pid": os.getpid(),
+            "since": self.started,
+            "ready": ready,
+            "environment": self.environment,
+            "secrets": self.secrets,
+            "works": [word for service in self.services.values() for word in service.works],
+            "services": [
+                {"name": n, "title": s.title, "address": s.address, "log": str(s.log), "pid": self.processes[n].pid}
+                for n, s in self.services.items()
+            ],
+        }
+        write_atomically(services() / "state.json", json.dumps(state, indent=1).encode())
+
+    def mend(self, say: Callable[[str], None]) -> None:
+        """Start again what has ended; `ServiceFailed` where that happens too often."""
+        for name, process in list(self.processes.items()):
+            if process.poll() is None:
+                continue
+            service = self.services[name]
+            recent = [t for t in self.ends.get(name, []) if time.monotonic() - t < WITHIN]
+            self.ends[name] = [*recent, time.monotonic()]
+            how = f"was killed by signal {-process.returncode}" if process.returncode < 0 else "ended"
+            if len(recent) >= RESTARTS:
+                raise ServiceFailed(f"{service.title} {how} for the {len(recent) + 1}th time. {tail(service.log)}")
+            say(f"{service.title} {how}; starting it again (log: {service.log})")
+            if service.works:
+                ask_to_stop(marked(self.id, service.works), 25)
+            self.start(service)
+            self.wait(name, 120)
+            self.write(ready=True)
+            say(f"{service.title} answers again")
+
+    def stop(self) -> None:
+        """Everything that this `up` started."""
+        stop({"id": self.id, **(last_state() or {"works": []})})
+        for process in self.processes.values():
+            process.wait()
+
+
+def stop(state: Mapping[str, Any]) -> int:
+    """End all processes of an `up`: the work first, so that it can save and say so, then the services, the servers
+    that they speak to last. Returns how many there were."""
+    count = ask_to_stop(marked(state["id"], state["works"]), 25)
+    for service in reversed(state.get("services", [])):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(service["pid"])
+            if process.environ().get(MARK) == state["id"]:
+                count += ask_to_stop([process], 15)
+    count += ask_to_stop(marked(state["id"]), 5)
+    (services() / "state.json").unlink(missing_ok=True)
+    return count
+
+
+def marked(id: str, words: Iterable[str] = ()) -> list[psutil.Process]:
+    """The processes of that `up`; with words, those with one of them in the command line."""
+    words, found = tuple(words), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) != id or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if not words or any(word in " ".join(process.cmdline()) for word in words):
+                found.append(process)
+    return found
+
+
+def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:
+    """SIGTERM, and SIGKILL for those that live on after so long. Returns how many there were."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGTERM)
+    for process in psutil.wait_procs(processes, timeout=seconds)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return len(processes)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log, for a message."""
+    with contextlib.suppress(OSError):
+        return f"Its log, {log}, ends with:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return f"Its log is {log}."
+
+
+def follow(out: TextIO, path: Path, process: subprocess.Popen, done: Callable[[], bool]) -> None:
+    """Copy what a process writes to `path` until it ends or `done`."""
+    with open(path) as stream:
+        while True:
+            finished = process.poll() is not None or done()
+            out.write(stream.read())
+            out.flush()
+            if finished:
+                return
+            time.sleep(0.2)

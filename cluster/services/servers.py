@@ -1,0 +1,82 @@
+"""MLflow's server and a local Ray as services of `gpt2 up`, each on loopback."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+
+from cluster.credentials import MLFLOW_PASSWORD, USER, ray_token, secret_file
+from cluster.home import home, services
+from cluster.services.databases import Profile, mlflow_url
+from cluster.services.processes import Service, http_answers, port_answers
+from gpt2.store.artifact import write_atomically
+
+LOOPBACK = "127.0.0.1"
+
+
+def mlflow(port: int, profile: Profile = "sqlite") -> Service:
+    """The tracking server and registry, which ask for the home's login. Artifacts lie in the home, at addresses that
+    clients on this machine read with or without the server; it hands them to other clients too."""
+    folder = home() / "mlflow"
+    folder.mkdir(exist_ok=True)
+    artifacts = (folder / "artifacts").as_uri()
+    origins = f"http://{LOOPBACK}:{port},http://localhost:{port}"
+    options = {
+        "app-name": "basic-auth",
+        "host": LOOPBACK,
+        "port": str(port),
+        "workers": "1",
+        "default-artifact-root": artifacts,
+        "artifacts-destination": artifacts,
+        "allowed-hosts": f"{LOOPBACK}:{port},localhost:{port}",
+        "cors-allowed-origins": origins,
+        "x-frame-options": "DENY",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    address = f"http://{LOOPBACK}:{port}"
+    return Service(
+        "mlflow",
+        "MLflow",
+        (sys.executable, "-m", "mlflow", "server", *words),
+        address,
+        lambda: http_answers(f"{address}/health"),
+        environment={
+            "MLFLOW_BACKEND_STORE_URI": mlflow_url() if profile == "postgres" else f"sqlite:///{folder / 'mlflow.db'}",
+            "MLFLOW_AUTH_CONFIG_PATH": str(logins()),
+            "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": secret_file(MLFLOW_PASSWORD).read_text(),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+        },
+        ports={"--mlflow-port": port},
+    )
+
+
+def logins() -> Path:
+    """MLflow's settings of who may log in: the home's user alone, until he adds others. They lie with the password, as
+    MLflow keeps the one that it was started with first."""
+    lines = (
+        "[mlflow]",
+        "default_permission = NO_PERMISSIONS",
+        f"database_uri = sqlite:///{services() / 'mlflow-logins.db'}".replace("%", "%%"),
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+        "auth_cache_ttl_seconds = 60",  # hashing a password takes longer than most requests
+    )
+    (services() / "mlflow-logins.db").touch(0o600)
+    path = services() / "mlflow-logins.ini"
+    write_atomically(path, "\n".join(lines).encode())
+    return path
+
+
+def ray(port: int, dashboard_port: int) -> Service:
+    """A head of this machine's cores, which only those who hold the home's token may use."""
+    address = f"http://{LOOPBACK}:{dashboard_port}"
+    return Service(
+        "ray",
+        "Ray",
+        (sys.executable, "-m", "cluster.services.ray_head", str(port), str(dashboard_port)),
+        address,
+        lambda: port_answers(LOOPBACK, port) and http_answers(f"{address}/api/version"),
+        environment=ray_token(),
+        ports={"--ray-port": port, "--ray-dashboard-port": dashboard_port},
+    )

@@ -1,0 +1,274 @@
+"""MLflow runs: a parent run per pipeline, a child per stage, continued by a retry."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import mlflow
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from cluster.home import home, tracking_uri
+from cluster.tracking.environment import environment
+from cluster.tracking.retry import FAILURES, Patient, unanswered
+
+RECORDS = 100
+"""At most this many records are sent at once."""
+LEAVING = 5.0
+"""Seconds that an ending which is not the training's own waits for what was not sent."""
+
+
+class Sender:
+    """Sends metrics to a run from a thread, in order: one by one, or many at once after it waited."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.waiting: queue.Queue[tuple[Mapping[str, float], int, float | None] | None] = queue.Queue()
+        self.error: BaseException | None = None
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self._send_all, daemon=True, name="mlflow-sender")
+
+    def __enter__(self) -> Sender:
+        self.thread.start()
+        return self
+
+    def put(self, values: Mapping[str, float], step: int, time: float | None) -> None:
+        """Send these metrics of a step; `time` (s since 1970) makes sending them twice the same as once."""
+        self.waiting.put((values, step, time))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """At the training's end all is sent, or raises; at another end there is no long wait."""
+        self.ending.set()
+        self.waiting.put(None)
+        self.thread.join(None if kind is None else LEAVING)
+        if kind is None and self.error is not None:
+            raise self.error
+
+    def _send_all(self) -> None:
+        try:
+            more = True
+            while more:
+                batch = [self.waiting.get()]
+                while len(batch) < RECORDS and not self.waiting.empty():
+                    batch.append(self.waiting.get())
+                more = batch[-1] is not None
+                self._send([item for item in batch if item is not None])
+        except BaseException as error:
+            self.error = error
+
+    def _send(self, records: list[tuple[Mapping[str, float], int, float | None]]) -> None:
+        """Send, however long the server is away while the training goes on."""
+        while True:
+            try:
+                return self.run.batch(records)
+            except FAILURES as error:
+                if self.ending.is_set() or not unanswered(error):
+                    raise
+
+
+EXPERIMENT = "gpt2-pipeline"
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description, in Markdown."""
+LOCAL_SERVER = "http://127.0.0.1:5000"
+PROCESS = "gpt2.process"
+"""The tag of the process that writes a run; not what the run is known by."""
+OPEN = "attributes.status = 'RUNNING'"
+BATCH = 100  # parameters and tags in one request, MLflow's limit
+METRICS = 1000  # metrics in one, also MLflow's
+
+
+@cache
+def client() -> MlflowClient:
+    """A client of the tracking server and registry, which waits for a server that went away."""
+    uri = tracking_uri()
+    if uri.startswith("sqlite:"):
+        (home() / "mlflow").mkdir(exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    if not uri.startswith("http"):
+        return MlflowClient()
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; we say it once
+    return cast(MlflowClient, Patient(MlflowClient()))
+
+
+@cache
+def experiment_id() -> str:
+    """The id of our experiment, made on first use; its artifacts lie in the home unless a server keeps them."""
+    found = client().get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return found.experiment_id
+    local = tracking_uri().startswith("sqlite:")
+    location = (home() / "mlflow" / "artifacts").as_uri() if local else None
+    try:
+        return client().create_experiment(EXPERIMENT, artifact_location=location)
+    except MlflowException:  # another process was faster
+        found = client().get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def server() -> str:
+    """Where people see MLflow: the tracking server, or where `mlflow ui` shows a local store."""
+    uri = tracking_uri()
+    return uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
+
+
+def version_url(name: str, version: int | str) -> str:
+    """Where people see a model version."""
+    return f"{server()}/#/models/{name}/versions/{version}"
+
+
+class Run:
+    """One MLflow run, written through the client: no global state, usable from any thread."""
+
+    def __init__(self, id: str):
+        self.id = id
+
+    @classmethod
+    def open(cls, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
+        """The unfinished run with exactly these `gpt2.*` tags (but for `PROCESS`), or a new one."""
+        tags = {k: str(v) for k, v in tags.items()}
+        identity = {k: v for k, v in tags.items() if k.startswith("gpt2.") and k != PROCESS}
+        clauses = [f"tags.`{k}` = '{v}'" for k, v in identity.items()] + ["attributes.status != 'FINISHED'"]
+        found = client().search_runs([experiment_id()], " and ".join(clauses), max_results=1) if identity else []
+        if parent is not None:
+            tags[PARENT] = parent
+        if found:
+            run = cls(found[0].info.run_id)
+            client().update_run(run.id, status="RUNNING")
+            run.tag(tags)
+            return run
+        created = client().create_run(experiment_id(), tags=tags, run_name=name)
+        return cls(created.info.run_id)
+
+    @property
+    def url(self) -> str:
+        """Where people see the run."""
+        return f"{server()}/#/experiments/{experiment_id()}/runs/{self.id}"
+
+    def tag(self, tags: Mapping[str, Any]) -> None:
+        entries = [RunTag(k, str(v)) for k, v in tags.items() if v is not None]
+        for start in range(0, len(entries), BATCH):
+            client().log_batch(self.id, tags=entries[start : start + BATCH])
+
+    def params(self, settings: Mapping[str, Any]) -> None:
+        """Log nested settings with dotted names. A parameter of a continued run keeps its first value, as MLflow wants
+        it; `config.json` (`facts`) has the latest."""
+        known = client().get_run(self.id).data.params
+        flat = [Param(k, v[:6000]) for k, v in flatten(settings).items() if k not in known]
+        for start in range(0, len(flat), BATCH):
+            client().log_batch(self.id, params=flat[start : start + BATCH])
+
+    def facts(self, settings: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]] = {}) -> None:
+        """Attach the resolved settings (`config.json`), what it ran on (`environment.json`) and, as `data.json` and as
+        MLflow's datasets, what it is made from: {name: {kind, id, counts}}."""
+        client().log_dict(self.id, dict(settings), "config.json")
+        client().log_dict(self.id, environment(), "environment.json")
+        if not inputs:
+            return
+        client().log_dict(self.id, {name: dict(facts) for name, facts in inputs.items()}, "data.json")
+        datasets = [
+            Dataset(
+                name=f"{facts['kind']}/{facts['id']}"[:500],
+                digest=facts["id"][:36],
+                source_type="gpt2",
+                source=json.dumps({"kind": facts["kind"], "id": facts["id"]}),
+                profile=json.dumps(facts["counts"]),
+            )
+            for facts in list(inputs.values())[:BATCH]
+        ]
+        entries = [DatasetInput(d, [InputTag("mlflow.data.context", "input")]) for d in datasets]
+        for tries_left in (2, 1, 0):
+            try:
+                return client().log_inputs(self.id, entries)
+            except MlflowException:  # of two who tell of a dataset that is new, one finds it there after it looked
+                if not tries_left:
+                    raise
+
+    def metrics(self, values: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
+        self.batch([(values, step, timestamp)])
+
+    def batch(self, records: Iterable[tuple[Mapping[str, float], int, float | None]]) -> None:
+        """Log the metrics of several steps: (values, step, time in s since 1970)."""
+        metrics = [
+            Metric(name, float(value), int((timestamp or time.time()) * 1000), step)
+            for values, step, timestamp in records
+            for name, value in values.items()
+        ]
+        for start in range(0, len(metrics), METRICS):
+            client().log_batch(self.id, metrics=metrics[start : start + METRICS])
+
+    def last_step(self, metric: str) -> int:
+        """The last step at which a metric was logged, 0 if never: where a continued run goes on."""
+        history = client().get_metric_history(self.id, metric)
+        return max((m.step for m in history), default=0)
+
+    def files(self, path: Path, folder: str | None = None) -> None:
+        """Attach a file or a directory."""
+        if path.is_dir():
+            client().log_artifacts(self.id, str(path), folder)
+        else:
+            client().log_artifact(self.id, str(path), folder)
+
+    def text(self, text: str, name: str) -> None:
+        """Attach a text."""
+        client().log_text(self.id, text, name)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Set the final status: FINISHED, FAILED or KILLED."""
+        client().set_terminated(self.id, status)
+
+
+def end_open(tag: str, value: str, status: str = "KILLED") -> None:
+    """Set the status of the run with that tag where it is open still. Its open children are killed: whoever wrote
+    them is gone."""
+    for parent in client().search_runs([experiment_id()], f"tags.`{tag}` = '{value}'"):
+        for child in client().search_runs([experiment_id()], f"tags.`{PARENT}` = '{parent.info.run_id}' and {OPEN}"):
+            Run(child.info.run_id).end("KILLED")
+        if parent.info.status == "RUNNING":
+            Run(parent.info.run_id).end(status)
+
+
+def this_process() -> str:
+    """Host, process and its start: what `PROCESS` says of a run that this process writes."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def end_dead() -> None:
+    """Mark as killed the runs of this machine's processes that could not do so themselves, as they were killed."""
+    for run in client().search_runs([experiment_id()], OPEN):
+        host, number, start = (run.data.tags.get(PROCESS, "") + "  ").split(" ")[:3]
+        if host != socket.gethostname():
+            continue
+        try:
+            alive = abs(psutil.Process(int(number)).create_time() - float(start)) < 2
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            end_open(PROCESS, run.data.tags[PROCESS])
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and text."""
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{name}.")
+        else:
+            flat[name] = item if isinstance(item, str) else json.dumps(item)
+    return flat

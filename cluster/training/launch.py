@@ -1,0 +1,165 @@
+"""Training on Ray, the driver's side: it launches a `TorchTrainer` of `cluster.training.worker` and follows what it tells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoints.files import keep_state
+from cluster.config import ClusterConfig
+from cluster.connect import check_resources, connect
+from cluster.engine.deepspeed_engine import accumulation_steps
+from cluster.home import ray_folder
+from cluster.training import worker
+from cluster.training.failures import cause
+from cluster.training.follow import Follow, describe_event, event_key, record_key
+from cluster.training.stopping import stopping, within
+from cluster.training.usage import USAGE, Usage
+from cluster.training.worker import STOP
+from gpt2.store.model_files import MODEL
+from gpt2.training.config import BudgetConfig
+from gpt2.training.journal import EVENTS, JOURNAL, Events, read_journal
+from gpt2.training_job import Job
+
+
+class TrainingFailed(RuntimeError):
+    """The workers failed more often than `cluster.max_failures` allows, or gave up; the message holds the cause."""
+
+
+class NotEnoughDisk(ValueError):
+    """The checkpoints would not fit."""
+
+
+def train(
+    job: Job,
+    cluster: ClusterConfig,
+    on_record: Callable[[dict[str, Any]], None],
+    on_message: Callable[[str], None],
+    on_usage: Callable[[dict[str, Any]], None] = lambda sample: None,
+    budget: BudgetConfig | None = None,
+) -> list[dict[str, Any]]:
+    """Train to the end on the cluster, going on from the last complete checkpoint; the model is in `job.output/model`.
+
+    `on_record` gets each line of the journal as it comes, `on_message` what people should know, `on_usage` samples of
+    what its processes use. Returns the journal. A SIGTERM makes the workers save and stop at their next step, and then
+    ends this process (`stopping`); so does a used-up budget, with `BudgetExceeded`.
+    """
+    from gpt2.training.hardware import decided
+
+    # Here, so that all workers compute alike.
+    job = Job.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})
+    accumulation_steps(job.train, cluster.num_workers)
+    output = Path(job.output)
+    check_disk(job, output)
+    connect()
+    check_resources(cluster)
+    begun = time.time()
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["time"] >= begun and (text := describe_event(event)):
+            on_message(f"{job.name}: {text}")
+
+    with (
+        Follow(output / JOURNAL, record_key, on_record),
+        Follow(output / EVENTS, event_key, on_event),
+        Follow(output / USAGE, None, on_usage),
+    ):
+        if not (output / MODEL / "config.json").exists():
+            with (
+                Usage(output, "driver"),
+                stopping(output / STOP) as stopped,
+                within(budget or BudgetConfig(), cluster, output / STOP) as check_budget,
+            ):
+                _run(job, cluster)
+            if not (output / MODEL / "config.json").exists():
+                check_budget()
+                stopped()
+        if job.train.keep_state:
+            keep_state(output)
+    return read_journal(output / JOURNAL)
+
+
+def check_disk(job: Job, output: Path) -> None:
+    """Raise `NotEnoughDisk` where the checkpoints that a run keeps at a time can't fit."""
+    if job.model is not None:
+        n = job.model.n_parameters
+    else:
+        weights = Path(job.base or "") / "model.safetensors"
+        n = weights.stat().st_size // 4 if weights.exists() else 0
+    each = 12 * n if job.adaptation.kind == "full" else 0  # fp32 parameters and two moments; of adapters some MB
+    there = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
+    kept = job.train.keep_checkpoints + 2  # the best, and the one being written
+    if job.train.archive_every and job.train.steps:
+        kept += job.train.steps // job.train.archive_every
+    need, free = kept * each + 4 * n - there, shutil.disk_usage(output).free
+    if need > free:
+        raise NotEnoughDisk(
+            f"{kept} checkpoints of {each:,} bytes and the model need {need:,} bytes in {output}, which has {free:,} "
+            f"free; make room, lower keep_checkpoints={job.train.keep_checkpoints} or set GPT2_HOME to a larger disk"
+        )
+
+
+def load() -> None:
+    """Import what launching a training needs: some seconds, that may be spent while something else starts."""
+    import ray.train.torch
+
+    assert ray.train.torch
+
+
+def _run(job: Job, cluster: ClusterConfig) -> None:
+    # Here, because they load PyTorch: a run that has nothing to train need not wait for it.
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+    from cluster.training.failures import TellFailures
+    from gpt2.training.engine import HEAP
+
+    class Trainer(TorchTrainer):
+        """Without Ray Data, which we don't use and whose actors take seconds to start."""
+
+        def _create_default_callbacks(self):
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
+    # For a worker that is stopped; one that is stuck ends itself before (`cluster.training.stopping`).
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * cluster.hang_seconds)
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    threads = str(max(1, int(cluster.cpus_per_worker)))
+    output = Path(job.output)
+    Events(output).tell("launch", workers=cluster.num_workers, zero_stage=cluster.zero_stage)
+    trainer = Trainer(
+        worker.work,
+        train_loop_config={"job": job.model_dump_json(), "cluster": cluster.model_dump_json()},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            # Resuming is ours, from checkpoints that verify; Ray's own state is new at each attempt.
+            name=f"{job.name}-{os.getpid()}-{time.time_ns()}",
+            storage_path=str(ray_folder() / "train"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=2),
+            callbacks=[TellFailures(str(output))],
+            worker_runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": threads,
+                    "OMP_WAIT_POLICY": "passive",  # threads that wait leave the cores to the other workers
+                    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+                    **({} if cluster.use_gpu else HEAP),
+                }
+            },
+        ),
+        torch_config=TorchConfig(timeout_s=300),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingFailed(f"training {job.name!r} failed: {worker.gave_up(output) or cause(error)}") from None
+    if reason := worker.gave_up(output):
+        raise TrainingFailed(f"training {job.name!r} failed: {reason}")

@@ -1,0 +1,130 @@
+"""The `gpt2` command. Heavy libraries are loaded after the settings have been accepted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from cluster.checkpoints.files import Kept
+from flows.commands.console import err
+from flows.commands.console import tables as out
+
+
+def checkpoint_table(found: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
+    """A row per checkpoint; with `damages`, whether each was verified."""
+    table = Table()
+    for column in ("training", "step", "tokens", "validation loss", "size", "workers", "ZeRO", "age", "state"):
+        table.add_column(column, justify="right" if column in ("step", "tokens", "validation loss", "size") else "left")
+    for kept in found:
+        m, size, age = kept.manifest, f"{kept.bytes / 1e6:,.1f} MB", f"{kept.age / 60:,.0f} min"
+        state = "whole" if damages is None else "DAMAGED" if damages[kept.path] else "verified"
+        if m is None:
+            table.add_row(kept.training, kept.path.name, "", "", size, "", "", age, "DAMAGED")
+            continue
+        loss = "" if m["loss"] is None else f"{m['loss']:.4f}"
+        stage = str(m["header"]["placement"]["zero_stage"])
+        cells = (str(m["step"]), f"{m['tokens']:,}", loss, size, str(m["world_size"]), stage, age, state)
+        table.add_row(kept.training, *cells)
+    return table
+
+
+def list_checkpoints():
+    """List them: step, tokens seen, validation loss, size, workers.
+
+    Example: gpt2 checkpoints
+    """
+    from cluster.checkpoints.files import find
+
+    found = list(find())
+    if not found:
+        out.print("There are none: no training is under way or was interrupted.")
+        return
+    out.print(checkpoint_table(found))
+
+
+def verify_checkpoints():
+    """Read every byte of them and compare it with what was written; exit with 1 where one is damaged.
+
+    Example: gpt2 checkpoints verify
+    """
+    from cluster.checkpoints.files import find
+
+    found = list(find())
+    damages = {kept.path: kept.damage() for kept in found}
+    out.print(checkpoint_table(found, damages))
+    for damage in filter(None, damages.values()):
+        err.print(damage, highlight=False, markup=False, soft_wrap=True)
+    if any(damages.values()):
+        sys.exit(1)
+
+
+def export_checkpoint(path: Path, output: Path):
+    """Write the model that a checkpoint holds, as `transformers` and `gpt2` read it.
+
+    Example: gpt2 checkpoints export .gpt2/store/.partial/base-0123/_checkpoints/step-00000100 model/
+
+    Args:
+        path: the checkpoint's folder.
+        output: a new folder.
+    """
+    from cluster.checkpoints.files import export
+
+    export(path, output)
+    out.print(f"The model of {path.name} is in {output}", highlight=False)
+
+
+def automations(url: str):
+    """Call a webhook when a model is promoted or refused, a training restarted or over budget, sentiment turns.
+
+    Example: PREFECT_API_URL=http://127.0.0.1:4200/api gpt2 automations https://example.org/hook
+
+    Args:
+        url: where to post to.
+    """
+    from flows.server.deployments import create
+
+    for automation in create(url):
+        out.print(automation.name, highlight=False)
+
+
+def doctor():
+    """Check this machine and name a remedy for what is wrong.
+
+    Example: gpt2 doctor
+    """
+    from rich.table import Table
+
+    from cluster.services.doctor import check
+
+    table = Table()
+    for column in ("", "check", "found", "remedy"):
+        table.add_column(column)
+    results = check()
+    for r in results:
+        mark = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}[r.state]
+        table.add_row(mark, r.name, r.found, r.remedy)
+    out.print(table)
+    if any(r.state == "failed" for r in results):
+        sys.exit(1)
+
+
+def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):
+    """Remove the local state: artifacts, runs, registered models, samples, all in GPT2_HOME. Nothing else.
+
+    Example: gpt2 clean --yes
+
+    Args:
+        yes: do it without asking.
+    """
+    from cluster.home import clean as remove
+    from cluster.home import home
+
+    if not yes and input(f"Remove {home()} with all models and runs in it? [y/N] ").strip().lower() != "y":
+        out.print("Nothing was removed.")
+        return
+    out.print(f"Removed {remove()}", highlight=False)

@@ -1,0 +1,197 @@
+"""Commands on registered models: look, promote, go back, describe, make again, serve."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.box import SIMPLE
+from rich.table import Table
+
+from flows.commands.console import tables as out
+
+
+def models():
+    """List the registered models: versions, aliases, verdicts, the metric that the gate compares, lineage, age.
+
+    Example: gpt2 models
+    """
+    from cluster.registry.versions import versions
+
+    rows = versions()
+    if not rows:
+        out.print("No models are registered yet; `gpt2 run` makes some.")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row for row in rows if row["name"] == name]
+        metric = next((row["tags"]["gpt2.metric"] for row in mine if "gpt2.metric" in row["tags"]), "metric")
+        table = Table(title=name, title_justify="left", title_style="bold", box=SIMPLE)
+        for column in ("v", "alias", "verdict", metric, "simple", "made from", "age"):
+            table.add_column(column, justify="right" if column in ("v", metric, "simple", "age") else "left")
+        for row in mine:
+            tags = row["tags"]
+            numbers = [f"{float(tags[key]):.4f}" if key in tags else "" for key in ("gpt2.value", "gpt2.floor")]
+            aliases = "\n".join(f"@{alias}" for alias in row["aliases"])
+            sources = "\n".join(f"{what} {tags.get(f'gpt2.{what}', '?')[:8]}" for what in ("data", "base"))
+            stands = (
+                "rolled back" if "gpt2.rolled_back" in tags else "forced" if "gpt2.forced" in tags else row["verdict"]
+            )
+            table.add_row(str(row["version"]), aliases, stands, *numbers, sources, age(row["created"]))
+        out.print(table)
+        for row in mine:
+            told = row["tags"].get("gpt2.rolled_back") or row["reasons"]
+            if told and (row["aliases"] or "gpt2.rolled_back" in row["tags"]):
+                kind = "rolled back " if "gpt2.rolled_back" in row["tags"] else ""
+                out.print(f"  v{row['version']} {kind}{told}", highlight=False, markup=False)
+    if rows:
+        out.print("\n`gpt2 card models:/NAME/VERSION` tells more of one.", highlight=False)
+
+
+def age(created: float) -> str:
+    """Time since then, for people."""
+    hours = (time.time() - created) / 3600
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours / 24:.0f} d" if hours > 48 else f"{hours:.0f} h"
+
+
+def promote(model: str, version: str, *, reason: str = "", force: Annotated[bool, Parameter(negative="")] = False):
+    """Make a version the champion. One that the gate refused or has not judged needs --force and a reason.
+
+    Example: gpt2 promote gpt2-sentiment 3 --reason "the analysts prefer it"
+
+    Args:
+        model: the registered model, as gpt2-sentiment.
+        version: its number.
+        reason: why; kept with the version.
+        force: also where the gate did not pass it.
+    """
+    from cluster.registry import promotion
+
+    before = promotion.promote(model, version, reason, force)
+    if str(before.version) == version:
+        out.print(f"{model} version {version} is the champion.", highlight=False)
+        return
+    out.print(f"{model}: version {version} is the champion now; it was version {before.version}.", highlight=False)
+
+
+def rollback(model: str, *, reason: str = ""):
+    """The champion goes back to the one before it. Who reads the champion meanwhile gets one or the other, whole.
+
+    Example: gpt2 rollback gpt2-sentiment --reason "strange answers since noon"
+
+    Args:
+        model: the registered model, as gpt2-sentiment.
+        reason: why; kept with the version that is left.
+    """
+    from cluster.registry import promotion
+
+    left, back = promotion.rollback(model, reason)
+    out.print(f"{model}: version {back.version} is the champion again, instead of {left.version}.", highlight=False)
+
+
+def card(model_uri: str, *, output: Path | None = None):
+    """The card of a registered model: its use, data, results beside baselines, limits, lineage, and how to load it.
+
+    Example: gpt2 card models:/gpt2-sentiment@champion --output card.md
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        output: a file for the Markdown; without it, it is printed.
+    """
+    from cluster.registry import download
+    from gpt2.evaluation.model_card import NAME
+
+    version = download.find(model_uri)
+    text = f"{download.read_text(version, NAME)}\n{status(version)}"
+    if output is None:
+        print(text)
+        return
+    output.write_text(text, "utf-8")
+    out.print(f"The card of {download.exact(version)} is in {output}", highlight=False)
+
+
+def verdict(model_uri: str, *, output: Path | None = None):
+    """The gate's verdict on a version, each point with its figures, computed again from the predictions kept with it.
+
+    Example: gpt2 verdict models:/gpt2-sentiment@champion --output verdict.html
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        output: a file for the page: the verdict, and the report with the champion beside the model.
+    """
+    from flows.stages.gate import again
+
+    found = again(model_uri, output)
+    beside = f", beside version {found['champion']}" if found["champion"] else ""
+    stands = "promoted" if found["promote"] else "not promoted"
+    out.print(f"{found['model']} version {found['version']}{beside}: {stands}", highlight=False)
+    enough = any(c["alternative"] and c["passed"] for c in found["criteria"])
+    for criterion in found["criteria"]:
+        mark = "[green]✓[/]" if criterion["passed"] else "–" if criterion["alternative"] and enough else "[red]✗[/]"
+        out.print(f"{mark} [bold]{criterion['name']}[/]", highlight=False)
+        out.print(f"  {criterion['text']}", highlight=False, markup=False)
+    if output is not None:
+        out.print(f"The page is in {output}", highlight=False)
+
+
+def status(version) -> str:
+    """What was decided on a version, as a section of its card."""
+    from cluster.registry.versions import verdict_of
+
+    told = [f"* {version.name} version {version.version}, {verdict_of(version)}"]
+    told += [f"* alias `@{alias}`" for alias in version.aliases]
+    for what in ("promoted", "refused", "forced", "rolled_back"):
+        if f"gpt2.{what}" in version.tags:
+            told.append(f"* {what.replace('_', ' ')}: {version.tags[f'gpt2.{what}']}")
+    if replaced := version.tags.get("gpt2.replaced"):
+        told.append(f"* replaced version {replaced.split(',')[0]}")
+    return "## Status\n\n" + "\n".join(told) + "\n"
+
+
+def reproduce(model_uri: str, *, folder: Path | None = None):
+    """Make a registered model again, from the recorded data, settings, code and seeds, and compare it bit by bit.
+
+    Works in a fresh home with a store of its own; registers nothing. Exits with 1 where the bits differ. Refused where
+    the data is gone, or the code is not the recorded one.
+
+    Example: gpt2 reproduce models:/gpt2-sentiment@champion
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
+        folder: the fresh home, a new or empty folder; kept. Without it a temporary one is used and removed.
+    """
+    from flows.jobs.reproduce import reproduce as again
+
+    if not again(model_uri, folder, lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True)):
+        sys.exit(1)
+
+
+def serve(
+    model_uri: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    poll: float = 10.0,
+    max_inputs: int = 256,
+    max_bytes: int = 1 << 20,
+):
+    """Serve a registered model over HTTP; a new champion takes over without a dropped request.
+
+    GET /health; POST /predict with {"inputs": [...], "params": {...}} answers {"model", "version", "predictions"}.
+
+    Example: gpt2 serve models:/gpt2-sentiment@champion --port 8000
+
+    Args:
+        model_uri: models:/NAME@ALIAS, followed where the alias goes, or models:/NAME/VERSION.
+        host: the address to listen at; another than loopback needs GPT2_SERVE_TOKEN, which requests then carry.
+        port: the port to listen at; 0 takes a free one.
+        poll: seconds between looks at where the alias points.
+        max_inputs: inputs in one request; more are refused.
+        max_bytes: size of a request's body in bytes; more is refused.
+    """
+    from cluster.serving import serve as run
+
+    run(model_uri, host, port, poll, max_inputs, max_bytes)

@@ -1,0 +1,207 @@
+"""The commands `gpt2 train-classifier` and `gpt2 train-recommender`: files in, a registered model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.commands.console import Changes, DryRun, out
+
+if TYPE_CHECKING:
+    from flows.jobs.own_data_plan import ClassifierConfig, OwnDataConfig, RecommenderConfig
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def import_weights(
+    source: str,
+    *,
+    revision: str | None = None,
+    champion: Annotated[bool, Parameter(negative="")] = False,
+    config: Path | None = None,
+    set_: Changes = None,
+):
+    """Make published weights a version of gpt2-base, to fine-tune or to go on from with text of your own.
+
+    Nothing that comes with them is executed. The same files again make no second version.
+
+    Example: gpt2 import openai-community/gpt2 --champion
+
+    Args:
+        source: a directory with config.json, weights and tokenizer, or the id of a model on the Hugging Face hub.
+        revision: of a model on the hub: the commit, branch or tag.
+        champion: make it the champion, where the gate did not, or had no text to measure it on.
+        config: a YAML file of settings (`flows.jobs.import_plan`).
+        set_: a setting, as in online=false (the hub's local cache only); may be given several times.
+    """
+    from flows.config import settings
+    from flows.jobs.import_plan import NAME, ImportConfig, ImportPlan
+
+    given = {"source": source, "revision": revision, "champion": champion or None}
+    chosen = settings(ImportConfig, given, config, set_ or ())
+    found = ImportPlan.of(chosen)
+    size = f"{found.model.n_parameters / 1e6:,.1f}M parameters, {found.model.vocab_size:,} token ids"
+    out.print(f"{found.source}: a GPT-2 of {size}, {found.model.n_positions:,} positions", markup=False)
+    row = found.registered()
+    if row:
+        out.print("Nothing to do: it was imported before.")
+    else:
+        from flows.commands.console import prefect
+
+        out.print("Starting Prefect and MLflow ...")
+        with prefect():
+            from flows.jobs.import_weights import import_weights as run
+
+            result = run(chosen)
+        if result is None:  # another run is at it, which it has said
+            return
+        [row] = result["registered"]
+    from cluster.registry import versions
+
+    at = versions.by_alias(NAME, versions.CHAMPION)
+    mine = at is not None and int(at.version) == row["version"]
+    why = f": {row['reasons']}" if row["reasons"] else f"; make it the champion: {chosen.command} --champion"
+    out.print(f"{NAME} version {row['version']} {row['verdict']}{why}", markup=False)
+    base = "" if mine else f" --set base=models:/{NAME}/{row['version']}"
+    out.print(f"Fine-tune it:           gpt2 train-classifier FILE{base}", markup=False)
+    if mine:
+        n = found.model.n_positions
+        same = f"--set model.n_positions={n} --set pretrain.context={n}"
+        out.print(f"Go on with your text:   gpt2 run refresh --set 'corpus.sources=[FOLDER]' {same}", markup=False)
+
+
+def train_classifier(
+    source: str,
+    *,
+    name: str | None = None,
+    preset: str | None = None,
+    config: Path | None = None,
+    set_: Changes = None,
+    dry_run: DryRun = False,
+):
+    """Make a model of a file of labelled texts: .csv, .jsonl or .parquet, columns text,label[,time,topic,weight].
+
+    The champion of gpt2-base learns it; where there is none yet, one is pretrained first.
+
+    Example: gpt2 train-classifier headlines.csv --set label_field=mood
+
+    Args:
+        source: the file, or sample:clothing.
+        name: the registered model is gpt2-NAME; without it, named after the file.
+        preset: settings to start from, as for `gpt2 run`.
+        config: a YAML file of settings (`flows.jobs.own_data_plan`), such as the best.yaml of `gpt2 search sentiment`.
+        set_: a setting, as in label_field=mood or balance=inverse; may be given several times.
+        dry_run: say what the file holds; start nothing.
+    """
+    from flows.config import settings
+    from flows.jobs.own_data_plan import ClassifierConfig
+
+    chosen = settings(ClassifierConfig, {"source": source, "name": name, "preset": preset}, config, set_ or ())
+    learn(chosen, dry_run)
+
+
+def train_recommender(
+    items: str,
+    interactions: str,
+    *,
+    name: str | None = None,
+    preset: str | None = None,
+    config: Path | None = None,
+    set_: Changes = None,
+    dry_run: DryRun = False,
+):
+    """Make a model of a catalogue: items (id,text[,title], attributes) and interactions (user,item,time[,weight]).
+
+    Files are .csv, .jsonl or .parquet. The champion of gpt2-base learns them; where there is none yet, one is
+    pretrained first.
+
+    Example: gpt2 train-recommender products.csv sales.csv --set user_field=customer
+
+    Args:
+        items: the file of items; columns of no other use are attributes that are told after the text.
+        interactions: the file of who chose what, and when.
+        name: the registered model is gpt2-NAME; without it, named after the file of items.
+        preset: settings to start from, as for `gpt2 run`.
+        config: a YAML file of settings (`flows.jobs.own_data_plan`), such as the best.yaml of `gpt2 search recommendation`.
+        set_: a setting, as in weight_field=rating or min_weight=4; may be given several times.
+        dry_run: say what the files hold; start nothing.
+    """
+    from flows.config import settings
+    from flows.jobs.own_data_plan import RecommenderConfig
+
+    given = {"source": items, "interactions": interactions, "name": name, "preset": preset}
+    learn(settings(RecommenderConfig, given, config, set_ or ()), dry_run)
+
+
+def describe_labelled(chosen: ClassifierConfig) -> None:
+    """What a file of labelled texts holds."""
+    from flows.plan import local_source
+    from gpt2.tasks.sentiment.dataset import usable
+
+    table, labels, counts = usable(Path(local_source(chosen.source)), chosen)
+    sizes = ", ".join(f"{label} {int((table['label'] == i).sum()):,}" for i, label in enumerate(labels))
+    found = [c for c in ("time", "topic", "weight") if c in table]
+    out.print(f"{chosen.source}: {len(table):,} texts to learn from, of {counts['rows']:,} rows: {sizes}", markup=False)
+    out.print(f"Split by {'time' if 'time' in found else 'content'}; other columns: {', '.join(found) or 'none'}")
+    left_out({what: n for what, n in counts.items() if what != "rows"})
+
+
+def describe_catalogue(chosen: RecommenderConfig) -> None:
+    """What a file of items and a file of interactions hold."""
+    from gpt2.tasks.recommendation.catalogue import sentence, usable
+
+    items, _, counts = usable(Path(chosen.source), chosen)
+    users, items_, interactions = (f"{counts.pop(what):,}" for what in ("users", "items", "interactions"))
+    out.print(
+        f"{items_} items of {chosen.source}, as: {sentence(items['title'][0], items['text'][0]):.200}", markup=False
+    )
+    out.print(f"{interactions} choices of {chosen.interactions} by {users} users to learn from", markup=False)
+    left_out(counts)
+
+
+def left_out(counts: dict[str, int]) -> None:
+    """What was counted of the rows that are gone."""
+    if told := [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n]:
+        out.print(", ".join(told))
+
+
+def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
+    """Say what the data hold, train where that has not been done, and say what came of it."""
+    from cluster.home import store
+    from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan, RecommenderConfig
+    from flows.runs import services
+
+    own = OwnDataPlan.of(chosen)
+    base, name = own.base, chosen.registered_as()
+    rows = own.registered()  # refuses what is wrong before anything is read
+    labelled = isinstance(chosen, ClassifierConfig)
+    if isinstance(chosen, ClassifierConfig):
+        describe_labelled(chosen)
+    elif isinstance(chosen, RecommenderConfig):
+        describe_catalogue(chosen)
+    learner = f"gpt2-base version {base.version}" if base else f"a gpt2-base that is pretrained first ({chosen.preset})"
+    out.print(f"It becomes a version of gpt2-{name}, made from {learner}")
+    if dry_run:
+        return
+    from flows.commands.summary import model_table
+
+    if rows:
+        out.print("Nothing to do: every stage was done before.")
+    else:
+        out.print("Starting Prefect, Ray and MLflow ...")
+        services.start(own.settings)
+        from flows.jobs.own_data import train_classifier, train_recommender
+
+        run = train_classifier if labelled else train_recommender
+        rows = run(chosen)["registered"]
+    done = own.complete()
+    assert done is not None
+    out.print(model_table(done.plan, rows))
+    for row in rows:
+        out.print(f"{row['model']} version {row['version']} {row['verdict']}: {row['reasons']}", markup=False)
+    report = done.keys.report
+    told = "Report, with the labels to look at" if labelled else "Report"
+    out.print(f"{told}: {store().require(report.kind, report.id).file('report.html')}")
+    asked = "texts.txt" if labelled else "histories.jsonl"
+    out.print(f"Use it: gpt2 predict models:/gpt2-{name}@champion --input {asked} --output scored.jsonl")

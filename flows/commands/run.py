@@ -1,0 +1,108 @@
+"""`gpt2 run refresh`: looks first, and starts something only where there may be something to do."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from cluster.home import store
+from flows.commands.console import tables as out
+from flows.config import PipelineConfig
+from flows.jobs.refresh_plan import RefreshPlan
+
+Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
+
+
+def run(
+    stage: Stage = "pipeline",
+    *,
+    preset: str = "laptop",
+    config: Path | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+):
+    """Run the whole pipeline, or one stage of it; `refresh` goes on with new documents. Nothing is done twice.
+
+    Example: gpt2 run --preset laptop --set pretrain.steps=500
+
+    Args:
+        stage: the part to run.
+        preset: settings to start from: laptop, laptop-long, laptop-modern, smoke, gpt2, gpt2-medium,
+            gpt2-large, gpt2-xl.
+        config: a YAML file whose settings go over the preset's.
+        set_: a setting, as in pretrain.optimizer.learning_rate=1e-3; may be given several times.
+        dry_run: print the resolved settings, what would run and how large it is; start nothing.
+    """
+    from flows.config import resolve
+    from flows.plan import make_plan
+
+    settings = resolve(preset, config, set_ or ())
+    if stage == "refresh":
+        refresh_champion(settings, dry_run, out)
+        return
+    plan = make_plan(settings)
+    if dry_run:
+        from flows.commands.summary import describe
+
+        describe(settings, plan, out)
+        return
+    from flows.commands.summary import summarize
+    from flows.plan import registered_before
+
+    if stage == "pipeline" and (rows := registered_before(plan)):
+        out.print("Nothing to do: every stage was done before.")
+        summarize(plan, rows, out)
+        return
+    from flows.runs import services
+
+    out.print("Starting Prefect, Ray and MLflow ...")
+    services.start(settings)
+    from flows.pipeline import STORY, pipeline
+    from flows.runs.locks import turn
+    from flows.runs.stage import without_tracebacks
+
+    without_tracebacks()
+    if stage != "pipeline":
+        from cluster.connect import disconnect
+        from flows.runs.ending import HOOKS
+
+        try:
+            with turn() if stage in ("pretrain", "finetune") else contextlib.nullcontext():
+                out.print(STORY[stage].with_options(**HOOKS)(settings))
+        finally:
+            disconnect()
+        return
+    with turn():
+        result = pipeline(settings)
+    summarize(plan, result["registered"], out)
+
+
+def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) -> None:
+    """Refresh; with `dry_run`, say what is new and start nothing."""
+    new = RefreshPlan.of(config)
+    if reason := new.nothing():
+        console.print(f"Nothing to do: {reason}.", highlight=False, markup=False)
+        return
+    count, version = len(new.documents), new.champion.version
+    told = (
+        f"{count:,} of {new.files:,} source files are new or changed since the champion, gpt2-base version {version}."
+    )
+    console.print(told, highlight=False)
+    if dry_run:
+        return
+    console.print("Starting Prefect and MLflow ...")
+    from flows.commands.summary import summarize
+    from flows.jobs.refresh import refresh
+    from flows.runs.locks import turn
+    from flows.runs.stage import without_tracebacks
+
+    without_tracebacks()
+    with turn():
+        result = refresh(config)
+    if rows := result["registered"]:
+        plan = new.plan(store().require("tokens", new.tokens.id))
+        summarize(plan, sorted(rows, key=lambda row: row["model"]), console)

@@ -1,0 +1,114 @@
+"""Commands of the scheduled jobs that use the champions: monitor and recommend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from flows.commands.console import Changes, out, prefect
+
+
+def monitor(
+    *sources: str,
+    config: Path | None = None,
+    set_: Changes = None,
+    demo: Annotated[bool, Parameter(negative="")] = False,
+):
+    """Score new posts with the champion, count them by topic and time, raise alerts, write the page.
+
+    Each post counts once; run it again, or on a schedule (deployment `monitor-sentiment`), for what has come since.
+
+    Example: gpt2 monitor inbox/ --set time_field=created_at --set window=day
+
+    Args:
+        sources: folders, files, globs or fsspec URLs of posts: .jsonl, .csv or .parquet.
+        config: a YAML file of the monitor's settings (`gpt2.monitoring.config`).
+        set_: a setting, as in min_posts=50; may be given several times.
+        demo: a replay of the sample posts, with a planted surge.
+    """
+    from flows.config import settings
+    from gpt2.monitoring.config import MonitorConfig
+
+    given: dict[str, Any] = {"sources": list(sources) or None}
+    note = ""
+    if demo:
+        if sources:
+            raise ValueError(f"--demo replays the sample posts and reads no {', '.join(sources)}; give one of the two")
+        given |= {"name": "demo", "time_field": "time", "window": "day", "sources": ["demo"]}
+    chosen = settings(MonitorConfig, given, config, set_ or ())
+    from cluster.registry.resolve import used
+
+    model = used(chosen.model)
+    if demo:
+        note = prepare_demo()
+        chosen = chosen.model_copy(update={"sources": [str(demo_folder())]})
+    out.print(f"Starting Prefect; {model.address} will score ...")
+    with prefect():
+        from flows.jobs.monitor import monitor_sentiment
+
+        result = monitor_sentiment(chosen, note)
+    if "page" not in result:
+        out.print(f"Nothing to do: there are no posts in {', '.join(chosen.sources)}.", markup=False)
+        return
+    for text in result["alerts"][:10]:
+        out.print(f"[red]alert[/] {text}" if "[" not in text else text)
+    for text in [*result["undecided"], *result["drift"]]:
+        out.print(text, markup=False)
+    out.print(f"{result['new_posts']:,} new posts, {result['posts']:,} in all. Parquet: {result['index']}")
+    out.print(f"Page: {result['page']}")
+
+
+def demo_folder() -> Path:
+    """Where the replay lies."""
+    from cluster.home import samples
+
+    return samples() / "replay"
+
+
+def prepare_demo() -> str:
+    """Write the replay; returns what is to be said of it."""
+    from cluster.home import samples
+    from gpt2.data.samples import resolve
+    from gpt2.monitoring import demo as monitoring_demo
+
+    parts = list(monitoring_demo.write(Path(resolve("sample:posts", samples())), demo_folder()))
+    out.print(
+        f"The sample posts, replayed over {monitoring_demo.DAYS} days, are in {len(parts)} files in {demo_folder()}"
+    )
+    return monitoring_demo.NOTE
+
+
+def recommend(
+    source: str | None = None,
+    *,
+    config: Path | None = None,
+    set_: Changes = None,
+):
+    """The best items for every active user, as Parquet with scores, model version and reasons; each user once.
+
+    Reasons are facts, unless a writer is set: then its sentences too, where they pass all checks.
+
+    Example: gpt2 recommend interactions.csv --set top_k=20 --set writer=models:/gpt2-reasons@champion
+
+    Args:
+        source: a file of interactions, or a folder with interactions.*; without it the sample.
+        config: a YAML file of settings (`gpt2.tasks.recommendation.recommend`).
+        set_: a setting, as in active_days=30; may be given several times.
+    """
+    from flows.config import settings
+    from gpt2.tasks.recommendation.config import RecommendConfig
+
+    chosen = settings(RecommendConfig, {"source": source}, config, set_ or ())
+    from cluster.registry.resolve import used
+
+    writes = f", {used(chosen.writer).address} will write reasons" if chosen.writer else ""
+    out.print(f"Starting Prefect; {used(chosen.model).address} will rank{writes} ...")
+    with prefect():
+        from flows.jobs.recommend import recommend as run
+
+        result = run(chosen)
+    told = "" if result["new"] else " (nothing is new since then)"
+    out.print(f"Recommendations for {result['users']:,} users{told}: {result['file']}")
+    out.print(f"Page: {result['page']}")

@@ -1,0 +1,160 @@
+"""Files of inputs and of predictions, for the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2.data.tables import json_values, listed, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+import warnings
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from flows.commands.console import err
+from flows.commands.console import tables as out
+from gpt2.loading import LoadedModel
+
+
+def predict(model_uri: str, *, input: Path, output: Path):
+    """Apply a registered model to a file.
+
+    Example: gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory.
+        input: .txt, a text per line; .jsonl, a string or an object per line; .csv or .parquet with a column `text`.
+        output: .jsonl, .csv or .parquet, a row per input.
+    """
+
+    from gpt2 import load
+
+    inputs = read_inputs(input)
+    table = load(model_uri).predict(inputs)
+    write_table(table, output)
+    out.print(f"{len(table):,} rows in {output}")
+
+
+def generate(
+    model_uri: str,
+    prompt: str,
+    *,
+    max_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    samples: int = 1,
+    stop: str = "",
+    truncate: Annotated[bool, Parameter(negative="")] = False,
+):
+    """Continue a text. In a terminal it appears as it is written.
+
+    Example: gpt2 generate models:/gpt2-base@champion "This film" --max-tokens 60
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory.
+        prompt: the text to continue.
+        max_tokens: at most this many new tokens.
+        temperature: 0 takes the likeliest token; higher is more varied.
+        top_k: sample from the k likeliest tokens; 0 from all.
+        top_p: sample from the likeliest tokens that hold this share of probability.
+        repetition_penalty: above 1, what the text has already becomes less likely.
+        seed: the same seed gives the same text.
+        samples: how many continuations.
+        stop: end before this text.
+        truncate: leave out the beginning of a prompt that is too long.
+    """
+
+    from gpt2 import load
+
+    params = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+        "repetition_penalty": repetition_penalty, "samples": samples, "stop": stop, "truncate": truncate,
+    }  # fmt: skip
+    show(load(model_uri), prompt, params, out, err)
+
+
+def show(model: LoadedModel, prompt: str, params: dict[str, Any], out: Console, err: Console) -> None:
+    """Print the prompt and its continuation, piece by piece where `out` is a terminal; notes go to `err`."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        stream = getattr(model.predictor, "stream", None)
+        if stream and out.is_terminal and params["samples"] == 1:
+            out.file.write(prompt)
+            for piece in stream(prompt, params):
+                out.file.write(piece)
+                out.file.flush()
+            out.file.write("\n")
+        else:
+            for text in model.predict([prompt], **params)["text"]:
+                out.print(prompt + text, highlight=False, markup=False, soft_wrap=True)
+    for note in told:
+        if note.category is UserWarning and "tokens are read" in str(note.message):
+            err.print(f"note: {note.message}", highlight=False, markup=False, soft_wrap=True)
+
+
+def read_inputs(path: Path) -> list[Any]:
+    """Inputs of `predict`: .txt a text per line; .jsonl a string or object per line; .csv, .parquet column `text`."""
+    if path.suffix not in (".txt", ".jsonl", ".csv", ".parquet"):
+        raise ValueError(f"--input {path}: {path.suffix!r} is not .txt, .jsonl, .csv or .parquet")
+    if not path.exists():
+        raise ValueError(f"--input {path}: there is no such file")
+    inputs = column(path) if path.suffix in (".csv", ".parquet") else lines(path)
+    if not inputs:
+        raise ValueError(f"--input {path} is empty")
+    return inputs
+
+
+def lines(path: Path) -> list[Any]:
+    """Return an input for each line that is not empty: its text, or the value of a line of JSON."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--input {path} is not UTF-8 at byte {error.start}; convert it") from None
+    if path.suffix == ".txt":
+        return [line for line in text.splitlines() if line.strip()]
+    return [value_of(f"--input {path} row {number}", *found) for number, *found in json_values(data, whole=True)]
+
+
+def value_of(place: str, value: Any, wrong: str | None) -> Any:
+    """Return the input that a line of JSON stands for; `ValueError` where it is none."""
+    if wrong:
+        raise ValueError(f"{place} is {wrong}")
+    if isinstance(value, dict) and set(value) == {"text"}:
+        value = value["text"]
+    if not isinstance(value, (str, dict)):
+        raise ValueError(f"{place} is neither a string nor an object")
+    return value
+
+
+def column(path: Path) -> list[Any]:
+    """Return the column `text` of a table."""
+    try:
+        table = read_table(path)
+    except ValueError as error:
+        raise ValueError(f"--input {error}") from None
+    if "text" not in table:
+        raise ValueError(f"--input {path} has no column `text`; it has {listed(table)}")
+    return table["text"].tolist()
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write predictions, whole or not at all."""
+    aside = path.with_name(f".{path.name}.tmp")
+    if path.suffix == ".jsonl":
+        table.to_json(aside, orient="records", lines=True, force_ascii=False)
+    elif path.suffix == ".csv":
+        table.to_csv(aside, index=False)
+    elif path.suffix == ".parquet":
+        table.to_parquet(aside, index=False)
+    else:
+        raise ValueError(f"--output {path}: {path.suffix!r} is not .jsonl, .csv or .parquet")
+    os.replace(aside, path)

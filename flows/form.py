@@ -1,0 +1,71 @@
+"""Settings of the pipeline as fields of a form that may be left empty: then the preset's hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import Field, create_model, model_serializer
+
+from flows.config import PipelineConfig, preset_names
+from gpt2.gate.config import GateConfig
+from gpt2.settings import Settings
+from gpt2.tasks.task import tasks
+
+MAIN = {
+    "sources": "corpus.sources",
+    "text_field": "corpus.text_field",
+    **{f"{name}_{field}": f"tasks.{name}.{field}" for name in tasks() for field in ("enabled", "source")},
+    "recommendation_interactions": "tasks.recommendation.interactions",
+    "steps": "pretrain.steps",
+    "batch_size": "pretrain.batch_size",
+    "learning_rate": "pretrain.optimizer.learning_rate",
+    "num_workers": "cluster.num_workers",
+    "use_gpu": "cluster.use_gpu",
+    "seed": "pretrain.seed",
+    "canaries": "canaries.count",
+}
+"""Fields of the form and the settings that they change."""
+GATE = {name: f"gate.{name}" for name in GateConfig.model_fields}
+
+
+def of_schema(path: str) -> tuple[Any, Any]:
+    """A field that may be left empty, with the type, bounds and description of the setting at `path`."""
+    model: Any = PipelineConfig
+    for part in path.split("."):
+        field = model.model_fields[part]
+        model = field.annotation
+    of: Any = field.annotation
+    if type(None) in get_args(of):
+        of = next(t for t in get_args(of) if t is not type(None))
+    if of is bool:
+        of = Literal["yes", "no"]  # the form sends a switch that nobody touched as off
+    description = f"{field.description} Sets `{path}`; empty: as in the preset."
+    bounded: Any = Annotated[of, *field.metadata] if field.metadata else of
+    return bounded | None, Field(None, description=description)
+
+
+class Filled(Settings):
+    """Shown and passed on without what is left empty."""
+
+    @model_serializer(mode="wrap")
+    def _only_filled(self, handler: Any) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+if TYPE_CHECKING:
+    Preset = str
+    Main = Settings
+    Gate = Settings
+else:
+    Preset = Literal[tuple(preset_names())]
+    Main = create_model("Main", __base__=Filled, **{name: of_schema(path) for name, path in MAIN.items()})
+    Main.__doc__ = "Settings that are changed most; what is left empty is as in the preset."
+    Gate = create_model("Gate", __base__=Filled, **{name: of_schema(path) for name, path in GATE.items()})
+    Gate.__doc__ = "What a model must show to become the champion; what is left empty is as in the preset."
+
+
+def changes_of(filled: Settings, paths: Mapping[str, str]) -> list[str]:
+    """What was filled in, as `a.b=value` items."""
+    return [f"{paths[name]}={json.dumps(value)}" for name, value in filled.model_dump(mode="json").items()]

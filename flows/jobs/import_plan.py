@@ -1,0 +1,198 @@
+"""Published weights as a base model: what the command and the form ask for, and the keys of all that is made of them.
+
+What an imported model has learned is not here. So its corpus and its tokens are empty ones, in the usual chain: a
+refresh finds all text new, and fine-tuning finds what it always goes by.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from cluster.batch import tokenization
+from cluster.home import store
+from cluster.registry.lineage import Lineage, registered_lineage
+from flows.config import PipelineConfig, merged, resolve, validate
+from flows.jobs.refresh_plan import like
+from flows.plan import DEDUPLICATING, Plan, base_keys, whole
+from flows.stage_code import ENCODING
+from flows.stages.provenance import IMPORT
+from gpt2.data.config import CanaryConfig, CorpusConfig, TokenizerConfig
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.gate.config import GateConfig
+from gpt2.model.config import ModelConfig
+from gpt2.settings import Settings
+from gpt2.store.artifact import Key
+from gpt2.store.model_files import BASE_NAME
+from gpt2.tasks.task import registered_name, tasks
+
+NAME = registered_name(BASE_NAME)
+IMPORTING = ("gpt2.weights.published", "gpt2.weights.huggingface", "gpt2.weights.directory", "gpt2.weights.tensors")
+
+
+class ImportConfig(Settings):
+    """Published weights that become a version of the base model."""
+
+    source: str = Field(..., min_length=1)
+    """A directory with config.json, model.safetensors (or pytorch_model.bin, or shards of either) and tokenizer.json
+    (or vocab.json and merges.txt), or the id of a model on the hub, such as openai-community/gpt2, or ID@REVISION."""
+    revision: str | None = Field(None, min_length=1)
+    """Of a model on the hub: the commit, branch or tag; empty: the latest."""
+    online: bool = True
+    """Fetch what the hub's local cache has not; else only the cache is looked at."""
+    champion: bool = False
+    """Make it the champion even where the gate refused it, or had no text to measure it on."""
+    gate: GateConfig = GateConfig()
+    """What it must show to become the champion without that."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _revision_behind(cls, values: Any) -> Any:
+        """ID@REVISION, as records and cards name a source."""
+        source = values.get("source") if isinstance(values, dict) else None
+        if not isinstance(source, str) or values.get("revision") or "@" not in source or Path(source).exists():
+            return values
+        name, _, revision = source.rpartition("@")
+        return {**values, "source": name, "revision": revision}
+
+    @property
+    def command(self) -> str:
+        """The command that asks for the same weights."""
+        revision = ["--revision", self.revision] if self.revision else []
+        return shlex.join(["gpt2", "import", self.source, *revision])
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """Weights and their tokenizer, in a directory that was looked at."""
+
+    config: ImportConfig
+    directory: Path
+    model: ModelConfig
+    files: dict[str, str]
+    """The sha256 of each file that is read: what the ids follow from, wherever the directory lies."""
+
+    @classmethod
+    def of(cls, config: ImportConfig) -> ImportPlan:
+        """The weights, checked from end to end; `ValueError` says why they can't be imported. A hub's are fetched."""
+        from gpt2.weights import huggingface, published  # PyTorch
+
+        if config.revision and Path(config.source).is_dir():
+            raise ValueError(
+                f"revision = {config.revision!r}: {config.source} is a directory, which has none; leave it out"
+            )
+        directory = huggingface.folder(config.source, config.online, config.revision).absolute()
+        files = published.digests(directory)
+        model, _ = published.read(directory)
+        return cls(config, directory, model.config, files)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit, where the hub's cache says it."""
+        return self.directory.name if self.directory.parent.name == "snapshots" else None
+
+    @property
+    def source(self) -> str:
+        """For people: where it came from, exactly."""
+        place = self.config.source
+        return whole(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The keys of all artifacts."""
+        words = {name: sha for name, sha in self.files.items() if name.startswith(("tokenizer", "vocab", "merges"))}
+        tokenizer = Key("tokenizer", {}, words, ("gpt2.data.tokenizer",))
+        corpus = Key("corpus", {"imported": True}, {}, DEDUPLICATING)
+        dtype = TokenizerConfig(vocab_size=self.model.vocab_size).dtype
+        split = {"dtype": dtype, "validation_share": CorpusConfig().validation_share}
+        tokens = Key("tokens", split, {"corpus": corpus.id, "tokenizer": tokenizer.id}, ENCODING)
+        base = Key(
+            "base",
+            {"model": self.model.identity(), "train": {"context": self.model.n_positions}},
+            {"tokens": tokens.id, "tokenizer": tokenizer.id, **self.files},
+            IMPORTING,
+        )
+        asked = {"flow": IMPORT, "config": self.config.model_dump(mode="json") | {"source": self.source}}
+        return Plan((), (), corpus, tokenizer, tokens, base_keys(base, tokens, CanaryConfig()), {}, {}, asked)
+
+    @property
+    def identity(self) -> str:
+        """The same for imports of the same weights."""
+        return f"import-{self.plan.base.id}"
+
+    def registered(self) -> dict[str, Any] | None:
+        """The registry's row where there is nothing left to do, else None. Starts nothing."""
+        base = self.plan.base
+        if store().find(base) is None:
+            return None
+        from cluster.registry import versions  # MLflow
+
+        version = versions.by_artifact(NAME, base.id)
+        if version is None:
+            return None
+        if self.config.champion:
+            champion = versions.by_alias(NAME, versions.CHAMPION)
+            return versions.row(version) if champion and champion.version == version.version else None
+        # A description is what a version gets last, where there is nothing to judge it by.
+        described = version.description and isinstance(yardstick(base.id), str)
+        return versions.row(version) if versions.judged(version) or described else None
+
+    def nothing(self) -> str | None:
+        """Why there is nothing to do; None where there is something. Starts nothing."""
+        row = self.registered()
+        return in_words(row) if row else None
+
+
+def prepare(found: ImportPlan) -> None:
+    """The tokenizer and, of what the model has learned here, an empty corpus and its tokens, as artifacts."""
+    plan, s = found.plan, store()
+
+    def words(out: Path) -> dict[str, Any]:
+        tokenizer = Tokenizer.load(found.directory)
+        tokenizer.save(out)
+        return {"vocab_size": tokenizer.vocab_size}
+
+    def none(out: Path) -> dict[str, Any]:
+        dtype = plan.tokens.spec["dtype"]
+        return tokenization.encode(s, [], corpus, tokenizer, CorpusConfig(), dtype, ENCODING, out, lambda _: None)
+
+    tokenizer = s.make(plan.tokenizer, words)
+    corpus = s.make(plan.corpus, lambda out: tokenization.deduplicate([], out))
+    s.make(plan.tokens, none)
+
+
+def settings_like(base: Lineage, context: int) -> PipelineConfig:
+    """Settings of a pipeline with this base model alone, that reads so many tokens at once."""
+    alone = {
+        "model": base.model.model_dump(exclude={"vocab_size"}),
+        "pretrain": {"context": context},
+        "tasks": {name: {"enabled": False} for name in tasks()},
+    }
+    return like(base, validate(merged(resolve().model_dump(), alone)))
+
+
+def yardstick(base: str) -> Lineage | str:
+    """The champion, whose held-out text the base model of that id is measured on; or why there is none."""
+    from cluster.registry import versions  # MLflow
+
+    champion = versions.by_alias(NAME, versions.CHAMPION)
+    if champion is None or champion.tags.get(versions.ARTIFACT_TAG) == base:
+        return f"{NAME} has no other champion, on whose held-out text it could be measured"
+    try:
+        found = registered_lineage(champion)
+    except ValueError as error:
+        return f"the champion's held-out text is not here: {error}"
+    if not found.tokens[-1].info["validation_documents"]:
+        return f"the champion, version {champion.version}, was imported too, and has no held-out text"
+    return found
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """A registered version in a line."""
+    why = f": {row['reasons']}" if row["reasons"] else ""
+    return f"{row['model']} version {row['version']} has these weights, {row['verdict']}{why}"

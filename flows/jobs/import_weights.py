@@ -1,0 +1,158 @@
+"""Published weights become a version of the base model: written as ours, measured beside the champion, judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+
+from cluster.batch import evaluation
+from cluster.home import store
+from cluster.registry import promotion, versions
+from cluster.registry.lineage import IMPORTED, Lineage, lineage
+from cluster.tracking.runs import Run, client
+from flows.jobs.import_plan import NAME, ImportConfig, ImportPlan, prepare, settings_like, yardstick
+from flows.jobs.own_data_plan import plan_of
+from flows.runs.ending import HOOKS, carry_out
+from flows.runs.stage import make, parent_of_all, recorded, say
+from flows.stages import gate, provenance, results
+from flows.stages.evaluation import publish, search
+from flows.stages.gate import read_report, report_of, rereading
+from flows.stages.gate import trained_at as context_of
+from flows.stages.registration import description, entered, how_to_load, measured_tags
+from gpt2.evaluation import model_card
+from gpt2.store.artifact import Artifact
+from gpt2.tasks.base.kind import BASE
+from gpt2.weights import published
+
+
+@task(name="import weights")
+def write(found: ImportPlan) -> Artifact:
+    """The model and what it goes with, as artifacts of the same kinds as those of one that is trained here."""
+    prepare(found)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        return {**published.write(found.directory, found.files, out), IMPORTED: found.source}
+
+    return make("import", found.plan.base, found.config.model_dump(mode="json"), build)
+
+
+@task(name="evaluate base model")
+def measure(found: ImportPlan, base: Artifact, champion: Lineage) -> Artifact:
+    """Bits per byte of the champion's held-out text."""
+    settings = settings_of(champion)
+    plan, context, reads = plan_of(settings, champion), settings.pretrain.context, found.model.n_positions
+    searched = search("base", plan)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        tokens = store().require("tokens", plan.tokens.id)
+        metrics = evaluation.evaluate_base(base.path, tokens, searched, context, out, reads=reads)["metrics"]
+        run.files(out, "report")
+        return metrics
+
+    report = make("evaluate-base", rereading(plan.pretrained.report, base.id, reads, context), {}, build)
+    publish("base", report)
+    return report
+
+
+def settings_of(champion: Lineage) -> Any:
+    """The settings that the champion is measured with: at the context that it was trained at."""
+    version = client().get_model_version(NAME, champion.version)
+    return settings_like(champion, min(context_of(version) or champion.model.n_positions, champion.model.n_positions))
+
+
+@task(name="register", task_run_name="register base")
+def register(found: ImportPlan, base: Artifact, champion: Lineage | str) -> dict[str, Any]:
+    """A version of the base model; the gate decides, where there is text to measure it on, or who imports it does."""
+    version = versions.by_artifact(NAME, base.id)
+    done = version is not None and versions.judged(version)
+    made = measure(found, base, champion) if isinstance(champion, Lineage) and not done else None
+    report = json.loads(made.file("report.json").read_text()) if made else unmeasured(base, str(champion))
+    with recorded("register-base", made.id if made else base.id, {}, {"model": base.id}) as run:
+        run.metrics(report["metrics"])
+        version = version or entered("base", NAME, base, run, tags(found, report), texts(found, base, report))
+        versions.challenge(NAME, version)
+        if made and isinstance(champion, Lineage):
+            judge(found, version, made, report, champion)
+        elif not done:
+            about = f"{report['title']}, imported from {found.source}. Not judged: {champion}."
+            versions.describe(NAME, version, f"{about}\n\n{how_to_load(NAME, version)}\n")
+            say(f"{NAME} version {version.version}: not judged: {champion}")
+        if found.config.champion:
+            promotion.promote(NAME, version.version, f"imported from {found.source} to be the champion", force=True)
+            say(f"{NAME} version {version.version}: champion, as was asked for")
+    gate.publish(version)
+    version = versions.by_artifact(NAME, base.id)
+    assert version is not None
+    return versions.row(version)
+
+
+def judge(found: ImportPlan, version: Any, made: Artifact, report: dict[str, Any], champion: Lineage) -> None:
+    """The gate's decision beside the champion, on the same text."""
+    settings = settings_of(champion)
+    plan = plan_of(settings, champion)
+
+    def measured(other: Any) -> dict[str, Any]:
+        own = other.tags.get(versions.ARTIFACT_TAG) == version.tags[versions.ARTIFACT_TAG]
+        return read_report(made, other) if own else report_of(other, "base", plan, settings)
+
+    for key, value in measured_tags(report).items():  # it may have been registered when there was no champion yet
+        promotion.tag(version, key, value)
+    verdict = promotion.decide(NAME, version, measured, gate.judging(version, found.config.gate))
+    versions.describe(NAME, version, description(NAME, version, report, verdict))
+    said = "champion" if verdict.promote else "not promoted"
+    say(f"{NAME} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
+    results.announce(NAME, int(version.version), verdict.promote, verdict.reasons)
+
+
+def unmeasured(base: Artifact, why: str) -> dict[str, Any]:
+    """What stands for a report where there is no text to measure the model on."""
+    return {
+        "title": BASE.title,
+        "primary": {"name": BASE.primary, "higher_is_better": BASE.higher_is_better},
+        "metrics": {},
+        "baselines": {},
+        "counts": {"parameters": base.info["parameters"]},
+        "notes": [f"Not measured: {why}."],
+    }
+
+
+def tags(found: ImportPlan, report: dict[str, Any]) -> dict[str, str]:
+    """Of the version: where it came from, and what was measured."""
+    told = {"gpt2.data": found.plan.tokens.id, f"gpt2.{IMPORTED}": found.source}
+    return {**told, **(measured_tags(report) if report["metrics"] else {})}
+
+
+def texts(found: ImportPlan, base: Artifact, report: dict[str, Any]) -> dict[str, str]:
+    """The card, and the record: source, revision, and the sha256 of each file among the base's inputs."""
+    made = lineage("", base)
+    settings = settings_like(made, made.model.n_positions)
+    record = provenance.record("base", settings, found.plan, base)
+    record["config"]["corpus"]["sources"] = settings.corpus.sources  # none were read; a schema wants some
+    files = [(name, f"`{sha}`") for name, sha in found.files.items()]
+    stages = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in record["stages"]]
+    text = model_card.card(
+        BASE, NAME, report, [("text", "what it was published with; not known here, and not searched")],
+        [("imported from", found.source)], [*files, *stages],
+    )  # fmt: skip
+    return {model_card.NAME: text, provenance.RECORD: json.dumps(record, indent=1) + "\n"}
+
+
+@flow(name="import", **HOOKS)
+def import_weights(config: ImportConfig) -> Any:
+    """Published weights become a version of the base model, which fine-tuning starts from and a refresh goes on with.
+    What is done already is not done again.
+
+    Args:
+        config: Where they are, and what is to become of them.
+    """
+    return carry_out(lambda: ImportPlan.of(config), carried_out, lambda found: {"registered": [found.registered()]})
+
+
+def carried_out(found: ImportPlan) -> dict[str, Any]:
+    """The flow's body."""
+    with parent_of_all():
+        base = write(found)
+        return {"registered": [register(found, base, yardstick(base.id))]}

@@ -1,0 +1,250 @@
+"""A task learns data of one's own from the base model: what its command and form ask for, and the pipeline's settings
+that follow from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from cluster.home import store
+from cluster.registry.lineage import Lineage, registered_lineage
+from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, resolve, validate
+from flows.form import Gate, Preset
+from flows.jobs.refresh_plan import like
+from flows.plan import (
+    ExistingKey,
+    ModelKeys,
+    Plan,
+    base_keys,
+    make_plan,
+    registered_before,
+    task_identity,
+    task_keys,
+    whole,
+)
+from gpt2.data.samples import PREFIX
+from gpt2.settings import Settings
+from gpt2.store.artifact import Artifact
+from gpt2.store.model_files import BASE_NAME
+from gpt2.tasks.recommendation.config import CatalogueFiles
+from gpt2.tasks.sentiment.config import LabelledFile
+from gpt2.tasks.task import registered_name, tasks
+from gpt2.training.config import TrainConfig
+
+CHAMPION = "models:/gpt2-base@champion"
+FEW_STEPS = 100
+"""A small file is learned in smaller batches, so that there are so many steps."""
+SMALLEST_BATCH = 8
+LAST: Any = {"position": 100}
+"""Of a form: after the columns of the file."""
+TUNED = ("train", "adaptation")
+"""The sections of a task that a search changes."""
+
+
+class OwnDataConfig(Settings):
+    """Data of one's own that become a registered model; a subclass adds how they are read."""
+
+    task: ClassVar[str]
+    """The task that learns: its settings that a subclass has too are passed on."""
+    flow: ClassVar[str]
+    """The name of its flow and command."""
+    source: str = Field(..., min_length=1)
+    """The file."""
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
+    """The registered model is gpt2-NAME; empty: from the file's name. A task's name is that of the sample's model."""
+    base: str = Field(CHAMPION, min_length=1)
+    """The pretrained model that learns: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home.
+    Where there is no champion yet, one is pretrained first, as the preset says."""
+    preset: Preset = "laptop"
+    """The settings to start from; those of the model and its tokenizer are the pretrained model's."""
+    passes: float = Field(3.0, gt=0, le=1000)
+    """Passes over the training split."""
+    max_steps: int = Field(600, ge=1)
+    """No more steps than this, whatever the passes: some 7 minutes on two cores with the preset `laptop`."""
+    tasks: dict[str, Any] = Field(default={}, json_schema_extra=LAST)
+    """How it learns, as a search found it: the section `tasks` of its best.yaml, which the search's page shows as it is
+    written here; with the same preset. How long, and in which batches, follows from the size of the data all the
+    same."""
+    gate: Gate = Field(Gate(), json_schema_extra=LAST)
+    """What the model must show to become the champion; what is left empty is as in the preset."""
+    changes: list[str] = Field(default=[], json_schema_extra=LAST)
+    """Any other settings of the pipeline, each as in pretrain.steps=500 or tasks.sentiment.train.context=64."""
+
+    def registered_as(self) -> str:
+        """What the model is called after `gpt2-`; `InvalidConfig` where that would be another task's model."""
+        if self.name is None:
+            stem = Path(self.source.removeprefix(PREFIX)).name.partition(".")[0].lower()
+            name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60].rstrip("-")
+            if name and name not in ("base", *tasks()):
+                return name
+            raise InvalidConfig(f"name: {self.source!r} gives no name of its own; set one: --name mine")
+        if self.name in {"base", *tasks()} - {self.task}:
+            raise InvalidConfig(f"name = {self.name!r}: gpt2-{self.name} is another kind of model; choose another")
+        return self.name
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, as it can be asked for again from anywhere."""
+        values = self.model_dump(mode="json") | {"name": self.registered_as()}
+        places = {what: whole(values[what]) for what in ("source", "interactions") if what in values}
+        return {"flow": self.flow, "config": values | places}
+
+    @field_validator("tasks")
+    @classmethod
+    def _of_fine_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if others := ", ".join(sorted(set(value) - {cls.task})):
+            raise ValueError(
+                f"these are settings of {others}, but {cls.task} learns here; give what gpt2 search {cls.task} found"
+            )
+        for name, section in value.items():
+            if not isinstance(section, dict) or (other := sorted(set(section) - set(TUNED))):
+                what = ", ".join(other) if isinstance(section, dict) else repr(section)
+                raise ValueError(f"{name} has {what}; only {' and '.join(TUNED)} of a search belong here")
+        return value
+
+
+class ClassifierConfig(LabelledFile, OwnDataConfig):
+    """A file of labelled texts that becomes a registered model."""
+
+    task: ClassVar[str] = "sentiment"
+    flow: ClassVar[str] = "train-classifier"
+    source: str = Field(..., min_length=1)
+    """A .csv, .jsonl or .parquet file with a text and a label per row, and perhaps a time, a topic and a weight."""
+
+
+class RecommenderConfig(CatalogueFiles, OwnDataConfig):
+    """A file of items and a file of interactions that become a registered model."""
+
+    task: ClassVar[str] = "recommendation"
+    flow: ClassVar[str] = "train-recommender"
+    source: str = Field(..., min_length=1)
+    """The file of items (.csv, .jsonl, .parquet): id, text, perhaps a title; all other columns are attributes."""
+    interactions: str = Field(..., min_length=1)
+    """The file of interactions: user, item, time, perhaps a weight such as a rating."""
+
+
+@dataclass(frozen=True)
+class OwnDataPlan:
+    """Settings of the whole and keys of all artifacts where a task learns data of one's own."""
+
+    config: OwnDataConfig
+    base: Lineage | None
+    """The pretrained model that learns; None where one is pretrained first."""
+    samples: int | None = None
+    """Of training, which say how long it is; None where the examples are not there yet."""
+
+    @classmethod
+    def of(cls, config: OwnDataConfig) -> OwnDataPlan:
+        """The plan on the registry's base model; `ValueError` where it is not in this home."""
+        return cls(config, pretrained(config.base))
+
+    @cached_property
+    def settings(self) -> PipelineConfig:
+        """The pipeline's settings; with the number of training samples also how long training is."""
+        config, base, name = self.config, self.base, self.config.task
+        others = {other: {"enabled": False} for other in tasks() if other != name}
+        known = tasks()[name].Settings.model_fields
+        given = {field: getattr(config, field) for field in type(config).model_fields if field in known}
+        mine = {**given, "enabled": True, "register_as": config.registered_as(), **config.tasks.get(name, {})}
+        gate = config.gate.model_dump(mode="json")
+        values = merged(resolve(config.preset).model_dump(), {"tasks": {**others, name: mine}, "gate": gate})
+        values = fitting(values, name, base)
+        settings = validate(values)
+        if self.samples is not None:
+            train, workers = getattr(settings.tasks, name).train, settings.task_cluster(name).num_workers
+            values = merged(values, {"tasks": {name: {"train": length(config, train, self.samples, workers)}}})
+        for change in config.changes:
+            values = merged(values, parse_change(change))
+        settings = validate(values)
+        return like(base, settings) if base is not None else settings
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The keys of all artifacts; `InvalidConfig` where a file can't be read."""
+        return plan_of(self.settings, self.base, self.config.asked())
+
+    @property
+    def keys(self) -> ModelKeys:
+        """Those of the task that learns."""
+        return self.plan.tasks[self.config.task]
+
+    @property
+    def identity(self) -> str:
+        """The same for runs that would make the same."""
+        return task_identity(self.config.task, self.plan)
+
+    def with_examples(self, examples: Artifact) -> OwnDataPlan:
+        """The plan once the examples are there and say how long training is."""
+        context = getattr(self.settings.tasks, self.config.task).train.context
+        count = tasks()[self.config.task].samples(examples.path, examples.info, context)
+        return OwnDataPlan(self.config, self.base, count)
+
+    def complete(self) -> OwnDataPlan | None:
+        """The same by the examples in the store; None where they are not there yet."""
+        examples = store().find(self.keys.examples)
+        return self.with_examples(examples) if examples else None
+
+    def registered(self) -> list[dict[str, Any]] | None:
+        """The rows of the registry where there is nothing left to do, else None. Starts nothing."""
+        complete = self.complete()
+        return registered_before(complete.plan) if complete else None
+
+    def nothing(self) -> str | None:
+        """Why there is nothing to do; None where there is something. Starts nothing."""
+        return "every stage was done before." if self.registered() else None
+
+
+def pretrained(address: str) -> Lineage | None:
+    """The model that learns; None where the registry has no champion yet. `ValueError` where it is not in this home."""
+    from cluster.registry import download, versions  # MLflow
+
+    name = registered_name(BASE_NAME)
+    if address == CHAMPION and versions.by_alias(name, versions.CHAMPION) is None:
+        return None
+    version = download.find(address)
+    if version.name != name:
+        raise InvalidConfig(f"base = {address!r} is no pretrained model; give models:/{name}/VERSION")
+    return registered_lineage(version)
+
+
+def fitting(values: dict[str, Any], name: str, base: Lineage | None) -> dict[str, Any]:
+    """Settings whose contexts are no longer than the pretrained model's positions."""
+    if base is None:
+        return values
+    room = base.model.n_positions
+    shorter = {"context": min(room, values["tasks"][name]["train"]["context"])}
+    own = {"pretrain": {"context": min(room, values["pretrain"]["context"])}, "tasks": {name: {"train": shorter}}}
+    return merged(values, own)
+
+
+def length(config: OwnDataConfig, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
+    """Steps and batches by the size of the training split: so many passes, in smaller batches where it is small."""
+    batch = train.batch_size
+    while batch % (2 * workers) == 0 and batch > SMALLEST_BATCH and config.passes * examples < FEW_STEPS * batch:
+        batch //= 2
+    steps = max(1, min(config.max_steps, int(config.passes * examples / batch)))
+    return {
+        "steps": steps,
+        "epochs": max(config.passes, 1.0),
+        "batch_size": batch,
+        "micro_batch_size": min(train.micro_batch_size, batch // workers),
+        "optimizer": {"warmup_steps": min(train.optimizer.warmup_steps, steps // 5)},
+    }
+
+
+def plan_of(settings: PipelineConfig, base: Lineage | None, asked: Mapping[str, Any] | None = None) -> Plan:
+    """The keys of all artifacts; those of the pretrained model are there. `asked` goes with the registered version."""
+    if base is None:
+        return make_plan(settings)
+    corpus = ExistingKey("corpus", known=base.corpora[-1].id)
+    tokenizer = ExistingKey("tokenizer", known=base.tokenizer.id)
+    tokens, model = ExistingKey("tokens", known=base.tokens[-1].id), ExistingKey("base", known=base.base.id)
+    pretrained = base_keys(model, tokens, settings.canaries)
+    own = {name: task_keys(name, settings, model, tokenizer, tokens) for name in settings.task_settings()}
+    tags = {"gpt2.base_version": f"gpt2-base/{base.version}", **base.tags}
+    return Plan((), (), corpus, tokenizer, tokens, pretrained, own, tags, asked or {})

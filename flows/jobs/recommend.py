@@ -1,0 +1,129 @@
+"""The scheduled recommendations: the best items for every active user, each user once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cluster import home
+from cluster.home import store
+from cluster.registry import resolve
+from cluster.registry.resolve import Used
+from flows.plan import local_source
+from flows.runs.prefect_artifacts import show, slug
+from flows.runs.stage import say, without_tracebacks
+from gpt2.data.readers import source_id
+from gpt2.pages.html import CODE as PAGE
+from gpt2.store.artifact import Artifact, Key, Store
+from gpt2.tasks.recommendation.config import RecommendConfig
+from gpt2.tasks.recommendation.page import Page, markdown, render
+from gpt2.tasks.recommendation.recommend import catalogue, histories
+from gpt2.tasks.recommendation.recommend import recommend as recommend_to
+
+CODE = (
+    "gpt2.tasks.recommendation.catalogue", "gpt2.tasks.recommendation.catalogue", "gpt2.data.tables", "gpt2.tasks.recommendation.recommend", "gpt2.tasks.reasons.checks", "gpt2.tasks.support.retriever",
+    "gpt2.tasks.recommendation.task", "gpt2.model.heads", "gpt2.tasks.recommendation.hybrid", "gpt2.tasks.recommendation.hybrid", "gpt2.model.transformer",
+)  # fmt: skip
+WRITING = (
+    "gpt2.tasks.reasons.task", "gpt2.tasks.reasons.predictor", "gpt2.tasks.support.predictor", "gpt2.tasks.reasons.checks", "gpt2.tasks.reasons.dataset", "gpt2.data.splits",
+    "gpt2.generation.generate", "gpt2.generation.generate", "gpt2.generation.cpu_decoder",
+)  # fmt: skip
+LOOKS = (
+    "gpt2.tasks.recommendation.page", "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/recommendations.html.j2",
+)  # fmt: skip
+
+
+@task(name="recommend to users")
+def recommend_part(
+    parts: Store, key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None
+) -> Artifact:
+    """The recommendations of some users, as an artifact: what is complete is not done again."""
+
+    def build(out: Path) -> dict[str, Any]:
+        loaded: Any = resolve.load(model.address, "recommendation")
+        given: Any = (resolve.load(writer.address, "reasons").predictor, writer.address) if writer else ()
+        table = recommend_to(loaded.predictor, catalogue(loaded.directory), users, config, model.address, *given)
+        table.to_parquet(out / "recommendations.parquet", index=False)
+        return {"users": len(users), "rows": len(table)}
+
+    return parts.make(key, build)
+
+
+@flow(name="recommend", task_runner=ThreadPoolTaskRunner(max_workers=2))
+def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  # noqa: B008 - settings are frozen
+    """The best items for every active user, as Parquet with scores, model version and reasons, and a page to look at.
+
+    A reason is a fact, or a sentence that a writer wrote and that passed all checks. Each user once, also when it is
+    killed and run again. With the same interactions and the same models there is nothing to do.
+
+    Args:
+        config: Whose choices, which models, how many items.
+    """
+    without_tracebacks()
+    model, writer = resolve.used(config.model), resolve.used(config.writer) if config.writer else None
+    inputs = {"interactions": source_id(config.source), "model": model.identity}
+    if writer:
+        inputs["writer"] = writer.identity
+    key = Key("recommendations", config.identity(), inputs, (*CODE, *(WRITING if writer else ())))
+    looked_at = Key("recommendations-page", {}, {"recommendations": key.id}, LOOKS)
+    before, drawn = store().find(key), store().find(looked_at)
+    made = before
+    if made is None or drawn is None:
+        directory = resolve.load(model.address, "recommendation").directory
+        users = histories(Path(local_source(config.source)), config, directory)
+        made = made or make(key, users, config, model, writer)
+        drawn = draw(looked_at, made, users, model, writer)
+    page = home.keep(slug(f"recommend-{model.name}"), drawn.file("page.html").read_text("utf-8"))
+    file = made.file("recommendations.parquet")
+    show(
+        create_markdown_artifact,
+        markdown=f"{drawn.file('page.md').read_text('utf-8')}\nThe page: `{page}`; Parquet: `{file}`\n",
+        key="recommendations",
+        description="Recommendations",
+    )
+    told = "nothing is new" if before else "made"
+    say(
+        f"recommendations {told}: {made.info['users']:,} users, {made.info['rows']:,} rows in {made.path}; page: {page}"
+    )
+    return {
+        "users": made.info["users"], "new": before is None, "file": str(file), "page": str(page), "model": model.address
+    }  # fmt: skip
+
+
+def make(key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
+    """All users' recommendations, put together from parts of `batch_users`, which are scratch: kept until all are."""
+
+    def build(out: Path) -> dict[str, Any]:
+        parts = []
+        for start in range(0, len(users), config.batch_users):
+            some = users.iloc[start : start + config.batch_users]
+            spec = {**key.spec, "users": some.index.tolist()}
+            part = Key("recommended", spec, key.inputs, key.code)
+            parts.append(recommend_part(Store(out / "_parts"), part, some, config, model, writer))
+            say(f"recommended to {min(start + config.batch_users, len(users)):,} of {len(users):,} users")
+        files = [part.file("recommendations.parquet") for part in parts]
+        with pq.ParquetWriter(out / "recommendations.parquet", pq.read_schema(files[0])) as table:
+            for file in files:
+                table.write_table(pq.read_table(file))
+        return {"users": len(users), "rows": sum(part.info["rows"] for part in parts)}
+
+    return store().make(key, build)
+
+
+def draw(key: Key, made: Artifact, users: pd.DataFrame, model: Used, writer: Used | None) -> Artifact:
+    """The page of recommendations, as HTML and, in short, as Markdown."""
+
+    def build(out: Path) -> None:
+        table = pd.read_parquet(made.file("recommendations.parquet"))
+        items = catalogue(resolve.load(model.address, "recommendation").directory)
+        page = Page(model.address, model.metric, writer.address if writer else "", table, users["chosen"], items)
+        (out / "page.html").write_text(render(page), "utf-8")
+        (out / "page.md").write_text(markdown(page), "utf-8")
+
+    return store().make(key, build)

@@ -1,0 +1,124 @@
+"""A search for better fine-tuning settings: candidates on Ray, the best as a file that the pipeline takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cluster.batch import search as batch_search
+from cluster.home import store
+from cluster.tracking.runs import Run
+from cluster.training.stopping import politely
+from flows.jobs.search_plan import COMMANDS, REDUCTION, SearchConfig, SearchPlan, as_settings, best_of, rows, table
+from flows.runs.ending import HOOKS, carry_out
+from flows.runs.locks import turn
+from flows.runs.prefect_artifacts import image, show, slug
+from flows.runs.stage import make, parent_of_all, say, speaker
+from flows.stages.training import prepare_examples
+from gpt2 import search as gpt2_search
+from gpt2.evaluation import plots
+from gpt2.store.artifact import Artifact
+from gpt2.store.model_files import MODEL
+from gpt2.training.hardware import decided
+from gpt2.training_job import Job
+
+
+@task(name="search", task_run_name="search {config.task}")
+def search_task(found: SearchPlan, config: SearchConfig) -> Artifact:
+    """Prepare the task's examples, try the candidates, and keep what they told."""
+    name, settings = config.task, found.candidates[0].settings
+    examples = prepare_examples(name, settings, found.plan)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        jobs = jobs_of(found, examples, out)
+        cluster = settings.task_cluster(name)
+        curves = batch_search.run(jobs, found.steps, REDUCTION, config.parallel, cluster, out, speaker())
+        told = rows(found, curves)
+        best = best_of(told)
+        (out / "candidates.json").write_text(json.dumps(told, indent=1, allow_nan=False))
+        (out / "best.yaml").write_text(as_settings(found, best))
+        plots.search(told, best["candidate"]).savefig(out / "candidates.png", metadata={"Software": None})
+        run.files(out / "best.yaml")
+        run.files(out / "candidates.png")
+        own = told[0]["validation_loss"]
+        return {
+            "candidates": len(told),
+            "stopped_early": sum(row["state"] == "stopped early" for row in told),
+            "failed": sum(row["state"] == "failed" for row in told),
+            "best": best["candidate"],
+            "best_validation_loss": best["validation_loss"],
+            **({"presets_validation_loss": own} if told[0]["state"] == "ended" and own is not None else {}),
+        }
+
+    return make(f"search-{name}", found.key, config.model_dump(mode="json"), build)
+
+
+def jobs_of(found: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
+    """A job for each candidate, which sees no file of the test split."""
+    name = found.config.task
+    base = store().require("base", found.plan.base.id)
+    tokenizer = store().require("tokenizer", found.plan.tokenizer.id)
+    seen = gpt2_search.without_test(examples.path, out / "_examples")
+    gpu = found.candidates[0].settings.task_cluster(name).use_gpu
+    every = gpt2_search.interval(found.steps, REDUCTION)
+    return [
+        Job(
+            name=name,
+            train=decided(gpt2_search.watched(c.train, every, found.config.eval_samples), gpu),
+            tokenizer=str(tokenizer.path),
+            output=str(out / "_candidates" / f"{number:03d}"),
+            base=str(base.path / MODEL),
+            examples=str(seen),
+            adaptation=c.adaptation,
+        )
+        for number, c in enumerate(found.candidates)
+    ]
+
+
+@flow(name="search", flow_run_name="search-{config.task}", task_runner=ThreadPoolTaskRunner(max_workers=4), **HOOKS)
+def search(config: SearchConfig) -> Any:
+    """Better fine-tuning settings of a task, by its validation loss; the test split is not looked at. What is done
+    already is not done again.
+
+    Args:
+        config: The task, what may change, and how many candidates are tried.
+    """
+    return carry_out(lambda: SearchPlan.of(config), searched, publish)
+
+
+def searched(found: SearchPlan) -> dict[str, Any]:
+    """The flow's body."""
+    with turn(), parent_of_all():
+        with politely():
+            made = search_task(found, found.config)
+        publish(found)
+    say(f"the best settings: {made.file('best.yaml')}")
+    return {"best": str(made.file("best.yaml")), **made.info}
+
+
+def publish(found: SearchPlan) -> None:
+    """The table of all candidates, and a page with the picture and the best settings, of this flow run."""
+    made = store().require(found.key.kind, found.key.id)
+    name, told = found.config.task, json.loads(made.file("candidates.json").read_text())
+    title = f"Candidates of the search for {name}"
+    show(create_table_artifact, table=table(told), key=slug(f"candidates-of-{name}"), description=title)
+    picture = image(made.file("candidates.png"), "candidates")
+    best = made.file("best.yaml").read_text()
+    text = f"# {title}\n\n{picture}\n\n```yaml\n{best}```\n\n{how_to_go_on(found, made.file('best.yaml'))}"
+    show(create_markdown_artifact, markdown=text, key=slug(f"search-{name}"), description=f"Best settings of {name}")
+
+
+def how_to_go_on(found: SearchPlan, best: Path) -> str:
+    """Markdown: which fields of which forms take the best settings."""
+    name, preset = found.config.task, found.config.preset
+    told = f"In the form of `pipeline`: Preset `{preset}`, File `{best}`.\n"
+    if command := COMMANDS.get(name):
+        tasks = json.dumps(yaml.safe_load(best.read_text())["tasks"], indent=1)
+        told += f"\nIn that of `{command.split()[0]}`: Preset `{preset}`, and as Tasks\n\n```json\n{tasks}\n```\n"
+    return told

@@ -1,0 +1,163 @@
+"""What people look at on a flow run: progress and loss while a training runs, reports, results and links.
+
+Prefect's page shows an image inside Markdown where it is a `data:` address; it draws no Mermaid, and its image artifact
+prints the whole address.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import contextvars
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from flows.runs.services import say_alive
+from gpt2.training.journal import EVENTS, JOURNAL, read_journal
+
+PATIENCE = 600.0
+"""Seconds that an artifact waits for a Prefect server that went away; then the run goes on without it."""
+PROGRESS_EVERY, CURVE_EVERY, ALIVE_EVERY = 3.0, 30.0, 30.0
+"""Seconds between two states of the progress bar, of the curve, and two looks whether Prefect took the run for dead."""
+LEAVING = 10.0
+"""Seconds that a training's end waits for the last of them."""
+AWAY = (httpx.TransportError, PrefectHTTPStatusError)
+
+_drawing = threading.Lock()  # pyplot is no friend of threads
+
+
+def slug(name: str) -> str:
+    """A name as an artifact's key: lower case letters, digits, dashes."""
+    return re.sub(r"[^a-z0-9-]", "-", name.lower())
+
+
+def show(create: Callable[..., Any], **facts: Any) -> Any:
+    """Make an artifact; where Prefect does not answer for long, a warning instead: it is no reason to lose a run."""
+    started = time.monotonic()
+    while True:
+        try:
+            with impatient():
+                return create(**facts)
+        except AWAY as error:
+            refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
+            if refused or time.monotonic() - started > PATIENCE:
+                get_logger("gpt2").warning("%s is not shown in Prefect: %s", facts.get("key"), error)
+                return None
+            time.sleep(5)
+
+
+def impatient() -> contextlib.AbstractContextManager[Any]:
+    """Prefect's client tries once: its pauses double, up to four minutes, which is too long to wait for a page."""
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+
+
+def image(path: Path, title: str) -> str:
+    """A PNG as Markdown that needs no other file."""
+    return f"![{title}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+
+
+def draw(journal: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+    """The loss so far, as a PNG in the folder."""
+    from gpt2.evaluation import plots
+
+    with _drawing:
+        return folder / plots.curve(journal, folder)["file"]
+
+
+def curve(name: str, journal: Sequence[Mapping[str, Any]]) -> str:
+    """The loss so far, as Markdown."""
+    last = max(r["step"] for r in journal)
+    with tempfile.TemporaryDirectory() as folder:
+        return f"# {name}: loss up to step {last}\n\n{image(draw(journal, Path(folder)), 'loss')}\n"
+
+
+class Live:
+    """Around a training: a progress bar and a loss curve of the flow run, that move as the journal grows.
+
+    All of it in a thread of its own: neither a slow Prefect nor one that is away holds the training.
+    """
+
+    def __init__(self, name: str, folder: Path):
+        self.name, self.folder = name, folder
+        self.bar: Any = None
+        self.drawing: Any = None
+        self.drawn = 0.0
+        self.heard = time.monotonic()
+        self.step = -1
+        self.ended = threading.Event()
+        context = contextvars.copy_context()  # the run that the artifacts belong to
+        self.thread = threading.Thread(target=context.run, args=(self._follow,), daemon=True, name="live")
+
+    def __enter__(self) -> Live:
+        import gpt2.plots
+
+        assert gpt2.plots  # imported here: of two threads that import, one may see half a library
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.ended.set()
+        self.thread.join(LEAVING)
+
+    def _follow(self) -> None:
+        took = 0.0
+        while not self.ended.wait(max(PROGRESS_EVERY, 30 * took)):  # a long journal takes long to read
+            began = time.thread_time()
+            with contextlib.suppress(*AWAY), impatient():
+                self._update()
+                self._alive()
+            took = time.thread_time() - began
+        with contextlib.suppress(*AWAY), impatient():
+            self._update(last=True)
+
+    def _update(self, last: bool = False) -> None:
+        journal = [r for r in read_journal(self.folder / JOURNAL) if "loss" in r or "validation_loss" in r]
+        if not journal:
+            return
+        step = max(r["step"] for r in journal)
+        if step != self.step or last:
+            self._progress(step, journal)
+            self.step = step
+        if last or time.monotonic() - self.drawn > CURVE_EVERY:
+            self._curve(journal)
+            self.drawn = time.monotonic()
+
+    def _alive(self) -> None:
+        if time.monotonic() - self.heard > ALIVE_EVERY:
+            say_alive()
+            self.heard = time.monotonic()
+
+    def _progress(self, step: int, journal: Sequence[Mapping[str, Any]]) -> None:
+        total = next((e["total"] for e in reversed(read_journal(self.folder / EVENTS)) if "total" in e), step)
+        latest: Mapping[str, Any] = next((r for r in reversed(journal) if "seconds_left" in r), {})
+        text = f"{self.name}: step {step} of {total}"
+        if latest:
+            minutes, seconds = divmod(round(latest["seconds_left"]), 60)
+            text += f", loss {latest['loss']:.3f}, {minutes}:{seconds:02d} left"
+        share = 100 * min(1.0, step / max(total, 1))
+        if self.bar is None:
+            self.bar = create_progress_artifact(share, key=slug(f"progress-of-{self.name}"), description=text)
+        else:
+            update_progress_artifact(self.bar, share, text)
+
+    def _curve(self, journal: Sequence[Mapping[str, Any]]) -> None:
+        text = curve(self.name, journal)
+        if self.drawing is None:
+            self.drawing = create_markdown_artifact(
+                text, key=slug(f"loss-of-{self.name}"), description=f"Loss of training {self.name}"
+            )
+        else:
+            get_client(sync_client=True).update_artifact(self.drawing, ArtifactUpdate(data=text))

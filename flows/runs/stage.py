@@ -1,0 +1,173 @@
+"""What every stage does around its work: look whether it is done, record it in MLflow, link both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact
+from prefect.exceptions import FailedRun, MissingContextError
+from prefect.logging import get_logger, get_run_logger
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_UI_URL
+
+from cluster.home import store
+from cluster.tracking.runs import NOTE, PROCESS, Run, this_process
+from cluster.training.stopping import BudgetExceeded
+from flows.runs.prefect_artifacts import show, slug
+from flows.runs.services import keep_events
+from gpt2.store.artifact import Artifact, Key
+from gpt2.training.guard import Preempted
+
+LOCAL_SERVER = "http://127.0.0.1:4200"
+
+STOPPED = (Preempted, BudgetExceeded)
+"""How a run is ended that goes on later, from a checkpoint."""
+
+keep_events()  # before the first event of this process, whoever started it
+
+
+def say(message: str) -> None:
+    """A line for people: in the terminal and in Prefect's log of the run."""
+    speaker()(message)
+
+
+def warn(message: str) -> None:
+    """The same, as a warning."""
+    logger().warning(message)
+
+
+def speaker() -> Callable[[str], None]:
+    """`say`, bound to this run, for threads that know nothing of it."""
+    return logger().info
+
+
+def logger() -> Any:
+    """Of this run, or of none."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("gpt2")
+
+
+class NoTraceback(logging.Filter):
+    """What a user can mend (`ValueError`) or asked for is told in a line, the run's last state; Prefect would print its
+    traceback at every level, and after it that this was unexpected."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
+        if kind is not None and issubclass(kind, (ValueError, Preempted, FailedRun)):
+            record.exc_info, record.exc_text = None, None
+            return "unexpected exception" not in record.msg
+        return True
+
+
+def without_tracebacks() -> None:
+    """Keep the tracebacks of users' mistakes out of the logs of runs in this process."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(NoTraceback())
+
+
+def root_flow_run() -> str:
+    """Id of the outermost flow run."""
+    return str(flow_run.root_flow_run_id or flow_run.id or "none")
+
+
+def parent_run() -> Run:
+    """The MLflow run of the whole flow run: made by the first stage that has something to record."""
+    tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", PROCESS: this_process()}
+    tags |= prefect_tags(root_flow_run())
+    return Run.open(f"pipeline {flow_run.name or ''}".strip(), tags | commit_tag())
+
+
+@contextlib.contextmanager
+def parent_of_all() -> Iterator[Run]:
+    """The flow's own MLflow run, which ends as the block does; Ray is left at the end."""
+    from cluster.connect import disconnect  # Ray
+
+    run = parent_run()
+    try:
+        yield run
+    except BaseException as error:
+        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    finally:
+        disconnect()
+    run.end()
+
+
+def prefect_tags(flow_run_id: str) -> dict[str, str]:
+    """The Prefect run's id and link, for MLflow; a local server shows the runs of an embedded one."""
+    server = (PREFECT_UI_URL.value() or LOCAL_SERVER).rstrip("/")
+    url = f"{server}/runs/flow-run/{flow_run_id}"
+    return {"prefect.flow_run.id": flow_run_id, "prefect.flow_run.url": url, NOTE: f"[Prefect flow run]({url})"}
+
+
+def commit_tag() -> dict[str, str]:
+    """The commit of the working directory's code, where it is a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+
+
+def resolved() -> dict[str, Any]:
+    """The settings that this flow run was given, complete."""
+    config = flow_run.parameters.get("config", {})
+    return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(config)
+
+
+def manifest_of(inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """{name: {kind, id, counts}} of what a key is made from; an outside file has a sha256 and no counts."""
+    found = {}
+    for name, id in inputs.items():
+        paths = [p for p in store().root.glob(f"*/{id}") if p.parent.name != ".partial"]
+        artifact = store().get(paths[0].parent.name, id) if paths else None
+        info = artifact.info.items() if artifact else ()
+        counts = {k: v for k, v in info if isinstance(v, int) and not isinstance(v, bool)}
+        found[name] = {"kind": artifact.kind if artifact else "file", "id": id, "counts": counts}
+    return found
+
+
+@contextlib.contextmanager
+def recorded(
+    name: str, identity: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> Iterator[Run]:
+    """An MLflow child run named `name` around the work; a retry of the same work continues the same run. `inputs` are
+    the ids of what it is made from, by name."""
+    parent = parent_run()
+    tags = {"gpt2.store.artifact": identity, "gpt2.stage": name, **prefect_tags(str(flow_run.id or ""))}
+    run = Run.open(name, tags | commit_tag(), parent.id)
+    if settings:
+        run.params(settings)
+    run.facts(resolved() or settings, manifest_of(inputs or {}))
+    try:
+        yield run
+    except Exception as error:
+        run.end("KILLED" if isinstance(error, STOPPED) else "FAILED")
+        raise
+    except BaseException:
+        run.end("KILLED")
+        raise
+    run.end()
+    show(create_link_artifact, link=run.url, link_text=f"MLflow run: {name}", key=slug(f"mlflow-{name}"))
+
+
+def make(
+    name: str, key: Key, settings: Mapping[str, Any], build: Callable[[Path, Run], Mapping[str, Any] | None]
+) -> Artifact:
+    """The artifact of `key`: found done, or built inside a recorded run."""
+    found = store().find(key)
+    if found is not None:
+        say(f"{name}: done before ({key.kind}/{key.id})")
+        return found
+    with recorded(name, key.id, settings, key.inputs) as run:
+        artifact = store().make(key, lambda out: build(out, run))
+        figures = {k: v for k, v in artifact.info.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        run.metrics(figures)
+        run.files(artifact.path / "manifest.json")
+    say(f"{name}: made {key.kind}/{key.id} in {artifact.info['seconds']:.0f} s")
+    return artifact

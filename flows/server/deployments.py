@@ -1,0 +1,204 @@
+"""What `prefect.yaml` lists, registered with a Prefect server: `gpt2 up` does so at its start."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from importlib.resources import files
+from typing import Any
+from uuid import UUID
+
+import yaml
+from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentScheduleUpdate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import construct_schedule
+from prefect.events import AutomationCore, DeploymentTriggerTypes, EventTrigger
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.schemas.automations import Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.templating import apply_values
+from prefect.workers.process import ProcessWorker
+from pydantic import TypeAdapter
+
+from flows.runs.events import EVENTS
+from flows.runs.services import SILENCE
+from gpt2.store.artifact import digest
+
+BLOCK = "gpt2-webhook"
+PAYLOAD = """{"event": {{ event.event | tojson }},
+ "resource": {{ event.resource.id | tojson }},
+ "payload": {{ event.payload | tojson }},
+ "text": {{ (event.resource.name ~ ": " ~ event.event) | tojson }}}"""
+"""What the webhook gets: JSON, with a `text` as chat services read it."""
+
+
+def create(url: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
+    """An automation per event that posts `PAYLOAD` to `url`; those of an earlier call are replaced. `ValueError` for
+    what is no address, and without a server that lasts."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{url!r} is not an address; give one such as https://example.org/hook")
+    if not PREFECT_API_URL.value():
+        raise ValueError("automations need a Prefect server that lasts; start one and set PREFECT_API_URL")
+    block: Any = Webhook(method="POST", url=url).save(BLOCK, overwrite=True)
+    return [replace(event, block) for event in events]
+
+
+def replace(event: str, block: Any) -> Automation:
+    name = f"{event} calls {BLOCK}"
+    with contextlib.suppress(ValueError):  # there is none
+        Automation.read(name=name).delete()
+    return Automation(
+        name=name,
+        description=f"Posts to the address in the block {BLOCK} when {event} happens",
+        trigger=EventTrigger(expect={event}, posture=Posture.Reactive, threshold=1),
+        actions=[CallWebhook(block_document_id=block, payload=PAYLOAD)],
+    ).create()
+
+
+LISTED = files("flows") / "prefect.yaml"
+POOL = "gpt2"
+AT_ONCE = 3
+"""Flow runs at a time; of those that train, one goes on and the others wait (`flows.runs.locks`) or leave it to that one."""
+SILENT = 75
+"""A run without a heartbeat for so many seconds (one is sent every 30 s) has died."""
+
+
+def register(at_once: int | None = None) -> list[str]:
+    """Register pool, deployments and the automation for dead runs. What is as it should be is left alone, but for that
+    automation, which is made anew. `at_once` is the pool's limit from now on; None leaves it, `AT_ONCE` where there is
+    none.
+
+    A deployment's schedules keep their ids and whether somebody has enabled them: a tick is never run twice.
+    Returns the deployments' names.
+    """
+    os.environ.setdefault("GPT2_WORKING_DIR", os.getcwd())
+    with get_client(sync_client=True) as client:
+        make_pool(client, at_once)
+        crash_the_silent(client)
+        return [register_one(client, filled(entry)) for entry in read()]
+
+
+def read() -> list[dict[str, Any]]:
+    """The entries of `prefect.yaml`."""
+    return yaml.safe_load(LISTED.read_text())["deployments"]
+
+
+def filled(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with its variables; what a trigger says of its event is Prefect's to fill in when it fires."""
+    triggers = {"triggers": entry["triggers"]} if "triggers" in entry else {}
+    return {**apply_values({k: v for k, v in entry.items() if k not in triggers}, {}), **triggers}
+
+
+def make_pool(client: SyncPrefectClient, at_once: int | None) -> None:
+    """The work pool, limited."""
+    limit = at_once or AT_ONCE
+    try:
+        pool = client.read_work_pool(POOL)
+        if pool.concurrency_limit is None or at_once not in (None, pool.concurrency_limit):
+            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        description = "Runs as processes of the worker that `gpt2 up` starts."
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=POOL,
+                type="process",
+                description=description,
+                concurrency_limit=limit,
+                base_job_template=template,
+            )
+        )
+
+
+def crash_the_silent(client: SyncPrefectClient) -> None:
+    """An automation: a run whose heartbeats stop is marked crashed, so that it frees its place and can run again."""
+    name = "gpt2: a run without a heartbeat has crashed"
+    beat = "prefect.flow-run.heartbeat"
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Duplicate")}
+    trigger = EventTrigger(
+        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        for_each={"prefect.resource.id"},
+        after={beat},
+        expect={beat, *ends},
+        posture=Posture.Proactive,
+        threshold=1,  # it fires where fewer came; with 0 it never does
+        within=datetime.timedelta(seconds=SILENT),
+    )
+    crash = ChangeFlowRunState(state=StateType.CRASHED, message=SILENCE)
+    automate(client, AutomationCore(name=name, description=SILENCE, trigger=trigger, actions=[crash]))
+
+
+def automate(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Make an automation anew, in place of the one of its name; one that somebody switched off stays off."""
+    for old in client.read_automations_by_name(automation.name):
+        automation.enabled = automation.enabled and old.enabled
+        client.delete_automation(old.id)
+    client.create_automation(automation)
+
+
+def register_one(client: SyncPrefectClient, entry: dict[str, Any]) -> str:
+    """Create or update one deployment; a second time with the same entry changes nothing."""
+    flow = load_flow_from_entrypoint(entry["entrypoint"])
+    name, schema = f"{flow.name}/{entry['name']}", parameter_schema(flow).model_dump(exclude_unset=True)
+    pool, version = entry["work_pool"], digest([entry, schema])[:12]
+    schedules = [schedule(item) for item in entry.get("schedules", [])]
+    fields: dict[str, Any] = {
+        "version": version,
+        "description": entry.get("description"),
+        "tags": entry.get("tags", []),
+        "parameters": entry.get("parameters", {}),
+        "entrypoint": entry["entrypoint"],
+        "work_pool_name": pool["name"],
+        "job_variables": pool.get("job_variables", {}),
+        "parameter_openapi_schema": schema,
+        "enforce_parameter_schema": True,
+    }
+    try:
+        there = client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        flow_id = client.create_flow_from_name(flow.name)
+        made = client.create_deployment(flow_id, entry["name"], schedules=schedules, **fields)
+        trigger(client, made, entry)
+        return name
+    if there.version != version:
+        enabled = {s.slug: s.active for s in there.schedules}
+        kept = [update_of(s, enabled.get(s.slug, s.active)) for s in schedules]
+        client.update_deployment(there.id, DeploymentUpdate(schedules=kept, **fields))
+        trigger(client, there.id, entry)
+    return name
+
+
+def trigger(client: SyncPrefectClient, deployment: UUID, entry: dict[str, Any]) -> None:
+    """Make the automations by which events run a deployment."""
+    for item in entry.get("triggers", []):
+        wanted: Any = TypeAdapter(DeploymentTriggerTypes).validate_python(item)
+        wanted.set_deployment_id(deployment)
+        automate(client, wanted.as_automation())
+
+
+def update_of(new: DeploymentScheduleCreate, active: bool) -> DeploymentScheduleUpdate:
+    """What a schedule becomes; the server knows it by its slug and leaves its id."""
+    return DeploymentScheduleUpdate(schedule=new.schedule, slug=new.slug, parameters=new.parameters, active=active)
+
+
+def schedule(item: dict[str, Any]) -> DeploymentScheduleCreate:
+    """A schedule of `prefect.yaml`; its slug is what it is known by from one registration to the next."""
+    when = construct_schedule(
+        interval=item.get("interval"), cron=item.get("cron"), rrule=item.get("rrule"), timezone=item.get("timezone")
+    )
+    return DeploymentScheduleCreate(
+        schedule=when, slug=item["slug"], active=item.get("active", False), parameters=item.get("parameters", {})
+    )

@@ -1,0 +1,76 @@
+"""The end of a run: models beside their baselines, verdicts, costs and links on one page, and events of the gate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+
+from cluster.home import store
+from cluster.tracking.runs import version_url
+from flows.plan import Plan
+from flows.runs import events
+from flows.runs.prefect_artifacts import show
+from flows.runs.stage import parent_run
+from gpt2.store.artifact import Artifact
+
+FIGURES = ("seconds", "cpu_seconds", "gpu_seconds", "tokens", "joules", "cost", "currency")
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "s": lambda info: f"{info['seconds']:,.0f}",
+    "CPU s": lambda info: f"{info['cpu_seconds']:,.0f}" if "cpu_seconds" in info else "",
+    "GPU s": lambda info: f"{info['gpu_seconds']:,.0f}" if info.get("gpu_seconds") else "",
+    "tokens": lambda info: f"{info['tokens']:,.0f}" if "cpu_seconds" in info else "",
+    "Wh": lambda info: f"{info['joules'] / 3600:,.2f}" if "joules" in info else "",
+    "cost": lambda info: f"{info['cost']:,.2g} {info['currency']}" if "cost" in info else "",
+}
+
+
+def publish(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The page of these registered versions (`registry.row`), as the artifact `results` of the flow run."""
+    keys = plan.reports()
+    reports = {}
+    for row in rows:
+        artifact = store().require(keys[row["model"]].kind, keys[row["model"]].id)
+        reports[row["model"]] = json.loads(artifact.file("report.json").read_text())
+    made = [(stage, what, store().find(key)) for stage, what, key in plan.by_stage()]
+    took = [(stage, what, artifact.info) for stage, what, artifact in made if artifact]
+    text = page(rows, reports, {"MLflow run of the pipeline": parent_run().url}) + costs(took)
+    show(
+        create_markdown_artifact, markdown=text, key="results", description="Models, baselines and the gate's verdicts"
+    )
+
+
+def page(rows: Sequence[Mapping[str, Any]], reports: Mapping[str, Mapping[str, Any]], links: Mapping[str, str]) -> str:
+    """Markdown: a row per version with its primary metric and that of each baseline, and why the gate decided so."""
+    lines = ["# Results", "", "| model | verdict | metric | value | baselines |", "|---|---|---|---|---|"]
+    for row in rows:
+        report = reports[row["model"]]
+        metric = report["primary"]["name"]
+        baselines = ", ".join(f"{name} {values[metric]:.4f}" for name, values in report["baselines"].items())
+        value = f"**{report['metrics'][metric]:.4f}**"
+        link = f"[{row['model']} v{row['version']}]({version_url(row['model'], row['version'])})"
+        lines.append(f"| {link} | **{row['verdict']}** | {metric.replace('_', ' ')} | {value} | {baselines} |")
+    lines += ["", *(f"* {row['model']} v{row['version']} {row['verdict']}: {row['reasons']}" for row in rows)]
+    return "\n".join([*lines, "", *(f"* [{text}]({url})" for text, url in links.items())]) + "\n"
+
+
+def costs(took: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """Markdown: what each stage's results took, whenever they were made; what is not known has no cell."""
+    columns = {title: show for title, show in COLUMNS.items() if any(show(info) for *_, info in took)}
+    lines = ["", f"| stage | result | {' | '.join(columns)} |", "|---|---|" + "---:|" * len(columns)]
+    for stage, what, info in took:
+        lines.append("| " + " | ".join([stage, what, *(show(info) for show in columns.values())]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cost_tags(model: Artifact) -> dict[str, str]:
+    """What a model's own training took, as tags of its version (`gpt2.cost.*`)."""
+    return {f"gpt2.cost.{name}": str(model.info[name]) for name in FIGURES if name in model.info}
+
+
+def announce(name: str, version: int, promoted: bool, reasons: Sequence[str]) -> None:
+    """Tell Prefect what the gate decided."""
+    event = events.PROMOTED if promoted else events.REFUSED
+    events.of_model(event, name, version=version, reasons="; ".join(reasons), url=version_url(name, version))

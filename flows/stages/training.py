@@ -1,0 +1,275 @@
+"""What pretraining and fine-tuning share: a job on the cluster whose journal goes to the log and to MLflow."""
+
+from __future__ import annotations
+
+import contextvars
+import datetime
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cluster.batch.evaluation import token_files
+from cluster.checkpoints.files import earlier
+from cluster.config import ClusterConfig
+from cluster.connect import connect, dashboard, jobs_at_once, ray_tags
+from cluster.home import store
+from cluster.tracking.runs import Run, Sender
+from cluster.training.follow import Follow, event_key
+from cluster.training.launch import train
+from cluster.training.stopping import BudgetExceeded, politely
+from cluster.training.usage import MEMORY, USAGE, metrics
+from flows.config import PipelineConfig, resolve
+from flows.plan import Plan, local_source, make_plan
+from flows.runs import events
+from flows.runs.prefect_artifacts import Live, draw, show, slug
+from flows.runs.stage import make, say, speaker
+from gpt2.store.artifact import Artifact
+from gpt2.store.model_files import MODEL
+from gpt2.tasks.task import task as task_of
+from gpt2.training.config import BudgetConfig
+from gpt2.training.cost import Account, account, cost, describe_failure
+from gpt2.training.journal import EVENTS, read_journal
+from gpt2.training_job import Job
+
+
+def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
+    """The task's examples, split."""
+    keys, settings = plan.tasks[name], config.task_settings()[name]
+
+    def prepare(out: Path, run: Run) -> dict[str, Any]:
+        places = {what: local_source(place) for what, place in settings.sources().items()}
+        source = Path(places.pop("source"))
+        return task_of(name).prepare(settings.model_copy(update=places), source, out)
+
+    return make(f"{name}-examples", keys.examples, settings.model_dump(mode="json"), prepare)
+
+
+@task(name="fine-tune", task_run_name="fine-tune {name}")
+def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
+    """Prepare the task's examples and train from the pretrained model."""
+    keys, settings = plan.tasks[name], config.task_settings()[name]
+    examples = prepare_examples(name, config, plan)
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        base = store().require("base", plan.base.id)
+        tokenizer = store().require("tokenizer", plan.tokenizer.id)
+        job = Job(
+            name=name,
+            train=settings.train,
+            tokenizer=str(tokenizer.path),
+            output=str(out),
+            base=str(base.path / MODEL),
+            examples=str(examples.path),
+            adaptation=settings.adaptation,
+            distil=getattr(settings, "distil", None),
+            teacher=str(store().require(name, keys.teacher).path / MODEL) if keys.teacher else None,
+            earlier=earlier(name, settings.train.continue_from, config.cluster.checkpoint_url),
+        )
+        return run_job(job, config.task_cluster(name), run, config.budget)
+
+    return make(f"finetune-{name}", keys.model, config.model_dump(mode="json"), build)
+
+
+@flow(name="finetune", task_runner=ThreadPoolTaskRunner(max_workers=8))
+def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
+    """The pretrained model learns each downstream task.
+
+    Args:
+        config: the pipeline's settings; this stage reads `tasks` and `cluster`.
+    """
+    return finetune_all(config, make_plan(config))
+
+
+def finetune_all(config: PipelineConfig, plan: Plan) -> list[str]:
+    """Each task's training, in a flow; ids of the models."""
+    names = list(plan.tasks)
+    if all(store().find(k.model) and store().find(k.examples) for k in plan.tasks.values()):
+        width = len(names)
+    else:
+        connect()
+        width = jobs_at_once([config.task_cluster(name) for name in names])
+        say(f"{len(names)} tasks, {min(width, len(names))} at a time")
+    ids = []
+    with politely():
+        for start in range(0, len(names), max(width, 1)):
+            futures = [finetune_task.submit(name, config, plan) for name in names[start : start + width]]
+            ids += [future.result().id for future in futures]
+    return ids
+
+
+@task(name="train base model")
+def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
+    """Pretrain on the token shards."""
+
+    def build(out: Path, run: Run) -> dict[str, Any]:
+        tokens = store().require("tokens", plan.tokens.id)
+        tokenizer = store().require("tokenizer", plan.tokenizer.id)
+        files = token_files(tokens)
+        config.pretrain.total_steps(max(0, tokens.info["train_tokens"] - 1) // config.pretrain.context)
+        job = Job(
+            name="base",
+            train=config.pretrain,
+            tokenizer=str(tokenizer.path),
+            output=str(out),
+            model=config.model_config_with_vocabulary(),
+            tokens=files,
+            earlier=earlier("base", config.pretrain.continue_from, config.cluster.checkpoint_url),
+        )
+        return run_job(job, config.cluster, run, config.budget)
+
+    return make("pretrain", plan.base, config.model_dump(mode="json"), build)
+
+
+@flow(name="pretrain")
+def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
+    """GPT-2 is trained on the token shards.
+
+    Args:
+        config: the pipeline's settings; this stage reads `model`, `pretrain` and `cluster`.
+    """
+    with politely():
+        return train_base(config, make_plan(config)).id
+
+
+def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) -> dict[str, Any]:
+    """Train; returns the figures of the last records."""
+    output = Path(job.output)
+    connect()
+    run.tag(ray_tags())
+    if url := dashboard():
+        show(create_link_artifact, link=url, link_text="Ray dashboard", key=slug(f"ray-{job.name}"))
+    announcing = Follow(output / EVENTS, event_key, announcer(job.name))
+    try:
+        with Live(job.name, output), Sender(run) as sender, announcing:
+            on_record, on_usage = recorder(job.name, run, sender), system_recorder(cluster, run, sender)
+            journal = train(job, cluster, on_record, speaker(), on_usage, budget)
+    except BudgetExceeded as error:
+        events.of_training(events.BUDGET, job.name, reason=str(error))
+        raise
+    told = account(journal, read_journal(output / EVENTS))
+    tell(job.name, told, run)
+    took = cost(read_journal(output / USAGE), journal, budget)
+    say(f"{job.name}: took {took}")
+    with tempfile.TemporaryDirectory() as folder:
+        run.files(draw(journal, Path(folder)))
+    last: dict[str, Any] = {}
+    for record in journal:
+        last |= record
+    rates = [r["tokens_per_second"] for r in journal if "tokens_per_second" in r]
+    return {
+        "steps": last["step"],
+        "train_loss": last["loss"],
+        "validation_loss": last["validation_loss"],
+        "tokens_per_second": sorted(rates)[len(rates) // 2],
+        "peak_share": last.get("peak_share", 0.0),
+        **told.metrics(),
+        **took.metrics(),
+        **({"currency": took.currency} if took.money is not None else {}),
+    }
+
+
+def tell(name: str, told: Account, run: Run) -> None:
+    """Where the time of a training went, in the log, in MLflow and as a page of the Prefect run."""
+    restarts = f", {len(told.restarts)} restarts" if told.restarts else ""
+    say(f"{name}: {told.goodput:.0%} of {told.wall:.0f} s went into steps that count{restarts}")
+    for restart in told.restarts:
+        say(f"{name}: restarted at {clock(restart.time)} after {restart.cause}: {restart.seconds:.0f} s lost")
+    text = page(name, told)
+    run.text(text, "time.md")
+    description = f"Where the time of training {name} went"
+    show(create_markdown_artifact, markdown=text, key=slug(f"time-of-{name}"), description=description)
+
+
+def page(name: str, told: Account) -> str:
+    """The account as Markdown."""
+    useful = told.wall * told.goodput
+    rows = [("steps that count", useful), *((what, s) for what, s in told.lost.items() if s >= 0.05)]
+    lines = [f"# {name}: goodput {told.goodput:.0%}", "", "| time spent | s | share |", "|---|---|---|"]
+    lines += [f"| {what} | {seconds:.1f} | {seconds / max(told.wall, 1e-9):.0%} |" for what, seconds in rows]
+    if told.restarts:
+        lines += ["", "| restart | cause | noticed after | workers back | state loaded | steps again | lost |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for r in told.restarts:
+            parts = [f"{v:.1f} s" for v in (r.detect, r.restart, r.reload, r.recompute, r.seconds)]
+            lines.append(f"| {clock(r.time)} | {r.cause} | " + " | ".join(parts) + " |")
+    if told.bad_steps:
+        lines += ["", f"{told.bad_steps} steps were left out because of their gradient."]
+    return "\n".join(lines) + "\n"
+
+
+def clock(time: float) -> str:
+    """A time for people."""
+    return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
+    """Takes a journal's records: a line in the log, metrics to MLflow. A continued run goes on where it stopped."""
+    logged = {"loss": run.last_step("loss"), "validation_loss": run.last_step("validation_loss")}
+
+    tell = speaker()
+
+    def record(entry: dict[str, Any]) -> None:
+        kind = "validation_loss" if "validation_loss" in entry else "loss"
+        if entry["step"] <= logged[kind]:
+            return
+        values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum comes at the end
+        sender.put(values, entry["step"], entry.get("time"))
+        if text := describe(name, entry):
+            tell(text)
+
+    return record
+
+
+def announcer(name: str) -> Callable[[dict[str, Any]], None]:
+    """Takes a training's events as they come; Prefect is told of each restart."""
+    begun, context = time.time(), contextvars.copy_context()  # of the run that it happens in
+    failures: list[dict[str, Any]] = []
+
+    def announce(event: dict[str, Any]) -> None:
+        if event["time"] < begun:
+            return
+        if event["event"] in ("failure", "hang"):
+            failures.append(event)
+        elif event["event"] == "begin" and failures:
+            context.run(events.of_training, events.RESTARTED, name, cause=describe_failure(failures[0]))
+            failures.clear()
+
+    return announce
+
+
+def system_recorder(cluster: ClusterConfig, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
+    """Takes samples of what the processes use; a step is a second. What MLflow has is not sent again."""
+    processes = ["driver", *(f"rank{rank}" for rank in range(cluster.num_workers))]
+    continued = run.last_step("loss") > 0
+    known = {who: run.last_step(f"system/{who}/{MEMORY}") if continued else -1 for who in processes}
+    first: dict[str, float] = {}
+    latest: dict[str, dict[str, Any]] = {}
+
+    def record(sample: dict[str, Any]) -> None:
+        who = sample["who"]
+        step = round(sample["time"] - first.setdefault(who, sample["time"]))
+        if step > known.get(who, -1):
+            sender.put(metrics(sample, latest.get(who)), step, sample["time"])
+        latest[who] = sample
+
+    return record
+
+
+def describe(name: str, entry: dict[str, Any]) -> str | None:
+    """A journal's record for people; None for a step left out, which an event tells."""
+    if "validation_loss" in entry:
+        return f"{name}: step {entry['step']}, validation loss {entry['validation_loss']:.3f}"
+    if "loss" not in entry:
+        return None
+    minutes, seconds = divmod(round(entry["seconds_left"]), 60)
+    peak = f", {entry['peak_share']:.0%} of peak" if "peak_share" in entry else ""
+    return (
+        f"{name}: step {entry['step']}, loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s"
+        f"{peak}, {minutes}:{seconds:02d} left"
+    )

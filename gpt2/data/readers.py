@@ -1,0 +1,376 @@
+"""Documents read from files as streams, each with its line and byte offset, each bad one with its reason.
+
+The readers of `datasets` give up a whole chunk at a bad line and can't say where it was, so lines and CSV records
+are read here, byte by byte exact, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
+
+What happens to what: a document is quarantined (with the reason) for invalid UTF-8, a NUL byte, a lone surrogate,
+JSON that is no object with a text under the key, a CSV record with an unclosed quote (one that goes on for more than
+`max_bytes` counts as such) or another number of fields than the header, and for being empty, too short or too long.
+A file is refused (`UnreadableFile`) when it is cut or damaged under its compression, UTF-16, or lacks the column.
+Blank lines, a byte order mark and CRLF are accepted silently; so is an empty file, which has no documents.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+import fsspec
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+from pathlib import Path
+
+from gpt2.data import samples
+from gpt2.store.artifact import digest, file_sha256
+
+FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
+COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
+
+
+def split_suffix(path: str) -> tuple[str, str | None]:
+    """(format, compression) of a file name; `ValueError` lists the formats."""
+    lower = path.lower()
+    for suffix, compression in COMPRESSIONS.items():
+        for format in FORMATS:
+            if lower.endswith(format + suffix):
+                return format, compression
+    raise ValueError(f"{path} is not one of {', '.join(FORMATS)}, plain or with .gz or .zst; convert or rename it")
+
+
+def readable(path: str) -> bool:
+    """Whether a file name has a suffix that we read."""
+    try:
+        split_suffix(path)
+        return True
+    except ValueError:
+        return False
+
+
+def expand(sources: list[str]) -> list[str]:
+    """The files of all sources, sorted within each; `ValueError` names one that is missing or of no known format."""
+    found: list[str] = []
+    for source in sources:
+        fs, path = fsspec.core.url_to_fs(source)
+        local = fs.protocol == "file" or "file" in fs.protocol
+        if any(c in path for c in "*?["):
+            names = sorted(fs.glob(path))
+        elif fs.isdir(path):
+            names = sorted(fs.find(path))
+        elif fs.exists(path):
+            split_suffix(path)
+            names = [path]
+        else:
+            raise ValueError(f"{source} does not exist; give a file, a directory, a glob or an fsspec URL")
+        names = [name for name in names if readable(name)]
+        if not names:
+            raise ValueError(f"{source} holds no file of {', '.join(FORMATS)} (plain, .gz or .zst)")
+        found += [name if local else fs.unstrip_protocol(name) for name in names]
+    return found
+
+
+def source_id(source: str) -> str:
+    """What identifies a source's content: sha256 of local files, the store's own key of remote ones."""
+    if source.startswith(samples.PREFIX):
+        return samples.identity(source.removeprefix(samples.PREFIX))
+    fs, path = fsspec.core.url_to_fs(source)
+    if "file" not in fs.protocol:
+        if not fs.exists(path):
+            raise ValueError(f"{source} does not exist; check the address and the credentials")
+        return digest([source, str(fs.ukey(path))])
+    local = Path(path)
+    if local.is_dir():
+        files = sorted(p for p in local.rglob("*") if p.is_file())
+        return digest([[p.relative_to(local).as_posix(), file_sha256(p)] for p in files])
+    try:
+        return file_sha256(local)
+    except OSError as error:
+        raise ValueError(f"{source} can't be read ({error.strerror}); check the path") from None
+
+
+BLOCK = 256  # documents handed on at a time
+EXCERPT = 80
+
+
+class UnreadableFile(ValueError):
+    """A file that can't be used at all."""
+
+
+class Document(NamedTuple):
+    """A document, or what is wrong with it."""
+
+    text: str
+    """The text; an excerpt where `reason` is set."""
+    line: int
+    """Line of the decompressed file, from 1; row of a Parquet file, from 1."""
+    byte_offset: int | None
+    """Offset in the decompressed file; None for Parquet."""
+    reason: str | None
+    """Why it is bad; None where it is good."""
+
+
+def stream(path: str, text_field: str, max_bytes: int) -> IterableDataset:
+    """The documents of a file as an `IterableDataset` of blocks: columns `text`, `line`, `byte_offset`, `reason`.
+
+    A line or record longer than `max_bytes` is never held in memory whole.
+    """
+    import datasets
+
+    arguments = {"path": path, "text_field": text_field, "max_bytes": max_bytes}
+    return datasets.IterableDataset.from_generator(blocks, gen_kwargs=arguments)
+
+
+def blocks(path: str, text_field: str, max_bytes: int) -> Iterator[dict[str, list]]:
+    """Blocks of documents in columns."""
+    rows: list[Document] = []
+    for document in documents(path, text_field, max_bytes):
+        rows.append(document)
+        if len(rows) == BLOCK:
+            yield dict(zip(Document._fields, map(list, zip(*rows, strict=True)), strict=True))
+            rows = []
+    if rows:
+        yield dict(zip(Document._fields, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
+    """The documents of one file, in order."""
+    format, compression = split_suffix(path)
+    if format == ".parquet":
+        yield from parquet_documents(path, text_field)
+        return
+    read = {".txt": text_documents, ".jsonl": json_documents, ".csv": csv_documents}[format]
+    try:
+        with fsspec.open(path, "rb") as raw:
+            yield from read(path, Lines(path, decompressed(cast(BinaryIO, raw), compression), max_bytes), text_field)
+    except (EOFError, zlib.error, OSError) as error:
+        what = "is cut or damaged" if compression else "can't be read"
+        raise UnreadableFile(f"{path} {what} ({error}); get the file again") from None
+
+
+def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
+    """The bytes of a file; reading raises where a compressed one is cut."""
+    if compression == "gzip":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if compression == "zstd":
+        # pyarrow's reader raises where the file is cut (`zstandard`'s takes that for the end) and holds a bounded part.
+        return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 1 << 20))
+    # Remote files of fsspec can't read a line up to a size.
+    return raw if isinstance(raw, io.BufferedReader) else cast(BinaryIO, io.BufferedReader(cast(Any, raw), 1 << 20))
+
+
+class Line(NamedTuple):
+    """A line without its end."""
+
+    data: bytes
+    number: int
+    offset: int
+    too_long: bool
+    odd_quotes: bool
+    """Whether what was left out of a too long line holds an odd number of double quotes."""
+
+
+class Lines:
+    """The lines of a byte stream, with their place; of a too long line only the beginning is kept."""
+
+    def __init__(self, path: str, raw: BinaryIO, max_bytes: int):
+        self.path, self.raw, self.max_bytes = path, raw, max_bytes
+        self.number, self.offset = 0, 0
+        self.returned: deque[Line] = deque()
+
+    def __iter__(self) -> Lines:
+        return self
+
+    def give_back(self, lines: list[Line]) -> None:
+        """Lines to be read again, before the rest."""
+        self.returned.extendleft(reversed(lines))
+
+    def __next__(self) -> Line:
+        if self.returned:
+            return self.returned.popleft()
+        data = self.raw.readline(self.max_bytes + 2)
+        if not data:
+            raise StopIteration
+        offset, size, too_long, quotes = self.offset, len(data), False, 0
+        if not data.endswith(b"\n") and len(data) == self.max_bytes + 2:
+            too_long, last = True, data
+            while last and not last.endswith(b"\n"):
+                last = self.raw.readline(1 << 20)
+                size, quotes = size + len(last), quotes + last.count(b'"')
+        self.number, self.offset = self.number + 1, offset + size
+        if self.number == 1:
+            if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UnreadableFile(f"{self.path} is UTF-16; convert it to UTF-8")
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+        return Line(data, self.number, offset, too_long, quotes % 2 == 1)
+
+
+def good(text: str, line: Line) -> Document:
+    return Document(text, line.number, line.offset, None)
+
+
+def bad(line: Line, reason: str) -> Document:
+    return Document(excerpt(line.data), line.number, line.offset, reason)
+
+
+def excerpt(data: bytes) -> str:
+    return data[: 4 * EXCERPT].decode("utf-8", "replace")[:EXCERPT]
+
+
+def decode(data: bytes) -> tuple[str, str | None]:
+    """(text, what is wrong with it)."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return "", f"invalid UTF-8 at byte {error.start} of the document"
+    return text, "NUL byte" if "\0" in text else None
+
+
+def text_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
+    """A document per line."""
+    for line in lines:
+        if line.too_long:
+            yield bad(line, "too long")
+        elif line.data.strip():
+            text, wrong = decode(line.data)
+            yield bad(line, wrong) if wrong else good(text, line)
+
+
+def json_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
+    """A JSON object per line."""
+    for line in lines:
+        if line.too_long:
+            yield bad(line, "too long")
+        elif line.data.strip():
+            text, wrong = json_text(line.data, text_field)
+            yield bad(line, wrong) if wrong else good(text, line)
+
+
+def json_text(data: bytes, text_field: str) -> tuple[str, str | None]:
+    """(text under the key, what is wrong)."""
+    source, wrong = decode(data)
+    if wrong:
+        return "", wrong
+    try:
+        value = json.loads(source)
+    except ValueError as error:
+        return "", f"not JSON: {error.args[0].splitlines()[0] if error.args else error}"
+    except RecursionError:
+        return "", "JSON nested too deep"
+    if not isinstance(value, dict):
+        return "", f"JSON {type(value).__name__}, not an object"
+    if text_field not in value:
+        return "", f"no key {text_field!r}"
+    text = value[text_field]
+    if not isinstance(text, str):
+        return "", f"{text_field!r} is {type(text).__name__}, not text"
+    if "\0" in text:
+        return "", "NUL byte"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "", "lone surrogate"
+    return text, None
+
+
+def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
+    """A record each (RFC 4180: quoted fields may hold line ends).
+
+    Bytes are read as Latin-1, which loses nothing, and each field is decoded as UTF-8: bad bytes stay local. After a
+    record that never closes its quote, reading goes on at the line after the one where it began. The lines that it
+    had taken are then records of their own, so that none is read over and over.
+    """
+    records = csv_records(lines)
+    header: list[str] | None = None
+    for first, fields, wrong in records:
+        if header is None:
+            if wrong or not fields:
+                raise UnreadableFile(f"{path} has no readable header ({wrong or 'empty line'}); add one")
+            header = [decode(f.encode("latin-1"))[0] for f in fields]
+            if text_field not in header:
+                raise UnreadableFile(
+                    f"{path} has no column {text_field!r}; it has {', '.join(header)[:500]}: set corpus.text_field"
+                )
+            column = header.index(text_field)
+        elif wrong or fields is None:
+            yield bad(first, wrong or "no record")
+        elif len(fields) != len(header):
+            if fields:  # an empty line is no record
+                yield bad(first, f"{len(fields)} fields, the header has {len(header)}")
+        else:
+            text, wrong = decode(fields[column].encode("latin-1"))
+            yield bad(first, wrong) if wrong else good(text, first)
+
+
+def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | None]]:
+    """(first line, fields, what is wrong) of each record."""
+    used: list[Line] = []
+    size, alone = 0, 0  # bytes of this record so far; how many lines ahead are records of their own
+
+    def feed() -> Iterator[str]:
+        nonlocal size
+        while not (used and alone) and size <= lines.max_bytes and (line := next(lines, None)):
+            used.append(line)
+            size += len(line.data) + 1
+            closing = '"' if line.odd_quotes else ""
+            yield line.data.decode("latin-1") + closing + "\n"
+
+    csv.field_size_limit(lines.max_bytes + 16)
+    reader = csv.reader(feed(), strict=True)
+    while True:
+        used.clear()
+        size = 0
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            lines.give_back(used[1:])
+            # the last line, where the fault showed, may begin a record that goes on; those before it can't
+            alone = max(alone - 1, len(used) - 2, 0)
+            yield used[0], None, f"CSV: {error}"
+            reader = csv.reader(feed(), strict=True)
+            continue
+        alone = max(alone - 1, 0)
+        yield used[0], fields, "too long" if any(line.too_long for line in used) else None
+
+
+def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
+    """A document per row, read by `datasets`."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset("parquet", data_files=glob.escape(path), split="train", streaming=True)
+        number = 0
+        for batch in rows.with_format("arrow").iter(BLOCK):
+            if text_field not in batch.column_names:
+                raise UnreadableFile(
+                    f"{path} has no column {text_field!r}; it has {', '.join(batch.column_names)}: "
+                    f"set corpus.text_field"
+                )
+            column = batch.column(text_field)
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            textual = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            # read as bytes: one text that is no UTF-8 would fail them all
+            for value in (column.cast(pa.large_binary()) if textual else column).to_pylist():
+                number += 1
+                if not textual or value is None:
+                    yield Document("", number, None, f"{text_field!r} is {type(value).__name__}, not text")
+                    continue
+                text, wrong = decode(value)
+                yield Document(excerpt(value) if wrong else text, number, None, wrong)
+    except UnreadableFile:
+        raise
+    except Exception as error:  # pyarrow and datasets have many kinds for a damaged file
+        raise UnreadableFile(
+            f"{path} can't be read as Parquet ({str(error).splitlines()[0][:200]}); get it again"
+        ) from None

@@ -1,0 +1,159 @@
+"""A report: JSON for machines, one page for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from gpt2.evaluation import plots
+from gpt2.pages import html
+from gpt2.pages.markdown import bullets, harmless, number, table, with_interval
+
+
+def of_prediction(predictor: Any, module: Any, example: Sequence[Any], tries: int = 11) -> dict[str, float]:
+    """What a model's use costs: its `parameters`, and `latency_ms`, the median time of an answer to one input."""
+    taken = []
+    for _ in range(tries):
+        began = time.perf_counter()
+        predictor.predict(example, {})
+        taken.append(time.perf_counter() - began)
+    parameters = sum(p.numel() for p in module.parameters())
+    return {"parameters": parameters, "latency_ms": round(1000 * median(taken), 3)}
+
+
+REQUIRED = ("task", "title", "primary", "floor", "metrics", "baselines", "counts", "samples", "figures")
+
+
+def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write report.json, report.html, report.md and figures to `out`; returns the report as written.
+
+    `report` holds `task`, `title`, `primary` {name, higher_is_better}, `floor` (a baseline's name), `metrics`,
+    `baselines` {name: metrics}, `counts`, `samples` {heading: [text]}, `figures` [{file, title}] and, optionally,
+    `curve`, the training's journal, what `gpt2.evaluation.unit_results.Evidence.summary` gives, `tables` {heading: {header, rows}},
+    `remarks` and `cost` {parameters, latency_ms}. `ValueError` where a part is missing or a number is not finite.
+    """
+    missing = [name for name in REQUIRED if name not in report]
+    if missing:
+        raise ValueError(f"the report of {report.get('task')!r} lacks {', '.join(missing)}")
+    complete = dict(report)
+    curve = complete.pop("curve", [])
+    metric = complete["primary"]["name"]
+    values = {name: b[metric] for name, b in complete["baselines"].items()}
+    for name, value in {"metrics": complete["metrics"][metric], **values}.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the report of {complete['task']!r}: {metric} of {name} is {value}")
+    complete["notes"] = notes(complete)
+    intervals = {n: i[metric] for n, i in complete.get("intervals", {}).items()}
+    figures = [plots.beside_baselines(metric, complete["metrics"][metric], values, out, intervals)]
+    if parts := complete.get("slices"):
+        within = complete["slice_metric"]
+        figures.append(plots.slices(within, complete["metrics"][within], parts, out))
+    figures += complete["figures"]
+    if curve:
+        figures.append(plots.curve(curve, out))
+    complete["figures"] = figures
+    text = json.dumps(complete, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (out / "report.json").write_text(text + "\n", "utf-8")
+    (out / "report.html").write_text(page(complete, out), "utf-8")
+    (out / "report.md").write_text(markdown(complete), "utf-8")
+    return complete
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """A sentence on each baseline: whether the model is better, and how sure that is."""
+    metric, up = report["primary"]["name"], report["primary"]["higher_is_better"]
+    mine, told = report["metrics"][metric], []
+    for name, baseline in report["baselines"].items():
+        theirs = baseline[metric]
+        better = mine > theirs if up else mine < theirs
+        verb, by = "is better than" if better else "LOSES to", ""
+        if difference := report.get("differences", {}).get(name, {}).get(metric):
+            low, high = difference["interval"]
+            by = f", a difference of {difference['value']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+            if better and low <= 0 <= high:
+                verb = "is NOT SURELY better than"
+        on = metric.replace("_", " ")
+        told.append(f"The model {verb} the baseline {name} on {on}: {mine:.4f} against {theirs:.4f}{by}.")
+    return told
+
+
+def rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table of metrics: header, then a row per metric with the model and each baseline, with intervals."""
+    names, intervals = list(report["baselines"]), report.get("intervals", {})
+    found = [["metric", "this model", *names]]
+    primary = report["primary"]["name"]
+    for metric in sorted(report["metrics"], key=lambda metric: metric != primary):
+        value = report["metrics"][metric]
+        cells = [with_interval(value, intervals.get("model", {}).get(metric))]
+        for name in names:
+            cells.append(with_interval(report["baselines"][name].get(metric), intervals.get(name, {}).get(metric)))
+        found.append([metric.replace("_", " "), *cells])
+    return found
+
+
+def slice_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table of the parts of the examples: header, then a row per part."""
+    names = list(report["slices"][0]["baselines"])
+    metric = report["slice_metric"].replace("_", " ")
+    found = [["part of the examples", f"{report['unit']}s", f"{metric}, this model", *names]]
+    for part in report["slices"]:
+        cells = [number(part["baselines"][name]) for name in names]
+        found.append([part["slice"], number(part["units"]), with_interval(part["value"], part["interval"]), *cells])
+    return found
+
+
+def sections(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """(heading, table) of all tables, each with its header first."""
+    title = "Metrics, with 95 % intervals" if "intervals" in report else "Metrics"
+    if "unit" in report:
+        title += f" over {report['units']:,} {report['unit']}s"
+    found = [(title, rows(report))]
+    if report.get("slices"):
+        found.append(("Parts of the examples", slice_rows(report)))
+    for heading, part in report.get("tables", {}).items():
+        found.append((heading, [part["header"], *([str(c) for c in row] for row in part["rows"])]))
+    return found
+
+
+def asides(report: Mapping[str, Any]) -> list[str]:
+    """Sentences of less weight: remarks, counts, cost."""
+    metric = report["primary"]["name"]
+    told = [remark.replace(metric, metric.replace("_", " ")) for remark in report.get("remarks", [])]
+    counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["counts"].items())
+    told.append(f"Counts: {counts}.")
+    if cost := report.get("cost"):
+        of = cost.get("of", "an answer")
+        told.append(f"Cost: {cost['parameters']:,} parameters, {cost['latency_ms']:,.1f} ms for {of} where measured.")
+    return told
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The page without figures, for Prefect."""
+    lines = [f"# {report['title']}", bullets([*report["notes"], *asides(report)])]
+    for heading, (header, *body) in sections(report):
+        lines += ["", f"## {heading}", "", table(header, body)]
+    for heading, texts in report["samples"].items():
+        lines += ["", f"## {heading}", "", bullets([harmless(text) for text in texts])]
+    return "\n".join(lines) + "\n"
+
+
+def page(report: Mapping[str, Any], out: Path) -> str:
+    """One self-contained HTML page, with its figures inside."""
+    return html.render("report.html", **content(report, out))
+
+
+def content(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """What the page's template shows; the figures lie in `out`."""
+    return {
+        "title": report["title"],
+        "figures": [html.figure(facts, out) for facts in report["figures"]],
+        "notes": [{"kind": "good" if " is better than " in note else "note", "text": note} for note in report["notes"]],
+        "asides": asides(report),
+        "tables": [(heading, header, body) for heading, (header, *body) in sections(report)],
+        "samples": list(report["samples"].items()),
+    }

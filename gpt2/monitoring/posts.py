@@ -1,0 +1,185 @@
+"""Posts out of files: text, time, topic and an identity by which each counts once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+
+from gpt2.data.readers import UnreadableFile, expand, source_id
+from gpt2.data.tables import UTC, missing, records, times
+from gpt2.monitoring.config import MonitorConfig
+from gpt2.store.artifact import Key, Store
+
+READING = ("gpt2.monitoring.posts", "gpt2.data.tables")
+"""The code that the posts of a file depend on."""
+Report = Callable[[str], None]
+"""What takes lines for the log."""
+
+
+def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
+    """(file, the source that it belongs to); `ValueError` where a source does not exist. A folder may be empty."""
+    found: list[tuple[str, str]] = []
+    for source in sources:
+        try:
+            found += [(path, source) for path in expand([source])]
+        except ValueError:
+            fs, path = fsspec.core.url_to_fs(source)
+            if not fs.isdir(path) and not any(c in path for c in "*?["):
+                raise
+    return list({path: (path, source) for path, source in found}.values())
+
+
+def read_files(
+    store: Store, config: MonitorConfig, say: Report, now: pd.Timestamp | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """(the posts of all files, each once; what could not be read). A file that is unchanged is not read again."""
+    tables, troubles, current = [], [], set()
+    now = present() if now is None else now
+    for path, source in files_of(config.sources):
+        fields = {k: v for k, v in config.identity().items() if k.endswith("_field")}
+        spec = {**fields, "source": source, "file": path.rpartition("/")[2]}
+
+        def build(out: Path, path: str = path, source: str = source) -> dict[str, Any]:
+            posts, bad = read(path, source, config)
+            posts.to_parquet(out / "posts.parquet", index=False)
+            (out / "bad.json").write_text(json.dumps(bad))
+            say(f"{path}: {len(posts):,} posts, {len(bad):,} bad rows")
+            return {"posts": len(posts), "bad": len(bad)}
+
+        try:
+            artifact = store.make(Key(copies(config), spec, {"file": source_id(path)}, READING), build)
+        except UnreadableFile as error:
+            say(f"left out: {error}")
+            troubles.append(str(error))
+            continue
+        current.add(artifact.id)
+        posts, early = written_by(pd.read_parquet(artifact.file("posts.parquet")), now, config)
+        if early:
+            say(f"{path}: {len(early):,} posts are left out: their time is more than a day from now")
+        tables.append(posts[list(COLUMNS)])
+        bad = json.loads(artifact.file("bad.json").read_text())
+        troubles += [f"{path} row {number}: {wrong}" for number, wrong in sorted([*map(tuple, bad), *early])]
+    forget(store, config, current)
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS)), troubles
+    return pd.concat(tables).drop_duplicates("post").reset_index(drop=True), troubles
+
+
+def copies(config: MonitorConfig) -> str:
+    """The kind of what this monitor has read of its files: one of its runs at a time has to do with them."""
+    return f"posts-{config.name}"
+
+
+def forget(store: Store, config: MonitorConfig, current: set[str]) -> None:
+    """Remove what was read of files of these sources that have changed or gone since: only `current` is read again. The
+    files themselves, and what was scored, stay."""
+    folder = store.root / copies(config)
+    for id in sorted({path.name for path in folder.glob("*")} - current):
+        earlier = store.get(copies(config), id)
+        if earlier is None or earlier.manifest["spec"]["source"] in config.sources:
+            store.remove(copies(config), id)
+
+
+def present() -> pd.Timestamp:
+    """Now."""
+    return pd.Timestamp(time.time(), unit="s", tz="UTC")
+
+
+COLUMNS = ("post", "time", "topic", "text")
+MAX_CHARS = 20_000
+AHEAD = pd.Timedelta(days=1)
+"""A time further after now than this is a mistake: clocks and time zones differ by less."""
+Bad = tuple[int, str]
+"""A row's number in its file, from 1, and what is wrong with it."""
+
+
+def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
+    """(posts, bad rows) of one file. Columns: `post`, its identity (32 hexadecimal digits); `time` (UTC, NaT without
+    `time_field`); `topic` (None without `topic_field`); `text`; `number`, of its row.
+
+    `source` is the setting that the file was found by. `UnreadableFile` for a file without a column that is named, or
+    that can't be read at all; a row without text, or with a time that is none, is bad.
+    """
+    rows: list[dict[str, Any]] = []
+    bad: list[Bad] = []
+    for number, row, wrong in records(path):
+        if wrong is None:
+            if number == 1:
+                check_columns(path, row, config)
+            if not isinstance(row.get(config.text_field), str) or not row[config.text_field].strip():
+                wrong = f"{config.text_field!r} is {row.get(config.text_field)!r:.60}, not text"
+        if wrong is not None:
+            bad.append((number, wrong))
+            continue
+        topic = row.get(config.topic_field) if config.topic_field else None
+        rows.append(
+            {
+                "number": number,
+                "text": row[config.text_field].strip()[:MAX_CHARS],
+                "time": row.get(config.time_field) if config.time_field else None,
+                "topic": None if topic is None or topic == "" else str(topic).strip(),
+                "id": row.get(config.id_field) if config.id_field else None,
+            }
+        )
+    table = pd.DataFrame(rows, columns=["number", "text", "time", "topic", "id"])
+    table["id"] = pd.Series(
+        [row["id"] for row in rows], index=table.index, dtype=object
+    )  # 7 stays 7 beside an empty one
+    if config.time_field:
+        table["time"] = times(table["time"])
+        untimed = table["time"].isna()
+        bad += [(int(n), f"{config.time_field!r} is no time") for n in table["number"][untimed]]
+        table = table[~untimed]
+    else:
+        table["time"] = pd.Series(pd.NaT, index=table.index, dtype=UTC)
+    table["post"] = identities(table, path, source, config)
+    return table[[*COLUMNS, "number"]].drop_duplicates("post").reset_index(drop=True), sorted(bad)
+
+
+def written_by(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
+    """(what `read` found without posts of a time to come, these as bad rows). Once it has come they are posts."""
+    early = posts["time"] > now + AHEAD
+    bad = [
+        (int(row.number), f"{config.time_field!r} is {row.time.isoformat()}, more than a day from now: mend the time")
+        for row in posts[early].itertuples()
+    ]
+    return posts[~early], bad
+
+
+def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None:
+    names = ("text_field", "time_field", "id_field", "topic_field")
+    if fault := missing(row, {name: getattr(config, name) for name in names}):
+        raise UnreadableFile(f"{path} has {fault}")
+
+
+def identities(table: pd.DataFrame, path: str, source: str, config: MonitorConfig) -> list[str]:
+    """Each post's identity. Without an id, the second of equal rows of a file is another post, and is known again when
+    the file comes again, grown or under another name."""
+    place = source if config.time_field else f"{source} {path.rpartition('/')[2]}"
+    seen: Counter[tuple] = Counter()
+    found = []
+    for id, *row in zip(table["id"], table["text"], table["time"].astype("int64"), table["topic"], strict=True):
+        if named(id):
+            found.append(mark("id", id))
+        else:
+            seen[tuple(row)] += 1
+            found.append(mark(place, *row, seen[tuple(row)]))
+    return found
+
+
+def named(id: Any) -> bool:
+    """Whether this is an id: neither null nor blank."""
+    return id is not None and id == id and bool(str(id).strip())
+
+
+def mark(*parts: Any) -> str:
+    text = json.dumps([None if part is None else str(part) for part in parts])
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

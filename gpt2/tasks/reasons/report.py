@@ -1,0 +1,117 @@
+"""What a report says of written reasons: their form, copying, what they name, and what became of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpt2.data.text import words
+from gpt2.evaluation.significance import Bootstrap
+from gpt2.evaluation.unit_results import MODEL
+from gpt2.tasks.reasons.checks import Written, repeats
+from gpt2.tasks.recommendation.catalogue import named_in
+
+if TYPE_CHECKING:
+    from gpt2.tasks.reasons.predictor import ReasonsPredictor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt2.tasks.reasons.checks import Written
+ASKED = 100
+"""Users for whom the report has reasons written."""
+
+
+def looked_at(
+    predictor: ReasonsPredictor,
+    pairs: Sequence[tuple[int, list[int]]],
+    written: Sequence[Sequence[tuple[Written, str]]],
+    people: Sequence[str],
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The report's metrics, tables, samples and remarks on what was written, beside held-out sentences of people.
+
+    Intervals of what was written are over users, whose sentences depend on each other; a maximum has none."""
+    checks = predictor.checks
+    texts = [each.text for group in written for each, _ in group]
+    whose = [item for (item, _), group in zip(pairs, written, strict=True) for _ in group]
+    reasons = Counter(why or "it passes" for group in written for _, why in group)
+    known = {name for each in checks.attributes for name in each}
+    named = [named_in(text, known) for text in texts]
+    says = np.array([bool(each) for each in named])
+    right = says & [each <= checks.attributes[item].keys() for each, item in zip(named, whose, strict=True)]
+    chance = says * [np.mean([each <= checks.attributes[i].keys() for i, _ in pairs]) for each in named]
+    shown = np.array([not group[0][1] for group in written])
+    owner = np.repeat(np.arange(len(written)), [len(group) for group in written])
+
+    def of(sentences: Sequence[str]) -> dict[str, np.ndarray]:
+        runs = checks.known.longest(sentences)
+        return {
+            "names_item": np.array([checks.standing.match(s) is not None for s in sentences]),
+            "repeats": np.array([repeats(words(s)) for s in sentences]),
+            "longest_copy": runs,
+            "copied": runs > checks.most_copied,
+            "verbatim": runs >= [max(1, len(words(s))) for s in sentences],
+        }
+
+    def share(values: np.ndarray, among: np.ndarray, whom: np.ndarray) -> tuple[float, list[float]]:
+        """The sum of values by that of `among`, and its interval."""
+        drawn = Bootstrap(np.stack([np.bincount(whom, each, len(written)) for each in (values, among)], axis=1))
+
+        def ratio(sums: np.ndarray) -> np.ndarray:
+            return sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
+
+        return drawn.value(ratio), list(drawn.interval(ratio))
+
+    both = own, _ = of(texts), of(people)
+    every, each_user = np.ones(len(texts)), np.arange(len(written))
+    shares = {name: share(values, every, owner) for name, values in own.items()}
+    shares |= {"says_attribute": share(says, every, owner), "shown": share(shown, np.ones(len(written)), each_user)}
+    if says.any():
+        shares["attribute_right"] = share(right, says, owner)
+        shares["attribute_right_by_chance"] = share(chance, says, owner)
+    told = {
+        "names_item": "begins with what stands for the item",
+        "repeats": "repeats itself",
+        "longest_copy": "longest run of words that is in the training sentences, mean",
+        "copied": f"a run of more than {checks.most_copied} words",
+        "verbatim": "is, however short, a training sentence or a part of one",
+    }
+    found = {
+        "attribute_right": 0.0, "attribute_right_by_chance": 0.0,
+        **metrics, **{name: value for name, (value, _) in shares.items()},
+        "longest_copy_max": float(own["longest_copy"].max()),
+    }  # fmt: skip
+    intervals = {**intervals, MODEL: {**intervals[MODEL], **{name: bounds for name, (_, bounds) in shares.items()}}}
+    best = [(i, liked, *group[0]) for (i, liked), group in zip(pairs, written, strict=True)]
+    after = [("; ".join(predictor.titles[i] for i in liked), item, each, why) for item, liked, each, why in best]
+    return {
+        "metrics": found,
+        "intervals": intervals,
+        "tables": {
+            "Sentences that were written, and people's that were held out": {
+                "header": ["", "written", "people's"],
+                "rows": [
+                    *([name, *(round(float(each[key].mean()), 3) for each in both)] for key, name in told.items()),
+                    ["the longest such run", *(int(each["longest_copy"].max()) for each in both)],
+                ],
+            },
+            "What becomes of the written sentences": {
+                "header": ["", "sentences"], "rows": [[why, n] for why, n in reasons.most_common()],
+            },
+        },
+        "samples": {
+            "Reasons": [f"after {a} → {checks.sentence(e.text, i)}" for a, i, e, why in after if not why][:8],
+            "Withheld": [f"{why}: {checks.sentence(e.text, i)}" for _, i, e, why in after if why][:8],
+        },
+        "remarks": [
+            f"Of {len(pairs)} users {shown.sum()} get a written reason for their last choice, the others facts alone: "
+            f"of {predictor.params['samples']} sentences each the best is shown if it passes all checks.",
+            f"{says.sum()} sentences say what the item is, such as its genre; {right.sum()} of these are right, "
+            f"{chance.sum():.0f} would be if they were on another user's item.",
+            "The intervals of what was written are over users.",
+        ],
+    }  # fmt: skip

@@ -1,0 +1,3 @@
+"""The task `recommendation`."""
+
+from gpt2.tasks.recommendation.task import TASK as TASK

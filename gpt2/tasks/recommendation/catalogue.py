@@ -1,0 +1,346 @@
+"""A catalogue and what people chose of it, made fit to learn from: items told as text, histories in order of time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+import re
+from collections import Counter
+from collections.abc import Mapping, Set
+
+import pandas as pd
+
+from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, read_table, times
+from gpt2.data.text import words
+from gpt2.tasks.recommendation.config import TABLES, CatalogueFiles, InteractionsFile
+
+ID_FIELDS = ("id", "item")
+TITLE_CHARS = 80
+"""A title that is made of a text has so many characters at most."""
+
+
+def read_source(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """(items: item, title, text; interactions: user, item, time in UTC, liked; counts of rows that were left out).
+
+    `source` is the file of items, or a folder with `items.*` and `interactions.*`, or the sample.
+    """
+    if is_movielens(source):
+        choices, counts = usable_rows(movielens_ratings(source), source, settings)
+        return movielens_films(source), choices, counts
+    items, bad = read_items(file_in(source, "items") if source.is_dir() else source, settings)
+    choices, left_out = read_interactions(source, settings)
+    return items, choices, {**bad, **left_out}
+
+
+def read_interactions(source: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
+    """(user and item as text, time in UTC, whether it is `liked`; counts of rows that were left out). `source` may be
+    the file itself."""
+    if is_movielens(source):
+        return usable_rows(movielens_ratings(source), source, settings)
+    given = getattr(settings, "interactions", None)
+    place = Path(given) if given else file_in(source, "interactions") if source.is_dir() else source
+    table = read_table(place)
+    columns = {"user": settings.user_field, "item": settings.item_field, "time": settings.time_field}
+    if settings.min_weight is not None and settings.weight_field is not None:
+        columns["weight"] = settings.weight_field
+    if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
+        raise ValueError(f"{place} has {fault}")
+    return usable_rows(table[list(columns.values())].set_axis(list(columns), axis=1), place, settings)
+
+
+def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Rows with a user, an item and a time, and whether each weighs as much as a like; `ValueError` where none is."""
+    rows = len(table)
+    if not rows:
+        raise ValueError(f"{place} has no rows; add interactions")
+    table = table.reset_index(drop=True)
+    table = table.assign(user=table["user"].map(cell), item=table["item"].map(cell))
+    table = table[table["user"].notna() & table["item"].notna()]
+    counts = {"without_user_or_item": rows - len(table)}
+    if table.empty:
+        raise ValueError(f"{place}: none of {rows:,} rows has a user and an item; set user_field and item_field")
+    found = times(plain(table["time"]))
+    none = found.isna()
+    if none.mean() > MAX_UNTIMED:
+        raise ValueError(
+            f"{place}: {int(none.sum()):,} of {len(table):,} rows have no time that can be read in "
+            f"{settings.time_field!r}, such as {table['time'][none].iloc[0]!r:.60}; write ISO 8601 or seconds "
+            f"since 1970"
+        )
+    table, counts["untimed"] = table.assign(time=found)[~none], int(none.sum())
+    if settings.min_weight is not None:
+        weights = pd.to_numeric(plain(table["weight"]), errors="coerce").astype(float)
+        if (bad := ~np.isfinite(weights)).any():
+            number = int(bad.idxmax())
+            raise ValueError(
+                f"{place} row {number + 1}: {settings.weight_field}={table['weight'][number]!r:.60} is no weight; give "
+                f"a finite number, or set min_weight: null"
+            )
+        table = table.assign(liked=weights >= settings.min_weight)
+        counts["below_min_weight"] = int((~table["liked"]).sum())
+        if not table["liked"].any():
+            raise ValueError(
+                f"{place}: no interaction weighs min_weight={settings.min_weight} or more; the largest weight is "
+                f"{weights.max():g}"
+            )
+    else:
+        table = table.assign(liked=True)
+    return table[["user", "item", "time", "liked"]].reset_index(drop=True), counts
+
+
+def plain(column: pd.Series) -> pd.Series:
+    """Numbers and times as they are, all else as text."""
+    is_plain = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
+    return column if is_plain else column.map(cell)
+
+
+def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dict[str, int]]:
+    """(item, title, text of each item, each id once; counts of rows that were left out).
+
+    The text is followed by the attributes, as in `Blue shoes; brand: Acme; size: 42`. Of equal ids the first counts.
+    """
+    table = read_table(place)
+    id_field = settings.id_field or next((name for name in ID_FIELDS if name in table), ID_FIELDS[0])
+    columns = {"id": id_field}
+    for name, column in {"title": settings.title_field, "text": settings.text_field}.items():
+        if column is not None and (column in table or column != name):  # a column that was named must be there
+            columns[name] = column
+    if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
+        raise ValueError(f"{place} has {fault}")
+    others = [c for c in table if c not in columns.values()] if settings.attributes is None else settings.attributes
+    if absent := [c for c in others if c not in table]:
+        raise ValueError(f"{place} has no column {absent[0]!r}; it has {listed(table)}: change attributes")
+    if len(columns) == 1 and not others:
+        raise ValueError(
+            f"{place} has nothing to tell of an item but its id; set text_field, title_field or attributes"
+        )
+    ids = [cell(value) for value in table[id_field]]
+    cells = {name: table[column].map(told).tolist() for name, column in columns.items() if name != "id"}
+    attributes = [table[column].map(told).tolist() for column in others]
+    rows: dict[str, tuple[str, str, str]] = {}
+    without_id = without_text = repeated = 0
+    for i, item in enumerate(ids):
+        own = cells["text"][i] if "text" in cells else ""
+        parts = [own, *(f"{name}: {values[i]}" for name, values in zip(others, attributes, strict=True) if values[i])]
+        text = "; ".join(part for part in parts if part)
+        title = (cells["title"][i] if "title" in cells else "") or beginning(own or text)
+        if item is None:
+            without_id += 1
+        elif not title:
+            without_text += 1
+        elif item in rows:
+            repeated += 1
+        else:
+            rows[item] = (item, title, text)
+    if not rows:
+        raise ValueError(f"{place}: none of {len(table):,} rows has an id and a text; set id_field and text_field")
+    counts = {"items_without_id": without_id, "items_without_text": without_text, "items_repeated": repeated}
+    return pd.DataFrame(list(rows.values()), columns=["item", "title", "text"]), counts
+
+
+def told(value: Any) -> str:
+    """A cell as text, "" for an empty one; of a list its parts, with commas between them."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return ", ".join(filter(None, map(told, value)))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {told(part)}" for name, part in value.items() if told(part))
+    return cell(value) or ""
+
+
+def beginning(text: str) -> str:
+    """How a text begins: of its first line as many whole words as `TITLE_CHARS` has room for."""
+    text = text.partition("\n")[0].rstrip()
+    if len(text) <= TITLE_CHARS:
+        return text
+    cut = text[: TITLE_CHARS + 1].rfind(" ")
+    return text[: cut if cut > 0 else TITLE_CHARS]
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """The table of that name; `ValueError` where there is none."""
+    files = sorted(f for f in folder.glob(f"{name}.*") if f.suffix in TABLES)
+    if not files:
+        raise ValueError(f"{folder} has no {name}.csv, .jsonl or .parquet; a folder with both tables is needed")
+    return files[0]
+
+
+def is_movielens(source: Path) -> bool:
+    """Whether it is the folder of the sample."""
+    return (source / "MovieLens100k_data.parquet.brotli").exists()
+
+
+def movielens_ratings(source: Path) -> pd.DataFrame:
+    """MovieLens-100k (Harper and Konstan 2015): user, item, time, and the rating as the weight."""
+    ratings = read_table(source / "MovieLens100k_data.parquet.brotli")
+    columns = {"user_id": "user", "movie_id": "item", "timestamp": "time", "rating": "weight"}
+    return ratings[list(columns)].rename(columns=columns)
+
+
+def movielens_films(source: Path) -> pd.DataFrame:
+    """Its films; their text is their genres."""
+    films = read_table(source / "MovieLens100k_items.parquet.brotli")
+    names = list(films.columns[films.columns.get_loc("unknown") + 1 :])
+    genres = [", ".join(n for n in names if row[n]) for row in films[names].to_dict("records")]
+    return pd.DataFrame(
+        {"item": films["movie_id"].astype(str), "title": films["movie_title"].astype(str), "text": genres}
+    )
+
+
+GENERATED, FACTS = "generated", "facts"
+"""Kinds of reasons."""
+LONGEST_ATTRIBUTE = 3
+"""Words of an attribute; what is longer is a text."""
+Attributes = Mapping[tuple[str, ...], str]
+"""Of an item: the words of each attribute, and how it is written."""
+
+
+def attributes(texts: Sequence[str]) -> list[Attributes]:
+    """What each item is, by its text: parts between commas and semicolons, of few words, that two items or more have;
+    of `colour: blue` the value counts."""
+    found = []
+    for text in texts:
+        parts = [part.strip() for part in re.split(r"[;,|]", text)]
+        named = {tuple(words(part.rpartition(": ")[2])): part for part in parts}
+        found.append({name: part for name, part in named.items() if 0 < len(name) <= LONGEST_ATTRIBUTE})
+    counts = Counter(name for each in found for name in each)
+    return [{name: part for name, part in each.items() if counts[name] > 1} for each in found]
+
+
+def plural(word: str) -> str:
+    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+
+
+def named_in(text: str, known: Set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Which of the attributes a text names, in singular or plural."""
+    have = words(text)
+    runs = {tuple(have[i : i + n]) for n in range(1, LONGEST_ATTRIBUTE + 1) for i in range(len(have) - n + 1)}
+    return {name for name in known if name in runs or (*name[:-1], plural(name[-1])) in runs}
+
+
+def facts(titles: Sequence[str], of: Sequence[Attributes], nearest: Sequence[int], item: int) -> str:
+    """A sentence that is true of the model and of what the user chose; nothing in it is written by a model.
+
+    `nearest`: of what he chose, the items closest to this one for the model, the closest first.
+    """
+    if not nearest:
+        return "Ranked by popularity alone: nothing that this user chose is in the model's catalogue."
+    names = [titles[i] for i in nearest]
+    named = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    common = [part for name, part in of[item].items() if all(name in of[i] for i in nearest)]
+    shared = f"; in common: {', '.join(common)}" if common else ""
+    return f"Of what this user chose, closest to it for the model: {named}{shared}."
+
+
+HALF_LIVES = 8
+"""Of an interaction's weight in recent popularity, in the time from the first to the last of them."""
+
+
+def prepare(source: Path, settings: CatalogueFiles, out: Path) -> dict[str, int]:
+    """Write items.parquet (item, title, text, popularity, recent), histories.parquet (user, item indices in order, and
+    where some were not liked `disliked`, the indices of those) and catalogue.json; returns the counts, also of what was
+    left out.
+
+    The last item of a user is the test, the one before it the validation, the rest trains; popularity counts training
+    interactions only, and so does `recent`, where the older count less. `ValueError` where the files can't be learned
+    from.
+    """
+    items, histories, counts = usable(source, settings)
+    trained = [np.concatenate([row[:-2] for row in histories[column]]) for column in ("items", "times")]
+    popularity = np.bincount(trained[0], minlength=len(items))
+    recent = np.bincount(trained[0], freshness(trained[1]), minlength=len(items))
+    items.assign(popularity=popularity, recent=recent).to_parquet(out / "items.parquet", index=False)
+    histories.drop(columns="times").reset_index().to_parquet(out / "histories.parquet", index=False)
+    facts = {"item_tokens": settings.item_tokens, "interactions": settings.reading()}
+    (out / "catalogue.json").write_text(json.dumps(facts))
+    return counts
+
+
+def freshness(times: np.ndarray) -> np.ndarray:
+    """(N,) seconds to weights of at most 1, by how long before the last of them they were."""
+    age = times.max() - times
+    return 0.5 ** (HALF_LIVES * age / max(age.max(), 1.0))
+
+
+def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """(items: item, title, text; of each user with enough of them `items`, the indices of what he chose, each once, in
+    order of time, their `times`, and where some were not liked `disliked` (`not_liked`); counts)."""
+
+    items, choices, counts = read_source(source, settings)
+    where = settings.interactions or source
+    choices, others = choices[choices["liked"]], choices[~choices["liked"]]
+    known = choices["item"].isin(items["item"])
+    if (~known).mean() > settings.max_unknown:
+        raise ValueError(
+            f"{where}: {int((~known).sum()):,} of {len(choices):,} interactions are with items that the file of items "
+            f"does not list, such as {choices['item'][~known].iloc[0]!r}; add them, check id_field and item_field, or "
+            f"raise max_unknown={settings.max_unknown}"
+        )
+    chosen = in_order(choices[known])
+    counts["unknown_items"] = len(choices) - int(known.sum())
+    counts["repeated"] = int(known.sum()) - len(chosen)
+    places = {item: i for i, item in enumerate(items["item"])}
+    chosen["items"] = chosen["item"].map(places)
+    start = chosen["time"].min()
+    chosen["times"] = (chosen["time"] - start).dt.total_seconds()
+    histories = chosen.groupby("user", sort=True)[["items", "times"]].agg(list)
+    enough = histories[histories["items"].map(len) >= settings.min_items]
+    counts["users_with_few"] = len(histories) - len(enough)
+    if len(enough) < 2:
+        left_out = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n)
+        raise ValueError(
+            f"{where}: only {len(enough)} users have {settings.min_items} items or more ({left_out}); add interactions"
+            + ("" if settings.min_weight is None else f" or lower min_weight={settings.min_weight}")
+        )
+    if len(others):
+        enough = enough.assign(disliked=not_liked(others, enough, places, start))
+    total = int(enough["items"].map(len).sum())
+    return items, enough, {"users": len(enough), "items": len(items), "interactions": total, **counts}
+
+
+def not_liked(
+    others: pd.DataFrame, histories: pd.DataFrame, places: dict[str, int], start: pd.Timestamp
+) -> list[list[int]]:
+    """Of each user of the histories the indices of items that he saw but did not like (`others`), not even later, up to
+    the moment of his last like: what was seen is no candidate for it."""
+    known = others[others["item"].isin(places.keys())]
+    times = (known["time"] - start).dt.total_seconds()
+    rows: dict[str, list[tuple[int, float]]] = {}
+    for user, item, time in zip(known["user"], known["item"], times, strict=True):
+        rows.setdefault(user, []).append((places[item], time))
+    found = []
+    for user, liked, moments in zip(histories.index, histories["items"], histories["times"], strict=True):
+        seen = {item for item, time in rows.get(str(user), []) if time <= moments[-1]}
+        found.append(sorted(seen.difference(liked)))
+    return found
+
+
+def in_order(choices: pd.DataFrame) -> pd.DataFrame:
+    """Each user's choices in order of time, each item once, at its first; those of one moment by a hash of user and
+    item, so that the order of the file says nothing."""
+    marks = [
+        blake2b(f"{u} {i}".encode(), digest_size=8).hexdigest()
+        for u, i in zip(choices["user"], choices["item"], strict=True)
+    ]
+    table = choices.assign(user=numbered(choices["user"]), tie=marks)
+    return table.sort_values(["user", "time", "tie"], kind="stable").drop_duplicates(["user", "item"])
+
+
+def numbered(users: pd.Series) -> pd.Series:
+    """Users as numbers where all are written as such, so that they have one order in whatever form a file has them."""
+    plain = users.str.fullmatch(r"0|[1-9][0-9]{0,17}")
+    return users.astype("int64") if plain.all() else users
+
+
+def sentence(title: str, text: str) -> str:
+    """What is told of an item: its title and its text; a text that begins with the title says it already."""
+    if text.startswith(title):
+        return text
+    return f"{title}: {text}" if text else title

@@ -1,0 +1,153 @@
+"""Recommendation by text: given what a user liked, in order, rank what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from gpt2.tasks.recommendation.hybrid import Hybrid
+from gpt2.tasks.recommendation.dataset import ITEM_TOKENS, log_popularity, texts
+
+
+class RecommendationPredictor:
+    """Histories to rankings of the catalogue, or of given candidates."""
+
+    def __init__(self, directory: Path):
+        import pandas as pd
+
+        from gpt2 import weights
+        from gpt2.data.tokenizer import Tokenizer
+        from gpt2.store import model_files
+        from gpt2.tasks.recommendation.dataset import Recommender
+        from gpt2.tasks.recommendation.hybrid import Hybrid
+        from gpt2.weights import tensors
+
+        items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
+        self.titles, self.ids = items["title"].tolist(), items["item"].tolist()
+        self.input_example = [{"history": self.titles[:2], "candidates": self.titles[2:5]}]
+        self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
+        self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
+        trunk = weights.load(directory)
+        self.tokenizer = Tokenizer.load(directory, trunk.config.vocab_size)
+        saved = model_files.read_task(directory)
+        self.item_tokens: int = saved.get("item_tokens", ITEM_TOKENS)
+        self.module = Recommender(trunk, texts(items, self.tokenizer, self.item_tokens), log_popularity(items))
+        self.context = saved["context"]
+        path = directory / "head.safetensors"
+        head, own = tensors.read(path), self.module.state_dict()
+        tensors.check(path, head, {name: value for name, value in own.items() if not name.startswith("model.")})
+        self.module.load_state_dict(head, strict=False)
+        self.module.eval()
+        self.hybrid: Hybrid | None = None
+        if "weights" in saved:  # older models rank by text and popularity alone
+            self.hybrid = Hybrid.load(directory, saved["weights"], len(items))
+        self.read()
+
+    def read(self) -> None:
+        """Read the items' texts, once for all rankings."""
+        import torch
+
+        with torch.inference_mode():
+            self.features = self.module.features()
+            self.embeddings = self.module.embeddings(self.features)
+
+    def retold(self, items: pd.DataFrame, change: Callable[[str], str]) -> RecommendationPredictor:
+        """The same model of the same items, told as `change` makes of what is told of each."""
+        from gpt2.tasks.recommendation.dataset import Recommender
+
+        told = texts(items, self.tokenizer, self.item_tokens, change)
+        other = copy(self)
+        other.module = Recommender(self.module.model, told, self.module.log_popularity)
+        other.module.load_state_dict(self.module.state_dict())
+        other.module.eval()
+        other.read()
+        return other
+
+    def scores(self, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """(histories, items) scores: those of text with those of what people chose."""
+        return self.with_choices(self.by_text(histories), histories)
+
+    def with_choices(self, by_text: np.ndarray, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """The (histories, items) scores of `by_text` with what people chose beside them; see `gpt2.tasks.recommendation.hybrid`."""
+        return by_text if self.hybrid is None else self.hybrid.scores(by_text, histories)
+
+    def told(self) -> list[str]:
+        """How scores are made."""
+        if self.hybrid is None:
+            return ["a score is the model's, of texts and popularity"]
+        parts = ", ".join(f"{value:+.3g} x {name}" for name, value in self.hybrid.weights.items())
+        return [f"a score is, by weights fitted on the validation's choices, {parts}"]
+
+    def by_text(self, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        """(histories, items) scores of the model alone: estimates of log-probabilities, up to a constant.
+
+        The latest items of a long history count, as many as in training; an empty one has popularity alone.
+        """
+        import numpy as np
+        import torch
+
+        from gpt2.model.heads import pack, pad
+        from gpt2.tasks.recommendation.hybrid import parts
+
+        out = []
+        with torch.inference_mode():
+            for some in parts(len(histories), len(self.titles)):
+                rows = [[int(i) for i in h[-self.context :]] for h in histories[some]]
+                ids, lengths = pad(rows)
+                items, packed = pack(ids, lengths.clamp_min(1))
+                last = self.module.tastes(items, packed, self.features)[packed.last] * (lengths > 0)[:, None]
+                out.append(self.module.scores(last, self.embeddings).numpy())
+        return np.concatenate(out)
+
+    def top(
+        self, scores: np.ndarray, seen: Sequence[int] | np.ndarray, k: int, among: Sequence[int] | None = None
+    ) -> list[int]:
+        """The k best items that were not seen, of all or of those given."""
+        import numpy as np
+
+        allowed = np.full(len(scores), -np.inf)
+        chosen = np.arange(len(scores)) if among is None else np.asarray(among, dtype=int)
+        allowed[chosen] = scores[chosen]
+        if among is None:
+            allowed[np.asarray(seen, dtype=int)] = -np.inf
+        order = np.argsort(-allowed, kind="stable")[:k]
+        return [int(i) for i in order if np.isfinite(allowed[i])]
+
+    def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
+        """A row per input: `ranking` (titles, best first) and `scores`.
+
+        An input is {"history": [...], "candidates": [...]}; titles or item ids; without candidates the catalogue less
+        the history. `params`: `top_k`. `ValueError` names an unknown item.
+        """
+        import pandas as pd
+
+        records = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+        top_k = int(params.get("top_k", 10))
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}; give 1 or more")
+        histories = [self.lookup(record, "history", n) for n, record in enumerate(records)]
+        candidates = [self.lookup(record, "candidates", n) for n, record in enumerate(records)]
+        scores = self.scores([h or [] for h in histories])
+        rows = []
+        for row, history, among in zip(scores, histories, candidates, strict=True):
+            best = self.top(row, history or [], top_k, among)
+            rows.append({"ranking": [self.titles[i] for i in best], "scores": [float(row[i]) for i in best]})
+        return pd.DataFrame(rows)
+
+    def lookup(self, record: Any, name: str, number: int) -> list[int] | None:
+        """Items of a record by title or id."""
+        if not isinstance(record, Mapping) or "history" not in record:
+            raise ValueError(f'input {number} is {record!r}; give {{"history": [titles]}}')
+        values = record.get(name)
+        if values is None or isinstance(values, float):  # a missing cell of a table
+            return None
+        unknown = [v for v in values if str(v) not in self.index]
+        if unknown:
+            raise ValueError(f"input {number}: {name} has {unknown[0]!r}, which is not in the catalogue")
+        return [self.index[str(v)] for v in values]

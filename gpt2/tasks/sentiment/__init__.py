@@ -1,0 +1,3 @@
+"""The task `sentiment`."""
+
+from gpt2.tasks.sentiment.task import TASK as TASK

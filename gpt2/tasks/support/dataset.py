@@ -1,0 +1,136 @@
+"""Retrieval by embeddings: how texts are read, and what a training puts on the model to find and write answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.model.heads import pad
+
+if TYPE_CHECKING:
+    import pandas as pd
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import Tensor
+
+    from gpt2.data.tokenizer import Tokenizer
+
+
+def questions_of(pairs: pd.DataFrame, split: str) -> pd.DataFrame:
+    """A row per group of a split: `question`, the first of it, and `answer`, a list of all its right ones."""
+    chosen = pairs[pairs["split"] == split].groupby("group", sort=True)
+    return chosen.agg({"question": "first", "answer": list})
+
+
+def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
+    """Columns question and answer; of a folder of conversations (chatterbot-corpus), the first two lines of each."""
+    import pandas as pd
+    import yaml
+
+    from gpt2.data.tables import missing, read_table
+
+    if source.is_dir():
+        found = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in sorted(source.glob("*.yml"))]
+        pairs = [(c[0], c[1]) for file in found for c in file if isinstance(c, list) and len(c) > 1]
+        if not pairs:
+            raise ValueError(f"{source} has no conversations in .yml files; give a .csv, .jsonl or .parquet file")
+        return pd.DataFrame(pairs, columns=["question", "answer"])
+    table = read_table(source)
+    if fault := missing(table, {"question_field": question, "answer_field": answer}):
+        raise ValueError(f"{source} has {fault}")
+    return table[[question, answer]].set_axis(["question", "answer"], axis=1)
+
+
+KNOWN, REPLY = "\nKnown answer:", "\nReply:"
+"""What stands between question, known answer and reply."""
+
+
+class Reader:
+    """Texts as the model reads them: a quarter of the context for the question, and three eighths each for the known
+    answer and the reply."""
+
+    def __init__(self, tokenizer: Tokenizer, context: int):
+        """`ValueError` where so short a context leaves no room."""
+        self.tokenizer, self.context = tokenizer, context
+        self.marks = [tokenizer.encode(KNOWN), tokenizer.encode(REPLY)]
+        self.room = 3 * context // 8 - max(map(len, self.marks)) - 1
+        """Tokens of a known answer, and of a reply to learn from."""
+        if self.room < 1:
+            raise ValueError(f"context={context} leaves no room for an answer; set 64 or more")
+
+    def plain(self, texts: Sequence[str], limit: int) -> list[list[int]]:
+        """Ids of texts of which an embedding is made: in small letters, each word as in the middle of a text."""
+        encoded = self.tokenizer.encode_batch([" " + " ".join(text.lower().split()) for text in texts])
+        return [ids[:limit] or [self.tokenizer.end_of_text] for ids in encoded]
+
+    def questions(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.plain(texts, max(1, self.context // 4))
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.plain(texts, self.context // 2)
+
+    def known(self, texts: Sequence[str]) -> list[list[int]]:
+        """What a reply is written from."""
+        return [ids[: self.room] for ids in self.tokenizer.encode_batch([" " + text for text in texts])]
+
+    def replies(self, texts: Sequence[str]) -> list[list[int]]:
+        """What a reply should say, up to its end where it is not cut before."""
+        end = self.tokenizer.end_of_text
+        return [[*ids, end][: self.room + 1] for ids in self.tokenizer.encode_batch([" " + text for text in texts])]
+
+    def prompt(self, question: list[int], known: list[int]) -> list[int]:
+        """Question and known answer: what follows is the reply."""
+        return [*question, *self.marks[0], *known, *self.marks[1]]
+
+
+class PairDataset:
+    """Questions of a split, each with its right answer and wrong ones.
+
+    A batch is `ids` (B, T), question, known answer and reply; their `lengths` (B,); `question_lengths` (B,) and
+    `reply_lengths` (B,); `answers` (A, S) and `answer_lengths` (A,); `right` (B,), a row of the answers; `candidates`
+    (B, A), what it competes with: the wrong answers that the seed draws, the same on all ranks at a step. So a
+    question's loss does not depend on the rest of its batch, as it would with the batch's own answers for wrong ones.
+    """
+
+    def __init__(self, pairs: pd.DataFrame, split: str, reader: Reader, negatives: int):
+        """`pairs`: columns question, answer, group, split; the wrong answers are drawn from all of them."""
+        texts = pairs["answer"].unique().tolist()
+        index = {text: i for i, text in enumerate(texts)}
+        own = pairs[pairs["split"] == split]
+        alike = pairs.groupby("group")["answer"].agg(lambda found: {index[a] for a in found})
+        self.right = [index[a] for a in own["answer"]]
+        self.also_right: list[set[int]] = [alike[g] for g in own["group"]]
+        self.answers, self.known, self.replies = reader.answers(texts), reader.known(texts), reader.replies(texts)
+        self.questions, self.reader, self.negatives = reader.questions(own["question"].tolist()), reader, negatives
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
+        count = min(self.negatives, len(self.answers))
+        drawn = np.random.default_rng(seed).choice(len(self.answers), count, replace=False).tolist()
+        pool = [*drawn, *sorted({self.right[i] for i in indices} - set(drawn))]
+        place = {answer: row for row, answer in enumerate(pool)}
+        candidates = torch.zeros(len(indices), len(pool), dtype=torch.bool)
+        replies, rows = [self.replies[self.right[i]] for i in indices], []
+        for row, i in enumerate(indices):
+            candidates[row, : len(drawn)] = torch.tensor([a not in self.also_right[i] for a in drawn])
+            candidates[row, place[self.right[i]]] = True
+            rows.append([*self.reader.prompt(self.questions[i], self.known[self.right[i]]), *replies[row]])
+        ids, lengths = pad(rows)
+        answers, answer_lengths = pad([self.answers[a] for a in pool])
+        return {
+            "ids": ids, "lengths": lengths, "question_lengths": torch.tensor([len(self.questions[i]) for i in indices]),
+            "reply_lengths": torch.tensor([len(reply) for reply in replies]),
+            "answers": answers, "answer_lengths": answer_lengths,
+            "right": torch.tensor([place[self.right[i]] for i in indices]), "candidates": candidates,
+        }  # fmt: skip

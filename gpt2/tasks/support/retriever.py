@@ -1,0 +1,145 @@
+"""Retrieval by embeddings: how texts are read, and what a training puts on the model to find and write answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.model.heads import pack
+from gpt2.model.transformer import GPT2
+
+if TYPE_CHECKING:
+    pass
+
+from gpt2.data.text import words
+from gpt2.evaluation.metrics import rank_of
+from gpt2.tasks.support.dataset import Reader
+
+
+class BM25:
+    """Texts ranked by the words of a query (Robertson and Zaragoza 2009, section 3), with Lucene's idf."""
+
+    def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75):
+        from scipy.sparse import csr_matrix
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        self.vectorizer = CountVectorizer(tokenizer=words, lowercase=False, token_pattern=None)
+        counts = csr_matrix(self.vectorizer.fit_transform(texts), dtype=float)
+        length, having = np.asarray(counts.sum(1))[:, 0], np.bincount(counts.indices, minlength=counts.shape[1])
+        idf = np.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
+        norm = k1 * (1 - b + b * length / length.mean())
+        row = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
+        counts.data = idf[counts.indices] * counts.data * (k1 + 1) / (counts.data + norm[row])
+        self.weights = counts
+
+    def scores(self, queries: Sequence[str]) -> np.ndarray:
+        """(queries, texts)."""
+        return (self.vectorizer.transform(queries) @ self.weights.T).toarray()
+
+
+def tf_idf(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
+    """(queries, texts) cosines of sublinear TF-IDF."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(tokenizer=words, lowercase=False, token_pattern=None, sublinear_tf=True)
+    found = vectorizer.fit_transform(texts)
+    return (vectorizer.transform(queries) @ found.T).toarray()
+
+
+def best_rank(scores: np.ndarray, right: Sequence[int]) -> int:
+    """The rank, from 1, of the best of the right answers among (answers,) scores; the other right ones don't count.
+    Where none of them is there, it comes after all."""
+    if not len(right):
+        return len(scores) + 1
+    best = max(right, key=lambda i: scores[i])
+    return rank_of(scores, best, np.array([i for i in right if i != best], dtype=int))
+
+
+def fit(parts: Sequence[np.ndarray], right: Sequence[Sequence[int]]) -> list[float]:
+    """The weights, none below 0, of (queries, texts) scores whose weighted sum gives the right texts the highest
+    likelihood, by a softmax over all texts: convex for one right text each."""
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
+
+    stacked = np.stack(parts)
+
+    def loss(weights: np.ndarray) -> float:
+        scores = np.tensordot(weights, stacked, axes=1)
+        found = [logsumexp(row[items]) for row, items in zip(scores, right, strict=True)]
+        return float(np.mean(logsumexp(scores, axis=1) - found))
+
+    bounds = [(0.0, 100.0)] * len(parts)
+    return [round(float(w), 6) for w in minimize(loss, np.ones(len(parts)), bounds=bounds).x]
+
+
+class Retriever(nn.Module):
+    """Questions and answers as unit vectors, by one encoder, and replies by the language model.
+
+    A vector has two parts: the mean hidden state, projected, and the mean of the token embeddings weighted by how
+    rare they are among the answers (Arora et al. 2017), which finds shared words before anything is learned. The
+    loss is that of the right answer among wrong ones (DPR, Karpukhin et al. 2020), by scaled cosine, and that of
+    the reply's tokens.
+    """
+
+    rarity: Tensor
+
+    def __init__(self, model: GPT2, rarity: Tensor, reply_weight: float, width: int = 128):
+        super().__init__()
+        self.model, self.reply_weight = model, reply_weight
+        self.project = nn.Linear(model.config.n_embd, width)
+        self.centre = nn.Parameter(model.wte.weight.detach().mean(0))
+        self.words = nn.Parameter(torch.ones(1))
+        self.log_scale = nn.Parameter(torch.full((1,), 3.0))
+        self.register_buffer("rarity", rarity, persistent=False)
+
+    def joined(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, C) hidden states of (B, T) tokens, of which `lengths` count, to (B, C + width) unit vectors."""
+        inside = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).to(hidden.dtype)
+        mean = (hidden * inside[..., None]).sum(1) / lengths[:, None].to(hidden.dtype)
+        weights = self.rarity.to(hidden.dtype)[tokens] * inside
+        words = ((self.model.wte(tokens) - self.centre) * weights[..., None]).sum(1)
+        share, parts = torch.sigmoid(self.words), (words, self.project(mean))
+        found, read = (F.normalize(part, dim=-1) for part in parts)
+        return torch.cat([share.sqrt() * found, (1 - share).sqrt() * read], dim=-1)
+
+    def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T) ids to (B, T, C) hidden states, zeros where there is padding."""
+        tokens, packed = pack(ids, lengths)
+        states = self.model.hidden(tokens, packed=packed)
+        inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return states.new_zeros(*ids.shape, states.shape[-1]).masked_scatter(inside[..., None], states)
+
+    def embed(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T) ids, padded on the right, to (B, C + width) unit vectors."""
+        return self.joined(self.hidden(ids, lengths), ids, lengths)
+
+    def forward(
+        self, ids: Tensor, lengths: Tensor, question_lengths: Tensor, reply_lengths: Tensor, answers: Tensor,
+        answer_lengths: Tensor, right: Tensor, candidates: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The mean over a `PairDataset` batch's questions."""
+        hidden = self.hidden(ids, lengths)  # causal: the question's states know nothing of what follows
+        asked = self.joined(hidden, ids, question_lengths)
+        scores = (self.log_scale.exp() * asked @ self.embed(answers, answer_lengths).T).float()
+        loss = F.cross_entropy(scores.masked_fill(~candidates, float("-inf")), right)
+        if not self.reply_weight:
+            return loss
+        at = torch.arange(1, ids.shape[1], device=ids.device)
+        reply = (at >= (lengths - reply_lengths)[:, None]) & (at < lengths[:, None])
+        logits = self.model.logits(hidden[:, :-1][reply]).float()
+        each = F.cross_entropy(logits, ids[:, 1:][reply], reduction="none")
+        per_token = (reply / reply_lengths[:, None])[reply]
+        return loss + self.reply_weight * (each * per_token).sum() / len(ids)
+
+
+def rarity(answers: Sequence[str], tokenizer: Tokenizer, vocabulary: int) -> Tensor:
+    """(vocabulary,) weight of each token: a / (a + its share of the answers' tokens), a = 0.001 (Arora et al. 2017)."""
+    rows = Reader(tokenizer, 10**6).plain(answers, 10**6)
+    counts = np.bincount(np.concatenate(rows), minlength=vocabulary)
+    return torch.tensor(1e-3 / (1e-3 + counts / counts.sum()), dtype=torch.float32)

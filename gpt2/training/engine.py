@@ -1,0 +1,159 @@
+"""The seam between the training loop and what executes it: a handful of methods, and the plain PyTorch engine.
+
+The DeepSpeed engine in `cluster.engine.deepspeed_engine` has the same methods; the loop can't tell them apart.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.training.config import TrainConfig
+from gpt2.training.hardware import decided
+from gpt2.training.optimizer import optimizer, set_rate
+
+HEAP = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""Environment in which to start a process that trains on a CPU: glibc then keeps the memory of large tensors from one
+step to the next. By default it gives it back, and the kernel clears it anew: a tenth of a step's time. A thread that is
+not the main one needs the single arena, as others can't hold large tensors."""
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Engine(Protocol):
+    """What the training loop needs. `rank` of `world_size` processes hold the same module."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def backward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Add the gradients of the batch's mean loss; return that loss, detached, a scalar."""
+        ...
+
+    def update(self, learning_rate: float, limit: float = math.inf) -> float:
+        """One optimizer step on the gradients averaged over micro-batches and ranks; return their global norm.
+
+        A norm that is not finite or is above `limit` changes nothing, on any rank; 0 where fp16's loss scale was
+        lowered instead.
+        """
+        ...
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The batch's mean loss without gradients, a scalar."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The element-wise sum over ranks."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The fp32 parameters that are trained, by name, on the CPU; called on all ranks, complete on rank 0."""
+        ...
+
+    def snapshot(self) -> Callable[[Path], Path]:
+        """Copy this rank's share of the training state; the result writes it to a folder and returns the file."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Read what the snapshots of any number of ranks wrote."""
+        ...
+
+
+class TorchEngine:
+    """One process: the module holds fp32 weights, a copy of it in the precision of the arithmetic computes (as
+    Micikevicius et al. 2018, and DeepSpeed; faster than autocast, which rounds the weights at each use)."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, module: nn.Module, config: TrainConfig, device: str | None = None):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        config = decided(config, self.device.type == "cuda")
+        if config.precision == "fp16":
+            raise ValueError("precision=fp16 needs loss scaling, which the plain engine has not; use bf16")
+        self.module = module.to(self.device)
+        self.copy = self.module  # the one that computes
+        if config.precision != "fp32":
+            self.copy = copy.deepcopy(self.module).to(DTYPES[config.precision])
+        pairs = zip(self.module.parameters(), self.copy.parameters(), strict=True)
+        self.pairs = [(master, low) for master, low in pairs if master.requires_grad]
+        self.config = config
+        self.accumulation = config.batch_size // config.micro_batch_size
+        self.optimizer = optimizer(module, config.optimizer)
+
+    def backward(self, batch: dict[str, Tensor]) -> Tensor:
+        loss = self.copy(**to_device(batch, self.device))
+        (loss / self.accumulation).backward()
+        if self.copy is not self.module:  # micro-batches add up in fp32
+            for master, low in self.pairs:
+                if low.grad is not None:
+                    gradient, low.grad = low.grad.float(), None
+                    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        return loss.detach()
+
+    def update(self, learning_rate: float, limit: float = math.inf) -> float:
+        clip = self.config.optimizer.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
+        set_rate(self.optimizer, learning_rate)
+        if torch.isfinite(norm) and norm <= limit:
+            self.optimizer.step()
+            self._refresh()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Bring the copy to the masters."""
+        if self.copy is not self.module:
+            torch._foreach_copy_([low for _, low in self.pairs], [master for master, _ in self.pairs])
+
+    @torch.no_grad()
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        self.copy.eval()
+        try:
+            return self.copy(**to_device(batch, self.device)).float()
+        finally:
+            self.copy.train()
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().float().cpu() for name, p in trained(self.module)}
+
+    def snapshot(self) -> Callable[[Path], Path]:
+        state = copy.deepcopy({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()})
+
+        def write(directory: Path) -> Path:
+            torch.save(state, directory / "state.pt")
+            return directory / "state.pt"
+
+        return write
+
+    def load(self, directory: Path) -> None:
+        state = torch.load(directory / "state.pt", map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._refresh()
+
+
+def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of what training changes; the others come from the pretrained model."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch's tensors on the device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

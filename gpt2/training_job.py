@@ -1,0 +1,164 @@
+"""A training job as data: what a worker needs to build the module and the datasets, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2.data.batches import Dataset, Mixture, TokenDataset
+from gpt2.data.shards import TokenStream
+from gpt2.data.tokenizer import Tokenizer
+from gpt2.model.config import AdaptationConfig, ModelConfig
+from gpt2.settings import Settings
+from gpt2.store.model_files import BASE_NAME
+from gpt2.tasks.task import Task, task
+from gpt2.training.config import DistilConfig, TrainConfig
+
+if TYPE_CHECKING:  # a driver describes jobs without loading PyTorch
+    from torch import nn
+
+    from gpt2.model.transformer import GPT2
+
+
+class TokenFiles(Settings):
+    """The token shards of a corpus, in order."""
+
+    train: list[str]
+    validation: list[str]
+    dtype: str
+    replayed: int = 0
+    """How many of the files of each split, the first ones, hold old text, that the job's `base` has learned."""
+
+    def old_and_new(self) -> tuple[TokenFiles, TokenFiles]:
+        """The files that hold old text, and the others."""
+        n = self.replayed
+        old = TokenFiles(train=self.train[:n], validation=self.validation[:n], dtype=self.dtype)
+        return old, TokenFiles(train=self.train[n:], validation=self.validation[n:], dtype=self.dtype)
+
+
+class Job(Settings):
+    """One training run. Paths are absolute and reachable by every worker."""
+
+    name: str
+    """`base` for pretraining, else the task."""
+    train: TrainConfig
+    tokenizer: str
+    """Directory of the tokenizer."""
+    output: str
+    """Directory for the journal, checkpoints and, at the end, `model/`."""
+    model: ModelConfig | None = None
+    """Pretraining: the model to initialise."""
+    tokens: TokenFiles | None = None
+    """Pretraining: the data."""
+    earlier: str | None = None
+    """Address of the checkpoints of the training that this one continues."""
+    base: str | None = None
+    """Directory of the pretrained model that fine-tuning, or a refresh, begins with."""
+    new_epochs: int = 1
+    """Refresh: passes over the new text; what else the training's steps read is old text."""
+    examples: str | None = None
+    """Fine-tuning: directory of the task's examples."""
+    adaptation: AdaptationConfig = AdaptationConfig()
+    """Fine-tuning: which parameters it changes."""
+    distil: DistilConfig | None = None
+    """Fine-tuning: what learns from the teacher, instead of the base."""
+    teacher: str | None = None
+    """With `distil`: directory of the model that teaches."""
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether a language model learns from text, and not a task from its examples."""
+        return self.name == BASE_NAME
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A job, built."""
+
+    module: nn.Module
+    gpt2: GPT2
+    training: Dataset
+    validation: Dataset
+    save: Callable[[Path], None]
+    """Write the model that the module holds, in the form that people pull."""
+
+
+def build(job: Job) -> Parts:
+    """The module on the CPU in fp32, with the same initial weights in every process, and the datasets."""
+    import torch
+
+    from gpt2 import weights
+    from gpt2.model.adapters import adapt
+    from gpt2.model.heads import LanguageModel
+    from gpt2.model.transformer import GPT2
+    from gpt2.store import model_files
+
+    torch.manual_seed(job.train.seed)
+    tokenizer = Tokenizer.load(Path(job.tokenizer))
+    if job.pretrains:
+        assert job.model is not None and job.tokens is not None
+        model = weights.load(Path(job.base)) if job.base else GPT2(job.model)
+        if job.base:
+            tokenizer.check_model(Path(job.base), f" in {job.tokenizer}")
+        module: nn.Module = LanguageModel(model)
+        training: Dataset = training_text(job, job.tokens)
+        validation: Dataset = token_dataset(job.tokens, "validation", job.train.context)
+
+        def save(out: Path) -> None:
+            weights.save(model, out, tokenizer=tokenizer)
+            model_files.write_task(out, job.name)
+    else:
+        assert job.base is not None and job.examples is not None
+        kind, examples = task(job.name), Path(job.examples)
+        learner: Any
+        if job.distil:
+            learner, module = distilled(job, kind, examples, tokenizer)
+        else:
+            model = weights.load(Path(job.base))
+            tokenizer.check_model(Path(job.base), f" in {job.tokenizer}")
+            learner = module = kind.module(model, examples, tokenizer)
+            adapt(model, job.adaptation)
+        model = learner.model
+        tokenizer.check(model.config.vocab_size, f" in {job.tokenizer}")
+        training = kind.dataset(examples, "train", tokenizer, job.train.context)
+        validation = kind.dataset(examples, "validation", tokenizer, job.train.context)
+
+        def save(out: Path) -> None:
+            kind.save(learner, examples, tokenizer, job.train.context, out)
+
+    model.activation_checkpointing = job.train.activation_checkpointing
+    return Parts(module, model, training, validation, save)
+
+
+def training_text(job: Job, files: TokenFiles) -> Dataset:
+    """The samples that pretraining reads."""
+    if not files.replayed:
+        return token_dataset(files, "train", job.train.context)
+    old, new = (token_dataset(half, "train", job.train.context) for half in files.old_and_new())
+    assert job.train.steps is not None
+    return Mixture(new, old, job.new_epochs, job.train.steps * job.train.batch_size)
+
+
+def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
+    """(the student, the module that trains it); `ValueError` for a teacher of other examples or another tokenizer."""
+    from gpt2.training.distillation import Distilled, student
+
+    assert job.distil is not None and job.teacher is not None
+    directory = Path(job.teacher)
+    teacher: Any = kind.load(directory)
+    if Tokenizer.load(directory).record != tokenizer.record:
+        raise ValueError(
+            f"the teacher in {directory} reads with another tokenizer than the one in {job.tokenizer}; give a teacher "
+            f"that was made with it"
+        )
+    kind.check_teacher(directory, examples)
+    learner: Any = kind.module(student(teacher.model, job.distil), examples, tokenizer)
+    return learner, Distilled(learner, teacher, job.distil)
+
+
+def token_dataset(files: TokenFiles, split: str, context: int) -> TokenDataset:
+    """The samples of one split of tokenized text."""
+    paths = [Path(p) for p in getattr(files, split)]
+    return TokenDataset(TokenStream(paths, files.dtype), context)

@@ -1,0 +1,91 @@
+"""A model's directory: config.json and model.safetensors, in GPT-2's layout where it can hold the model, and task.json.
+
+PyTorch is loaded by `save` and `load` alone: whoever needs names or task.json does without.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2.model.config import ModelConfig
+from gpt2.store import model_files
+from gpt2.weights import huggingface as weights_huggingface
+
+if TYPE_CHECKING:
+    import torch
+
+    from gpt2.data.tokenizer import Tokenizer
+    from gpt2.model.transformer import GPT2
+LAYOUT = "gpt2_pipeline"
+"""`model_type` of a model that `transformers` has no class for."""
+
+
+def save(model: GPT2, directory: Path, dtype: torch.dtype | None = None, tokenizer: Tokenizer | None = None) -> None:
+    """Write the model, in fp32 by default; `transformers` reads the directory where the architecture is GPT-2's.
+
+    With its tokenizer, that is written beside it, and config.json tells which it is: no other loads with the model.
+    The LoRA in use is merged into it and written beside it, too; a prefix, which no matrix can hold, only beside it.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from gpt2.model import adapters as model_adapters
+    from gpt2.weights import adapters as weights_adapters
+    from gpt2.weights import huggingface as weights_huggingface
+
+    dtype = dtype or torch.float32
+    for name in model.adaptations:
+        if any(module.active == name for _, module in model_adapters.carriers(model)):
+            weights_adapters.save(model, Path(directory), name)
+    if tokenizer is not None:
+        tokenizer.check(model.config.vocab_size)
+        tokenizer.save(Path(directory))
+    model = model_adapters.plain(model)
+    if not model.config.beyond_gpt2():
+        weights_huggingface.save(model, directory, dtype, tokenizer)
+        return
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {"model_type": LAYOUT, "architecture": model.config.model_dump(mode="json")}
+    config |= {} if tokenizer is None else tokenizer.record
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(source: Path | str) -> GPT2:
+    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU, with its prefix if it has one.
+
+    A string may be the id of a model on the hub, whose local cache has it (`gpt2.weights.huggingface.folder` fetches). No code of the
+    model's is executed (`gpt2.weights.tensors`). Raises `ValueError` naming the file and what is wrong with it.
+    """
+    from gpt2.weights import adapters as weights_adapters
+
+    directory = weights_huggingface.folder(source) if isinstance(source, str) else source
+    model = _load(directory)
+    adapter = weights_adapters.read(directory)
+    if adapter and adapter.kind == "prefix":  # LoRA is in the matrices
+        weights_adapters.load(model, directory)
+    return model
+
+
+def _load(directory: Path) -> GPT2:
+    import torch
+
+    from gpt2.model.transformer import GPT2
+    from gpt2.weights import huggingface as weights_huggingface
+    from gpt2.weights import tensors as weights_tensors
+
+    path = directory / "config.json"
+    values = model_files.read_json(path)
+    if not isinstance(values, dict) or values.get("model_type") != LAYOUT:
+        return weights_huggingface.load(directory)
+    config = model_files.validated(ModelConfig, values.get("architecture"), path)
+    path, found = weights_tensors.weights(directory)
+    with torch.device("meta"):  # shapes only: the file's tensors become the parameters
+        model = GPT2(config)
+    weights_tensors.check(path, found, model.state_dict())
+    model.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+    return model

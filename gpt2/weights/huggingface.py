@@ -1,0 +1,185 @@
+"""Weights in and out, in the layout that `transformers` reads as GPT-2; what is written is safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpt2.model.config import ModelConfig
+from gpt2.model.transformer import GPT2
+from gpt2.store import model_files
+from gpt2.weights import tensors as weights_tensors
+
+if TYPE_CHECKING:
+    from gpt2.data.tokenizer import Tokenizer
+import re
+
+ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+TOKENIZER = ["tokenizer.json", "vocab.json", "merges.txt"]
+SAFE = ["config.json", *TOKENIZER, "model*.safetensors", "model.safetensors.index.json"]
+PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def folder(source: str, online: bool = False, revision: str | None = None, cache: Path | None = None) -> Path:
+    """The folder of a model: `source` where it is a directory, else the hub's copy of that id.
+
+    Only weights, configuration and tokenizer are fetched, `.bin` weights only where there are no safetensors, and
+    only `online`. `ValueError` where it can't be had.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not ID.fullmatch(source):
+        raise ValueError(f"{source} is neither a directory nor the id of a model on the hub, such as gpt2")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    def fetched(patterns: list[str]) -> Path:
+        return Path(snapshot_download(
+            source, revision=revision, cache_dir=cache, local_files_only=not online, allow_patterns=patterns
+        ))  # fmt: skip
+
+    try:
+        found = fetched(SAFE)
+        if not [*found.glob("model*.safetensors")]:
+            found = fetched(SAFE + PICKLED)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        remedy = f"fetch it with gpt2.weights.huggingface.folder({source!r}, online=True)"
+        if online:
+            remedy = "is the network reachable, and HF_HUB_OFFLINE unset?"
+        raise ValueError(f"{source} is no directory and not in the hub's local cache; {remedy}") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"{source} can't be had from the hub: {str(error).partition(chr(10))[0]}") from None
+    return found
+
+
+# What our model does; a configuration that says otherwise describes another model.
+FIXED: dict[str, Any] = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+# What both call by the same name; left out, it has the published model's value in both.
+NAMES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
+TRANSPOSED = (".qkv.weight", ".attn.proj.weight", ".fc.weight", ".mlp.proj.weight")  # theirs are Conv1D: (in, out)
+THEIRS = {
+    "blocks.": "h.",
+    ".attn.qkv.": ".attn.c_attn.",
+    ".attn.proj.": ".attn.c_proj.",
+    ".mlp.fc.": ".mlp.c_fc.",
+    ".mlp.proj.": ".mlp.c_proj.",
+}
+
+
+def their_name(ours: str) -> str:
+    """`blocks.0.attn.qkv.weight` to `h.0.attn.c_attn.weight`."""
+    for part, replacement in THEIRS.items():
+        ours = ours.replace(part, replacement)
+    return ours
+
+
+def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> None:
+    """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them.
+
+    Which id is end-of-text, the tokenizer says; without one the last is taken for it. There is no lm_head: it is tied.
+    `ValueError` for an architecture that this layout can't hold; `gpt2.weights.directory.save` has one for it.
+    """
+    if beyond := model.config.beyond_gpt2():
+        told = ", ".join(f"{name}={value}" for name, value in beyond.items())
+        raise ValueError(
+            f"transformers' GPT-2 can't hold a model with {told}; save it with gpt2.weights.directory.save"
+        )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    c = model.config
+    end = c.vocab_size - 1 if tokenizer is None else tokenizer.end_of_text
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.n_positions,
+        "n_embd": c.n_embd,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_inner": None,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.dropout,
+        "resid_pdrop": c.dropout,
+        "layer_norm_epsilon": c.layer_norm_epsilon,
+        "initializer_range": c.initializer_range,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "dtype": str(dtype).removeprefix("torch."),
+        **FIXED,
+        **({} if tokenizer is None else tokenizer.record),
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.T if name.endswith(TRANSPOSED) else tensor
+        tensors[f"transformer.{their_name(name)}"] = value.to("cpu", dtype).contiguous()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(directory: Path) -> GPT2:
+    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU.
+
+    Raises `ValueError` naming the file and what is missing, unexpected, of another shape or not GPT-2.
+    """
+    directory = Path(directory)
+    config = read_config(directory / "config.json")
+    path, found = weights_tensors.weights(directory)
+    found = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
+    found = {n: t for n, t in found.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    if "score.weight" in found:
+        raise ValueError(
+            f"{path} is a classifier's: score.weight is a head that no language model has; for its body, give the "
+            f"folder that transformers.GPT2Model.from_pretrained({str(directory)!r}).save_pretrained(FOLDER) writes"
+        )
+    head = found.pop("lm_head.weight", None)
+    tied = found.get("wte.weight")
+    if head is not None and tied is not None and not (head.dtype == tied.dtype and torch.equal(head, tied)):
+        raise ValueError(
+            f"{path}: lm_head.weight differs from wte.weight, but GPT-2's head is tied to its embedding; is it another "
+            f"architecture's, or was its vocabulary changed?"
+        )
+    with torch.device("meta"):  # shapes only: the file's tensors become the parameters
+        model = GPT2(config)
+
+    def theirs(name: str, tensor: Tensor) -> Tensor:
+        return tensor.T if name.endswith(TRANSPOSED) else tensor
+
+    ours = model.state_dict()
+    weights_tensors.check(path, found, {their_name(name): theirs(name, tensor) for name, tensor in ours.items()})
+    state = {name: theirs(name, found[their_name(name)]).float().contiguous() for name in ours}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def read_config(path: Path) -> ModelConfig:
+    """`transformers`' config.json as ours; `ValueError` where it describes another model."""
+    values = model_files.read_json(path)
+    kind = values.get("model_type") if isinstance(values, dict) else values
+    if not isinstance(values, dict) or kind != "gpt2":
+        raise ValueError(f"{path} describes model_type={reprlib.repr(kind)}, not 'gpt2'; give a GPT-2's directory")
+    for name, expected in FIXED.items():
+        if values.get(name, expected) != expected:
+            raise ValueError(f"{path}: {name}={reprlib.repr(values[name])} is not supported, only {expected!r}")
+    fields = {name: values[name] for name in NAMES if name in values}
+    dropouts = {name: values.get(name, 0.1) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    if not all(isinstance(p, int | float) for p in dropouts.values()) or len(set(dropouts.values())) > 1:
+        raise ValueError(f"{path}: {reprlib.repr(dropouts)} is not supported; give the three the same number")
+    config = model_files.validated(ModelConfig, {**fields, "dropout": dropouts["resid_pdrop"]}, path)
+    if values.get("n_inner") not in (None, 4 * config.n_embd):
+        raise ValueError(
+            f"{path}: n_inner={reprlib.repr(values['n_inner'])} is not supported, only {4 * config.n_embd} (4 x n_embd)"
+        )
+    return config

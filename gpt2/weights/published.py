@@ -1,0 +1,59 @@
+"""Published weights, looked at before anything is made of them: a GPT-2 and the tokenizer that it was trained with.
+
+Nothing that comes with them is executed (`gpt2.weights.tensors`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2 import weights
+from gpt2.data.config import TokenizerConfig
+from gpt2.data.tokenizer import CONFIG, FILE, MERGES, VOCABULARY, Tokenizer
+from gpt2.store import model_files
+from gpt2.store.artifact import file_sha256
+from gpt2.store.model_files import BASE_NAME, MODEL, validated
+from gpt2.weights import adapters, tensors
+
+if TYPE_CHECKING:
+    from gpt2.model.transformer import GPT2
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """{name: sha256 (hex)} of the files that are read: configuration, weights, tokenizer. `ValueError` where one of
+    them is missing."""
+    whole = (directory / FILE).exists()
+    names = [CONFIG, *([FILE] if whole else [VOCABULARY, MERGES]), *(path.name for path in tensors.places(directory))]
+    for name in names:
+        if not (directory / name).is_file():
+            wanted = f"{FILE}, or {VOCABULARY} with {MERGES}" if name in (VOCABULARY, MERGES) else name
+            raise ValueError(f"{directory / name} is missing; give a directory with {wanted}")
+    return {name: file_sha256(directory / name) for name in names}
+
+
+def read(directory: Path) -> tuple[GPT2, Tokenizer]:
+    """The language model of a directory and its tokenizer; `ValueError` where they are not a GPT-2's, or don't belong
+    together."""
+    kind = model_files.read_task(directory)["task"]
+    if kind != BASE_NAME:
+        raise ValueError(f"{directory} holds a model of the task {kind!r:.100}, not a language model; give its base")
+    adapter = adapters.read(directory)
+    if adapter is not None:
+        raise ValueError(
+            f"{directory} holds an adapter ({adapter.kind}) beside the weights; give the model that it was learned on"
+        )
+    model = weights.load(directory)
+    tokenizer = Tokenizer.load(directory, model.config.vocab_size)
+    validated(TokenizerConfig, {"vocab_size": tokenizer.vocab_size}, directory / CONFIG)  # as pipelines can have them
+    return model, tokenizer
+
+
+def write(directory: Path, expected: dict[str, str], out: Path) -> dict[str, Any]:
+    """The model of a directory as ours, in `out/model`; `ValueError` where its files are not the `expected` ones."""
+    model, tokenizer = read(directory)
+    if digests(directory) != expected:
+        raise ValueError(f"the files in {directory} changed while they were read; import them again")
+    weights.save(model, out / MODEL, tokenizer=tokenizer)
+    model_files.write_task(out / MODEL, BASE_NAME)
+    return {"parameters": model.config.n_parameters}

@@ -1,0 +1,149 @@
+"""Weights out of files of unknown origin: tensors come in, and nothing in the files is executed.
+
+Safetensors hold numbers only. A `.bin` is a pickle, which PyTorch's restricted reader takes apart: it builds tensors
+and plain containers and refuses whatever else a pickle can ask for. File names in an index are names of files beside
+it. `auto_map` and other code that a configuration points to is never looked at.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gpt2.store.model_files import inside, read_json
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Where weights are looked for, in this order: each, then the shards that its `.index.json` lists."""
+SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}", re.ASCII)
+"""A plain file's name."""
+
+
+def weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """(the file, or the index of several, and all tensors by name). `ValueError` where there is none, or not one that
+    can be trusted."""
+    first, *_ = places(directory)
+    return first, shards(first) if first.suffix == ".json" else read(first)
+
+
+def places(directory: Path) -> list[Path]:
+    """The files that `weights` reads: one, or an index and what it lists."""
+    for name in WEIGHTS:
+        path, index = directory / name, directory / f"{name}.index.json"
+        if path.exists() or path.is_symlink():
+            return [path]
+        if index.exists():
+            return [index, *(directory / name for name in sorted(set(listed(index).values())))]
+    raise ValueError(f"{directory / WEIGHTS[0]} can't be read as safetensors: it is missing, and so is {WEIGHTS[1]}")
+
+
+def listed(index: Path) -> dict[str, str]:
+    """{tensor: the name of the file beside the index that has it}."""
+    values = read_json(index)
+    found = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{index} is not an index of weights: weight_map must map tensors to file names")
+    for name in found.values():
+        if not SHARD.fullmatch(name):
+            raise ValueError(f"{index} points to {name!r}, which is no file beside it; don't use this model")
+    return found
+
+
+def shards(index: Path) -> dict[str, Tensor]:
+    """All tensors of the files that an index lists, each in the file that it says."""
+    where, found = listed(index), dict[str, Tensor]()
+    for name in sorted(set(where.values())):
+        here = read(index.parent / name)
+        wanted = {tensor for tensor, place in where.items() if place == name}
+        if wanted != here.keys():
+            odd = min(wanted ^ here.keys())
+            raise ValueError(f"{index} and {name} disagree about the tensor {odd!r}; is a file of another model here?")
+        found |= here
+    return found
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of one .safetensors or .bin file, on the CPU."""
+    inside(path)
+    found = unpickled(path) if path.suffix == ".bin" else mapped(path)
+    for name, tensor in found.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            kind = "nested" if tensor.is_nested else f"{str(tensor.layout).removeprefix('torch.')} {tensor.device.type}"
+            raise ValueError(f"{path}: {name!r} is a {kind} tensor; save the model's weights as plain ones of the CPU")
+    return found
+
+
+def mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of safetensors."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read as safetensors: {error}") from None
+
+
+def unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, by PyTorch's restricted reader."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than tensors, or is damaged: it was not loaded, as a pickle can run any code; ask for "
+            f"model.safetensors"
+        ) from None
+    except Exception as error:  # a damaged pickle raises whatever comes up
+        raise ValueError(f"{path} can't be read as PyTorch weights: {error!r:.200}") from None
+    if not isinstance(found, Mapping) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()
+    ):
+        raise ValueError(f"{path} holds no tensors by name; is it a training checkpoint? give the model's weights")
+    return dict(found)
+
+
+def check(
+    path: Path,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    cause: str = "is it, or config.json, another model's?",
+) -> None:
+    """`ValueError` where tensors are missing, unexpected, of another shape, or no finite floating point numbers; it
+    ends with the likely `cause` of the former."""
+    for what, names in (("has no", expected.keys() - found), ("has the unexpected", found.keys() - expected.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{path} {what} tensor {min(names)!r}{more}; {cause}")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise ValueError(
+                f"{path}: {name!r} is {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}; {cause}"
+            )
+        if not found[name].is_floating_point():
+            raise ValueError(
+                f"{path}: {name!r} holds {found[name].dtype}, not floating point numbers; is it quantized? give the "
+                f"model as it was before"
+            )
+    finite(path, {name: found[name] for name in expected})
+
+
+def finite(path: Path, found: Mapping[str, Tensor]) -> None:
+    """`ValueError` names a tensor of a file that has NaN or infinite numbers."""
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor.float())  # both are NaN where one number is; nothing else is as quick
+            if not (low.isfinite() and high.isfinite()):
+                raise ValueError(
+                    f"{path}: {name!r} holds numbers from {low:g} to {high:g}, which are not finite; did its training "
+                    f"diverge, or is the file damaged?"
+                )
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Give a module the tensors of a file; `ValueError` where they are not its own."""
+    found = read(path)
+    check(path, found, module.state_dict(), "is it another model's, or of other labels?")
+    module.load_state_dict(found)

@@ -1,0 +1,158 @@
+"""`gpt2 models`, `promote`, `rollback`, `card` on real versions; and what can't be reproduced is refused."""
+
+import json
+
+import pytest
+
+from cluster.registry.versions import by_alias, challenge
+from cluster.tracking.runs import client
+from flows.cli import app
+from flows.config import resolve
+from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan
+from flows.jobs.reproduce import check
+from flows.plan import make_plan
+from flows.stages.provenance import RECORD, keys_of, record, with_base
+from gpt2.store.artifact import Artifact
+from tests.cluster.small import registered
+from tests.flows.jobs.test_refresh import Text
+
+NAME = "gpt2-commands"
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory):
+    """Two versions: a champion by force, and one that the gate refused."""
+    made = []
+    for seed in (0, 1):
+        tags = {"gpt2.metric": "macro_f1", "gpt2.value": f"0.7{seed}", "gpt2.floor": "0.3", "gpt2.data": "0123456789ab"}
+        texts = {"README.md": f"# Card {seed}\n"}
+        made.append(registered(NAME, tmp_path_factory.mktemp("model"), seed=seed, tags=tags, texts=texts))
+    client().set_model_version_tag(NAME, "1", "gpt2.refused", "worse than the champion: 0.70 against 0.71")
+    challenge(NAME, made[0])
+    return made
+
+
+def gpt2(*words):
+    app(list(words), result_action="return_value")
+
+
+def test_from_two_versions_to_a_champion_and_back(versions, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(ValueError, match=r"was not promoted: worse than the champion.*--force"):
+        gpt2("promote", NAME, "1")
+    gpt2("promote", NAME, "1", "--force", "--reason", "a first one")
+    gpt2("promote", NAME, "2", "--force", "--reason", "the gate is asleep")
+    assert "version 2 is the champion now; it was version 1" in capsys.readouterr().out
+    gpt2("rollback", NAME, "--reason", "strange answers")
+    assert "version 1 is the champion again, instead of 2" in capsys.readouterr().out
+    assert int(by_alias(NAME, "champion").version) == 1
+    gpt2("models")
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    mine = told[told.index(NAME) :]
+    assert "@champion" in mine and "@challenger" in mine and "macro_f1" in mine and "0.7100" in mine
+    assert "data 01234567" in mine and "rolled back" in mine and "strange answers" in mine
+    gpt2("card", f"models:/{NAME}@champion")
+    told = capsys.readouterr().out
+    assert told.startswith("# Card 0") and "forced: " in told and "a first one" in told
+    gpt2("card", f"models:/{NAME}/2", "--output", str(tmp_path / "card.md"))
+    assert "strange answers" in (tmp_path / "card.md").read_text()
+
+
+def test_predict_pulls_and_tells(versions, tmp_path, capsys):
+    (tmp_path / "posts.txt").write_text("a good flight\nmy bag is lost\n")
+    gpt2("predict", f"models:/{NAME}/1", "--input", str(tmp_path / "posts.txt"), "--output", str(tmp_path / "o.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and set(rows[0]) == {"label", "probability_negative", "probability_positive"}
+
+
+@pytest.fixture
+def recorded(small_changes, small_data, tmp_path):
+    """The record of a sentiment model that the smallest pipeline would make, its data in a place of its own."""
+    data = tmp_path / "posts.csv"
+    data.write_bytes(small_data["posts"].read_bytes())
+    config = resolve("smoke", None, [*small_changes, f"tasks.sentiment.source={data}"])
+    plan = make_plan(config)
+    key = plan.tasks["sentiment"].model
+    found = record("sentiment", config, plan, Artifact(tmp_path, {"kind": key.kind, "id": key.id}))
+    return json.loads(json.dumps(found)), data
+
+
+def test_a_record_gives_the_same_artifact_alone_and_from_another_folder(recorded, tmp_path, monkeypatch):
+    found, _ = recorded
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(check(found, "models:/x/1"))
+    assert list(plan.tasks) == ["sentiment"]
+    assert keys_of("sentiment", plan)[-1][1].id == found["artifact"]["id"]
+
+
+def test_what_cant_be_made_again_is_refused_with_the_reason(recorded):
+    found, _ = recorded
+    for stage in found["stages"]:
+        if stage["what"] == "base model":
+            stage |= {"code": "0" * 64, "id": "0" * 16}
+    with pytest.raises(ValueError, match="the code of 'base model' is another now"):
+        check(found, "models:/x/1")
+
+
+def test_changed_and_missing_data_are_told(recorded):
+    found, data = recorded
+    data.write_text(data.read_text() + "one more good film,positive\n")
+    with pytest.raises(ValueError, match="its data has changed: 'source' of 'sentiment examples'"):
+        check(found, "models:/x/1")
+    data.unlink()
+    with pytest.raises(ValueError, match="its data is gone"):
+        check(found, "models:/x/1")
+
+
+@pytest.fixture
+def learned(tmp_path, small_changes, small_data, monkeypatch):
+    """A base model of a text of its own, and a classifier that it became by a preset whose text is another."""
+    text, name = Text(tmp_path, small_changes), f"gpt2-text-{tmp_path.name[-8:].strip('_').lower()}"
+    with monkeypatch.context() as patch:
+        patch.setenv("GPT2_HOME", str(tmp_path / "home"))
+        base = text.pretrained()
+        plan = make_plan(text.config)
+        theirs = record("base", text.config, plan, base.base)
+        config = ClassifierConfig(source=str(small_data["posts"]), preset="laptop", name="mine")
+        own_data = OwnDataPlan(config, base, 300)
+        settings, mine = own_data.settings, own_data.plan
+        key = mine.tasks["sentiment"].model
+        own = record("sentiment", settings, mine, Artifact(tmp_path, {"kind": key.kind, "id": key.id}))
+    version = registered(name, tmp_path / "b", texts={RECORD: json.dumps(theirs)})
+    tags = {"gpt2.base_version": f"{name}/{version.version}"}
+    made = registered(f"{name}-mine", tmp_path / "m", tags=tags, texts={RECORD: json.dumps(own)})
+    return text, base, made, own
+
+
+def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(learned):
+    text, base, made, own = learned
+    config = check(with_base(own, made), "models:/x/1")
+    assert config.corpus.sources == [str(p) for p in sorted(text.folder.iterdir())]
+    plan = make_plan(config)
+    assert plan.base.id == base.base.id and plan.tasks["sentiment"].model.id == own["artifact"]["id"]
+    assert list(plan.tasks) == ["sentiment"]
+    # Why it can't be made again is told truly.
+    with (text.folder / "a.jsonl").open("a") as stream:
+        stream.write('{"text": "one more"}\n')
+    with pytest.raises(ValueError, match=r"its data has changed: 'source' of 'documents of a\.jsonl'"):
+        gpt2("reproduce", f"models:/{made.name}/1")
+    whole = with_base(own, made)
+    for stage in whole["stages"]:
+        if stage["what"] == "base model":
+            stage["inputs"]["parent"] = "f" * 16
+    with pytest.raises(ValueError, match="its 'base model' is a refresh, that went on from base/ffffffffffffffff"):
+        check(whole, "models:/x/1")
+    whole = with_base(own, made)
+    whole["config"]["corpus"]["sources"] = [str(text.folder)]
+    (text.folder / "c.jsonl").write_text('{"text": "another file"}\n')
+    with pytest.raises(ValueError, match=r"corpus\.sources held 2 files, now 3"):
+        check(whole, "models:/x/1")
+    client().delete_registered_model(made.tags["gpt2.base_version"].partition("/")[0])
+    with pytest.raises(ValueError, match=rf"can't be made again without {made.tags['gpt2.base_version']}: "):
+        gpt2("reproduce", f"models:/{made.name}/1")
+
+
+def test_a_version_without_record_says_so(versions):
+    with pytest.raises(ValueError, match=f"it has no {RECORD}"):
+        gpt2("reproduce", f"models:/{NAME}/1")

@@ -1,0 +1,230 @@
+"""Every bad input has a decided outcome: accepted, quarantined with its place, or the file is refused."""
+
+import csv
+import functools
+import gzip
+import http.server
+import io
+import json
+import threading
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpt2.data.readers import UnreadableFile, documents, expand, source_id
+
+GOOD = b'{"text": "fine"}\n'
+
+
+def read(path, data: bytes, max_bytes: int = 10_000):
+    path.write_bytes(data)
+    return list(documents(str(path), "text", max_bytes))
+
+
+def texts(found):
+    return [d.text for d in found if d.reason is None]
+
+
+def reasons(found):
+    return [d.reason for d in found if d.reason is not None]
+
+
+JSONL = [
+    (b"", 0, None),
+    (b"\n\n  \n" + GOOD, 1, None),
+    (GOOD + b'{"text": "cut', 1, "not JSON"),
+    (b"[1]\n" + GOOD, 1, "JSON list, not an object"),
+    (b'{"body": "x"}\n' + GOOD, 1, "no key 'text'"),
+    (b'{"text": null}\n' + GOOD, 1, "'text' is NoneType, not text"),
+    (b'{"text": 3}\n' + GOOD, 1, "'text' is int, not text"),
+    (b'{"text": ' + b"[" * 100_000 + b"\n" + GOOD, 1, "too long"),
+    (b'{"text": ' + b"[" * 9_000 + b"\n" + GOOD, 1, "JSON"),
+    (b'{"text": "a", "text": "b"}\n', 1, None),
+    (b'{"x": NaN, "text": "b"}\n', 1, None),
+    (GOOD.replace(b"\n", b"\r\n") * 2, 2, None),
+    ('{"text": "one\u2028line"}\n'.encode(), 1, None),
+    (b"\xef\xbb\xbf" + GOOD, 1, None),
+    (b'{"text": "\xff\xfe"}\n' + GOOD, 1, "invalid UTF-8"),
+    (b'{"text": "\\ud800"}\n' + GOOD, 1, "lone surrogate"),
+    (b'{"text": "a\\u0000b"}\n' + GOOD, 1, "NUL byte"),
+    (b'{"text": "a\x00b"}\n' + GOOD, 1, "NUL byte"),
+    (b'{"text": "<|endoftext|>"}\n', 1, None),
+    (b"x" * 50_000 + b"\n" + GOOD, 1, "too long"),
+]
+
+
+@pytest.mark.parametrize(("data", "accepted", "reason"), JSONL)
+def test_jsonl(tmp_path, data, accepted, reason):
+    found = read(tmp_path / "a.jsonl", data)
+    assert len(texts(found)) == accepted
+    assert len(reasons(found)) == (reason is not None)
+    if reason:
+        assert reason in reasons(found)[0]
+
+
+def test_place_is_exact(tmp_path):
+    lines = [GOOD, b'{"text": "caf\xc3\xa9"}\r\n', b"\n", b"oops\n", GOOD]
+    found = read(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + b"".join(lines))
+    [bad] = [d for d in found if d.reason]
+    assert (bad.line, bad.text) == (4, "oops")
+    data = (tmp_path / "a.jsonl").read_bytes()
+    assert data[bad.byte_offset :].startswith(b"oops")
+    assert [d.line for d in found] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "reason"),
+    [
+        (b"text\nplain\n", ["plain"], None),
+        (b'id,text\n1,"two\nlines"\n2,b\n', ["two\nlines", "b"], None),
+        (b'text\r\n"say ""yes"""\r\n', ['say "yes"'], None),
+        (b"id,text\n1\n2,b\n", ["b"], "1 fields, the header has 2"),
+        (b"id,text\n1,a,c\n2,b\n", ["b"], "3 fields, the header has 2"),
+        (b'text\n"never closed\nb\nc\n', ["b", "c"], "CSV"),
+        (b'text\n"a" b\nc\n', ["c"], "CSV"),
+        (b"text\ncaf\xe9\nb\n", ["b"], "invalid UTF-8"),
+        (b"text\na\x00b\nc\n", ["c"], "NUL byte"),
+        ("text\nschön 🎬\n".encode(), ["schön 🎬"], None),
+        (b"\xef\xbb\xbftext\na\n", ["a"], None),
+        (b"text\n" + b"x" * 20_000 + b"\nb\n", ["b"], "too long"),
+        (b'text\n"' + b"x" * 20_000 + b'"\nb\n', ["b"], "too long"),
+        (b"text\n", [], None),
+    ],
+)
+def test_csv(tmp_path, data, expected, reason):
+    found = read(tmp_path / "a.csv", data)
+    assert texts(found) == expected
+    assert len(reasons(found)) == (reason is not None)
+    if reason:
+        assert reasons(found)[0].startswith(reason)
+        assert data[next(d.byte_offset for d in found if d.reason) - 1 :][:1] == b"\n"
+
+
+def test_missing_column_is_refused(tmp_path):
+    with pytest.raises(UnreadableFile, match=r"no column 'text'; it has id, body: set corpus\.text_field"):
+        read(tmp_path / "a.csv", b"id,body\n1,a\n")
+    pq.write_table(pa.table({"body": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(UnreadableFile, match="no column 'text'; it has body"):
+        list(documents(str(tmp_path / "a.parquet"), "text", 100))
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.table({"text": ["a", None, "b\0", "c"]}), tmp_path / "a.parquet")
+    found = list(documents(str(tmp_path / "a.parquet"), "text", 100))
+    assert texts(found) == ["a", "c"]
+    assert [(d.line, d.reason) for d in found if d.reason] == [(2, "'text' is NoneType, not text"), (3, "NUL byte")]
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:60])
+    with pytest.raises(UnreadableFile, match=r"b\.parquet can't be read"):
+        list(documents(str(tmp_path / "b.parquet"), "text", 100))
+
+
+def compress(data: bytes, kind: str) -> bytes:
+    return gzip.compress(data) if kind == ".gz" else zstandard.ZstdCompressor().compress(data)
+
+
+@pytest.mark.parametrize("kind", [".gz", ".zst"])
+def test_compressed(tmp_path, kind):
+    data = b"".join(b"line %d of some text\n" % i for i in range(5000))
+    whole = compress(data, kind)
+    assert len(read(tmp_path / f"a.txt{kind}", whole)) == 5000
+    assert len(read(tmp_path / f"b.txt{kind}", whole + compress(b"more\n", kind))) == 5001
+    for cut in (len(whole) - 1, len(whole) // 2):
+        with pytest.raises(UnreadableFile, match="cut or damaged"):
+            read(tmp_path / f"c.txt{kind}", whole[:cut])
+    with pytest.raises(UnreadableFile, match=f"d.txt{kind}"):
+        read(tmp_path / f"d.txt{kind}", data)
+
+
+def test_utf_16_is_refused(tmp_path):
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(UnreadableFile, match="UTF-16; convert it"):
+            read(tmp_path / "a.txt", "\ufefftext\n".encode(encoding))
+
+
+def test_a_huge_line_is_not_held(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with open(path, "wb") as stream:
+        for _ in range(100):
+            stream.write(b"x" * 1_000_000)
+        stream.write(b"\n" + GOOD)
+    tracemalloc.start()
+    found = list(documents(str(path), "text", 100_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert texts(found) == ["fine"] and reasons(found) == ["too long"]
+    assert peak < 10_000_000
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8))
+def test_any_text_comes_back_from_csv_and_jsonl(tmp_path, rows):
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([("id", "text"), *rows])
+    found = read(tmp_path / "a.csv", out.getvalue().encode())
+    assert texts(found) == [text for _, text in rows] and not reasons(found)
+    data = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for _, text in rows).encode()
+    found = read(tmp_path / "a.jsonl", data)
+    assert texts(found) == [text for _, text in rows] and not reasons(found)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.sampled_from(["a.csv", "a.jsonl", "a.txt", "a.txt.gz", "a.txt.zst"]))
+def test_any_bytes_end_in_documents_or_a_refusal(tmp_path, data, name):
+    try:
+        found = read(tmp_path / name, b"text\n" + data if name == "a.csv" else data, 100)
+    except UnreadableFile as error:
+        assert name in str(error)
+    else:
+        assert all("\0" not in d.text for d in found if d.reason is None)
+
+
+def test_sources(tmp_path):
+    (tmp_path / "b.txt").write_text("x")
+    (tmp_path / "a.jsonl.gz").write_bytes(b"")
+    (tmp_path / "c.pdf").write_text("x")
+    assert [p.rsplit("/", 1)[1] for p in expand([str(tmp_path)])] == ["a.jsonl.gz", "b.txt"]
+    assert expand([str(tmp_path / "*.txt")]) == [str(tmp_path / "b.txt")]
+    for source, message in (
+        (str(tmp_path / "c.pdf"), "is not one of .txt"),
+        (str(tmp_path / "none.txt"), "does not exist"),
+        (str(tmp_path / "*.csv"), "holds no file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            expand([source])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder and the address at which a real HTTP server shows it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_remote_files_are_read_like_local_ones(web):
+    folder, address = web
+    rows = [{"text": f"document {i}"} for i in range(300)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (folder / "a.jsonl").write_bytes(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "c.parquet")
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet"):
+        (url,) = expand([f"{address}/{name}"])
+        assert texts(documents(url, "text", 10_000)) == [row["text"] for row in rows], name
+        assert source_id(url) == source_id(url)
+    with pytest.raises(ValueError, match="does not exist"):
+        expand([f"{address}/absent.jsonl"])

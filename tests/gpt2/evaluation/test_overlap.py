@@ -1,0 +1,99 @@
+"""What the training text has of an evaluation set: planted copies, brute force, and nothing by chance."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2.data.near_duplicates import words
+from gpt2.evaluation.contamination import FEW, GRAM, LEAST, NEAR, WORDS, Index
+
+VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "ia", "o") for c in ("ck", "l", "m", "nd", "x")]
+NOISE = re.compile(r"https?://\S+|www\.\S+|@\w+|\brt\b|&\w+;|[^\w\s]|[\d_]", re.IGNORECASE)
+
+
+def texts(generator, count, least, most):
+    """Made-up texts, words as frequent as in language (Zipf)."""
+    odds = 1 / np.arange(1, len(VOCABULARY) + 1)
+    lengths = generator.integers(least, most + 1, count)
+    return [" ".join(generator.choice(VOCABULARY, n, p=odds / odds.sum())) for n in lengths]
+
+
+def edited(text, generator):
+    """One word in twenty is lost or changes places with the next; case, links, names and punctuation are others."""
+    row = text.split()
+    for _ in range(max(1, round(len(row) / 20))):
+        i = int(generator.integers(len(row) - 1))
+        if generator.random() < 0.5:
+            del row[i]
+        else:
+            row[i], row[i + 1] = row[i + 1], row[i]
+    told = [w.upper() if generator.random() < 0.2 else w + generator.choice(["", "", ",", "!!", " &amp;"]) for w in row]
+    return f"RT @{VOCABULARY[generator.integers(99)]}: {' '.join(told)} http://t.co/{generator.integers(1e9)} 2015"
+
+
+def found(index, training):
+    return {hit.unit for start in range(0, len(training), 97) for hit in index.search(training[start : start + 97])}
+
+
+@pytest.mark.parametrize("lengths", [(8, 30), (20, 60), (100, 300)])
+def test_planted_copies_are_found(lengths):
+    generator = np.random.default_rng(lengths[0])
+    held_out = texts(generator, 400, *lengths)
+    index, unrelated = Index(held_out), texts(generator, 1500, *lengths)
+    assert not found(index, unrelated)
+    exact = [held_out[i] for i in range(100)]
+    inside = [f"{a} {held_out[i]} {b}" for i, a, b in zip(range(100, 200), unrelated, unrelated[500:], strict=False)]
+    light = [edited(held_out[i], generator) for i in range(200, 300)]
+    seen = found(index, list(generator.permutation([*unrelated, *exact, *inside, *light])))
+    assert seen >= set(range(200))  # exact: 100 of 100, alone or within another text
+    lightly = seen & set(range(200, 300))
+    print(f"{len(lightly)} of 100 lightly edited, of {lengths} words")
+    assert len(lightly) >= 95
+    assert seen <= set(range(300))  # none that was not planted
+
+
+def test_unrelated_texts_are_not_found():
+    """Of 3,000 short texts, in 6,000 of the same few frequent words, fewer than 1 in 1,000 is found."""
+    generator = np.random.default_rng(0)
+    index, training = Index(texts(generator, 3000, 6, 30)), texts(generator, 6000, 6, 30)
+    assert len(found(index, training)) <= 3
+
+
+ROW = st.lists(st.sampled_from("ab"), max_size=40).map(" ".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=6), st.lists(ROW, max_size=6))
+def test_rows_of_words_are_those_of_brute_force(held_out, training):
+    expected = set()
+    for unit, text in enumerate(held_out):
+        row = text.split()
+        n = min(WORDS, len(row))
+        windows = {tuple(row[i : i + n]) for i in range(len(row) - n + 1)}
+        for other in (t.split() for t in training):
+            if n >= LEAST and windows & {tuple(other[i : i + n]) for i in range(len(other) - n + 1)}:
+                expected.add(unit)
+    hits = [hit for hit in Index(held_out).search(training) if hit.how == GRAM]
+    assert {hit.unit for hit in hits} == expected and len(hits) == len(expected)
+    for hit in hits:
+        assert hit.found in held_out[hit.unit] and any(hit.found in text for text in training)
+
+
+def test_short_texts_are_found_as_a_whole_only():
+    index = Index(["Thank you!", "great service and a lovely crew today", "", "@only https://this.org 42"])
+    assert not index.search(["thank you so much for the very great service and a lovely crew"])
+    hits = index.search(
+        ["we say thank you", "@you thank YOU http://t.co/1", "Great service, and a lovely crew! today", ""]
+    )
+    assert [(hit.unit, hit.how) for hit in hits] == [(0, NEAR), (1, NEAR)]
+    assert hits[0].found == "@you thank YOU http://t.co/1" and FEW > 13
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("abrtRTé _1@#&;:/.'\n\u0130") | st.characters(), max_size=40), st.booleans())
+def test_words_are_what_is_left_without_noise(text, link):
+    text = f"{text}http://t.co/x rt" if link else text
+    assert words(text) == NOISE.sub(" ", text.lower()).split()
