@@ -35,8 +35,10 @@ class Share:
 
 
 class Exchange:
-    """`gpt2.training.optimizer.directions` for what a DeepSpeed engine steps on, at every ZeRO stage. A collective: all ranks call it
-    for the same groups."""
+    """`gpt2.training.optimizer.directions` for what a DeepSpeed engine steps on, at every ZeRO stage.
+
+    A collective: all ranks call it for the same groups.
+    """
 
     def __init__(self, fragments: Fragments, shapes: dict[nn.Parameter, torch.Size], device: torch.device):
         """`shapes` are those of the whole matrices, which meet on `device`."""

@@ -29,7 +29,7 @@ from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import manifest
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-ARTIFACT_TAG = "gpt2.store.artifact"
+ARTIFACT_TAG = "gpt2.artifact"
 REQUIREMENTS = (
     "torch", "tiktoken", "tokenizers", "safetensors", "numpy", "pandas", "pydantic", "pyarrow", "scikit-learn", "scipy"
 )  # fmt: skip

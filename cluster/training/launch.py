@@ -1,4 +1,5 @@
-"""Training on Ray, the driver's side: it launches a `TorchTrainer` of `cluster.training.worker` and follows what it tells."""
+"""Training on Ray, the driver's side: it launches a `TorchTrainer` of `cluster.training.worker` and follows what it
+tells."""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ def train_recommender(
         interactions: the file of who chose what, and when.
         name: the registered model is gpt2-NAME; without it, named after the file of items.
         preset: settings to start from, as for `gpt2 run`.
-        config: a YAML file of settings (`flows.jobs.own_data_plan`), such as the best.yaml of `gpt2 search recommendation`.
+        config: a YAML file of settings (`flows.jobs.own_data_plan`), such as the best.yaml of `gpt2 search
+        recommendation`.
         set_: a setting, as in weight_field=rating or min_weight=4; may be given several times.
         dry_run: say what the files hold; start nothing.
     """

@@ -130,10 +130,24 @@ COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
 EXAMPLES = 3
 """Posts shown with an alert."""
 CODE = (
-    "gpt2.monitoring.index", "gpt2.monitoring.alerts", "gpt2.evaluation.significance", "gpt2.monitoring.alerts", "gpt2.monitoring.posts", "gpt2.data.tables", "gpt2.monitoring.posts",
-    "gpt2.monitoring.scored", "gpt2.data.text", "gpt2.monitoring.page", "gpt2.monitoring.page", "cluster.batch.scoring", "flows.jobs.monitor",
-    "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/monitor.html.j2", "gpt2.pages:templates/curve.svg.j2",
-)  # fmt: skip
+    "gpt2.monitoring.index",
+    "gpt2.monitoring.alerts",
+    "gpt2.evaluation.significance",
+    "gpt2.monitoring.alerts",
+    "gpt2.monitoring.posts",
+    "gpt2.data.tables",
+    "gpt2.monitoring.posts",
+    "gpt2.monitoring.scored",
+    "gpt2.data.text",
+    "gpt2.monitoring.page",
+    "gpt2.monitoring.page",
+    "cluster.batch.scoring",
+    "flows.jobs.monitor",
+    "gpt2.pages.markdown",
+    *PAGE,
+    "gpt2.pages:templates/monitor.html.j2",
+    "gpt2.pages:templates/curve.svg.j2",
+)
 
 
 @task(name="read posts")

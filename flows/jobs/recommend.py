@@ -27,13 +27,29 @@ from gpt2.tasks.recommendation.recommend import catalogue, histories
 from gpt2.tasks.recommendation.recommend import recommend as recommend_to
 
 CODE = (
-    "gpt2.tasks.recommendation.catalogue", "gpt2.tasks.recommendation.catalogue", "gpt2.data.tables", "gpt2.tasks.recommendation.recommend", "gpt2.tasks.reasons.checks", "gpt2.tasks.support.retriever",
-    "gpt2.tasks.recommendation.task", "gpt2.model.heads", "gpt2.tasks.recommendation.hybrid", "gpt2.tasks.recommendation.hybrid", "gpt2.model.transformer",
-)  # fmt: skip
+    "gpt2.tasks.recommendation.catalogue",
+    "gpt2.tasks.recommendation.catalogue",
+    "gpt2.data.tables",
+    "gpt2.tasks.recommendation.recommend",
+    "gpt2.tasks.reasons.checks",
+    "gpt2.tasks.support.retriever",
+    "gpt2.tasks.recommendation.task",
+    "gpt2.model.heads",
+    "gpt2.tasks.recommendation.hybrid",
+    "gpt2.tasks.recommendation.hybrid",
+    "gpt2.model.transformer",
+)
 WRITING = (
-    "gpt2.tasks.reasons.task", "gpt2.tasks.reasons.predictor", "gpt2.tasks.support.predictor", "gpt2.tasks.reasons.checks", "gpt2.tasks.reasons.dataset", "gpt2.data.splits",
-    "gpt2.generation.generate", "gpt2.generation.generate", "gpt2.generation.cpu_decoder",
-)  # fmt: skip
+    "gpt2.tasks.reasons.task",
+    "gpt2.tasks.reasons.predictor",
+    "gpt2.tasks.support.predictor",
+    "gpt2.tasks.reasons.checks",
+    "gpt2.tasks.reasons.dataset",
+    "gpt2.data.splits",
+    "gpt2.generation.generate",
+    "gpt2.generation.generate",
+    "gpt2.generation.cpu_decoder",
+)
 LOOKS = (
     "gpt2.tasks.recommendation.page", "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/recommendations.html.j2",
 )  # fmt: skip

@@ -139,7 +139,7 @@ def recorded(
     """An MLflow child run named `name` around the work; a retry of the same work continues the same run. `inputs` are
     the ids of what it is made from, by name."""
     parent = parent_run()
-    tags = {"gpt2.store.artifact": identity, "gpt2.stage": name, **prefect_tags(str(flow_run.id or ""))}
+    tags = {"gpt2.artifact": identity, "gpt2.stage": name, **prefect_tags(str(flow_run.id or ""))}
     run = Run.open(name, tags | commit_tag(), parent.id)
     if settings:
         run.params(settings)

@@ -71,7 +71,8 @@ def replace(event: str, block: Any) -> Automation:
 LISTED = files("flows") / "prefect.yaml"
 POOL = "gpt2"
 AT_ONCE = 3
-"""Flow runs at a time; of those that train, one goes on and the others wait (`flows.runs.locks`) or leave it to that one."""
+"""Flow runs at a time; of those that train, one goes on and the others wait (`flows.runs.locks`) or leave it to that
+one."""
 SILENT = 75
 """A run without a heartbeat for so many seconds (one is sent every 30 s) has died."""
 

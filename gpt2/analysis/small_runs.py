@@ -110,7 +110,8 @@ class Trial:
     losses: list[float]
     """Training loss of each step (nats per token)."""
     norms: list[dict[str, float]]
-    """Norms of each step's gradients before clipping, by part of the model (`gpt2.analysis.interpret.gradient_norms`)."""
+    """Norms of each step's gradients before clipping, by part of the model
+    (`gpt2.analysis.interpret.gradient_norms`)."""
     validation: list[tuple[int, float]]
     """(step, validation loss in nats per token) of each evaluation; the last is that of the whole training."""
     seconds: list[float]

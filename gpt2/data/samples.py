@@ -113,7 +113,8 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "topic_field": "Department Name",
     },
 }
-"""How a sample is read as a labelled file (`gpt2.tasks.sentiment.config.LabelledFile`) where its columns have names of their own."""
+"""How a sample is read as a labelled file (`gpt2.tasks.sentiment.config.LabelledFile`) where its columns have names
+of their own."""
 
 
 class SampleUnavailable(ValueError):

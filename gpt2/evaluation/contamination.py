@@ -2,7 +2,8 @@
 
 As GPT-3 was examined (Brown et al. 2020, appendix C): a text is contaminated where 13 of its words, in a row, are in
 the training text; of one with 8 to 12 words, all of them. Besides, a text is contaminated where a whole training
-text is nearly the same. Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation don't count.
+text is nearly the same. Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation
+don't count.
 """
 
 from __future__ import annotations

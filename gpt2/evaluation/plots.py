@@ -39,8 +39,10 @@ def entitle(figure: Figure, title: str) -> None:
 
 
 def search(rows: Sequence[Mapping[str, Any]], best: int) -> Figure:
-    """The validation loss of each candidate of a search (`flows.jobs.search_plan.rows`) while it trained, and, for each number
-    that was drawn, the last loss against it: filled where the candidate came to its end."""
+    """Draw the validation loss of each trial of a search (`flows.jobs.search_plan.rows`) while it trained.
+
+    Beside it, for each number that was drawn, the last loss against it: filled where the trial came to its end.
+    """
     drawn = {path: value for row in rows for path, value in row["settings"].items()}
     numbers = [p for p, v in drawn.items() if isinstance(v, float) and not isinstance(v, bool)][:3]
     loss = next(row["validation_loss"] for row in rows if row["candidate"] == best)

@@ -315,7 +315,8 @@ def classification(
 def ranking(
     ranks: Mapping[str, np.ndarray], key: str, slices: Mapping[str, np.ndarray], unit: str = "user", k: int = 10
 ) -> Evidence:
-    """`ranks`: of each system the (n,) ranks, from 1, of the one right item. Metrics as in `gpt2.evaluation.metrics.ranking`."""
+    """`ranks`: of each system the (n,) ranks, from 1, of the one right item. Metrics as in
+    `gpt2.evaluation.metrics.ranking`."""
 
     def columns(rank: np.ndarray) -> np.ndarray:
         inside = rank <= k

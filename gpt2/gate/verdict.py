@@ -28,7 +28,8 @@ class Verdict:
 def judge_by_values(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdict:
     """Better than the simple baseline, and not worse than the champion on the same examples, by the values alone.
 
-    For reports that tell nothing of each unit, and to order several that have passed (`cluster.registry.promotion`); where there
+    For reports that tell nothing of each unit, and to order several that have passed (`cluster.registry.promotion`);
+    where there
     are predictions the policy of `gpt2.gate.verdict` decides.
     """
     metric, up = report["primary"]["name"], report["primary"]["higher_is_better"]

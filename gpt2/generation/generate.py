@@ -142,7 +142,8 @@ def write(
     """Each prompt's continuations, `samples` of them: up to end-of-text, a stop string, or `max_tokens` tokens.
 
     A text ends before the stop string that is complete first. An empty prompt begins a new document. `truncate` cuts
-    the beginnings of prompts that leave no room, with a warning. Raises `ValueError` as `gpt2.generation.generate.generate` does,
+    the beginnings of prompts that leave no room, with a warning. Raises `ValueError` as
+    `gpt2.generation.generate.generate` does,
     for an empty stop string, and for a tokenizer of another size than the model.
     """
     texts = [""] * (len(prompts) * at_least_one(samples))

@@ -70,7 +70,8 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def logits(self, ids: Tensor, lengths: Tensor, ngrams: Tensor | None = None) -> Tensor:
-        """(B, T) ids, padded on the right, to (B, classes); `ngrams` (B, classes) are added (`gpt2.tasks.sentiment.ngrams`)."""
+        """(B, T) ids, padded on the right, to (B, classes); `ngrams` (B, classes) are added
+        (`gpt2.tasks.sentiment.ngrams`)."""
         tokens, packed = pack(ids, lengths)
         hidden, size = self.model.hidden(tokens, packed=packed), self.model.config.n_embd
         features = [packed.means(hidden), hidden[packed.last]]

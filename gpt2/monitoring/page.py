@@ -21,7 +21,9 @@ FLOOR = HEIGHT - BOTTOM - BARS
 
 
 def curve(rows: pd.DataFrame, window: str, least: int, top: float, alone: bool = False) -> str:
-    """One topic's windows (of `gpt2.monitoring.index.aggregate`, in order) as an SVG element; `top` is the scale's largest share.
+    """Draw one topic's windows (of `gpt2.monitoring.index.aggregate`, in order) as an SVG element.
+
+    `top` is the scale's largest share.
 
     The line goes through windows with at least `least` decided posts; smaller ones are dots. Undecided posts are the
     pale upper part of a bar. Each window tells its figures where the mouse rests. `alone`: with its style inside.

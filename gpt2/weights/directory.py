@@ -58,7 +58,8 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype | None = None, tokeniz
 def load(source: Path | str) -> GPT2:
     """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU, with its prefix if it has one.
 
-    A string may be the id of a model on the hub, whose local cache has it (`gpt2.weights.huggingface.folder` fetches). No code of the
+    A string may be the id of a model on the hub, whose local cache has it (`gpt2.weights.huggingface.folder`
+    fetches). No code of the
     model's is executed (`gpt2.weights.tensors`). Raises `ValueError` naming the file and what is wrong with it.
     """
     from gpt2.weights import adapters as weights_adapters

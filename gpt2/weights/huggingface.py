@@ -90,13 +90,11 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, token
     """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them.
 
     Which id is end-of-text, the tokenizer says; without one the last is taken for it. There is no lm_head: it is tied.
-    `ValueError` for an architecture that this layout can't hold; `gpt2.weights.directory.save` has one for it.
+    `ValueError` for an architecture that this layout can't hold; `gpt2.weights.save` has one for it.
     """
     if beyond := model.config.beyond_gpt2():
         told = ", ".join(f"{name}={value}" for name, value in beyond.items())
-        raise ValueError(
-            f"transformers' GPT-2 can't hold a model with {told}; save it with gpt2.weights.directory.save"
-        )
+        raise ValueError(f"transformers' GPT-2 can't hold a model with {told}; save it with gpt2.weights.save")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     c = model.config

@@ -195,8 +195,8 @@ def shown(found: np.ndarray) -> str:
 
 
 def in_topic(topic: str, truth: np.ndarray, read: np.ndarray, generator: np.random.Generator) -> None:
-    """A row: on the last two days posts change places with others of the same topic, as `gpt2.monitoring.demo` plants a surge,
-    until twice the usual share of them is labelled negative."""
+    """A row: on the last two days posts change places with others of the same topic, as `gpt2.monitoring.demo` plants a
+    surge, until twice the usual share of them is labelled negative."""
     days, found, shares = SPREAD["day"], {"truth": [], "read": []}, []
     for _ in range(2 * SHUFFLES):
         when = generator.integers(0, days, len(truth))

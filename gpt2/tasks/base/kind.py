@@ -39,8 +39,12 @@ class Base(ModelKind):
     floor = "unigram"
     baselines = ("unigram",)
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.base.report", "gpt2.tasks.base.kind", "gpt2.generation.generate", "gpt2.generation.generate", "gpt2.generation.cpu_decoder",
-    )  # fmt: skip
+        "gpt2.tasks.base.report",
+        "gpt2.tasks.base.kind",
+        "gpt2.generation.generate",
+        "gpt2.generation.generate",
+        "gpt2.generation.cpu_decoder",
+    )
     params: ClassVar[Mapping[str, Any]] = DEFAULTS
     use = "The start of models for tasks, and continuing texts of the kind that it learned from. Not a source of facts."
     limits = (
@@ -88,7 +92,8 @@ class GeneratorPredictor:
         """A row per continuation: `prompt`, and `text`, what follows.
 
         `params`: `max_tokens`, `samples` (continuations per prompt), `stop` (a text before which to end, "" for
-        none), `truncate`, and what `gpt2.generation.generate.Sampling` has. An empty prompt begins a new document. A prompt that
+        none), `truncate`, and what `gpt2.generation.generate.Sampling` has. An empty prompt begins a new document. A
+        prompt that
         leaves no room for `max_tokens` is refused with a `ValueError`, unless `truncate` lets its beginning go.
         """
         import pandas as pd

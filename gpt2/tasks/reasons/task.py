@@ -35,12 +35,25 @@ class Reasons(Task):
     baselines = (UNIGRAM, SWAPPED)
     Settings = ReasonsSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.reasons.dataset", "gpt2.tasks.reasons.checks", "gpt2.tasks.reasons.predictor", "gpt2.tasks.support.predictor", "gpt2.tasks.reasons.checks", "gpt2.tasks.support.retriever", "gpt2.data.corpus",
-        "gpt2.data.splits", "gpt2.tasks.recommendation.catalogue", "gpt2.tasks.recommendation.catalogue", "gpt2.data.tables",
-    )  # fmt: skip
+        "gpt2.tasks.reasons.dataset",
+        "gpt2.tasks.reasons.checks",
+        "gpt2.tasks.reasons.predictor",
+        "gpt2.tasks.support.predictor",
+        "gpt2.tasks.reasons.checks",
+        "gpt2.tasks.support.retriever",
+        "gpt2.data.corpus",
+        "gpt2.data.splits",
+        "gpt2.tasks.recommendation.catalogue",
+        "gpt2.tasks.recommendation.catalogue",
+        "gpt2.data.tables",
+    )
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.reasons.report", "gpt2.generation.generate", "gpt2.generation.generate", "gpt2.generation.cpu_decoder", "gpt2.evaluation.unit_results",
-    )  # fmt: skip
+        "gpt2.tasks.reasons.report",
+        "gpt2.generation.generate",
+        "gpt2.generation.generate",
+        "gpt2.generation.cpu_decoder",
+        "gpt2.evaluation.unit_results",
+    )
     params = PARAMS
     use = "A sentence beside a recommendation that says why one may like it."
     limits = (

@@ -74,7 +74,8 @@ class RecommendationPredictor:
         return self.with_choices(self.by_text(histories), histories)
 
     def with_choices(self, by_text: np.ndarray, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """The (histories, items) scores of `by_text` with what people chose beside them; see `gpt2.tasks.recommendation.hybrid`."""
+        """The (histories, items) scores of `by_text` with what people chose beside them; see
+        `gpt2.tasks.recommendation.hybrid`."""
         return by_text if self.hybrid is None else self.hybrid.scores(by_text, histories)
 
     def told(self) -> list[str]:

@@ -263,7 +263,8 @@ def ranks(
 ) -> dict[str, np.ndarray]:
     """Of the model and each baseline the (users,) ranks, from 1, of the last item of each history by those before it.
 
-    It is sought among all items but those that the user had seen, as `gpt2.tasks.recommendation.recommend` ranks: those before it and,
+    It is sought among all items but those that the user had seen, as `gpt2.tasks.recommendation.recommend` ranks:
+    those before it and,
     of each user, the `disliked`, of which there are none where all interactions count alike. `popular` (items,) are
     counts of the training. A few users at a time (`gpt2.tasks.recommendation.hybrid.parts`): there is never a
     table of all users and all items.

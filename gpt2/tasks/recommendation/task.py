@@ -38,12 +38,22 @@ class Recommendation(Task):
     baselines = ("popularity", "item-kNN", "recent item-kNN", "EASE", "text alone")
     Settings = RecommendationSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.recommendation.catalogue", "gpt2.tasks.recommendation.catalogue", "gpt2.data.tables", "gpt2.tasks.recommendation.hybrid", "gpt2.tasks.recommendation.hybrid", "gpt2.evaluation.metrics",
-    )  # fmt: skip
+        "gpt2.tasks.recommendation.catalogue",
+        "gpt2.tasks.recommendation.catalogue",
+        "gpt2.data.tables",
+        "gpt2.tasks.recommendation.hybrid",
+        "gpt2.tasks.recommendation.hybrid",
+        "gpt2.evaluation.metrics",
+    )
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.evaluation.unit_results", "gpt2.tasks.recommendation.report", "gpt2.tasks.recommendation.recommend", "gpt2.tasks.reasons.checks", "gpt2.tasks.support.retriever",
-        "gpt2.evaluation.behavioural_tests", "gpt2.tasks.recommendation.report",
-    )  # fmt: skip
+        "gpt2.evaluation.unit_results",
+        "gpt2.tasks.recommendation.report",
+        "gpt2.tasks.recommendation.recommend",
+        "gpt2.tasks.reasons.checks",
+        "gpt2.tasks.support.retriever",
+        "gpt2.evaluation.behavioural_tests",
+        "gpt2.tasks.recommendation.report",
+    )
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
     limits = (
@@ -54,7 +64,8 @@ class Recommendation(Task):
     example: ClassVar[Any] = {"history": ["a title of the catalogue"]}
 
     def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write items.parquet, histories.parquet and catalogue.json; see `gpt2.tasks.recommendation.catalogue.prepare`."""
+        """Write items.parquet, histories.parquet and catalogue.json; see
+        `gpt2.tasks.recommendation.catalogue.prepare`."""
         return catalogue.prepare(source, settings, out)
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> HistoryDataset:

@@ -62,7 +62,8 @@ class SentimentPredictor:
         return [masked(text) for text in texts] if self.masked else texts
 
     def cut(self, texts: Sequence[str], context: int | None = None) -> dict[str, int]:
-        """How many texts are longer than the model's positions, or another context (`gpt2.evaluation.unit_results.counted`)."""
+        """How many texts are longer than the model's positions, or another context
+        (`gpt2.evaluation.unit_results.counted`)."""
         return unit_results.counted(self.tokenizer, self.read(texts), context or self.module.model.config.n_positions)
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:

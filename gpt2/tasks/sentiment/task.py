@@ -42,13 +42,24 @@ class Sentiment(Task):
     baselines = ("majority class", "TF-IDF + logistic regression")
     Settings = SentimentSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.sentiment.dataset", "gpt2.data.splits", "gpt2.data.tables", "gpt2.data.near_duplicates", "gpt2.tasks.recommendation.hybrid", "gpt2.evaluation.metrics",
-        "gpt2.evaluation.confidence", "gpt2.tasks.sentiment.ngrams",
-    )  # fmt: skip
+        "gpt2.tasks.sentiment.dataset",
+        "gpt2.data.splits",
+        "gpt2.data.tables",
+        "gpt2.data.near_duplicates",
+        "gpt2.tasks.recommendation.hybrid",
+        "gpt2.evaluation.metrics",
+        "gpt2.evaluation.confidence",
+        "gpt2.tasks.sentiment.ngrams",
+    )
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.evaluation.unit_results", "gpt2.data.text", "gpt2.evaluation.behavioural_tests", "gpt2.tasks.sentiment.report", "gpt2.tasks.sentiment.report",
-        "gpt2.evaluation.confidence", "gpt2.evaluation.unit_results",
-    )  # fmt: skip
+        "gpt2.evaluation.unit_results",
+        "gpt2.data.text",
+        "gpt2.evaluation.behavioural_tests",
+        "gpt2.tasks.sentiment.report",
+        "gpt2.tasks.sentiment.report",
+        "gpt2.evaluation.confidence",
+        "gpt2.evaluation.unit_results",
+    )
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
         "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
@@ -62,9 +73,11 @@ class Sentiment(Task):
     example = "The crew was lovely and we landed early"
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet, labels.json and counts.json; see `gpt2.tasks.sentiment.dataset.divided`.
+        """Write train, validation and test.parquet, labels.json and counts.json; see
+        `gpt2.tasks.sentiment.dataset.divided`.
 
-        With `ngrams` also `ngrams.safetensors`, and its logits as a column of each table (`gpt2.tasks.sentiment.ngrams`).
+        With `ngrams` also `ngrams.safetensors`, and its logits as a column of each table
+        (`gpt2.tasks.sentiment.ngrams`).
         """
         tables, labels, counts = sentiment_dataset.divided(source, settings)
         if settings.ngrams:

@@ -1,4 +1,5 @@
-"""What a model of answers must do whatever its test set holds (`gpt2.evaluation.behavioural_tests`), asked with what people asked."""
+"""What a model of answers must do whatever its test set holds (`gpt2.evaluation.behavioural_tests`), asked with what
+people asked."""
 
 from __future__ import annotations
 

@@ -38,12 +38,22 @@ class Support(Task):
     baselines = ("BM25", "TF-IDF", "embeddings alone")
     Settings = SupportSettings
     code: ClassVar[tuple[str, ...]] = (
-        "gpt2.data.splits", "gpt2.data.tables", "gpt2.data.near_duplicates", "gpt2.tasks.support.retriever", "gpt2.tasks.support.retriever", "gpt2.evaluation.metrics"
-    )  # fmt: skip
+        "gpt2.data.splits",
+        "gpt2.data.tables",
+        "gpt2.data.near_duplicates",
+        "gpt2.tasks.support.retriever",
+        "gpt2.tasks.support.retriever",
+        "gpt2.evaluation.metrics",
+    )
     report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.support.predictor", "gpt2.evaluation.unit_results", "gpt2.generation.generate", "gpt2.generation.generate", "gpt2.generation.cpu_decoder",
-        "gpt2.evaluation.behavioural_tests", "gpt2.tasks.support.report",
-    )  # fmt: skip
+        "gpt2.tasks.support.predictor",
+        "gpt2.evaluation.unit_results",
+        "gpt2.generation.generate",
+        "gpt2.generation.generate",
+        "gpt2.generation.cpu_decoder",
+        "gpt2.evaluation.behavioural_tests",
+        "gpt2.tasks.support.report",
+    )
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0, "max_tokens": REPLY_TOKENS}
     use = "Finding the answer to a question in one's own knowledge file, for a person to read before it is sent."
     limits = (

@@ -31,7 +31,7 @@ def history(run: Run) -> list[tuple[int, float]]:
 
 
 def test_metrics_are_complete_and_once_after_an_outage(relay):
-    run = Run.open("outage", {"gpt2.store.artifact": "1"})
+    run = Run.open("outage", {"gpt2.artifact": "1"})
     started = time.monotonic()
     with Sender(run) as sending:
         for step in range(1, 200):
@@ -50,7 +50,7 @@ def test_metrics_are_complete_and_once_after_an_outage(relay):
 
 def test_the_next_driver_sends_what_the_one_before_could_not(relay, monkeypatch):
     monkeypatch.setattr(runs, "LEAVING", 0.5)
-    run = Run.open("restart", {"gpt2.store.artifact": "2"})
+    run = Run.open("restart", {"gpt2.artifact": "2"})
     with pytest.raises(KeyboardInterrupt), Sender(run) as sending:
         sending.put({"loss": 3.0}, 1, 1e9)
         while not history(run):
@@ -59,7 +59,7 @@ def test_the_next_driver_sends_what_the_one_before_could_not(relay, monkeypatch)
         sending.put({"loss": 2.0}, 2, 1e9 + 1)
         raise KeyboardInterrupt
     relay.mend()
-    again = Run.open("restart", {"gpt2.store.artifact": "2"})
+    again = Run.open("restart", {"gpt2.artifact": "2"})
     assert again.id == run.id
     with Sender(again) as sending:
         for step, loss in ((1, 3.0), (2, 2.0)):
@@ -69,7 +69,7 @@ def test_the_next_driver_sends_what_the_one_before_could_not(relay, monkeypatch)
 
 def test_while_a_training_goes_on_no_outage_is_too_long(relay, monkeypatch):
     monkeypatch.setattr(retry, "PATIENCE", 0.0)  # every try is the last of its call
-    run = Run.open("long", {"gpt2.store.artifact": "4"})
+    run = Run.open("long", {"gpt2.artifact": "4"})
     with Sender(run) as sending:
         relay.cut()
         sending.put({"loss": 1.0}, 1, 1e9)
@@ -81,7 +81,7 @@ def test_while_a_training_goes_on_no_outage_is_too_long(relay, monkeypatch):
 
 
 def test_a_call_waits_for_the_server(relay):
-    run = Run.open("call", {"gpt2.store.artifact": "3"})
+    run = Run.open("call", {"gpt2.artifact": "3"})
     relay.cut()
     threading.Timer(1, relay.mend).start()
     run.tag({"a": 1})

@@ -15,7 +15,7 @@ def status(run: Run) -> str:
 def pair(name: str, process: str) -> tuple[Run, Run]:
     """A parent and its child, open."""
     parent = Run.open(name, {"gpt2.flow_run": name, PROCESS: process})
-    return parent, Run.open(f"{name} child", {"gpt2.store.artifact": name}, parent.id)
+    return parent, Run.open(f"{name} child", {"gpt2.artifact": name}, parent.id)
 
 
 def test_runs_of_dead_processes_are_killed_and_no_others():

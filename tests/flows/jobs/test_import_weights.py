@@ -329,13 +329,13 @@ def test_from_published_weights_to_a_model_as_a_user_does_it(tmp_path, small_cha
     learned = home.call([*gpt2, "train-classifier", str(small_data["posts"]), *small])
     assert "made from gpt2-base version 1" in learned and "Traceback" not in learned
     [posts] = versions(home)["gpt2-posts"]
-    assert posts["gpt2.base"] == base["gpt2.store.artifact"] and posts["gpt2.base_version"] == "gpt2-base/1"
+    assert posts["gpt2.base"] == base["gpt2.artifact"] and posts["gpt2.base_version"] == "gpt2-base/1"
     assert posts["gpt2.imported_from"] == str(tmp_path / "model")
     assert "was imported from" in next(tmp_path.glob("home/store/sentiment-report/*/report.md")).read_text()
     for version in ("gpt2-base/1", "gpt2-posts/1"):
         again = home.call([*gpt2, "reproduce", f"models:/{version}"], code=2)
         assert "its base model was imported from" in again
-    program = "from flows.jobs.retrain import RetrainPlan; RetrainPlan.of('models:/gpt2-base/1')"  # what `retrain` begins with
+    program = "from flows.jobs.retrain import RetrainPlan; RetrainPlan.of('models:/gpt2-base/1')"
     assert re.search("was imported from .*, not trained", home.call([sys.executable, "-c", program], code=1))
 
     # It goes on with text of one's own, with its tokenizer, for the gate to judge.

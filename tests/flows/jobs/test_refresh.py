@@ -437,7 +437,7 @@ def test_a_refresh_of_a_refresh_has_parents_of_parents(home, second):
     assert "1 of 4 source files are new or changed since the champion, gpt2-base version 2" in refresh(home, BASE_ALONE)
     tags = versions(home)[3]
     assert tags["gpt2.parent_version"] == "2" and tags["gpt2.refreshed_from"] == "gpt2-base/2"
-    manifest = json.loads((home.folder / f"home/store/base/{tags['gpt2.store.artifact']}/manifest.json").read_text())
+    manifest = json.loads((home.folder / f"home/store/base/{tags['gpt2.artifact']}/manifest.json").read_text())
     assert manifest["inputs"]["parent"] == second[1]
     # A refused one is not tried again either.
     assert "Nothing to do: " in refresh(home, BASE_ALONE)
@@ -461,5 +461,5 @@ def test_the_whole_pipeline_then_learns_all_text_as_if_there_had_been_no_refresh
     number = int(re.search(r"gpt2-base v(\d+)", text)[1])
     tags = versions(home)[number]
     assert number == max(versions(home)) and "gpt2.refreshed_from" not in tags
-    manifest = json.loads((home.folder / f"home/store/base/{tags['gpt2.store.artifact']}/manifest.json").read_text())
+    manifest = json.loads((home.folder / f"home/store/base/{tags['gpt2.artifact']}/manifest.json").read_text())
     assert "parent" not in manifest["inputs"]

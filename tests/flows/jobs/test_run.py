@@ -172,7 +172,8 @@ def test_deployments_are_listed_once_by_module_paused_with_slugs():
 
 @pytest.mark.parametrize(("entrypoint", "settings"), [
     ("flows.jobs.monitor.monitor_sentiment", MonitorConfig), ("flows.jobs.recommend.recommend", RecommendConfig),
-    ("flows.jobs.own_data.train_classifier", ClassifierConfig), ("flows.jobs.own_data.train_recommender", RecommenderConfig),
+    ("flows.jobs.own_data.train_classifier", ClassifierConfig), ("flows.jobs.own_data.train_recommender",
+    RecommenderConfig),
     ("flows.jobs.search.search", SearchConfig), ("flows.jobs.import_weights.import_weights", ImportConfig),
 ])  # fmt: skip
 def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):

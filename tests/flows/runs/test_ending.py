@@ -83,7 +83,7 @@ def run(tmp_path_factory):
         with sqlite3.connect(f"file:{folder}/home/mlflow/mlflow.db?mode=ro", uri=True) as db:
             [(parent,)] = db.execute(
                 "select p.value from tags p join tags a using (run_uuid) where p.key = 'mlflow.parentRunId' "
-                "and a.key = 'gpt2.store.artifact' and a.value = ?",
+                "and a.key = 'gpt2.artifact' and a.value = ?",
                 (how,),
             )
             query = (
