@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from flows.commands.console import Changes, DryRun, out
 
 if TYPE_CHECKING:
     from flows.jobs.own_data_plan import ClassifierConfig, OwnDataConfig, RecommenderConfig
-from typing import Annotated
-
-from cyclopts import Parameter
 
 
 def import_weights(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from gpt2.data.tables import json_values, listed, read_table
-
-if TYPE_CHECKING:
-    import pandas as pd
 import warnings
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from flows.commands.console import err
 from flows.commands.console import tables as out
+from gpt2.data.tables import json_values, listed, read_table
 from gpt2.loading import LoadedModel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def predict(model_uri: str, *, input: Path, output: Path):

@@ -8,20 +8,14 @@ sample is read exactly once per epoch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     from torch import Tensor
 
     from gpt2.data.shards import TokenStream
-if TYPE_CHECKING:
-    from torch import Tensor
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
-    from torch import Tensor
 
 
 OLD = 2**31

@@ -20,17 +20,17 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-from pathlib import Path
-
 from gpt2.data import samples
 from gpt2.store.artifact import digest, file_sha256
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}

@@ -6,6 +6,7 @@ It is made from a report's stored predictions alone, by the task whose they are:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt2.data.text import topics_of
 from gpt2.evaluation.metrics import bin_of, f1_scores
 from gpt2.evaluation.significance import DRAWS, Bootstrap, Method, Metric, beside, mcnemar
 
 if TYPE_CHECKING:
     import pandas as pd
-if TYPE_CHECKING:
-    from gpt2.data.tokenizer import Tokenizer
-from collections import Counter
 
-from gpt2.data.text import topics_of
+    from gpt2.data.tokenizer import Tokenizer
 
 MANY = 0.05
 """A share of cut texts above which a run's log warns."""

@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from gpt2.data.batches import Dataset
 from gpt2.store.model_files import BASE_NAME
+from gpt2.tasks.config import TaskSettings
 
 if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     import pandas as pd
@@ -19,8 +21,6 @@ if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     from gpt2.data.tokenizer import Tokenizer
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.transformer import GPT2
-from gpt2.data.batches import Dataset
-from gpt2.tasks.config import TaskSettings
 
 
 class ModelKind(ABC):

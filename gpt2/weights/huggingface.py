@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from gpt2.weights import tensors as weights_tensors
 
 if TYPE_CHECKING:
     from gpt2.data.tokenizer import Tokenizer
-import re
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TOKENIZER = ["tokenizer.json", "vocab.json", "merges.txt"]

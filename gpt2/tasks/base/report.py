@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from gpt2.data.batches import TokenDataset
+from gpt2.data.shards import TokenStream
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation import metrics
 from gpt2.tasks.base.kind import BASE, PROMPTS
@@ -15,13 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.data.batches import TokenDataset
-    from gpt2.model.transformer import GPT2
-import numpy as np
-
-from gpt2.data.batches import TokenDataset
-from gpt2.data.shards import TokenStream
-
-if TYPE_CHECKING:
     from gpt2.model.transformer import GPT2
 
 

@@ -15,11 +15,8 @@ from gpt2.tasks.reasons.checks import Written, repeats
 from gpt2.tasks.recommendation.catalogue import named_in
 
 if TYPE_CHECKING:
-    from gpt2.tasks.reasons.predictor import ReasonsPredictor
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from gpt2.tasks.reasons.checks import Written
+    from gpt2.tasks.reasons.predictor import ReasonsPredictor
 ASKED = 100
 """Users for whom the report has reasons written."""
 

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2.data.splits import SPLITS
+from gpt2.tasks.reasons.config import SWAPPED, UNIGRAM, ReasonsSettings
+from gpt2.tasks.reasons.dataset import reader_of, told_of
+from gpt2.tasks.reasons.predictor import PARAMS, ReasonsPredictor
+from gpt2.tasks.reasons.report import ASKED
 from gpt2.tasks.recommendation.catalogue import attributes
 from gpt2.tasks.task import Task
 
@@ -18,10 +22,6 @@ if TYPE_CHECKING:
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.dataset import Told
-from gpt2.tasks.reasons.config import SWAPPED, UNIGRAM, ReasonsSettings
-from gpt2.tasks.reasons.dataset import reader_of, told_of
-from gpt2.tasks.reasons.predictor import PARAMS, ReasonsPredictor
-from gpt2.tasks.reasons.report import ASKED
 
 
 class Reasons(Task):

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pandas as pd
-import re
-from collections import Counter
-from collections.abc import Mapping, Set
-
 import pandas as pd
 
 from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, read_table, times
 from gpt2.data.text import words
 from gpt2.tasks.recommendation.config import TABLES, CatalogueFiles, InteractionsFile
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ID_FIELDS = ("id", "item")
 TITLE_CHARS = 80

@@ -9,22 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from gpt2.settings import Settings, operational
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
 from gpt2.store.model_files import read_task
-
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import OptimizerConfig, TrainConfig
 
 if TYPE_CHECKING:
+    pass
+    pass
     pass
 
 

@@ -7,7 +7,7 @@ at the model alone, so that few choices change little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
-    from scipy.sparse import csr_matrix
-from collections.abc import Iterator
-
-if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 CELLS = 8_000_000

@@ -7,12 +7,13 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2.tasks.recommendation.dataset import ITEM_TOKENS, log_popularity, texts
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from gpt2.tasks.recommendation.hybrid import Hybrid
-from gpt2.tasks.recommendation.dataset import ITEM_TOKENS, log_popularity, texts
 
 
 class RecommendationPredictor:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2.tasks.recommendation.catalogue import FACTS, GENERATED, attributes, facts, in_order
+from gpt2.tasks.recommendation.config import RecommendConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.tasks.recommendation.predictor import RecommendationPredictor
-from gpt2.tasks.recommendation.config import RecommendConfig
 
 
 class Writer(Protocol):

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from gpt2.evaluation.behavioural_tests import DIRECTION, INVARIANCE, LINK, MINIMUM, SLACK, Test
 from gpt2.evaluation.metrics import rank_of
 from gpt2.tasks.recommendation import hybrid
+from gpt2.tasks.recommendation.catalogue import attributes
 from gpt2.tasks.recommendation.config import RecommendConfig
-from gpt2.tasks.recommendation.hybrid import Scorer
+from gpt2.tasks.recommendation.hybrid import Scorer, parts
 from gpt2.tasks.recommendation.recommend import recommend
 
 if TYPE_CHECKING:
     from gpt2.tasks.recommendation.predictor import RecommendationPredictor
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
-
-from gpt2.evaluation.behavioural_tests import DIRECTION, INVARIANCE, LINK, MINIMUM, SLACK, Test
-from gpt2.tasks.recommendation.catalogue import attributes
-from gpt2.tasks.recommendation.hybrid import parts
 
 TESTED = 64
 """Users who are drawn, the same each time."""

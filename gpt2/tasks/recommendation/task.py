@@ -7,15 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2.tasks.recommendation import catalogue
-from gpt2.tasks.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
-
-    from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
-    from gpt2.model.transformer import GPT2
 from gpt2.tasks.recommendation.config import RecommendationSettings
 from gpt2.tasks.recommendation.dataset import (
     HistoryDataset,
@@ -26,6 +17,15 @@ from gpt2.tasks.recommendation.dataset import (
     texts,
 )
 from gpt2.tasks.recommendation.predictor import RecommendationPredictor
+from gpt2.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from gpt2.data.tokenizer import Tokenizer
+    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.model.transformer import GPT2
 
 
 class Recommendation(Task):

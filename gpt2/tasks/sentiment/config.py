@@ -10,14 +10,10 @@ from pydantic import Field, model_validator
 from gpt2.data import samples
 from gpt2.settings import Settings
 from gpt2.tasks.config import TaskSettings
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
 from gpt2.training.config import DistilConfig, OptimizerConfig, TrainConfig
 
 if TYPE_CHECKING:
+    pass
     pass
 
 LABEL_FIELDS = ("label", "sentiment")

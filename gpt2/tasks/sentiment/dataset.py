@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2.data.splits import SPLITS, split_by_time, split_groups
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-import re
-from typing import TYPE_CHECKING
-
 from gpt2.tasks.sentiment.config import LABEL_FIELDS, LabelledFile, fold
 
 if TYPE_CHECKING:

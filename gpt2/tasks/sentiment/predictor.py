@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2.evaluation import unit_results
+from gpt2.tasks.sentiment.dataset import encode, labels_of, masked
 from gpt2.tasks.sentiment.ngrams import FILE, Ngrams
 from gpt2.tasks.task import checked_texts
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.model.heads import Classifier
-from gpt2.tasks.sentiment.dataset import encode, labels_of, masked
 
 
 class SentimentPredictor:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-if TYPE_CHECKING:
-    pass
 import json
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import pandas as pd
-from itertools import product
-from typing import TYPE_CHECKING
+import numpy as np
 
 from gpt2.evaluation.behavioural_tests import (
     DIRECTION,
@@ -33,6 +25,7 @@ from gpt2.evaluation.behavioural_tests import (
 )
 
 if TYPE_CHECKING:
+    pass
     import numpy as np
     import pandas as pd
 

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gpt2.data.splits import SPLITS
 from gpt2.evaluation import unit_results
 from gpt2.tasks.sentiment import dataset as sentiment_dataset
+from gpt2.tasks.sentiment.config import SentimentSettings
+from gpt2.tasks.sentiment.dataset import NGRAMS, TextDataset, encode, labels_of, masked
 from gpt2.tasks.sentiment.ngrams import FILE, Ngrams, fit
+from gpt2.tasks.sentiment.predictor import SentimentPredictor, load_classifier
+from gpt2.tasks.sentiment.report import ENOUGH
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,10 +27,6 @@ if TYPE_CHECKING:
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.heads import Classifier
     from gpt2.model.transformer import GPT2
-from gpt2.tasks.sentiment.config import SentimentSettings
-from gpt2.tasks.sentiment.dataset import NGRAMS, TextDataset, encode, labels_of, masked
-from gpt2.tasks.sentiment.predictor import SentimentPredictor, load_classifier
-from gpt2.tasks.sentiment.report import ENOUGH
 
 CALIBRATED_ON = 5000
 """Texts of the validation split that the temperature is fitted on, at most."""

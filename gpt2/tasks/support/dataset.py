@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +12,6 @@ from torch import Tensor
 
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.model.heads import pad
-
-if TYPE_CHECKING:
-    import pandas as pd
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,16 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.data.text import words
 from gpt2.data.tokenizer import Tokenizer
+from gpt2.evaluation.metrics import rank_of
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
+from gpt2.tasks.support.dataset import Reader
 
 if TYPE_CHECKING:
     pass
-
-from gpt2.data.text import words
-from gpt2.evaluation.metrics import rank_of
-from gpt2.tasks.support.dataset import Reader
 
 
 class BM25:

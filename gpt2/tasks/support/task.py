@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2.data.splits import SPLITS, split_groups
+from gpt2.tasks.support.config import SupportSettings
+from gpt2.tasks.support.dataset import questions_of, read_source
+from gpt2.tasks.support.predictor import REPLY_TOKENS, SupportPredictor
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.support.dataset import PairDataset
-from gpt2.tasks.support.config import SupportSettings
-from gpt2.tasks.support.dataset import questions_of, read_source
-from gpt2.tasks.support.predictor import REPLY_TOKENS, SupportPredictor
 
 
 class Support(Task):
