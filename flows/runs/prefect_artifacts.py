@@ -102,9 +102,9 @@ class Live:
         self.thread = threading.Thread(target=context.run, args=(self._follow,), daemon=True, name="live")
 
     def __enter__(self) -> Live:
-        import gpt2.plots
+        import gpt2.evaluation.plots
 
-        assert gpt2.plots  # imported here: of two threads that import, one may see half a library
+        assert gpt2.evaluation.plots  # imported here: of two threads that import, one may see half a library
         self.thread.start()
         return self
 

@@ -95,9 +95,9 @@ def ours(source: Path, root: Path, work: Path) -> Iterator[Callable[[], int]]:
 
 def ready(number: int) -> None:
     """Import what encoding needs, and stay busy until the other process has started too."""
-    import gpt2.shards
+    import gpt2.data.shards
 
-    assert gpt2.shards
+    assert gpt2.data.shards
     time.sleep(2)
 
 

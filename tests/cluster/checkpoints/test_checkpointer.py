@@ -11,13 +11,13 @@ import threading
 import time
 from pathlib import Path
 
-import gpt2.artifact
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cluster.checkpoints
+import cluster.checkpoints.checkpointer
+import gpt2.store.artifact
 from cluster.checkpoints.checkpointer import Checkpoints, retained
 from cluster.checkpoints.files import discard, verify
 from gpt2.training.guard import GaveUp
@@ -46,7 +46,7 @@ class Shares:
 
         def write(directory: Path) -> Path:
             path = directory / f"state-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
-            with gpt2.artifact.open(path, "w") as stream:  # where failpoints are set
+            with gpt2.store.artifact.open(path, "w") as stream:  # where failpoints are set
                 for start in range(0, len(data), 20):
                     stream.write(data[start : start + 20])
                     stream.flush()
@@ -168,7 +168,7 @@ class Failpoints:
                 failpoints.hit("write")
                 self.stream.write(data)
 
-        gpt2.artifact.open = Counted
+        gpt2.store.artifact.open = Counted
         kinds = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
         def audit(event, arguments):
@@ -179,7 +179,7 @@ class Failpoints:
         sys.addaudithook(audit)
 
 
-gpt2.artifact.open = builtins.open  # so that the writers of tests and of the product share one
+gpt2.store.artifact.open = builtins.open  # so that the writers of tests and of the product share one
 
 
 def in_child(action) -> int:
@@ -247,7 +247,9 @@ def test_a_full_disk_at_any_write_leaves_the_old_and_says_so(tmp_path):
         save(folder, 2)
 
         def action(at=at, folder=folder):
-            cluster.checkpoints.PATIENCE = 1.0  # a rank that fails ends its process, and with it the others
+            cluster.checkpoints.checkpointer.PATIENCE = (
+                1.0  # a rank that fails ends its process, and with it the others
+            )
             Failpoints(at, no_space).install()
             try:
                 save(folder, 3)
@@ -328,14 +330,14 @@ def test_every_byte_of_a_manifest_counts(tmp_path):
 def test_a_file_that_may_not_be_read_is_damage(tmp_path, monkeypatch):
     save(tmp_path, 1)
     save(tmp_path, 2)
-    real = cluster.checkpoints.verify
+    real = cluster.checkpoints.checkpointer.verify
 
     def verify_without_permission(path):  # the tests may run as a user whom no permission stops
         if path.name == "step-00000002":
             raise PermissionError(errno.EACCES, "Permission denied", str(path / "manifest.json"))
         return real(path)
 
-    monkeypatch.setattr(cluster.checkpoints, "verify", verify_without_permission)
+    monkeypatch.setattr(cluster.checkpoints.checkpointer, "verify", verify_without_permission)
     assert load(tmp_path)[:2] == (1, 1)
     assert "Permission denied" in messages(tmp_path)[0]
 
