@@ -174,7 +174,7 @@ class Reasons(Task):
             "cut": cut,
             "counts": {"sentences": len(table), "tokens": int(table["tokens"].sum()), "users": len(pairs)},
             "figures": [],
-            "cost": report.of_prediction(predictor, predictor.module, predictor.input_example, tries=3),
+            "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example, tries=3),
             **summary,
             **looked,
         }

@@ -150,7 +150,7 @@ class Recommendation(Task):
             "tables": tables,
             "samples": {"What counts": predictor.told()},
             "figures": [plots.recall(ranks, "users whose next choice", out)],
-            "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
+            "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example),
             **self.evidence(predictions).summary(),
         }
 
@@ -158,7 +158,7 @@ class Recommendation(Task):
         from gpt2.evaluation import unit_results
 
         ranks = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}
-        parts = unit_results.of_choices(predictions["history"].to_numpy(), predictions["popularity"].to_numpy())
+        parts = unit_results.choice_slices(predictions["history"].to_numpy(), predictions["popularity"].to_numpy())
         key = unit_results.key_of(predictions["test_item"], predictions["history"])
         return unit_results.ranking(ranks, key, parts)
 

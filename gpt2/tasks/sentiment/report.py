@@ -21,7 +21,7 @@ from gpt2.evaluation.behavioural_tests import (
     Test,
     Texts,
     changed,
-    of_texts,
+    run_on_texts,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def suite(predict: Answer, labels: Sequence[str]) -> list[Test]:
     negative, positive = named
     if negative is None or positive is None:
         return []
-    return of_texts(
+    return run_on_texts(
         templates(negative, positive), predict, lambda row: f"{labels[int(row.argmax())]} ({row.max():.0%})"
     )
 

@@ -211,7 +211,7 @@ class Sentiment(Task):
         once = unit_results.classification(
             truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {}
         )
-        drawn = once.drawn.interval(once.of("calibration_error"), once.method("calibration_error"))
+        drawn = once.drawn.interval(once.system_metric("calibration_error"), once.method("calibration_error"))
         summary["intervals"][unit_results.MODEL]["calibration_error_before"] = unit_results.bounded(drawn)
         return {
             "task": self.name,
@@ -227,7 +227,7 @@ class Sentiment(Task):
             "selective": chosen,
             "cut": cut,
             "tables": confidence.table(chosen) | doubtful | tested,
-            "cost": evaluation_report.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
+            "cost": evaluation_report.prediction_cost(predictor, predictor.module, list(predictor.input_example[:1])),
             **summary,
         }
 
@@ -236,7 +236,7 @@ class Sentiment(Task):
         labels, answers = unit_results.labelled(predictions)
         truth = predictions["label"].to_numpy()
         topics = predictions["topic"].tolist() if "topic" in predictions else None
-        parts = unit_results.of_texts(predictions["text"].tolist(), truth, labels, topics)
+        parts = unit_results.text_slices(predictions["text"].tolist(), truth, labels, topics)
         key = unit_results.key_of(predictions["text"], truth, labels)
         return unit_results.classification(truth, answers, labels, key, parts)
 

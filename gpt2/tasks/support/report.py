@@ -20,7 +20,7 @@ from gpt2.evaluation.behavioural_tests import (
     Test,
     Texts,
     changed,
-    of_texts,
+    run_on_texts,
     typo,
 )
 from gpt2.tasks.support.dataset import questions_of
@@ -71,9 +71,9 @@ def suite(predictor: SupportPredictor, pairs: pd.DataFrame) -> list[Test]:
         return f"{shorten(predictor.answers[row.argmax()], 60, placeholder=' …')} ({row.max():.0%})"
 
     return [
-        *of_texts([learned], predictor.scores, tell, drawn=True),
-        *of_texts(through, predictor.looked_up, tell, drawn=True),
-        *of_texts(ranked, predictor.scores, tell, drawn=True),
+        *run_on_texts([learned], predictor.scores, tell, drawn=True),
+        *run_on_texts(through, predictor.looked_up, tell, drawn=True),
+        *run_on_texts(ranked, predictor.scores, tell, drawn=True),
     ]
 
 

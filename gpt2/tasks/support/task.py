@@ -191,7 +191,7 @@ class Support(Task):
             "tables": {"Replies to the test's questions": {
                 "header": ["reply", "questions"], "rows": [[r, int(n)] for r, n in reasons.items()]
             }, **behavioural_tests.tables(support_report.suite(predictor, pairs))},
-            "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
+            "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example),
             **summary,
         }  # fmt: skip
 

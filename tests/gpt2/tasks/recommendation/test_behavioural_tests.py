@@ -134,7 +134,7 @@ def test_two_items_of_one_title_are_one_for_people(catalogue):
     titles = items["title"].tolist()
     twins = items.assign(title=[titles[i - 4] if i % 8 >= 4 else titles[i] for i in range(120)])
     found = failed(Planted(twins), histories, twins)[AGAIN]
-    assert found.failed.mean() > 0.5 and found.such(int(found.failed.argmax())).endswith(", by another id")
+    assert found.failed.mean() > 0.5 and found.example(int(found.failed.argmax())).endswith(", by another id")
 
 
 def test_what_was_disliked_is_not_offered(catalogue):
