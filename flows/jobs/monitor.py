@@ -174,7 +174,7 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
     """The index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring_scored.batches(store(), config)
     until = monitoring_posts.present().floor(index.FREQUENCY[config.window])
-    posts = monitoring_scored.so_far(monitoring_scored.scored(made, model.identity, COUNTED))
+    posts = monitoring_scored.without_future(monitoring_scored.scored(made, model.identity, COUNTED))
     latest = posts["time"].max() if len(posts) else until
     # Once the window of the latest post is over, time alone changes nothing.
     until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
