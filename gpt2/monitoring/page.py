@@ -228,9 +228,12 @@ def summary(page: Page) -> list[list[str]]:
             [
                 topic, f"{rows['posts'].sum():,}", f"{rows['posts'].median():,.0f}", *left, f"{usual:.0%}",
                 f"{last['share']:.0%} ({last['low']:.0%} to {last['high']:.0%})", moment(config, last["window"]),
-                doubling, ] )  # fmt: skip window, left = config.window, ["undecided"] if config.abstain_below else []
-                latest = ["negative in all", f"latest large {window}", "when", "a doubling is seen"] return [["topic",
-                "posts", f"per {window}", *left, *latest], *body]
+                doubling,
+            ]
+        )  # fmt: skip
+    window, left = config.window, ["undecided"] if config.abstain_below else []
+    latest = ["negative in all", f"latest large {window}", "when", "a doubling is seen"]
+    return [["topic", "posts", f"per {window}", *left, *latest], *body]
 
 
 def drift_sentences(page: Page) -> list[str]:

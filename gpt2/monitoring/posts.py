@@ -25,8 +25,7 @@ Report = Callable[[str], None]
 
 
 def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (file, its source) for all files. Raises `ValueError` if a source does not exist; a folder may be
-    empty."""
+    """Return (file, its source) for all files. Raises `ValueError` for a missing source; a folder may be empty."""
     files: list[tuple[str, str]] = []
     for source in sources:
         try:
@@ -75,8 +74,7 @@ def read_files(
 
 
 def copies(config: MonitorConfig) -> str:
-    """Return the kind of the artifacts of this monitor's parsed files; only one run of a monitor uses them at a
-    time."""
+    """Return the kind of the artifacts of this monitor's parsed files; one run of a monitor at a time uses them."""
     return f"posts-{config.name}"
 
 
