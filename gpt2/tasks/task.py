@@ -1,4 +1,4 @@
-"""The kinds of models: the pretrained one, and the downstream tasks. A new task is one file in `gpt2/tasks/`."""
+"""The kinds of models: the pretrained model and the downstream tasks. A new task is one file in `gpt2/tasks/`."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
 
 
 class ModelKind(ABC):
-    """What can be registered: how the model is described, used and judged."""
+    """A kind of model that can be registered: how it is described, used and judged."""
 
     name: ClassVar[str]
     """Identifier, as in `gpt2-NAME`, the registered model."""
     title: ClassVar[str]
-    """For people."""
+    """Name for people."""
     primary: ClassVar[str]
     """The metric that the gate compares."""
     higher_is_better: ClassVar[bool] = True
     floor: ClassVar[str]
     """The simple baseline, one of `baselines`, that a model must beat to be promoted."""
     baselines: ClassVar[tuple[str, ...]]
-    """All that its report sets the model beside, by the names that `gate.must_beat` knows."""
+    """Names of all baselines in its report, as used by `gate.must_beat`."""
     code: ClassVar[tuple[str, ...]] = ()
-    """Modules besides the kind's own that its result depends on."""
+    """Modules that its result depends on, besides the kind's own."""
     report_code: ClassVar[tuple[str, ...]] = ()
     """Modules that only its report depends on."""
     params: ClassVar[Mapping[str, Any]] = {}
     """Optional parameters of `predict` and their defaults."""
     use: ClassVar[str] = "Not stated by the task."
-    """What the model is for, and what not, for its card."""
+    """Intended use of the model, and misuse, for its card."""
     limits: ClassVar[tuple[str, ...]] = ("Not stated by the task.",)
-    """What to know before relying on it, for its card."""
+    """Known limits of the model, for its card."""
     example: ClassVar[Any] = "a text"
     """An input of `predict`, for its card."""
     independent_rows: ClassVar[bool] = True
-    """Whether a row of `predict` depends on its own input alone, so that requests can be computed as one batch."""
+    """True if a row of `predict` depends on its own input alone, so that requests can be computed as one batch."""
 
     def limits_of(self, report: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the `limits`, with those that the model's report adds."""
+        """Return the `limits`, and those that follow from the model's report."""
         return self.limits
 
     @abstractmethod
@@ -61,49 +61,56 @@ class ModelKind(ABC):
         """Return the model in a directory, ready for use."""
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence | None:
-        """What the `predictions.parquet` of an evaluation tells of each unit, for intervals and the gate; without it
-        the gate compares the metrics as they are."""
+        """Return the per-unit results of an evaluation's `predictions.parquet`, for intervals and the gate.
+
+        If it is None the gate compares metric values alone.
+        """
         return None
 
 
 class Task(ModelKind):
-    """A downstream task: what is fine-tuned, from which data, and how it is evaluated."""
+    """A downstream task: its data, its fine-tuning and its evaluation."""
 
     Settings: ClassVar[type[TaskSettings]]
 
     @abstractmethod
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
-        """Read `source`, write the examples, split into train, validation and test, to `out`; return counts.
+        """Read `source`, write the examples to `out`, split into train, validation and test; return counts.
 
-        Raises `ValueError` naming file, value and remedy where the data can't be used.
+        Raises `ValueError` naming file, value and remedy if the data can't be used.
         """
 
     @abstractmethod
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Dataset:
-        """Training samples of a split (`train` or `validation`)."""
+        """Return the training samples of a split (`train` or `validation`)."""
 
     def samples(self, examples: Path, info: Mapping[str, Any], context: int) -> int:
-        """How many training samples there are, by the examples and what `prepare` returned of them."""
+        """Return the number of training samples, from the examples and the counts that `prepare` returned."""
         return int(info["train"])
 
     @abstractmethod
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
-        """The model with the task's head: `forward(**batch)` returns the mean loss of a batch's samples, a scalar."""
+        """Return the model with the task's head; its `forward(**batch)` returns the mean loss of a batch, a scalar."""
 
     def load(self, directory: Path) -> nn.Module:
-        """The module in a directory that `save` wrote, to teach; `ValueError` for a task that can't be distilled."""
+        """Return the module that `save` wrote to a directory, as a teacher.
+
+        Raises `ValueError` for a task that can't be distilled.
+        """
         raise ValueError(f"{self.name} can't be distilled; leave distil out")
 
     def check_teacher(self, directory: Path, examples: Path) -> None:
-        """Raise `ValueError` where the model in a directory can't teach one that learns from these examples."""
+        """Raise `ValueError` if the model in a directory can't teach a student on these examples."""
 
     @abstractmethod
     def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
-        """Write what `predictor` needs: config.json, *.safetensors, tokenizer.json, task.json. No pickle."""
+        """Write the files that `predictor` needs: config.json, *.safetensors, tokenizer.json, task.json. No pickle."""
 
     def texts(self, examples: Path, split: str) -> list[str]:
-        """The texts of a split, in the order in which the report has them, to be looked for in training text; none
-        where what is held out is no text. Here: the column `text` of SPLIT.parquet."""
+        """Return the texts of a split in the report's order, for the search for contamination.
+
+        They are the column `text` of SPLIT.parquet. The list is empty if the held-out examples are not texts.
+        """
         import pandas as pd
 
         path = examples / f"{split}.parquet"
@@ -118,13 +125,13 @@ class Predictor(Protocol):
     """A model ready for use."""
 
     input_example: Any
-    """What one passes to `predict`: a list of texts, or of records."""
+    """An input of `predict`: a list of texts, or of records."""
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame: ...
 
 
 def checked_texts(inputs: Any) -> list[str]:
-    """The inputs as texts; `ValueError` names the first that is none."""
+    """Return the inputs as texts; raise `ValueError` for the first that is not a text."""
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
@@ -133,13 +140,13 @@ def checked_texts(inputs: Any) -> list[str]:
 
 
 def registered_name(name: str) -> str:
-    """Return the registry's name for a model of the kind `name`, or of a name of its own (`register_as`)."""
+    """Return the registered name of a model of the kind `name`, or with a name of its own (`register_as`)."""
     return f"gpt2-{name}"
 
 
 @cache
 def tasks() -> dict[str, Task]:
-    """The downstream tasks by name: the `TASK` of every module and package of `gpt2.tasks` that has one."""
+    """Return the downstream tasks by name: the `TASK` of every module and package of `gpt2.tasks` that has one."""
     import gpt2.tasks
 
     found = {}
@@ -151,7 +158,7 @@ def tasks() -> dict[str, Task]:
 
 
 def task(name: str) -> Task:
-    """The task of that name; `ValueError` lists those that exist."""
+    """Return the task of that name; raise `ValueError` with the list of tasks for an unknown one."""
     try:
         return tasks()[name]
     except KeyError:
@@ -159,11 +166,11 @@ def task(name: str) -> Task:
 
 
 def kind(name: str) -> ModelKind:
-    """Return the kind of that name, `base` or a task's; `ValueError` lists the tasks."""
+    """Return the kind of that name, `base` or a task's; raise `ValueError` with the list of tasks for others."""
     base: ModelKind
     if name == BASE_NAME:
         base = importlib.import_module(
             "gpt2.tasks.base.kind"
-        ).BASE  # by its name, as the tasks: it is made of this module
+        ).BASE  # imported by name, like the tasks, since it imports this module
         return base
     return task(name)

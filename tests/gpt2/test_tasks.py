@@ -182,7 +182,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     unsure = predictor.predict(asked, {"abstain_below": least})["label"].tolist()
     known = zip(answers["label"], probabilities.max(1), strict=True)
     assert unsure == [label if confidence >= least else "" for label, confidence in known] and "" in unsure
-    with pytest.raises(ValueError, match=r"abstain_below=1\.5 is no probability"):
+    with pytest.raises(ValueError, match=r"abstain_below=1\.5 is not a probability"):
         predictor.predict(asked, {"abstain_below": 1.5})
     facts = json.loads((saved / "task.json").read_text())
     assert facts.pop("temperature") == predictor.temperature

@@ -1,4 +1,4 @@
-"""Sentiment of short texts: one label per text, from any table of texts and labels."""
+"""The sentiment task: one label per short text, learned from any table of texts and labels."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from gpt2.model.transformer import GPT2
 
 CALIBRATED_ON = 5000
-"""Texts of the validation split that the temperature is fitted on, at most."""
+"""Largest number of validation texts on which the temperature is fitted."""
 
 
 class Sentiment(Task):
-    """Labels with probabilities."""
+    """Classification of texts with calibrated probabilities."""
 
     name = "sentiment"
     title = "Sentiment of posts"
@@ -62,22 +62,21 @@ class Sentiment(Task):
     )
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
-        "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
-        "person who wrote one of them."
+        "Measuring the sentiment of many short texts, such as posts, over time and by topic. Not for decisions about "
+        "the person who wrote one of them."
     )
     limits = (
-        "It learned the language, topics and labellers' habits of its training data; on other texts, measure it first.",
-        "Irony and mixed feelings are often mistaken, sometimes with high confidence: see the report's mistakes.",
+        "It learned the language, topics and labelling habits of its training data; on other texts, measure it first.",
+        "Irony and mixed feelings are often mistaken, sometimes with high confidence: see the report.",
         "A text longer than the model's positions is cut at its end.",
     )
     example = "The crew was lovely and we landed early"
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet, labels.json and counts.json; see
-        `gpt2.tasks.sentiment.dataset.divided`.
+        """Write train, validation and test.parquet, labels.json and counts.json to `out`; return the counts.
 
-        With `ngrams` also `ngrams.safetensors`, and its logits as a column of each table
-        (`gpt2.tasks.sentiment.ngrams`).
+        See `gpt2.tasks.sentiment.dataset.divided`. With `ngrams` it also writes `ngrams.safetensors` and adds its
+        logits as a column of each table (`gpt2.tasks.sentiment.ngrams`).
         """
         tables, labels, counts = sentiment_dataset.divided(source, settings)
         if settings.ngrams:
@@ -129,14 +128,14 @@ class Sentiment(Task):
             )
 
     def temperature(self, directory: Path, examples: Path) -> float:
-        """What divides a saved model's logits, fitted on the validation split."""
+        """Return the temperature of a saved model, fitted on the validation split."""
         import numpy as np
         import pandas as pd
 
         from gpt2.evaluation.confidence import fit_temperature
 
         held_out = pd.read_parquet(examples / "validation.parquet")
-        # From all over the file, whose parts may be of different kinds.
+        # Evenly over the file, whose parts may differ.
         held_out = held_out.iloc[np.linspace(0, len(held_out) - 1, min(CALIBRATED_ON, len(held_out))).astype(int)]
         return fit_temperature(
             self.predictor(directory).logits(held_out["text"].tolist()), held_out["label"].to_numpy()
@@ -186,7 +185,7 @@ class Sentiment(Task):
             plots.abstaining(sure, chosen, out),
         ]
         found = metrics.classification(truth, probabilities, labels)
-        # None where the labels are no moods.
+        # Empty if the labels are not sentiments.
         tested = behavioural_tests.tables(report.suite(predictor.probabilities, predictor.labels))
         uncalibrated = metrics.calibration_error(truth, before)
         remark = (
@@ -200,13 +199,13 @@ class Sentiment(Task):
         remarks = [*report.remarks(examples, train, test, labels), remark, confidence.remark(chosen)]
         remarks.append(unit_results.sentence(cut))
         if predictor.ngrams is not None:
-            # Its own: the examples' are another model's where a champion is measured on them, or are not there.
+            # Computed anew: the examples' column may be another model's, or missing.
             linear = predictor.ngrams.logits(predictor.read(test["text"].tolist()))
             alone = metrics.classification(truth, among(softmax(linear)), labels)[self.primary]
-            whole = " It reads long texts whole." if any(counts["cut"] for counts in cut.values()) else ""
+            whole = " It reads long texts as a whole." if any(counts["cut"] for counts in cut.values()) else ""
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.{whole}")
         if predictor.masked:
-            remarks.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
+            remarks.append("Links and handles do not affect labels: they are read as 'http' and '@user'.")
         summary = self.evidence(test).summary()
         once = unit_results.classification(
             truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {}
@@ -242,7 +241,7 @@ class Sentiment(Task):
 
 
 def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:
-    """Fit the linear model on the training split, and add what it says of each split's texts to the tables."""
+    """Fit the linear model on the training split, add its logits to each table, and return it."""
     texts = {split: [masked(text) for text in table["text"]] for split, table in tables.items()}
     train = tables["train"]
     counted = train["weight"].to_numpy() if "weight" in train else None

@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused(job, tmp_path):
 def test_settings():
     settings = {"source": "sample:posts", "distil": {"teacher": "models:/gpt2-sentiment@champion", "student": {}}}
     assert SentimentSettings.model_validate(settings).distil.temperature == 2.0
-    with pytest.raises(ValueError, match="a student learns as a whole; set kind: full"):
+    with pytest.raises(ValueError, match="all of a student's parameters are trained; set kind: full"):
         SentimentSettings.model_validate({**settings, "adaptation": {"kind": "lora"}})
     settings["distil"]["student"] = {"n_positions": 64}
     with pytest.raises(ValueError, match=r"train.context=128 is longer than distil.student.n_positions=64"):
