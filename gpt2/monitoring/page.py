@@ -276,7 +276,7 @@ def how(page: Page) -> list[str]:
             f"things the model does not know. A falling share is then no good news."
         )
     if page.cut:
-        paragraphs.append(f"{page.cut:,} posts are longer than the model's context and were cut at their end.")
+        paragraphs.append(f"{page.cut:,} posts exceed the context of the model and were cut at their end.")
     return paragraphs
 
 
