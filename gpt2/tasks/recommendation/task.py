@@ -1,4 +1,4 @@
-"""Recommendation by text: given what a user liked, in order, rank what comes next."""
+"""The recommendation task: rank the next item by the texts of the items that a user liked, in order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Recommendation(Task):
-    """Rankings of a catalogue."""
+    """Ranking of a catalogue's items for users."""
 
     name = "recommendation"
     title = "Next item by text"
@@ -58,14 +58,16 @@ class Recommendation(Task):
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
     limits = (
         "It knows the items of its catalogue only; a new one needs a new training.",
-        "What was popular in its training data is favoured, and what few have chosen is rarely shown.",
-        "It was measured on the last choice of each known user; what people do with recommendations is another thing.",
+        "It favours items that were popular in its training data; items that few chose are rarely recommended.",
+        "It was measured on the last choice of each known user; the effect of its recommendations was not measured.",
     )
     example: ClassVar[Any] = {"history": ["a title of the catalogue"]}
 
     def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write items.parquet, histories.parquet and catalogue.json; see
-        `gpt2.tasks.recommendation.catalogue.prepare`."""
+        """Write items.parquet, histories.parquet and catalogue.json; return the counts.
+
+        See `gpt2.tasks.recommendation.catalogue.prepare`.
+        """
         return catalogue.prepare(source, settings, out)
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> HistoryDataset:
@@ -115,7 +117,7 @@ class Recommendation(Task):
 
         histories, items = load_examples(examples)
         predictor = self.predictor(directory)
-        other = None  # the catalogue may have changed since the model learned
+        other = None  # the catalogue may have changed since the model was trained
         if items["item"].tolist() != predictor.ids:
             other = recommendation_behaviour.Elsewhere(predictor, items["item"].tolist())
         test = np.array([h[-1] for h in histories])
@@ -148,7 +150,7 @@ class Recommendation(Task):
             UNKNOWN: other.unknown if other else 0,
             "remarks": remarks,
             "tables": tables,
-            "samples": {"What counts": predictor.told()},
+            "samples": {"Composition of a score": predictor.score_formula()},
             "figures": [plots.recall(ranks, "users whose next choice", out)],
             "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example),
             **self.evidence(predictions).summary(),

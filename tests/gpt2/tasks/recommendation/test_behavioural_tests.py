@@ -17,8 +17,8 @@ from tests.gpt2.tasks.recommendation.test_report import recommender
 KINDS = ("drama", "comedy", "western", "noir")
 UPPER, LOWER, LINKED, SPACED = (f"all texts {how}: the first item stays the first" for how in CHANGES)
 AGAIN = "no title that was chosen is offered again"
-KIND = f"who chose one kind alone is offered more of it than the {BEST} most popular items have"
-NEW = f"who chose the {CLOSEST} items closest to a new one is offered that one"
+KIND = f"users who chose one kind alone are recommended more of it than the {BEST} most popular items have"
+NEW = f"users who chose the {CLOSEST} items closest to a new one are recommended that one"
 RAISED = "after one more choice the item closest to it ranks no lower"
 ORDER = "the item closest to a choice ranks no lower if that was the latest than if it was the first"
 ALL = {UPPER, LOWER, LINKED, SPACED, AGAIN, KIND, NEW, RAISED, ORDER}
