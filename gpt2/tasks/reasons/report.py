@@ -1,4 +1,4 @@
-"""What a report says of written reasons: their form, copying, what they name, and what became of them."""
+"""The report on written reasons: form, copying, named attributes, and outcomes of the checks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpt2.tasks.recommendation.catalogue import named_in
 if TYPE_CHECKING:
     from gpt2.tasks.reasons.checks import Written
     from gpt2.tasks.reasons.predictor import ReasonsPredictor
-ASKED = 100
-"""Users for whom the report has reasons written."""
+SAMPLED_USERS = 100
+"""Number of users for whom reasons are written for the report."""
 
 
-def looked_at(
+def writing_report(
     predictor: ReasonsPredictor,
     pairs: Sequence[tuple[int, list[int]]],
     written: Sequence[Sequence[tuple[Written, str]]],
@@ -29,9 +29,11 @@ def looked_at(
     metrics: Mapping[str, float],
     intervals: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The report's metrics, tables, samples and remarks on what was written, beside held-out sentences of people.
+    """Return the report's metrics, intervals, tables, samples and remarks on written sentences, beside people's.
 
-    Intervals of what was written are over users, whose sentences depend on each other; a maximum has none."""
+    `pairs` are (item, liked items) of each user, `written` their sentences with why they are withheld, and `people`
+    held-out sentences of people. Intervals are over users, since a user's sentences are dependent; a maximum has none.
+    """
     checks = predictor.checks
     texts = [each.text for group in written for each, _ in group]
     whose = [item for (item, _), group in zip(pairs, written, strict=True) for _ in group]
@@ -44,7 +46,7 @@ def looked_at(
     shown = np.array([not group[0][1] for group in written])
     owner = np.repeat(np.arange(len(written)), [len(group) for group in written])
 
-    def of(sentences: Sequence[str]) -> dict[str, np.ndarray]:
+    def properties(sentences: Sequence[str]) -> dict[str, np.ndarray]:
         runs = checks.known.longest(sentences)
         return {
             "names_item": np.array([checks.standing.match(s) is not None for s in sentences]),
@@ -55,7 +57,7 @@ def looked_at(
         }
 
     def share(values: np.ndarray, among: np.ndarray, whom: np.ndarray) -> tuple[float, list[float]]:
-        """The sum of values by that of `among`, and its interval."""
+        """Return the ratio of the sums of `values` and `among`, and its interval over users."""
         drawn = Bootstrap(np.stack([np.bincount(whom, each, len(written)) for each in (values, among)], axis=1))
 
         def ratio(sums: np.ndarray) -> np.ndarray:
@@ -63,21 +65,21 @@ def looked_at(
 
         return drawn.value(ratio), list(drawn.interval(ratio))
 
-    both = own, _ = of(texts), of(people)
+    both = own, _ = properties(texts), properties(people)
     every, each_user = np.ones(len(texts)), np.arange(len(written))
     shares = {name: share(values, every, owner) for name, values in own.items()}
     shares |= {"says_attribute": share(says, every, owner), "shown": share(shown, np.ones(len(written)), each_user)}
     if says.any():
         shares["attribute_right"] = share(right, says, owner)
         shares["attribute_right_by_chance"] = share(chance, says, owner)
-    told = {
-        "names_item": "begins with what stands for the item",
+    rows = {
+        "names_item": "begins with a placeholder for the item",
         "repeats": "repeats itself",
-        "longest_copy": "longest run of words that is in the training sentences, mean",
-        "copied": f"a run of more than {checks.most_copied} words",
-        "verbatim": "is, however short, a training sentence or a part of one",
+        "longest_copy": "longest run of words shared with a training sentence, mean",
+        "copied": f"shares a run of more than {checks.most_copied} words",
+        "verbatim": "is a training sentence or a part of one",
     }
-    found = {
+    values = {
         "attribute_right": 0.0, "attribute_right_by_chance": 0.0,
         **metrics, **{name: value for name, (value, _) in shares.items()},
         "longest_copy_max": float(own["longest_copy"].max()),
@@ -86,17 +88,17 @@ def looked_at(
     best = [(i, liked, *group[0]) for (i, liked), group in zip(pairs, written, strict=True)]
     after = [("; ".join(predictor.titles[i] for i in liked), item, each, why) for item, liked, each, why in best]
     return {
-        "metrics": found,
+        "metrics": values,
         "intervals": intervals,
         "tables": {
-            "Sentences that were written, and people's that were held out": {
+            "Written sentences and people's held-out sentences": {
                 "header": ["", "written", "people's"],
                 "rows": [
-                    *([name, *(round(float(each[key].mean()), 3) for each in both)] for key, name in told.items()),
+                    *([name, *(round(float(each[key].mean()), 3) for each in both)] for key, name in rows.items()),
                     ["the longest such run", *(int(each["longest_copy"].max()) for each in both)],
                 ],
             },
-            "What becomes of the written sentences": {
+            "Outcomes of the written sentences": {
                 "header": ["", "sentences"], "rows": [[why, n] for why, n in reasons.most_common()],
             },
         },
@@ -105,10 +107,10 @@ def looked_at(
             "Withheld": [f"{why}: {checks.sentence(e.text, i)}" for _, i, e, why in after if why][:8],
         },
         "remarks": [
-            f"Of {len(pairs)} users {shown.sum()} get a written reason for their last choice, the others facts alone: "
-            f"of {predictor.params['samples']} sentences each the best is shown if it passes all checks.",
-            f"{says.sum()} sentences say what the item is, such as its genre; {right.sum()} of these are right, "
-            f"{chance.sum():.0f} would be if they were on another user's item.",
-            "The intervals of what was written are over users.",
+            f"Of {len(pairs)} users {shown.sum()} get a written reason for their last choice; the others get facts. "
+            f"The best of {predictor.params['samples']} sentences is shown if it passes all checks.",
+            f"{says.sum()} sentences name an attribute of the item, such as its genre; {right.sum()} of these are "
+            f"right. On another user's item {chance.sum():.0f} would be right by chance.",
+            "The intervals of written sentences are over users.",
         ],
     }  # fmt: skip

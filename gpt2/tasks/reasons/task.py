@@ -1,4 +1,4 @@
-"""Reasons for recommendations: a sentence on an item, written for somebody who liked others, shown where it may be."""
+"""The reasons task: a sentence that explains a recommendation by what the user liked, shown if it passes all checks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2.data.splits import SPLITS
 from gpt2.tasks.reasons.config import SWAPPED, UNIGRAM, ReasonsSettings
-from gpt2.tasks.reasons.dataset import reader_of, told_of
+from gpt2.tasks.reasons.dataset import reader_of, sentence_dataset
 from gpt2.tasks.reasons.predictor import PARAMS, ReasonsPredictor
-from gpt2.tasks.reasons.report import ASKED
+from gpt2.tasks.reasons.report import SAMPLED_USERS
 from gpt2.tasks.recommendation.catalogue import attributes
 from gpt2.tasks.task import Task
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Reasons(Task):
-    """Sentences on items."""
+    """Written reasons for recommendations."""
 
     name = "reasons"
     title = "Reasons for recommendations"
@@ -55,17 +55,20 @@ class Reasons(Task):
         "gpt2.evaluation.unit_results",
     )
     params = PARAMS
-    use = "A sentence beside a recommendation that says why one may like it."
+    use = "A sentence beside a recommendation that explains why the user may like it."
     limits = (
-        "It says of an item what people wrote of others: of what it is it knows the attributes in the catalogue alone.",
-        "What fails a check is withheld; what passes all of them may still be wrong of this item.",
-        "Copying is looked for in the sentences that it was tuned on, not in all that the base model has read.",
+        "Sentences come from reviews of other items; of this item the model knows only its catalogue attributes.",
+        "A sentence that fails a check is withheld; one that passes all checks may still be wrong about the item.",
+        "Copying is checked against the fine-tuning sentences, not against the base model's training text.",
     )
     example: ClassVar[Any] = {"history": ["a title of the catalogue"], "item": "another"}
 
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet (text, item, liked), items.parquet, asked.parquet (item, liked: what
-        the report asks for) and settings.json. `ValueError` where there is too little to learn from."""
+        """Write the examples to `out` and return counts.
+
+        The files are train, validation and test.parquet (text, item, liked), items.parquet, asked.parquet (item, liked:
+        the report's prompts) and settings.json. Raises `ValueError` if a split would be empty.
+        """
         import pandas as pd
 
         from gpt2.tasks.reasons import dataset as reasons_dataset
@@ -78,22 +81,22 @@ class Reasons(Task):
         unwanted = sorted({*settings.unwanted, *(reasons_dataset.speaking_against(texts) - kinds)})
         common = sorted(reasons_dataset.common_words(texts, settings.common_share) | kinds)
         shares = (settings.test_share, settings.validation_share)
-        found = reasons_dataset.collected(texts, settings.standing, set(common).difference(unwanted), shares)
+        sentences = reasons_dataset.collected(texts, settings.standing, set(common).difference(unwanted), shares)
         readers = reasons_dataset.Readers([h[:-1] for h in chosen["items"]], of, settings.liked)
-        told = reasons_dataset.told(found, readers, {True: settings.draws, False: 1})
-        counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}
+        pairs = reasons_dataset.pair_with_items(sentences, readers, {True: settings.draws, False: 1})
+        counts |= {"sentences": len(sentences), "users": of_catalogue["users"], "items": len(items)}
         for name in SPLITS:
-            part = told[told["split"] == name].drop(columns="split").reset_index(drop=True)
+            part = pairs[pairs["split"] == name].drop(columns="split").reset_index(drop=True)
             counts[name] = len(part)
             if part.empty:
                 raise ValueError(
-                    f"{source}: of {len(found)} sentences that begin with what stands for an item, none is left for "
-                    f"the {name} split; set standing to how they begin, add texts, or change {name}_share"
+                    f"{source}: of {len(sentences)} sentences that begin with a placeholder for an item, none is left "
+                    f"for the {name} split; set standing to how they begin, add texts, or change {name}_share"
                 )
             part.to_parquet(out / f"{name}.parquet", index=False)
         items.to_parquet(out / "items.parquet", index=False)
-        asked = [(int(h[-1]), reasons_dataset.related(h[:-1], h[-1], of, settings.liked)) for h in chosen["items"]]
-        pd.DataFrame(asked, columns=["item", "liked"]).to_parquet(out / "asked.parquet", index=False)
+        prompts = [(int(h[-1]), reasons_dataset.related(h[:-1], h[-1], of, settings.liked)) for h in chosen["items"]]
+        pd.DataFrame(prompts, columns=["item", "liked"]).to_parquet(out / "asked.parquet", index=False)
         own = {name: getattr(settings, name) for name in ("standing", "most_copied", "most_perplexity", "liked")}
         (out / "settings.json").write_text(json.dumps({"unwanted": unwanted, "common": common, **own}))
         return counts
@@ -101,7 +104,7 @@ class Reasons(Task):
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Told:
         import pandas as pd
 
-        return told_of(pd.read_parquet(examples / f"{split}.parquet"), reader_of(examples, tokenizer, context))
+        return sentence_dataset(pd.read_parquet(examples / f"{split}.parquet"), reader_of(examples, tokenizer, context))
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         from gpt2.tasks.reasons.predictor import Reasoner
@@ -133,12 +136,12 @@ class Reasons(Task):
         from gpt2.evaluation import report, unit_results
         from gpt2.tasks.reasons.checks import Written
         from gpt2.tasks.reasons.predictor import losses
-        from gpt2.tasks.reasons.report import looked_at
+        from gpt2.tasks.reasons.report import writing_report
 
         predictor = self.predictor(directory)
-        predictor.tell_of(pd.read_parquet(examples / "items.parquet"))  # a champion may have learned of others
+        predictor.use_catalogue(pd.read_parquet(examples / "items.parquet"))  # a champion may have another one
         table, learned = (pd.read_parquet(examples / f"{split}.parquet") for split in ("test", "train"))
-        data, read = (told_of(each, predictor.reader) for each in (table, learned))
+        data, read = (sentence_dataset(each, predictor.reader) for each in (table, learned))
         cut = {f"training {name}": counts for name, counts in read.cut.items()}
         cut |= {f"held-out {name}": counts for name, counts in data.cut.items()}
         swapped = table.assign(item=np.roll(table["item"], 1), liked=np.roll(table["liked"], 1))
@@ -148,23 +151,24 @@ class Reasons(Task):
         unigram = -np.log(counts / counts.sum())
         table["nll"], table["tokens"] = losses(predictor.module, data)
         table[f"nll of {UNIGRAM}"] = [float(unigram[ids].sum()) for ids in data.sentences]
-        table[f"nll of {SWAPPED}"] = losses(predictor.module, told_of(swapped, predictor.reader))[0]
+        table[f"nll of {SWAPPED}"] = losses(predictor.module, sentence_dataset(swapped, predictor.reader))[0]
         table["bytes"] = [len(text.encode()) for text in table["text"]]
         table.to_parquet(out / "predictions.parquet", index=False)
         evidence = self.evidence(table)
         values = {s: {m: evidence.value(m, s) for m in evidence.metrics} for s in evidence.systems}
-        asked = pd.read_parquet(examples / "asked.parquet")
-        asked = asked.iloc[np.unique(np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).astype(int))]
-        pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(asked["item"], asked["liked"], strict=True)]
+        prompts = pd.read_parquet(examples / "asked.parquet")
+        count = min(SAMPLED_USERS, len(prompts))
+        prompts = prompts.iloc[np.unique(np.linspace(0, len(prompts) - 1, count).astype(int))]
+        pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(prompts["item"], prompts["liked"], strict=True)]
         written = [predictor.written(item, liked, self.params) for item, liked in pairs]
-        told = [(item, *each, why) for (item, _), group in zip(pairs, written, strict=True) for each, why in group]
-        pd.DataFrame(told, columns=["item", *Written._fields, "withheld"]).to_parquet(
+        rows = [(item, *each, why) for (item, _), group in zip(pairs, written, strict=True) for each, why in group]
+        pd.DataFrame(rows, columns=["item", *Written._fields, "withheld"]).to_parquet(
             out / "written.parquet", index=False
         )
         summary = evidence.summary()
         texts = table["text"].tolist()
-        looked = looked_at(predictor, pairs, written, texts, values["model"], summary["intervals"])
-        looked["remarks"].append(unit_results.sentence(cut))
+        writing = writing_report(predictor, pairs, written, texts, values["model"], summary["intervals"])
+        writing["remarks"].append(unit_results.sentence(cut))
         return {
             "task": self.name,
             "title": self.title,
@@ -176,7 +180,7 @@ class Reasons(Task):
             "figures": [],
             "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example, tries=3),
             **summary,
-            **looked,
+            **writing,
         }
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:
