@@ -1,5 +1,4 @@
-"""What a model of answers must do whatever its test set holds (`gpt2.evaluation.behavioural_tests`), asked with what
-people asked."""
+"""Behavioural tests of the support model (`gpt2.evaluation.behavioural_tests`), made from people's questions."""
 
 from __future__ import annotations
 
@@ -29,34 +28,37 @@ if TYPE_CHECKING:
     from gpt2.tasks.support.predictor import SupportPredictor
 
 QUESTIONS = 200
-"""Questions that are drawn for a test, at most, the same each time."""
+"""Most questions sampled for a test, the same ones each time."""
 REMARKS = (
-    "Letter case and spaces of a question change no answer: it is read in small letters, word by word.",
-    "A question that says nearly the same as a known one gets the known answer. Behavioural tests of known questions "
-    "ask that way; the others ask for the ranking alone.",
+    "Letter case and spaces of a question do not affect the answer: it is lower-cased and read word by word.",
+    "A near-duplicate of a known question gets the known answer. Behavioural tests of known questions include this "
+    "lookup; the other tests use the ranking alone.",
 )
 
 
 def suite(predictor: SupportPredictor, pairs: pd.DataFrame) -> list[Test]:
-    """Of a model by its ranking of answers, of the examples' `pairs` (question, answer, group, split); none where it
-    does not know all of the answers, as a champion of an older knowledge file."""
+    """Return the behavioural tests of a model's ranking of answers.
+
+    `pairs` are the examples (question, answer, group, split). The list is empty if the model does not know all answers,
+    such as a champion of an older knowledge file.
+    """
     if not {*pairs["answer"]} <= {*predictor.answers}:
         return []
     drawn = np.random.default_rng(0)
-    train, test = (some(questions_of(pairs, split), drawn) for split in ("train", "test"))
-    known = some(pd.concat([questions_of(pairs, split) for split in SPLITS]), drawn)
+    train, test = (sample(questions_of(pairs, split), drawn) for split in ("train", "test"))
+    known = sample(pd.concat([questions_of(pairs, split) for split in SPLITS]), drawn)
     both = list(zip(train["question"], predictor.right(train), strict=True))
-    learned = found("a question that it learned from finds its answer", both)
+    learned = finds("a training question finds its answer", both)
     right = predictor.right(known)
-    asked = [(polite(question), items) for question, items in zip(known["question"], right, strict=True)]
+    politely = [(polite(question), items) for question, items in zip(known["question"], right, strict=True)]
     mistyped = [
         (new, items)
         for question, items in zip(known["question"], right, strict=True)
         if (new := typo(question, drawn)) != question
     ]
-    through = [
-        found("a known question, asked politely, gets its answer", asked),
-        found("a known question with a typo gets its answer", mistyped),
+    with_lookup = [
+        finds("a known question, asked politely, gets its answer", politely),
+        finds("a known question with a typo gets its answer", mistyped),
     ]
     changes: dict[str, Callable[[str], str]] = {
         "'please' before it changes nothing": polite,
@@ -67,24 +69,24 @@ def suite(predictor: SupportPredictor, pairs: pd.DataFrame) -> list[Test]:
     ranked = [invariant(name, test["question"].tolist(), change) for name, change in changes.items()]
     ranked.append(towards(test["question"].tolist(), predictor.right(test), predictor.answers))
 
-    def tell(row: np.ndarray) -> str:
+    def describe(row: np.ndarray) -> str:
         return f"{shorten(predictor.answers[row.argmax()], 60, placeholder=' …')} ({row.max():.0%})"
 
     return [
-        *run_on_texts([learned], predictor.scores, tell, drawn=True),
-        *run_on_texts(through, predictor.looked_up, tell, drawn=True),
-        *run_on_texts(ranked, predictor.scores, tell, drawn=True),
+        *run_on_texts([learned], predictor.scores, describe, drawn=True),
+        *run_on_texts(with_lookup, predictor.scores_with_lookup, describe, drawn=True),
+        *run_on_texts(ranked, predictor.scores, describe, drawn=True),
     ]
 
 
-def some(questions: pd.DataFrame, drawn: np.random.Generator) -> pd.DataFrame:
-    """So many rows at most."""
+def sample(questions: pd.DataFrame, drawn: np.random.Generator) -> pd.DataFrame:
+    """Return at most `QUESTIONS` random rows, in order."""
     chosen = drawn.choice(len(questions), min(QUESTIONS, len(questions)), replace=False)
     return questions.iloc[np.sort(chosen)]
 
 
-def found(name: str, cases: Sequence[tuple[str, Sequence[int]]]) -> Texts:
-    """Texts, each of which must get one of its right answers."""
+def finds(name: str, cases: Sequence[tuple[str, Sequence[int]]]) -> Texts:
+    """Return the test that each text gets one of its right answers."""
 
     def wrong(after: np.ndarray, _: np.ndarray) -> np.ndarray:
         return np.array([row.argmax() not in right for row, (_, right) in zip(after, cases, strict=True)])
@@ -93,23 +95,27 @@ def found(name: str, cases: Sequence[tuple[str, Sequence[int]]]) -> Texts:
 
 
 def polite(question: str) -> str:
+    """Return the question with "please" before it."""
     return f"Please, {question}"
 
 
 def marked(question: str) -> str:
-    """Without a question mark at its end, or with one where there is none."""
+    """Return the question with its final question mark removed, or with one added."""
     bare = question.rstrip("?!. ")
     return bare if question.rstrip().endswith("?") else f"{bare}?"
 
 
 def invariant(name: str, questions: Sequence[str], change: Callable[[str], str]) -> Texts:
-    """Questions that the change leaves as they are cannot fail: they are no cases."""
+    """Return the test that a change leaves the answers as they are; unchanged questions are left out."""
     both = [(question, new) for question in questions if (new := change(question)) != question and new.strip()]
     return Texts(INVARIANCE, name, [new for _, new in both], [old for old, _ in both], changed)
 
 
 def towards(questions: Sequence[str], right: Sequence[Sequence[int]], answers: Sequence[str]) -> Texts:
-    """The longest word of the right answer that is not in the question, added to it."""
+    """Return the test that a word of the right answer, added to the question, does not make it less likely.
+
+    It is the answer's longest word that is not in the question.
+    """
     old, new, wanted = [], [], []
     for question, items in zip(questions, right, strict=True):
         others = [word for word in words(answers[items[0]]) if word not in words(question)]

@@ -1,7 +1,7 @@
-"""Customer service: the best answer of a knowledge file to a question, and a reply written from it.
+"""The support task: the best answer of a knowledge file to a question, and a reply written from it.
 
-Answers are found by embeddings and by words (BM25) together; how much each counts is fitted on the validation split, as
-DPR's authors did (Karpukhin et al. 2020), here by likelihood: a score is the probability that the answer is right.
+Answers are ranked by embeddings and BM25 together (as in DPR, Karpukhin et al. 2020). The weights of both are fitted on
+the validation split by likelihood, so a score is the probability that the answer is right.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Support(Task):
-    """Answers found by their embeddings, and replies."""
+    """Retrieval of answers, and replies."""
 
     name = "support"
     title = "Answers to questions"
@@ -55,17 +55,20 @@ class Support(Task):
         "gpt2.tasks.support.report",
     )
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0, "max_tokens": REPLY_TOKENS}
-    use = "Finding the answer to a question in one's own knowledge file, for a person to read before it is sent."
+    use = "Finding the answer to a question in a knowledge file, for a person to read before it is sent."
     limits = (
-        "It has an answer to every question, and that may be a wrong one: see recall@1, and set abstain_below.",
-        "A reply is written by a small language model: it is withheld where a check fails, and may still be wrong.",
-        "It was measured on questions unlike any that it knows; a question that it knows gets the known answer.",
+        "It answers every question, sometimes wrongly: see recall@1, and set abstain_below.",
+        "A reply is written by a small language model: it is withheld if a check fails, and may still be wrong.",
+        "It was measured on questions unlike any that it knows; a known question gets the known answer.",
     )
     example = "My printer is not printing."
 
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
-        """Write pairs.parquet (question, answer, group, split) and settings.json. Questions that say nearly the same
-        are a group: it stays in one split, and its answers are right for each of its questions."""
+        """Write pairs.parquet (question, answer, group, split) and settings.json to `out`; return counts.
+
+        Near-duplicate questions form a group. A group stays in one split, and its answers are right for each of its
+        questions.
+        """
         from gpt2.data.near_duplicates import groups
 
         table = read_source(source, settings.question_field, settings.answer_field)
@@ -150,8 +153,8 @@ class Support(Task):
             "embeddings alone": cosines,
         }
         table = pd.DataFrame({"question": questions, "words": [len(words(q)) for q in questions]})
-        told = [words(" ".join(answers)) for answers in test["answer"]]
-        table["shared_words"] = [len({*words(q)} & {*a}) for q, a in zip(questions, told, strict=True)]
+        answer_words = [words(" ".join(answers)) for answers in test["answer"]]
+        table["shared_words"] = [len({*words(q)} & {*a}) for q, a in zip(questions, answer_words, strict=True)]
         ranks = {
             name: np.array([best_rank(row, items) for row, items in zip(each, right, strict=True)])
             for name, each in scores.items()
@@ -180,8 +183,8 @@ class Support(Task):
             "baselines": values,
             "counts": {"questions": len(table), "answers": len(predictor.answers)},
             "remarks": [
-                "The right answer is sought among all answers; no question like the tested one was learned from.",
-                "Score: {:.3g} x cosine of embeddings + {:.3g} x BM25, as the validation split has it.".format(
+                "The right answer is searched among all answers; no similar question was in the training split.",
+                "Score: {:.3g} x cosine of embeddings + {:.3g} x BM25, fitted on the validation split.".format(
                     *predictor.weights
                 ),
                 *support_report.REMARKS,
