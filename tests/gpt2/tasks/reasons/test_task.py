@@ -17,7 +17,7 @@ from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation import report
 from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
-from gpt2.tasks.reasons.checks import place_of, said
+from gpt2.tasks.reasons.checks import place_of, spoken_title
 from gpt2.tasks.reasons.dataset import (
     Readers,
     collected,
@@ -29,7 +29,7 @@ from gpt2.tasks.reasons.dataset import (
     words_of,
 )
 from gpt2.tasks.reasons.predictor import losses
-from gpt2.tasks.reasons.report import looked_at
+from gpt2.tasks.reasons.report import writing_report
 from gpt2.tasks.recommendation.catalogue import attributes, named_in
 from gpt2.tasks.task import task
 
@@ -213,7 +213,10 @@ def test_the_loss_is_that_of_each_sentence_alone(examples, tokenizer):
     told = tokenizer.decode(data.prompts[0])
     row = pd.read_parquet(out / "validation.parquet").iloc[0]
     items = pd.read_parquet(out / "items.parquet")
-    assert told.endswith(".\n") and f"Next: {said(items['title'][row['item']])} ({items['text'][row['item']]})" in told
+    assert (
+        told.endswith(".\n")
+        and f"Next: {spoken_title(items['title'][row['item']])} ({items['text'][row['item']]})" in told
+    )
 
 
 def test_the_report_is_what_the_predictor_says(examples, saved, tmp_path):
@@ -268,13 +271,13 @@ def test_what_passes_is_shown_and_counted(examples, saved):
     written = [[(good, predictor.checks.withheld(good, i, liked))] for i, liked in pairs]
     assert [group[0][1] for group in written] == ["", "it says what the item is not"]
     assert predictor.checks.withheld(good._replace(perplexity=5.1), *pairs[0]) == "it is unlikely"
-    told = looked_at(predictor, pairs, written, learned, {"loss": 1.0}, {"model": {"loss": [0.9, 1.1]}})
+    told = writing_report(predictor, pairs, written, learned, {"loss": 1.0}, {"model": {"loss": [0.9, 1.1]}})
     assert told["intervals"]["model"].keys() == told["metrics"].keys() - {"longest_copy_max"}
     assert told["metrics"]["shown"] == 0.5 and told["metrics"]["attribute_right"] == 0.5
     assert told["metrics"]["attribute_right_by_chance"] == 0.5 and told["metrics"]["names_item"] == 1
     after = f"after {predictor.titles[other]}; {predictor.titles[item]}"
     assert told["samples"]["Reasons"] == [
-        f"{after} → {said(predictor.titles[item])} is a warm, bright and quiet drama."
+        f"{after} → {spoken_title(predictor.titles[item])} is a warm, bright and quiet drama."
     ]
 
 

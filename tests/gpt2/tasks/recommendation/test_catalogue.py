@@ -238,7 +238,7 @@ def changed(table: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame:
      r"clicks.csv: 36 of 36 interactions are with items.*such as '100'; add them.*raise max_unknown=0.1"),
     (shoes(11), walks(), {"max_unknown": 0}, r"3 of 36 interactions are with items .*'11'.*max_unknown=0.0"),
     (shoes(), walks(), {"weight_field": "rating", "min_weight": 3}, r"clicks.csv has no column 'rating'.*weight_field"),
-    (shoes(), changed(walks(), 17, "weight", "good"), {"min_weight": 3}, r"row 18: weight='good' is not a weight; give"),
+    (shoes(), changed(walks(), 17, "weight", "good"), {"min_weight": 3}, r"row 18: weight='good' is not a weight;"),
     (shoes(), changed(walks(), 4, "weight", ""), {"min_weight": 3}, r"row 5: weight=nan is not a weight; give"),
     (shoes(), walks(), {"min_weight": 6}, r"no interaction weighs min_weight=6.0 or more; the largest weight is 5"),
     (shoes(), walks(), {"min_weight": 5}, r"only 0 users have 4 items or more \(below min weight 29.*lower min_weight"),
