@@ -66,7 +66,7 @@ def direct_effects(model: GPT2, seen: Trace, tokens: Tensor) -> Tensor:
     c = model.config
     if not c.residual or c.norm_placement != "pre":
         raise ValueError(
-            f"residual={c.residual}, norm_placement={c.norm_placement}: the logits are no sum over branches; "
+            f"residual={c.residual}, norm_placement={c.norm_placement}: the logits are not a sum over branches; "
             f"take a model with residual=True and norm_placement=pre"
         )
     with torch.no_grad():
@@ -127,7 +127,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
         if gradients:
             norms[name] = float(nn.utils.get_total_norm(gradients))
     if not norms:
-        raise ValueError("the model has no gradients; call backward() first, and look before they are set to None")
+        raise ValueError("the model has no gradients; call backward() first, and read them before they are set to None")
     return norms
 
 

@@ -70,15 +70,15 @@ class Index:
     def search(self, texts: Sequence[str]) -> list[Hit]:
         """Return the hits of the evaluation set in these training texts, at most one per text and kind."""
         flat = Flat([words(text) for text in texts], self.ids, self.values)
-        found: dict[tuple[int, str], Hit] = {}
+        hits: dict[tuple[int, str], Hit] = {}
         for n, at, marks in flat.windows():
             if n in self.grams:
                 for k, unit in self.grams[n].find(marks):
-                    if (unit, GRAM) not in found:
-                        found[unit, GRAM] = Hit(unit, GRAM, flat.words_at(at[k], n))
+                    if (unit, GRAM) not in hits:
+                        hits[unit, GRAM] = Hit(unit, GRAM, flat.words_at(at[k], n))
         for unit, i in (pair for kind in self.kinds for pair in kind.nearly_same(flat)):
-            found.setdefault((unit, NEAR), Hit(unit, NEAR, texts[i][:EXCERPT]))
-        return list(found.values())
+            hits.setdefault((unit, NEAR), Hit(unit, NEAR, texts[i][:EXCERPT]))
+        return list(hits.values())
 
 
 class Lookup:
@@ -185,14 +185,14 @@ def summary(
     They are the contaminated `share`, the ids of these texts as `contaminated`, counts as `by`, and `examples`. `hits`
     are (source, hit) pairs in any order.
     """
-    found = {(hit.unit, source, hit.how): hit for source, hit in sorted(hits, reverse=True)}
-    contaminated = sorted({number for number, *_ in found})
+    hits_by_key = {(hit.unit, source, hit.how): hit for source, hit in sorted(hits, reverse=True)}
+    contaminated = sorted({number for number, *_ in hits_by_key})
     by = [
-        {"source": source, "how": how, "units": sum(key[1:] == (source, how) for key in found)}
+        {"source": source, "how": how, "units": sum(key[1:] == (source, how) for key in hits_by_key)}
         for source in (CORPUS, OTHERS)
         for how in (GRAM, NEAR)
     ]
-    first = {number: (source, hit) for (number, source, _), hit in sorted(found.items(), reverse=True)}
+    first = {number: (source, hit) for (number, source, _), hit in sorted(hits_by_key.items(), reverse=True)}
     examples = [
         {"id": ids[i], "text": texts[i], "source": source, "how": hit.how, "found": hit.found}
         for i, (source, hit) in sorted(first.items())[:SHOWN]

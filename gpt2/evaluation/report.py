@@ -39,7 +39,7 @@ def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """
     missing = [name for name in REQUIRED if name not in report]
     if missing:
-        raise ValueError(f"the report of {report.get('task')!r} lacks {', '.join(missing)}")
+        raise ValueError(f"the report of {report.get('task')!r} lacks {', '.join(missing)}; add them")
     complete = dict(report)
     curve = complete.pop("curve", [])
     metric = complete["primary"]["name"]

@@ -159,6 +159,7 @@ class Evidence:
 
     @property
     def width(self) -> int:
+        """Return the number of columns of one system."""
         return self.systems[MODEL].shape[1]
 
     def method(self, metric: str) -> Method:
@@ -166,6 +167,7 @@ class Evidence:
         return "basic" if metric in self.inflated else "bca"
 
     def value(self, metric: str, system: str = MODEL) -> float:
+        """Return a system's value of a metric."""
         return float(self.metrics[metric](self.systems[system].sum(0)))
 
     def part(self, name: str) -> Evidence:
@@ -211,6 +213,7 @@ class Evidence:
         return difference if self.better_up(metric) else lambda sums: -difference(sums)
 
     def better_up(self, metric: str) -> bool:
+        """Return whether higher values of a metric are better."""
         return not metric.startswith(("calibration_error", "loss", "perplexity", "bits_per_byte"))
 
     def summary(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Criterion:
     text: str
     figures: Mapping[str, Any]
     alternative: bool = False
-    """True if this is one of the alternatives of which one must pass."""
+    """True if it suffices that this or another alternative passes."""
 
 
 def measured(report: Mapping[str, Any], folder: Path) -> Measured | None:
@@ -131,8 +131,8 @@ def failures(criteria: Sequence[Criterion]) -> list[str]:
 def compared(evidence: Evidence, system: str, margin: float = 0.0) -> dict[str, float]:
     """Compare the primary metric with another system's.
 
-    Returns `value`, the `other` value, the `gain` (positive is better) with its interval `low` to `high`, and the
-    `probability` that the gain is above -margin (share of the other value).
+    Returns `value`, the `other` value, and the `gain` (positive is better) with its interval `low` to `high`.
+    `probability` is that of a gain above -margin (share of the other value).
     """
     metric = evidence.primary
     gained, theirs = evidence.gain(metric, system), evidence.value(metric, system)

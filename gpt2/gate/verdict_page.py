@@ -97,7 +97,7 @@ def page(verdict: Mapping[str, Any], folder: Path, figures: Path) -> str:
             shutil.copy(figures / figure["file"], drawn)
         metric = evidence.primary
         values = {name: metrics[metric] for name, metrics in content["baselines"].items()}
-        intervals = {name: found[metric] for name, found in content["intervals"].items()}
+        intervals = {name: bounds[metric] for name, bounds in content["intervals"].items()}
         first = plots.beside_baselines(metric, content["metrics"][metric], values, drawn, intervals)
         content["figures"] = [first, *content["figures"][1:]]
         shutil.copy(drawn / first["file"], folder / PICTURE)

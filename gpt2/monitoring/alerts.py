@@ -6,9 +6,9 @@ uncertainty, and its variation between windows beyond chance. That variation is 
 beta-binomial, estimated by moments and raised by one standard error. The window's p-value is the beta-binomial
 probability of k or more. A second p-value is that of the window together with the one before it.
 
-The window surges if the smaller p-value is below `false_alarms / (2 x windows in a year)` and the share is at least
-`min_ratio` times that of the history. A window is not judged if it has fewer than `min_posts` posts, or fewer than
-`MIN_HISTORY` earlier windows with posts. Consecutive surging windows are one alert.
+The window surges if the smaller p-value is below `false_alarms / (2 x windows in a year)`. Its share must also be at
+least `min_ratio` times that of the history. A window is not judged if it has fewer than `min_posts` posts, or fewer
+than `MIN_HISTORY` earlier windows with posts. Consecutive surging windows are one alert.
 
 Beta-binomial: Skellam 1948. Moment estimator: Kleinman 1973.
 """
@@ -145,7 +145,9 @@ def judge(negative: np.ndarray, posts: np.ndarray, rule: Rule, usable: np.ndarra
     """
     k, n = np.asarray(negative, float), np.asarray(posts, float)
     if k.shape != n.shape or k.ndim != 1 or (k < 0).any() or (k > n).any():
-        raise ValueError("negative and posts must be equally long, with 0 <= negative <= posts in each window")
+        raise ValueError(
+            "negative and posts: need equal lengths and 0 <= negative <= posts; pass counts of each window"
+        )
     if usable is not None:
         k, n = k * usable, n * usable
     past = History(k, n, HISTORY[rule.window], MIN_HISTORY[rule.window])

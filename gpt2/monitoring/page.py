@@ -150,6 +150,7 @@ class Page:
 
     @property
     def drifted(self) -> list[Drift]:
+        """Return the measures whose drift is above the threshold."""
         return [d for d in self.drift or () if d.psi > self.config.drift_threshold]
 
     @property

@@ -135,7 +135,7 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
     table = pd.DataFrame(rows, columns=["number", "text", "time", "topic", "id"])
     table["id"] = pd.Series(
         [row["id"] for row in rows], index=table.index, dtype=object
-    )  # 7 stays 7 beside an empty one
+    )  # an integer stays one beside a missing id
     if config.time_field:
         table["time"] = times(table["time"])
         untimed = table["time"].isna()

@@ -13,7 +13,7 @@ class TaskSettings(Settings):
     """Settings of every task; a task's own `Settings` class adds to them."""
 
     enabled: bool = True
-    """Whether the pipeline runs this task."""
+    """Run this task in the pipeline."""
     source: str = Field(..., min_length=1)
     """The labelled data: a file, a directory or `sample:NAME`."""
     register_as: str | None = operational(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")

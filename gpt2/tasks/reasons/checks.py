@@ -93,9 +93,11 @@ class Written(NamedTuple):
 def spoken_title(title: str) -> str:
     """Return a title in spoken form: `Godfather, The (1972)` is The Godfather."""
     title = YEAR.sub("", title.strip())
-    found = ARTICLE.match(title)
+    article = ARTICLE.match(title)
     return (
-        (f"{found[2]}{'' if found[2].endswith(chr(39)) else ' '}{found[1]}" + title[found.end() :]) if found else title
+        (f"{article[2]}{'' if article[2].endswith(chr(39)) else ' '}{article[1]}" + title[article.end() :])
+        if article
+        else title
     )
 
 
@@ -138,13 +140,13 @@ class Checks:
 
     def sentence(self, text: str, item: int) -> str:
         """Return the text with the item's title in place of the placeholder."""
-        found = self.standing.match(text)
-        return spoken_title(self.titles[item]) + text[found.end() :] if found else text
+        placeholder = self.standing.match(text)
+        return spoken_title(self.titles[item]) + text[placeholder.end() :] if placeholder else text
 
-    def withheld(self, found: Written, item: int, liked: Sequence[int]) -> str:
+    def withheld(self, written: Written, item: int, liked: Sequence[int]) -> str:
         """Return why a sentence on an item is withheld from a user who liked other items; "" if it is shown."""
-        text, have = found.text, words(found.text)
-        if reason := unfinished(have, found.ended, LEAST):
+        text, have = written.text, words(written.text)
+        if reason := unfinished(have, written.ended, LEAST):
             return reason
         if len(have) > MOST or not well_formed(text):
             return "it is no sentence"
@@ -165,7 +167,7 @@ class Checks:
             return "it does not say why"
         if int(self.known.longest([text])[0]) > self.most_copied:
             return "it is copied"
-        return "it is unlikely" if not found.perplexity <= self.most_perplexity else ""
+        return "it is unlikely" if not written.perplexity <= self.most_perplexity else ""
 
     @cached_property
     def known_attributes(self) -> set[tuple[str, ...]]:
@@ -188,8 +190,8 @@ class Checks:
 
 def names(text: str) -> list[str]:
     """Return the capitalised words inside a sentence, which are probably names."""
-    found = re.findall(r"\w+(?:'\w+)?", text)
-    return [word for word in found[1:] if any(c.isupper() for c in word) and word.partition("'")[0] != "I"]
+    tokens = re.findall(r"\w+(?:'\w+)?", text)
+    return [word for word in tokens[1:] if any(c.isupper() for c in word) and word.partition("'")[0] != "I"]
 
 
 def well_formed(text: str) -> bool:

@@ -21,7 +21,7 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
     """Written reasons for recommendations, learned from reviews. Off unless `enabled` is set."""
 
     enabled: bool = False
-    """Whether the pipeline runs this task."""
+    """Run this task in the pipeline."""
     source: str = Field("sample:reviews", min_length=1)
     """The reviews, .csv, .jsonl or .parquet, or `sample:reviews`; the reviewed item need not be known."""
     texts_field: str = Field("text", min_length=1)
@@ -85,5 +85,5 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
         return self
 
     def sources(self) -> dict[str, str]:
-        found = super().sources() | {"catalogue": self.catalogue}
-        return found | ({} if self.interactions is None else {"interactions": self.interactions})
+        places = super().sources() | {"catalogue": self.catalogue}
+        return places | ({} if self.interactions is None else {"interactions": self.interactions})

@@ -125,7 +125,7 @@ class Reasoner(nn.Module):
         self.model = model
 
     def nll(self, ids: Tensor, lengths: Tensor, sentence_lengths: Tensor) -> Tensor:
-        """(B,) negative log-likelihoods (nats) of a `Told` batch's sentences."""
+        """Return (B,) negative log-likelihoods (nats) of a batch's sentences after their prompts."""
         tokens, packed = pack(ids, lengths)
         places = torch.arange(ids.shape[1], device=ids.device)
         first = (lengths - sentence_lengths)[:, None]

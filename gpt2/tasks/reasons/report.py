@@ -147,8 +147,8 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     table[f"nll of {SWAPPED}"] = losses(predictor.module, sentence_dataset(swapped, predictor.reader))[0]
     table["bytes"] = [len(text.encode()) for text in table["text"]]
     table.to_parquet(out / "predictions.parquet", index=False)
-    found = evidence(task, table)
-    values = {s: {m: found.value(m, s) for m in found.metrics} for s in found.systems}
+    results = evidence(task, table)
+    values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
     prompts = pd.read_parquet(examples / "asked.parquet")
     count = min(SAMPLED_USERS, len(prompts))
     prompts = prompts.iloc[np.unique(np.linspace(0, len(prompts) - 1, count).astype(int))]
@@ -158,7 +158,7 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     pd.DataFrame(sampled, columns=["item", *Written._fields, "withheld"]).to_parquet(
         out / "written.parquet", index=False
     )
-    summary = found.summary()
+    summary = results.summary()
     texts = table["text"].tolist()
     writing = writing_report(predictor, pairs, written, texts, values["model"], summary["intervals"])
     writing["remarks"].append(unit_results.sentence(cut))

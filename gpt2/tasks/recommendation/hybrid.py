@@ -159,11 +159,11 @@ class Hybrid:
         import torch
         from safetensors.torch import save_file
 
-        found = {"popular": self.popular}
+        arrays = {"popular": self.popular}
         for name, each in (("recent", self.recent), ("whole", self.whole)):
-            found |= {f"{name}.starts": each.indptr.astype(np.int32), f"{name}.items": each.indices.astype(np.int32)}
-            found[f"{name}.values"] = each.data.astype(np.float32)
-        save_file({name: torch.from_numpy(array) for name, array in found.items()}, directory / FILE)
+            arrays |= {f"{name}.starts": each.indptr.astype(np.int32), f"{name}.items": each.indices.astype(np.int32)}
+            arrays[f"{name}.values"] = each.data.astype(np.float32)
+        save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, directory / FILE)
 
     @classmethod
     def load(cls, directory: Path, weights: Mapping[str, float], n_items: int) -> Hybrid:
@@ -175,17 +175,17 @@ class Hybrid:
         path = directory / FILE
         tensors = weights_tensors.read(path)
         weights_tensors.finite(path, tensors)
-        found = {name: tensor.numpy() for name, tensor in tensors.items()}
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
             parts, shape = ("values", "items", "starts"), (n_items, n_items)
-            both = [csr_matrix(tuple(found[f"{n}.{p}"] for p in parts), shape) for n in ("recent", "whole")]
+            both = [csr_matrix(tuple(arrays[f"{n}.{p}"] for p in parts), shape) for n in ("recent", "whole")]
             for each in both:
                 each.check_format()
-            if found["popular"].shape != (n_items,):
-                raise ValueError(f"'popular' is {found['popular'].shape}")
+            if arrays["popular"].shape != (n_items,):
+                raise ValueError(f"'popular' is {arrays['popular'].shape}")
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} does not fit a catalogue of {n_items:,} items: {error}") from None
-        return cls(weights, found["popular"], *both)
+        return cls(weights, arrays["popular"], *both)
 
 
 def fit(

@@ -38,6 +38,7 @@ class Page:
 
     @cached_property
     def users(self) -> list[str]:
+        """Return all users with recommendations, in the table's order."""
         return self.table["user"].unique().tolist()
 
     @cached_property

@@ -253,8 +253,8 @@ class Elsewhere:
 
     def translated(self, histories: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the histories as indices of the model's own catalogue, without unknown items."""
-        found = [self.own[np.asarray(history, dtype=int)] for history in histories]
-        return [history[history >= 0] for history in found]
+        own = [self.own[np.asarray(history, dtype=int)] for history in histories]
+        return [history[history >= 0] for history in own]
 
     def spread(self, scores: np.ndarray) -> np.ndarray:
         """Return scores of the model's own items as scores of the other catalogue; -inf for unknown items."""

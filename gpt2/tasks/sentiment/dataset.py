@@ -134,7 +134,9 @@ def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str
     """Return (the usable examples, each text once, with label indices; the labels; the counts so far)."""
     table, counts = read_labelled(source, settings)
     if table.empty:
-        raise ValueError(f"{source} has no row with a text and a label; it has {counts['rows']:,} rows")
+        raise ValueError(
+            f"{source}: none of {counts['rows']:,} rows has a text and a label; set text_field and label_field"
+        )
     table["label"], labels, counts["respelled"] = indexed(table["label"], settings, source)
     table, repeated = without_duplicates(table)
     sizes = [int((table["label"] == i).sum()) for i in range(len(labels))]

@@ -244,13 +244,13 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
         plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
         plots.abstaining(sure, chosen, out),
     ]
-    found = metrics.classification(truth, probabilities, labels)
+    results = metrics.classification(truth, probabilities, labels)
     # Empty if the labels are not sentiments.
     tested = behavioural_tests.tables(suite(predictor.probabilities, predictor.labels))
     uncalibrated = metrics.calibration_error(truth, before)
     remark = (
         f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
-        f"calibration error {uncalibrated:.4f} before, {found['calibration_error']:.4f} with it."
+        f"calibration error {uncalibrated:.4f} before, {results['calibration_error']:.4f} with it."
     )
     cut = {
         "training texts": predictor.cut(texts, predictor.context),
@@ -274,7 +274,7 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
         "title": task.title if tested else f"Labels of texts: {', '.join(labels)}",
         "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
         "floor": task.floor,
-        "metrics": found | {"calibration_error_before": uncalibrated},
+        "metrics": results | {"calibration_error_before": uncalibrated},
         "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
         "counts": json.loads((examples / "counts.json").read_text()),
         "remarks": noted,

@@ -107,7 +107,9 @@ class Sentiment(Task):
 
         known, given = labels_of(directory), json.loads((examples / "labels.json").read_text())
         if known != given:
-            raise ValueError(f"the teacher knows the labels {known}, the examples {given}; give another")
+            raise ValueError(
+                f"the teacher knows the labels {known}, the examples {given}; give one with the same labels"
+            )
         if (directory / FILE).exists() and not (examples / FILE).exists():
             raise ValueError(
                 f"the teacher in {directory} has a linear model of n-grams, the examples have none; set ngrams=true"

@@ -13,7 +13,7 @@ class SupportSettings(TaskSettings):
     """Customer service: answers to questions, found in a knowledge file. Off unless `enabled` is set."""
 
     enabled: bool = False
-    """Whether the pipeline runs this task."""
+    """Run this task in the pipeline."""
     source: str = Field("sample:support", min_length=1)
     """The knowledge file, .csv, .jsonl or .parquet, with a question and an answer per row; or `sample:support`."""
     num_workers: int | None = operational(1, ge=1, le=4096)

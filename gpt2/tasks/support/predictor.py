@@ -88,12 +88,12 @@ class SupportPredictor:
 
     def scores_with_lookup(self, questions: Sequence[str]) -> np.ndarray:
         """Return (questions, answers) probabilities: the `scores`, but 1 for the answer of a known question."""
-        found = self.scores(questions)
-        for row, question in zip(found, questions, strict=True):
+        scores = self.scores(questions)
+        for row, question in zip(scores, questions, strict=True):
             if (answer := self.lookup(question)) is not None:
                 row[:] = 0
                 row[answer] = 1
-        return found
+        return scores
 
     def replies(self, questions: Sequence[str], best: Sequence[int], most: int = REPLY_TOKENS) -> list[tuple[str, str]]:
         """Return (reply, why it is withheld, or "") for each question, written from its `best` answer."""
@@ -105,8 +105,8 @@ class SupportPredictor:
         prompts = [self.reader.prompt(q, k) for q, k in zip(encoded, known, strict=True)]
         room = self.module.model.config.n_positions - max(map(len, prompts))
         limit = min(most, room)
-        found = generate(self.module.model, self.tokenizer.end_of_text, prompts, limit, temperature=0)
-        texts = [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in found]
+        generated = generate(self.module.model, self.tokenizer.end_of_text, prompts, limit, temperature=0)
+        texts = [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in generated]
         return [
             (text, withheld(text, ended, q, self.answers[i], self.answers))
             for (text, ended), q, i in zip(texts, questions, best, strict=True)
@@ -133,8 +133,8 @@ class SupportPredictor:
         fits = [i for i in range(len(questions)) if score[i] >= least]
         replies = [("", "nothing fits")] * len(questions)
         if most:
-            found = self.replies([questions[i] for i in fits], [chosen[i] for i in fits], most)
-            for i, reply in zip(fits, found, strict=True):
+            written = self.replies([questions[i] for i in fits], [chosen[i] for i in fits], most)
+            for i, reply in zip(fits, written, strict=True):
                 replies[i] = reply
         answers = [self.answers[answer] if i in set(fits) else "" for i, answer in enumerate(chosen)]
         shown = ["" if reason else reply for reply, reason in replies]
@@ -151,8 +151,8 @@ SHORT = 4
 def withheld(reply: str, ended: bool, question: str, answer: str, answers: Sequence[str]) -> str:
     """Return why a reply is withheld; "" if it is shown.
 
-    It is withheld if it is short or unfinished, if it copies another answer, or if less than half of its words are in
-    the question or in the answer that it was written from.
+    It is withheld if it is short or unfinished, or if it copies another answer. It is also withheld if less than half
+    of its words are in the question or in the answer that it was written from.
     """
     written, own = words(reply), words(answer)
     if reason := unfinished(written, ended, min(SHORT, len(own))):

@@ -170,7 +170,7 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
     results = evidence(task, table)
     values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
     summary, shown = results.summary(), (table["withheld"] == "").to_numpy()
-    found = values.pop("model") | {"replies_shown": float(shown.mean())}
+    model_metrics = values.pop("model") | {"replies_shown": float(shown.mean())}
     low, high = wilson(shown.sum(), np.array(len(shown)))
     summary["intervals"]["model"]["replies_shown"] = [float(low), float(high)]
     reasons = table["withheld"].replace("", "shown").value_counts()
@@ -181,7 +181,7 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
         "title": task.title,
         "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
         "floor": task.floor,
-        "metrics": found,
+        "metrics": model_metrics,
         "baselines": values,
         "counts": {"questions": len(table), "answers": len(predictor.answers)},
         "remarks": [

@@ -70,8 +70,8 @@ def fit(parts: Sequence[np.ndarray], right: Sequence[Sequence[int]]) -> list[flo
 
     def loss(weights: np.ndarray) -> float:
         scores = np.tensordot(weights, stacked, axes=1)
-        found = [logsumexp(row[items]) for row, items in zip(scores, right, strict=True)]
-        return float(np.mean(logsumexp(scores, axis=1) - found))
+        likelihoods = [logsumexp(row[items]) for row, items in zip(scores, right, strict=True)]
+        return float(np.mean(logsumexp(scores, axis=1) - likelihoods))
 
     bounds = [(0.0, 100.0)] * len(parts)
     return [round(float(w), 6) for w in minimize(loss, np.ones(len(parts)), bounds=bounds).x]
