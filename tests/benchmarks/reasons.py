@@ -74,7 +74,7 @@ def figures(kind, module, examples: Path, tokenizer, everything, shown: bool = F
         report = kind.evaluate(model, examples, out)
         written = pd.read_parquet(out / "written.parquet")
     runs, table = everything.longest(written["text"].tolist()), report["tables"]
-    print(table["What becomes of the written sentences"]["rows"], report["remarks"], sep="\n")
+    print(table["Outcomes of the written sentences"]["rows"], report["remarks"], sep="\n")
     print(json.dumps(report["samples"] if shown else {}, indent=1, ensure_ascii=False), flush=True)
     passes = float((written["withheld"] == "").mean())
     return {**report["metrics"], "run": runs.mean(), "run_max": runs.max(), "passes": passes}

@@ -131,7 +131,7 @@ def test_who_reads_alike_finds_what_an_evaluation_finds(run):
     mine, theirs = run.own_report(), run.report_of(run.folder / "model")
     assert theirs["metrics"] == pytest.approx(mine["metrics"]) and theirs["intervals"] == mine["intervals"]
     pd.testing.assert_frame_equal(*(pd.read_parquet(run.folder / w / "predictions.parquet") for w in ("own", "theirs")))
-    assert "read with the same tokenizer and 32 tokens" in theirs["remarks"][0]
+    assert "read it with the same tokenizer and 32 tokens" in theirs["remarks"][0]
 
 
 def test_of_few_documents_each_stretch_has_its_bytes_share(tmp_path):

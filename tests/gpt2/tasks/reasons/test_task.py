@@ -233,7 +233,7 @@ def test_the_report_is_what_the_predictor_says(examples, saved, tmp_path):
         assert found["cut"][f"{name} sentences"] == {"texts": len(rows), "cut": sum(long), "tokens": reader.room}
         shown = [len(reader.whole(item, liked)) for item, liked in zip(rows["item"], rows["liked"], strict=True)]
         assert found["cut"][f"{name} prompts"]["cut"] == sum(length > reader.room for length in shown)
-    counts = found["tables"]["What becomes of the written sentences"]["rows"]
+    counts = found["tables"]["Outcomes of the written sentences"]["rows"]
     assert found["counts"]["users"] == 5 and 5 < sum(n for _, n in counts) <= 40
     predictor, asked = KIND.predictor(saved), pd.read_parquet(examples[0] / "asked.parquet")
     records = [

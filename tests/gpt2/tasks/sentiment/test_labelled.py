@@ -279,7 +279,7 @@ def test_a_wild_file_is_refused_by_name_or_split_without_leaks(
     ("content", "message"),
     [
         ("", "No columns"),
-        ("text,label\n", "no row with a text and a label; it has 0 rows"),
+        ("text,label\n", "none of 0 rows has a text and a label"),
         ("text,label\na,b\n", "only the label"),
         ("text,label\na,b,c\nd,e,f\n", "more fields than its header; put texts with commas in quotes"),
         ("text,label\na,b\nd,e,f\n", "Expected 2 fields in line 3, saw 3"),

@@ -187,7 +187,7 @@ def test_from_examples_to_report(examples, tokenizer, tmp_path):
     unsure = predictor.predict(["is there a screen that noises at night?"], {"abstain_below": 1.0, "max_tokens": 8})
     assert unsure[["answer", "reply", "withheld"]].iloc[0].tolist() == ["", "", "nothing fits"]
     asked = ["my MOUSE is broken!", "is there a screen that noises at night?"]
-    looked, ranked = predictor.looked_up(asked), predictor.scores(asked)
+    looked, ranked = predictor.scores_with_lookup(asked), predictor.scores(asked)
     assert looked[0].max() == 1 == looked[0].sum() and ranked[0].max() < 1 and (looked[1] == ranked[1]).all()
     assert predictor.predict([], {}).empty
     with pytest.raises(ValueError, match=r"abstain_below=2.*give 0 to 1"):
