@@ -1,0 +1,7 @@
+"""Work on Ray's workers that is not training.
+
+evaluation.py    a model's report; the search for held-out texts in the training text
+scoring.py       posts scored by a model, and the reference for their drift
+search.py        trials under Ray Tune (ASHA)
+tokenization.py  documents to token shards
+"""
