@@ -1,4 +1,4 @@
-"""Where local state lives, and the environment that every process of ours runs in."""
+"""The home, GPT2_HOME: its folders, the state of its services, and the latest pages at addresses that stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where local state lives, and the environment that every process of ours runs in."""
+"""The environment of every process, set before Prefect, Ray or MLflow is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pipeline will make: every artifact's key follows from the settings and the sources alone, before any run."""
+"""The modules that each stage's result depends on: their code is part of an artifact's id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Evaluation on the cluster's workers: a model's directory and its held-out examples in, a report's directory out."""
+"""Evaluation on the cluster's workers: a model's directory and its held-out examples in, a report's directory out.
+
+The search for held-out texts in the training text is spread over the workers too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A registered model made again, in a fresh home, from what was recorded with it; and compared bit by bit."""
+"""A registered model made again in a fresh home, from the record kept with it, and compared bit by bit.
+
+`python -m flows.jobs.reproduce` runs the stages up to the model in a process of its own, with the fresh home.
+"""
 
 from __future__ import annotations
 

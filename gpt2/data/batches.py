@@ -1,8 +1,8 @@
-"""Which samples each rank reads at each step.
+"""The samples that each rank reads at each step: of one dataset, or of new and old text mixed.
 
 A keyed permutation of the sample indices per epoch (a Feistel network with cycle walking, Black and Rogaway 2002)
 has no state but (seed, epoch, position): a resume costs nothing, the order is the same at any world size, and every
-sample is read exactly once per epoch.
+sample is read exactly once per epoch. A mixture has no other state either.
 """
 
 from __future__ import annotations

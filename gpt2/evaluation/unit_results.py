@@ -1,6 +1,8 @@
-"""What an evaluation found at each unit, so that intervals, slices and the gate's verdict can be computed from it.
+"""Results of every system on every unit of an evaluation; slices of a test set; truncated texts.
 
-It is made from a report's stored predictions alone, by the task whose they are: a verdict can be computed again.
+`Evidence` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
+gate's verdict are computed from it, so a verdict can be computed again. Slices are parts of a test set that a mean may
+hide: by length, class, topic, history, popularity. Texts longer than the context are counted and reported.
 """
 
 from __future__ import annotations

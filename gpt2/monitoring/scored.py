@@ -1,7 +1,11 @@
-"""The scored batches of a monitor: which are current, what they hold, and which posts are still to score.
+"""The scored batches of a monitor: current ones, their contents, posts still to score, and merging by month.
 
 No list of finished work is kept beside the work: the scored batches are artifacts, and the posts in those that are
-complete are the ones that are done. A run that is killed leaves complete batches and one that does not count.
+complete are done. A run that is killed leaves complete batches and one that does not count.
+
+Batches of past days become one for each month and version of the model. A merged batch is an artifact like any other
+and names the batches that it holds. Readers leave these out as soon as it is complete (`current`); only then are they
+removed. A kill leaves the old ones, or both.
 """
 
 from __future__ import annotations

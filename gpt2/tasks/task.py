@@ -1,4 +1,7 @@
-"""The kinds of models: the pretrained one, and the downstream tasks. A new task is one file in `gpt2/tasks/`."""
+"""The kinds of models: the pretrained one, and the downstream tasks; their look-up by name.
+
+A new task is one file, or one folder, in `gpt2/tasks/` with a `TASK`.
+"""
 
 from __future__ import annotations
 

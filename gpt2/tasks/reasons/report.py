@@ -1,4 +1,4 @@
-"""What a report says of written reasons: their form, copying, what they name, and what became of them."""
+"""The report on written reasons: form, copying, names, and how many are shown or withheld."""
 
 from __future__ import annotations
 

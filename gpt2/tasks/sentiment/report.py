@@ -1,4 +1,4 @@
-"""What a model must be measured against: the simple methods that people would use instead."""
+"""The parts of the sentiment report: baselines, behavioural tests, likely label errors, remarks on the examples."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a model of answers must do whatever its test set holds (`gpt2.evaluation.behavioural_tests`), asked with what
-people asked."""
+"""Behavioural tests for a model of answers (`gpt2.evaluation.behavioural_tests`), on people's questions; remarks."""
 
 from __future__ import annotations
 
