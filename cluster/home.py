@@ -13,22 +13,6 @@ from typing import Any
 
 from gpt2.store.artifact import Store, write_atomically
 
-PAGES = "pages"
-
-
-def path(name: str) -> Path:
-    """Where the page of that name lies."""
-    return home() / PAGES / f"{name}.html"
-
-
-def keep(name: str, text: str) -> Path:
-    """Write the page of that name, whole or not at all; returns its path, which stays the same."""
-    found = path(name)
-    found.parent.mkdir(exist_ok=True)
-    write_atomically(found, text.encode())
-    return found
-
-
 # Ray's sockets lie at most this much deeper than its temporary folder (the dashboard's are the deepest, with a process
 # id of seven digits); the system allows a socket's path 107 bytes.
 RAY_SOCKET_SUFFIX = 68
@@ -123,3 +107,19 @@ def ray_folder() -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(folder)
     return link
+
+
+PAGES = "pages"
+
+
+def path(name: str) -> Path:
+    """Where the page of that name lies."""
+    return home() / PAGES / f"{name}.html"
+
+
+def keep(name: str, text: str) -> Path:
+    """Write the page of that name, whole or not at all; returns its path, which stays the same."""
+    found = path(name)
+    found.parent.mkdir(exist_ok=True)
+    write_atomically(found, text.encode())
+    return found

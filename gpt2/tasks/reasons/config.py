@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field, model_validator
 
 from gpt2.settings import operational
 from gpt2.tasks.config import TaskSettings
 from gpt2.tasks.recommendation.config import CatalogueFiles
 from gpt2.training.config import OptimizerConfig, TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 UNIGRAM, SWAPPED = "unigram", "another item's prompt"
 

@@ -16,7 +16,6 @@ from gpt2.training.config import OptimizerConfig, TrainConfig
 if TYPE_CHECKING:
     pass
     pass
-    pass
 
 
 class RecommendConfig(Settings):

@@ -25,7 +25,6 @@ from gpt2.evaluation.behavioural_tests import (
 )
 
 if TYPE_CHECKING:
-    pass
     import numpy as np
     import pandas as pd
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from gpt2.settings import operational
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import OptimizerConfig, TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class SupportSettings(TaskSettings):
