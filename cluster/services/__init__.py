@@ -3,6 +3,5 @@
 databases.py  SQLite or PostgreSQL
 doctor.py     whether this machine is fit, with remedies
 processes.py  services as processes: start, watch, stop
-ray_head.py   python -m cluster.services.ray_head: a local Ray head
 servers.py    MLflow's server and a Ray head as services
 """

@@ -5,3 +5,5 @@ exposure.py    exposure of planted canaries (Carlini et al. 2019)
 kind.py        `BASE`: its card, parameters, predictor and unit results
 report.py      perplexity and bits per byte on held-out text, also of another tokenizer; sample texts
 """
+
+from gpt2.tasks.base.kind import BASE as BASE

@@ -4,8 +4,8 @@ checks.py     the checks that a written sentence must pass to be shown; copied r
 config.py     `ReasonsSettings`
 dataset.py    reviews to sentences about items; prompts and sentences to batches
 predictor.py  item and history to a sentence, or why it is withheld; the model that writes it
-report.py     form, copying and fate of written sentences
-task.py       `TASK`: examples, module, save, evaluation
+report.py     the report: likelihood of held-out sentences; form, copying and fate of written ones
+task.py       `TASK`: examples, module, save
 """
 
 from gpt2.tasks.reasons.task import TASK as TASK

@@ -7,8 +7,8 @@ hybrid.py     popularity, item-kNN and EASE, as baselines and joined to the mode
 page.py       the page of recommendations
 predictor.py  histories to rankings
 recommend.py  the best items for every active user, with reasons
-report.py     rank of the next choice beside baselines; behavioural tests; another catalogue
-task.py       `TASK`: examples, module, save, evaluation
+report.py     the report: rank of the next choice beside baselines; behavioural tests; another catalogue
+task.py       `TASK`: examples, module, save
 """
 
 from gpt2.tasks.recommendation.task import TASK as TASK
