@@ -1,4 +1,4 @@
-"""Small trainings for notebooks, recorded step by step, to compare models and training settings."""
+"""Small trainings on the CPU, for notebooks: fine-tunings with their cost, and trainings watched step by step."""
 
 from __future__ import annotations
 

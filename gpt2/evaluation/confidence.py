@@ -1,7 +1,8 @@
-"""Confidence of classifiers: temperature scaling, and selective prediction by an abstention threshold.
+"""Confidence: temperature scaling, and accuracy against coverage when the model abstains.
 
-Selective prediction (El-Yaniv and Wiener 2010) leaves the least confident answers to people. Coverage is the share of
-texts that keep a label. Risk is one minus the accuracy on those texts.
+Calibration fits one temperature on held-out examples (Guo et al. 2017). Selective prediction (El-Yaniv and Wiener 2010)
+leaves the least sure answers to people: coverage is the share of the texts that keep a label; risk is one minus the
+accuracy of those labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Contamination of an evaluation set by the training text: shared n-grams and near-duplicates, and a report of both.
+"""Contamination of an evaluation set by the training text: the search for it, and its part of a report.
 
 The criterion is that of GPT-3 (Brown et al. 2020, appendix C): 13 consecutive words also occur in the training text.
 A text of 8 to 12 words must occur as a whole. A text is also contaminated if a whole training text is a near-duplicate.

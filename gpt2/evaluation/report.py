@@ -1,4 +1,4 @@
-"""Evaluation reports: JSON for machines, an HTML page and Markdown for people."""
+"""A report: JSON for machines, one page for people; with parameters and latency of the model."""
 
 from __future__ import annotations
 

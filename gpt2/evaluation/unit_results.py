@@ -1,6 +1,8 @@
-"""Per-unit results of an evaluation, from which intervals, slices and the gate's verdict follow.
+"""Per-unit results of an evaluation; slices of a test set; truncated texts.
 
-The task rebuilds them from the stored predictions, so a verdict can be recomputed.
+`Evidence` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
+gate's verdict are computed from it, so a verdict can be computed again. Slices are parts of a test set that a mean may
+hide: by length, class, topic, history, popularity. Texts longer than the context are counted and reported.
 """
 
 from __future__ import annotations
@@ -23,53 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.data.tokenizer import Tokenizer
-
-MANY = 0.05
-"""Share of truncated texts above which a run's log warns."""
-
-
-def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
-    """Return for each text whether it has more than `room` tokens.
-
-    A token is at least one byte, so short texts need no encoding.
-    """
-    candidates = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "surrogatepass")) > room]
-    too_long = [False] * len(texts)
-    for i, ids in zip(candidates, tokenizer.encode_batch([texts[i] for i in candidates]), strict=True):
-        too_long[i] = len(ids) > room
-    return too_long
-
-
-def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, int]:
-    """Return the number of `texts`, of those that are `cut` because they exceed the context, and the context `tokens`.
-
-    A text must fit into the context together with its end-of-text token.
-    """
-    return {"texts": len(texts), "cut": sum(longer(tokenizer, texts, context - 1)), "tokens": context}
-
-
-def sentence(cut: Mapping[str, Mapping[str, int]]) -> str:
-    """Return the report's sentence on truncation; `cut` maps names, such as "held-out texts", to `counted` results."""
-    clauses = []
-    for name, counts in cut.items():
-        texts, some, context = counts["texts"], counts["cut"], f"{counts['tokens']:,} tokens"
-        fit = f"do{'es' * (some == 1)} not fit into {context} and {'was' if some == 1 else 'were'} cut there"
-        share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
-        cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
-        clauses.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
-    whole = "; ".join(clauses)
-    return f"{whole[0].upper()}{whole[1:]}."
-
-
-def warnings(report: Mapping[str, Any]) -> list[str]:
-    """Return the truncation warnings of a report for the run's log; empty if few texts are cut."""
-    cut = report.get("cut", {})
-    if not any(counts["cut"] > MANY * counts["texts"] for counts in cut.values()):
-        return []
-    return [
-        f"{report['task']}: {sentence(cut)} A longer context (train.context, model.n_positions) reads more of them."
-    ]
-
 
 Slices = dict[str, np.ndarray]
 
@@ -388,3 +343,50 @@ def language_model(
         metrics |= {f"bits_per_byte_{p}": of_part(i) for i, p in enumerate(parts)}
     systems = {name: columns(values) for name, values in nll.items()}
     return Evidence(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
+
+
+MANY = 0.05
+"""Share of truncated texts above which a run's log warns."""
+
+
+def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
+    """Return for each text whether it has more than `room` tokens.
+
+    A token is at least one byte, so short texts need no encoding.
+    """
+    candidates = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "surrogatepass")) > room]
+    too_long = [False] * len(texts)
+    for i, ids in zip(candidates, tokenizer.encode_batch([texts[i] for i in candidates]), strict=True):
+        too_long[i] = len(ids) > room
+    return too_long
+
+
+def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, int]:
+    """Return the number of `texts`, of those that are `cut` because they exceed the context, and the context `tokens`.
+
+    A text must fit into the context together with its end-of-text token.
+    """
+    return {"texts": len(texts), "cut": sum(longer(tokenizer, texts, context - 1)), "tokens": context}
+
+
+def sentence(cut: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the report's sentence on truncation; `cut` maps names, such as "held-out texts", to `counted` results."""
+    clauses = []
+    for name, counts in cut.items():
+        texts, some, context = counts["texts"], counts["cut"], f"{counts['tokens']:,} tokens"
+        fit = f"do{'es' * (some == 1)} not fit into {context} and {'was' if some == 1 else 'were'} cut there"
+        share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
+        cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
+        clauses.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
+    whole = "; ".join(clauses)
+    return f"{whole[0].upper()}{whole[1:]}."
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return the truncation warnings of a report for the run's log; empty if few texts are cut."""
+    cut = report.get("cut", {})
+    if not any(counts["cut"] > MANY * counts["texts"] for counts in cut.values()):
+        return []
+    return [
+        f"{report['task']}: {sentence(cut)} A longer context (train.context, model.n_positions) reads more of them."
+    ]

@@ -1,4 +1,4 @@
-"""The monitor's page for analysts: alerts, the index of each topic over time, drift, and how to read them."""
+"""The monitor's page: alerts first, then each topic's curve over time, drift, and how to read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read posts from files: text, time, topic, and an identity so that each post counts once."""
+"""Posts of the inbox: text, time, topic, and an identity by which each counts once; each file is read once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
-"""The scored batches of a monitor: finding the current ones, merging them, and choosing the posts still to score.
+"""The scored batches of a monitor: current ones, their contents, posts still to score, and merging by month.
 
-There is no separate list of finished work. Scored batches are artifacts, and the posts in complete batches are done. A
-killed run leaves complete batches and an incomplete one, which is ignored.
+No list of finished work is kept beside the work: the scored batches are artifacts, and the posts in those that are
+complete are done. A run that is killed leaves complete batches and one that does not count.
+
+Batches of past days become one for each month and version of the model. A merged batch is an artifact like any other
+and names the batches that it holds. Readers leave these out as soon as it is complete (`current`); only then are they
+removed. A kill leaves the old ones, or both.
 """
 
 from __future__ import annotations
@@ -24,109 +28,6 @@ from gpt2.monitoring.config import MonitorConfig
 from gpt2.monitoring.index import FREQUENCY, STEP
 from gpt2.monitoring.posts import AHEAD, COLUMNS, Report, present
 from gpt2.store.artifact import Artifact, DamagedArtifact, Key, Store, digest
-
-MONTH = "month"
-"""Key in the spec of a merged batch: its month."""
-REPLACED = "replaced"
-"""Key in the info of a merged batch: ids of earlier merged batches whose parts it holds."""
-MERGING = "_merging"
-"""Marker file in the folder of an unfinished merge; it names the monitor's kind."""
-
-
-def compact(store: Store, config: MonitorConfig, say: Report, today: str | None = None) -> None:
-    """Merge the batches of days before `today` (UTC, as 2026-03-31) if there are more than `compact_above`.
-
-    The merged batches are then removed. The scored posts and their scores do not change.
-    """
-    today = today or time.strftime("%Y-%m-%d", time.gmtime())
-    live = current(all_batches(store, config))
-    small = [batch for batch in live if BATCHES not in batch.info and batch.manifest["created"] < today]
-    if len(small) > config.compact_above:
-        groups: dict[str, list[Artifact]] = defaultdict(list)
-        for batch in [*small, *(batch for batch in live if BATCHES in batch.info)]:
-            groups[digest(group(batch))].append(batch)
-        for same in groups.values():
-            if len(same) > 1 and (merged := merge(store, same, say)):
-                held, posts = len(merged.info[BATCHES]), merged.info["posts"]
-                say(f"{held:,} scored batches of {group(merged)[MONTH]} are one file now: {posts:,} posts")
-    clean(store, config, say)
-
-
-def keep_latest(store: Store, latest: Artifact, since: str) -> None:
-    """Remove this monitor's earlier indexes of the same settings: the latest one counts all their posts.
-
-    Indexes made after `since` (UTC, as 2026-03-31T00:00:00Z) are kept, since someone may be reading them.
-    """
-    for path in sorted(latest.path.parent.iterdir()):
-        made = store.get(latest.kind, path.name)
-        if made is None or (
-            made.id != latest.id and settings(made) == settings(latest) and made.manifest["created"] < since
-        ):
-            store.remove(latest.kind, path.name)
-
-
-def settings(made: Artifact) -> dict[str, Any]:
-    """Return the settings of an index, without the time that it reaches."""
-    return {name: value for name, value in made.manifest["spec"].items() if name != "until"}
-
-
-def group(batch: Artifact) -> dict[str, Any]:
-    """Return the properties that batches of one merged file share: month and spec."""
-    return {MONTH: batch.manifest["created"][:7], **batch.manifest["spec"]}
-
-
-def merge(store: Store, batches: Sequence[Artifact], say: Report) -> Artifact | None:
-    """Return one batch with the rows of these, in order of creation; None if fewer than two are undamaged.
-
-    Damaged batches are left as they are.
-    """
-    whole = []
-    for batch in batches:
-        try:
-            batch.verify()
-            whole.append(batch)
-        except DamagedArtifact as error:
-            say(f"left as it is: {error}")
-    if len(whole) < 2:
-        return None
-    rows = [part for batch in whole for part in parts(batch)]
-
-    def build(out: Path) -> dict[str, Any]:
-        (out / MERGING).write_text(whole[0].kind)
-        files = [pq.ParquetFile(batch.file(SCORED)) for batch in whole]
-        schema = pa.unify_schemas([file.schema_arrow.remove_metadata() for file in files], promote_options="default")
-        with pq.ParquetWriter(out / SCORED, schema) as writer:
-            for file in files:
-                table = file.read().replace_schema_metadata(None)
-                writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
-        merged = [batch for batch in whole if BATCHES in batch.info]
-        replaced = [id for batch in merged for id in (batch.id, *batch.info[REPLACED])]
-        return {"posts": sum(posts for *_, posts in rows), BATCHES: rows, REPLACED: replaced}
-
-    inputs = {BATCHES: digest(sorted(id for id, *_ in rows))}
-    return store.make(Key(whole[0].kind, group(whole[0]), inputs, ("gpt2.monitoring.scored",)), build)
-
-
-def clean(store: Store, config: MonitorConfig, say: Report) -> None:
-    """Remove batches that a verified merged batch holds, and the remains of killed merges."""
-    folder = store.root / kind(config)
-    live = current(all_batches(store, config))
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    present -= {batch.id for batch in live}
-    for batch in live:
-        held = {id for id, *_ in parts(batch)} | set(batch.info.get(REPLACED, []))
-        if gone := held & present:
-            try:
-                batch.verify()
-            except DamagedArtifact as error:
-                say(f"{len(gone):,} merged batches are kept: {error}")
-                continue
-            for id in sorted(gone):
-                store.remove(batch.kind, id)
-    for marker in (store.root / ".partial").glob(f"{kind(config)}-*/{MERGING}"):
-        if marker.read_text() == kind(config):
-            shutil.rmtree(marker.parent)
-
 
 SCORED = "scored.parquet"
 BATCHES = "batches"
@@ -243,3 +144,106 @@ def examples_of(
         inside = inside[[row.topic in topics for topics in inside["topics"]]].nlargest(20 * count, "score")
         texts = inside.assign(like=inside["text"].str.lower().str.slice(0, 40)).drop_duplicates("like")["text"]
         yield texts.head(count).tolist()
+
+
+MONTH = "month"
+"""Key in the spec of a merged batch: its month."""
+REPLACED = "replaced"
+"""Key in the info of a merged batch: ids of earlier merged batches whose parts it holds."""
+MERGING = "_merging"
+"""Marker file in the folder of an unfinished merge; it names the monitor's kind."""
+
+
+def compact(store: Store, config: MonitorConfig, say: Report, today: str | None = None) -> None:
+    """Merge the batches of days before `today` (UTC, as 2026-03-31) if there are more than `compact_above`.
+
+    The merged batches are then removed. The scored posts and their scores do not change.
+    """
+    today = today or time.strftime("%Y-%m-%d", time.gmtime())
+    live = current(all_batches(store, config))
+    small = [batch for batch in live if BATCHES not in batch.info and batch.manifest["created"] < today]
+    if len(small) > config.compact_above:
+        groups: dict[str, list[Artifact]] = defaultdict(list)
+        for batch in [*small, *(batch for batch in live if BATCHES in batch.info)]:
+            groups[digest(group(batch))].append(batch)
+        for same in groups.values():
+            if len(same) > 1 and (merged := merge(store, same, say)):
+                held, posts = len(merged.info[BATCHES]), merged.info["posts"]
+                say(f"{held:,} scored batches of {group(merged)[MONTH]} are one file now: {posts:,} posts")
+    clean(store, config, say)
+
+
+def keep_latest(store: Store, latest: Artifact, since: str) -> None:
+    """Remove this monitor's earlier indexes of the same settings: the latest one counts all their posts.
+
+    Indexes made after `since` (UTC, as 2026-03-31T00:00:00Z) are kept, since someone may be reading them.
+    """
+    for path in sorted(latest.path.parent.iterdir()):
+        made = store.get(latest.kind, path.name)
+        if made is None or (
+            made.id != latest.id and settings(made) == settings(latest) and made.manifest["created"] < since
+        ):
+            store.remove(latest.kind, path.name)
+
+
+def settings(made: Artifact) -> dict[str, Any]:
+    """Return the settings of an index, without the time that it reaches."""
+    return {name: value for name, value in made.manifest["spec"].items() if name != "until"}
+
+
+def group(batch: Artifact) -> dict[str, Any]:
+    """Return the properties that batches of one merged file share: month and spec."""
+    return {MONTH: batch.manifest["created"][:7], **batch.manifest["spec"]}
+
+
+def merge(store: Store, batches: Sequence[Artifact], say: Report) -> Artifact | None:
+    """Return one batch with the rows of these, in order of creation; None if fewer than two are undamaged.
+
+    Damaged batches are left as they are.
+    """
+    whole = []
+    for batch in batches:
+        try:
+            batch.verify()
+            whole.append(batch)
+        except DamagedArtifact as error:
+            say(f"left as it is: {error}")
+    if len(whole) < 2:
+        return None
+    rows = [part for batch in whole for part in parts(batch)]
+
+    def build(out: Path) -> dict[str, Any]:
+        (out / MERGING).write_text(whole[0].kind)
+        files = [pq.ParquetFile(batch.file(SCORED)) for batch in whole]
+        schema = pa.unify_schemas([file.schema_arrow.remove_metadata() for file in files], promote_options="default")
+        with pq.ParquetWriter(out / SCORED, schema) as writer:
+            for file in files:
+                table = file.read().replace_schema_metadata(None)
+                writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
+        merged = [batch for batch in whole if BATCHES in batch.info]
+        replaced = [id for batch in merged for id in (batch.id, *batch.info[REPLACED])]
+        return {"posts": sum(posts for *_, posts in rows), BATCHES: rows, REPLACED: replaced}
+
+    inputs = {BATCHES: digest(sorted(id for id, *_ in rows))}
+    return store.make(Key(whole[0].kind, group(whole[0]), inputs, ("gpt2.monitoring.scored",)), build)
+
+
+def clean(store: Store, config: MonitorConfig, say: Report) -> None:
+    """Remove batches that a verified merged batch holds, and the remains of killed merges."""
+    folder = store.root / kind(config)
+    live = current(all_batches(store, config))
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    present -= {batch.id for batch in live}
+    for batch in live:
+        held = {id for id, *_ in parts(batch)} | set(batch.info.get(REPLACED, []))
+        if gone := held & present:
+            try:
+                batch.verify()
+            except DamagedArtifact as error:
+                say(f"{len(gone):,} merged batches are kept: {error}")
+                continue
+            for id in sorted(gone):
+                store.remove(batch.kind, id)
+    for marker in (store.root / ".partial").glob(f"{kind(config)}-*/{MERGING}"):
+        if marker.read_text() == kind(config):
+            shutil.rmtree(marker.parent)

@@ -1,4 +1,4 @@
-"""Settings that every downstream task has."""
+"""The settings that every task has."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Checks that a written reason must pass to be shown.
+"""The checks that a written reason must pass to be shown; copied runs of words.
 
-A sentence begins with "this film", or another placeholder for the item. When it is shown, the item's title replaces the
-placeholder (delexicalisation, Wen et al. 2015). Its content comes from reviews of similar items. So a sentence with
-names, numbers or rare words, which may be true of one item alone, is withheld.
+A sentence begins with "this film", or what else stands for an item; the item's title takes that place when it is shown
+(Wen et al. 2015 call it delexicalised). So a sentence says of an item what was written of others like it. What would be
+true of one item alone, such as names, numbers and rare words, is withheld.
 """
 
 from __future__ import annotations

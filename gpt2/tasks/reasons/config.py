@@ -1,4 +1,4 @@
-"""Settings of the reasons task: sentences that explain recommendations, learned from reviews."""
+"""The settings of the task `reasons`."""
 
 from __future__ import annotations
 

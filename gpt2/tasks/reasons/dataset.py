@@ -1,7 +1,4 @@
-"""Training data for written reasons: sentences from reviews, each paired with an item and a user history that it fits.
-
-A prompt holds the liked items and the recommended one; the sentence follows it.
-"""
+"""Reviews to sentences about items; prompts (liked items, recommended item) and sentences to batches."""
 
 from __future__ import annotations
 

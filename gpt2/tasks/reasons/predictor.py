@@ -1,4 +1,4 @@
-"""Writing of reasons with a saved model: sampling sentences, checking them, and their likelihoods."""
+"""Item and history to a sentence, or why it is withheld; the language model that writes the sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report on written reasons: form, copying, named attributes, and outcomes of the checks."""
+"""The report of `reasons`: likelihood of held-out sentences; form, copying and fate of written ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reasons task: a sentence that explains a recommendation by what the user liked, shown if it passes all checks."""
+"""The task `reasons`: a sentence that recommends an item, for a user with a history, shown if it passes the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Training data of the recommender: items as text, user histories in order of time, attributes, and facts on items."""
+"""Files of items and interactions to items as text and histories in order of time; facts about items.
+
+Bad rows are counted by reason. Facts are sentences from an item's attributes and a user's choices; no model writes
+them.
+"""
 
 from __future__ import annotations
 

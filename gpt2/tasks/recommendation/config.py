@@ -1,4 +1,4 @@
-"""Settings of the recommendation task and of the batch job that recommends."""
+"""The settings of the recommender: its files, what is learned from them, and the job `recommend`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the recommender: windows of histories, item texts, and the module with its loss."""
+"""Histories to batches, and `Recommender`: the module that is trained, with the model as the reader of histories."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Hybrid scores: a text model combined with popularity, recent popularity and co-occurrence of choices.
+"""Recommenders from choices alone (popularity, item-kNN, EASE), as baselines and joined to the model's score.
 
-The score of an item is a weighted sum of the model's score and of features of the users' choices. The weights are those
-of a conditional logit (McFadden 1974) of the validation choices among all items not chosen before. A prior keeps them
-near the model alone, so that few choices change little.
+Score of an item = weight x model's score + weights x scores from choices. The weights are those of a conditional
+logit (McFadden 1974): the choices of the validation split's users among all items that they had not chosen yet. A prior
+holds them at the model alone, so that few choices change little.
 """
 
 from __future__ import annotations

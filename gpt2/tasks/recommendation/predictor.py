@@ -1,4 +1,4 @@
-"""Prediction of rankings with a saved recommender."""
+"""Histories to rankings of the catalogue."""
 
 from __future__ import annotations
 

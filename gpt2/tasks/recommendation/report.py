@@ -1,4 +1,7 @@
-"""The recommender's report: ranks of the users' next choices, baselines, behavioural tests, example recommendations."""
+"""The recommender's report: rank of the next choice beside baselines, behavioural tests, recommendations to some users.
+
+A model can also be measured on another catalogue than its own, as a champion is after products came or went.
+"""
 
 from __future__ import annotations
 

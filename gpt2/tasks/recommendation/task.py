@@ -1,4 +1,4 @@
-"""The recommendation task: rank the next item by the texts of the items that a user liked, in order."""
+"""The task `recommendation`: rank the next item of a user by the items' texts and the user's history."""
 
 from __future__ import annotations
 

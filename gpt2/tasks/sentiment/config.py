@@ -1,4 +1,4 @@
-"""Settings of the sentiment task: reading, splitting and weighting a file of labelled texts, and fine-tuning."""
+"""The settings of the task `sentiment`, and of any file of labelled texts."""
 
 from __future__ import annotations
 

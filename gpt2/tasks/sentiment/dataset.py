@@ -1,4 +1,4 @@
-"""Training data from a file of labelled texts: cleaning, labels, splits without leaks, weights; and batches of them."""
+"""A file of labelled texts to splits without leaks, with bad rows counted and weights; texts to batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction of labels of short texts with a saved classifier."""
+"""Texts to labels and probabilities."""
 
 from __future__ import annotations
 

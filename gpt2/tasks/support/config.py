@@ -1,4 +1,4 @@
-"""Settings of the support task: answers from a knowledge file, and replies."""
+"""The settings of the task `support`."""
 
 from __future__ import annotations
 

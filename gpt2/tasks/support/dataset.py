@@ -1,4 +1,4 @@
-"""Training data of the support task: reading knowledge files, encoding texts, and batches of questions and answers."""
+"""A knowledge file to questions with answers; prompts and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction of answers and replies with a saved support model, and the checks of replies."""
+"""Questions to answers and replies; a reply that fails a check is withheld."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retrieval of answers: BM25, TF-IDF, and the module of embeddings and replies with its loss."""
+"""The two searches of `support`: embeddings of questions and answers, and words (BM25, TF-IDF); their weights."""
 
 from __future__ import annotations
 
