@@ -1,7 +1,7 @@
 """Versions that were registered before the modules moved to rooms: they load, serve, and are fine-tuned on.
 
 `before_the_move.zip` holds a base model and a classifier as commit 7960ad8 registered them (`tests/cluster/small.py` at
-that commit, seed 7), what they answered then, and of the code that MLflow stored with them the modules that they import.
+that commit, seed 7), what they answered then, and the modules that they import of the code that MLflow stored there.
 """
 
 import json
