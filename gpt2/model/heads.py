@@ -1,4 +1,4 @@
-"""What a training puts on the model: a next-token loss, a classifier, a recommender."""
+"""What a training puts on the model: a next-token loss or a classifier; padding and packing of batches."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 An artifact's id is a hash of what it was made from: kind, settings, the ids of its inputs and the code of its
 stage. A stage whose artifact exists has nothing to do; a directory without a manifest that verifies is not an
-artifact. The chain of ids leads from a registered model back to every document.
+artifact. The chain of ids leads from a registered model back to every document. Atomic writes, fsync and digests are
+here too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The files of a model that people pull: which may be there, and that each is what its manifest says.
+"""The files of a model that people pull: their allowed names, their manifest, task.json, and safe reading of JSON.
 
 A model is data: tensors in safetensors, settings and texts. A manifest `{name: {"sha256": hex, "size": bytes}}` names
-all of its files. Whoever has the manifest from a place that he trusts can take the files from anywhere. Without one,
-JSON is read such that a hostile file is refused, and links to files elsewhere are not followed.
+all of its files. With a manifest from a trusted place, the files may come from anywhere. Without one, hostile JSON is
+refused, and links to files elsewhere are not followed.
 """
 
 from __future__ import annotations

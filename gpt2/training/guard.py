@@ -1,8 +1,8 @@
-"""Steps that would do harm, told by their gradient before it is applied.
+"""Steps with bad gradients are skipped; and the exceptions that end a training.
 
-A step whose gradient norm is not finite, or far above the usual, is left out on all ranks alike; several in a row
-are taken for bad data or a damaged state: training goes back, and the samples are never read again. What PaLM
-(Chowdhery et al. 2022, section 5.1) did by hand.
+A step whose gradient norm is not finite, or far above the usual, is skipped on all ranks alike. Several in a row
+are taken for bad data or a damaged state: training goes back, and the samples are never read again. PaLM's authors did
+this by hand (Chowdhery et al. 2022, section 5.1).
 """
 
 from __future__ import annotations
