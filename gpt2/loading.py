@@ -94,8 +94,8 @@ def resolve(scheme: str, address: str) -> tuple[Path, str]:
     except ImportError as error:
         missing = (error.name or str(error)).partition(".")[0]
         raise ValueError(
-            f"{address}: reading {scheme}:/ addresses needs {missing}, which is not installed; "
-            f"pip install gpt2-pipeline, or give the model's directory"
+            f"{address}: reading {scheme}:/ addresses needs {missing}, which is not installed; install gpt2-pipeline "
+            f"(again, if its code was updated), or give the model's directory"
         ) from error
 
 
