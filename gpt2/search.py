@@ -16,7 +16,7 @@ from gpt2.settings import Settings
 from gpt2.store.artifact import write_atomically
 from gpt2.training.config import TrainConfig
 from gpt2.training.guard import GaveUp
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 FILE = "curve.json"
 WORST = 1e6
@@ -95,7 +95,9 @@ def comparable(loss: float) -> float:
     return min(loss, WORST) if math.isfinite(loss) else WORST
 
 
-def run(job: Job, steps: int, tell: Callable[[int, float], Any], device: str = "cpu", threads: int = 1) -> Curve:
+def run(
+    job: TrainingJob, steps: int, tell: Callable[[int, float], Any], device: str = "cpu", threads: int = 1
+) -> Curve:
     """Train the job's module for `steps` steps; `tell(step, validation loss)` may end it by an exception.
 
     A training that can't go on, or can't begin with these settings (`ValueError`), ends with a reason and the worst

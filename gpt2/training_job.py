@@ -38,7 +38,7 @@ class TokenFiles(Settings):
         return old, TokenFiles(train=self.train[n:], validation=self.validation[n:], dtype=self.dtype)
 
 
-class Job(Settings):
+class TrainingJob(Settings):
     """One training run. Paths are absolute and reachable by every worker."""
 
     name: str
@@ -85,7 +85,7 @@ class Parts:
     """Write the model that the module holds, in the form that people pull."""
 
 
-def build(job: Job) -> Parts:
+def build(job: TrainingJob) -> Parts:
     """The module on the CPU in fp32, with the same initial weights in every process, and the datasets."""
     import torch
 
@@ -132,7 +132,7 @@ def build(job: Job) -> Parts:
     return Parts(module, model, training, validation, save)
 
 
-def training_text(job: Job, files: TokenFiles) -> Dataset:
+def training_text(job: TrainingJob, files: TokenFiles) -> Dataset:
     """The samples that pretraining reads."""
     if not files.replayed:
         return token_dataset(files, "train", job.train.context)
@@ -141,7 +141,7 @@ def training_text(job: Job, files: TokenFiles) -> Dataset:
     return Mixture(new, old, job.new_epochs, job.train.steps * job.train.batch_size)
 
 
-def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
+def distilled(job: TrainingJob, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
     """(the student, the module that trains it); `ValueError` for a teacher of other examples or another tokenizer."""
     from gpt2.training.distillation import Distilled, student
 
