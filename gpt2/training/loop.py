@@ -23,7 +23,7 @@ QUARANTINE = "_quarantine.json"
 """Windows of the token stream that training does not read again."""
 
 
-class Checkpoints(Protocol):
+class Checkpointer(Protocol):
     """Where the loop's state is kept; `cluster.checkpoints.checkpointer` has the one that survives anything."""
 
     def load(self, engine: Engine) -> tuple[int, dict[str, Any]]:
@@ -58,7 +58,7 @@ def fit(
     validation: Dataset,
     config: TrainConfig,
     folder: Path,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpointer | None = None,
     flops_per_token: int = 0,
     peak_flops: float = 0.0,
     must_stop: Callable[[], bool] = lambda: False,
@@ -132,7 +132,7 @@ def fit(
     return result
 
 
-def go_back(engine: Engine, checkpoints: Checkpoints, guard: Guard, events: Events, folder: Path, step: int) -> int:
+def go_back(engine: Engine, checkpoints: Checkpointer, guard: Guard, events: Events, folder: Path, step: int) -> int:
     """Bar the samples of the bad steps and return to the last checkpoint; without one, to before the first of them,
     as they changed nothing. Returns the step to go on from."""
     barred = guard.quarantine()
