@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2.data.tokenizer import Tokenizer
-from gpt2.model.transformer import GPT2, KeyValues, Prefix
+from gpt2.model.transformer import GPT2, KVCache, Prefix
 
 TEMPLATE = "Text: {text}\nSentiment:"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
@@ -147,7 +147,7 @@ class FewShot:
 class Branches:
     """One layer's view of texts behind a shared prompt, each with branches that don't see one another."""
 
-    def __init__(self, shared: KeyValues, before: int, owner: Tensor, positions: Tensor):
+    def __init__(self, shared: KVCache, before: int, owner: Tensor, positions: Tensor):
         """`owner` (B, T) says what a token belongs to, `positions` (B, T) where it stands."""
         self.keys, self.values, self.positions = shared.keys[:, :, :before], shared.values[:, :, :before], positions
         T = owner.shape[1]
@@ -168,10 +168,10 @@ class Branches:
 
 
 @torch.inference_mode()
-def read_once(model: GPT2, ids: list[int]) -> list[KeyValues]:
+def read_once(model: GPT2, ids: list[int]) -> list[KVCache]:
     """Each layer's keys and values of a text."""
     like = model.wte.weight
-    caches = [KeyValues(1, len(ids), model.config, like) for _ in model.blocks]
+    caches = [KVCache(1, len(ids), model.config, like) for _ in model.blocks]
     for cache in caches:
         cache.positions = torch.arange(len(ids), device=like.device)[None]
     was_training = model.training

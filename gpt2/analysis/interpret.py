@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.loss import IGNORED, cross_entropy
-from gpt2.model.transformer import GPT2, Block, KeyValues, Prefix
+from gpt2.model.transformer import GPT2, Block, KVCache, Prefix
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def similarity(stream: Tensor) -> Tensor:
     return (total / (T * (T - 1))).mean(-1)
 
 
-class Watched(KeyValues):
+class Watched(KVCache):
     """One layer's attention over (B, T) ids: computed as a cache's, and its weights kept."""
 
     def __init__(self, model: GPT2, ids: Tensor):

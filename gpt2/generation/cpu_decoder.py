@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.model.transformer import GPT2, KeyValues
+from gpt2.model.transformer import GPT2, KVCache
 
 WORTHWHILE = 8
 """Steps from which on bringing the weights into another layout pays."""
@@ -89,7 +89,7 @@ class Decoder:
             self.layers.append(Layer(Norm(block.ln_1), *projections[:2], Norm(block.ln_2), *projections[2:]))
         self.norm, self.head = Norm(model.ln_f), Matrix(model.wte.weight, None, rows)
 
-    def logits(self, ids: Tensor, positions: Tensor, caches: list[KeyValues]) -> Tensor:
+    def logits(self, ids: Tensor, positions: Tensor, caches: list[KVCache]) -> Tensor:
         """(B,) ids at (B,) positions, which the caches remember, to the logits (B, V) of what comes next."""
         x = F.embedding(ids, self.tokens) + F.embedding(positions, self.places)
         for (ln_1, qkv, out, ln_2, fc, proj), cache in zip(self.layers, caches, strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.generation.cpu_decoder import decoder
-from gpt2.model.transformer import GPT2, KeyValues
+from gpt2.model.transformer import GPT2, KVCache
 
 CANDIDATES = (64, 1024)
 """How many of the likeliest tokens top-p looks at first: most often they hold its share, and a sort of all is slow."""
@@ -280,7 +280,7 @@ def steps(
     if empty.any():
         seen = torch.zeros(rows, len(slots), dtype=like.dtype, device=like.device)
         seen = seen.masked_fill(slots < empty, float("-inf"))[:, None, None]
-    caches = [KeyValues(rows, len(slots), model.config, like, seen) for _ in model.blocks]
+    caches = [KVCache(rows, len(slots), model.config, like, seen) for _ in model.blocks]
     positions = (slots - empty).clamp_min(0)
     ids = torch.tensor([[*[0] * (longest - len(p)), *p] for p in prompts], device=like.device)
     sampler = Sampler(prompts, max_tokens, settings, like.device)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.config import AdaptationConfig
-from gpt2.model.transformer import GPT2, Attention, KeyValues
+from gpt2.model.transformer import GPT2, Attention, KVCache
 
 NAME = "default"
 """The adapter that fine-tuning makes."""
@@ -134,7 +134,7 @@ def of_words(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
     room = min(length, model.config.n_positions)
     rows = -(-length // room)
     ids = torch.randint(model.config.vocab_size, (rows, room)).to(model.wte.weight.device)
-    caches = [KeyValues(rows, room, model.config, model.wte.weight) for _ in model.blocks]
+    caches = [KVCache(rows, room, model.config, model.wte.weight) for _ in model.blocks]
     for cache in caches:
         cache.positions = torch.arange(room, device=ids.device).expand(rows, -1)
     model.hidden(ids, caches)

@@ -241,7 +241,7 @@ class Reader(Protocol):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None) -> Tensor: ...
 
 
-class KeyValues:
+class KVCache:
     """One layer's keys and values, (B, heads, room, C / heads), to which every call appends.
 
     Texts of unequal length end together: a shorter one begins with empty slots, which nothing sees. So a step writes

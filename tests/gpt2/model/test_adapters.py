@@ -14,7 +14,7 @@ from gpt2.generation.generate import generate
 from gpt2.model import adapters as model_adapters
 from gpt2.model.config import AdaptationConfig, ModelConfig
 from gpt2.model.heads import Classifier
-from gpt2.model.transformer import GPT2, KeyValues, Packed
+from gpt2.model.transformer import GPT2, KVCache, Packed
 from gpt2.weights import adapters as weights_adapters
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, n_positions=24, vocab_size=300)
@@ -150,7 +150,7 @@ def test_prefix_is_attention_over_more_keys(model):
     packed = Packed(torch.tensor([6, 4]))
     y = packed.attend(*(t[torch.tensor([[1] * 6, [1] * 4 + [0] * 2]) > 0] for t in (q, k, v)), 0.0, (pk, pv))
     torch.testing.assert_close(packed.pad(y)[1, :4], expected[1, :4])
-    cache = KeyValues(2, 6, SMALL, q)
+    cache = KVCache(2, 6, SMALL, q)
     for t in range(6):
         cache.positions = torch.full((2, 1), t)
         y = cache.attend(*(x[:, t : t + 1] for x in (q, k, v)), 0.0, (pk, pv))

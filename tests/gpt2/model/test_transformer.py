@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2.model import loss as model_loss
 from gpt2.model.config import ModelConfig
 from gpt2.model.loss import cross_entropy
-from gpt2.model.transformer import GPT2, KeyValues, Packed, causal_attention, gelu_tanh, rotate, rotations
+from gpt2.model.transformer import GPT2, KVCache, Packed, causal_attention, gelu_tanh, rotate, rotations
 from gpt2.weights.huggingface import TRANSPOSED, their_name
 
 SMALL = ModelConfig(vocab_size=300, n_positions=16, n_embd=32, n_layer=2, n_head=4)
@@ -313,7 +313,7 @@ def test_packed_text_too_long():
 def test_cached_equals_whole(changes):
     model = switched(changes).eval()
     ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(1))
-    caches = [KeyValues(2, 9, model.config, model.wte.weight) for _ in model.blocks]
+    caches = [KVCache(2, 9, model.config, model.wte.weight) for _ in model.blocks]
     steps = []
     for part in ids.split([4, 1, 3, 1], dim=1):
         start = sum(s.shape[1] for s in steps)
