@@ -61,7 +61,7 @@ class LoRALinear(nn.Linear):
         return linear
 
 
-class KeysValues(nn.Module):
+class PrefixKeyValues(nn.Module):
     """Keys and values (P, heads, C / heads) that every token of a layer sees before its text."""
 
     def __init__(self, keys: Tensor, values: Tensor):
@@ -108,7 +108,7 @@ def add(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
             linear.adapters[name] = change.train(linear.training)  # what evaluates goes on without dropout
     elif config.kind == "prefix":
         for attention, (keys, values) in zip(attentions(model), of_words(model, config.prefix_length), strict=True):
-            attention.adapters[name] = KeysValues(keys, values)
+            attention.adapters[name] = PrefixKeyValues(keys, values)
     else:
         raise ValueError(f"kind={config.kind} has no adapter; only lora and prefix have")
     model.adaptations[name] = config
