@@ -232,7 +232,7 @@ class Block(nn.Module):
         return (x if self.pre else self.ln_2(x)), first
 
 
-class Reader(Protocol):
+class AttentionCache(Protocol):
     """How one layer attends to more than it is given: a cache, say."""
 
     positions: Tensor
@@ -323,7 +323,9 @@ class GPT2(nn.Module):
             if isinstance(module, Attention | MLP):
                 module.dropout = probability
 
-    def hidden(self, ids: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, caches: Sequence[AttentionCache] | None = None, packed: Packed | None = None
+    ) -> Tensor:
         """(B, T) ids, or (N,) packed ones, to (..., C), after the final normalisation.
 
         `ValueError` where a text is longer than the positions or, on a CPU, an id is beyond the vocabulary.
@@ -337,7 +339,7 @@ class GPT2(nn.Module):
             ) from None
         return self.read(x, caches, packed)
 
-    def read(self, x: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
+    def read(self, x: Tensor, caches: Sequence[AttentionCache] | None = None, packed: Packed | None = None) -> Tensor:
         """(B, T, C) embeddings, or (N, C) packed ones, without positions, to hidden states of the same shape."""
         T = packed.longest if packed else x.shape[1]
         if self.config.n_positions < T:
