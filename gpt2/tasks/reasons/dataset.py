@@ -141,14 +141,14 @@ def told(sentences: pd.DataFrame, readers: Readers, draws: Mapping[bool, int]) -
     return pd.DataFrame(rows, columns=["text", "split", "item", "liked"])
 
 
-def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> Reader:
+def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> PromptEncoder:
     import pandas as pd
 
     items = pd.read_parquet(examples / "items.parquet")
-    return Reader(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
+    return PromptEncoder(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
 
 
-def told_of(table: pd.DataFrame, reader: Reader) -> Told:
+def told_of(table: pd.DataFrame, reader: PromptEncoder) -> Told:
 
     return Told(reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]])
 
@@ -157,7 +157,7 @@ TITLE_TOKENS, SHOWN = 12, 4
 """Of a title so many tokens are told, and so many attributes of an item."""
 
 
-class Reader:
+class PromptEncoder:
     """Prompts and sentences as ids: half of the context for each."""
 
     def __init__(self, tokenizer: Tokenizer, context: int, titles: Sequence[str], of: Sequence[Attributes]):
@@ -193,7 +193,9 @@ class Told:
     """Sentences, each after the prompt of an item. A batch is `ids` (B, T), prompt and sentence, their `lengths` (B,),
     and `sentence_lengths` (B,)."""
 
-    def __init__(self, reader: Reader, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]):
+    def __init__(
+        self, reader: PromptEncoder, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]
+    ):
         self.sentences = reader.sentences(texts)
         whole = [reader.whole(item, each) for item, each in zip(items, liked, strict=True)]
         self.prompts = [ids[-reader.room :] for ids in whole]

@@ -16,7 +16,7 @@ from gpt2.generation.generate import generate
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.reasons.checks import Written, place_of
-from gpt2.tasks.reasons.dataset import Reader, Told, joined
+from gpt2.tasks.reasons.dataset import PromptEncoder, Told, joined
 from gpt2.tasks.recommendation.catalogue import attributes, named_in
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.checks import Written
-    from gpt2.tasks.reasons.dataset import Reader, Told
+    from gpt2.tasks.reasons.dataset import PromptEncoder, Told
 
 
 PARAMS: Mapping[str, Any] = {"samples": 8, "temperature": 0.7, "seed": 0}
@@ -58,13 +58,13 @@ class ReasonsPredictor:
         """From now on write of these items (item, title, text), which need not be those of the training: what is told
         of them is all that the model goes by."""
         from gpt2.tasks.reasons.checks import Checks
-        from gpt2.tasks.reasons.dataset import Reader
+        from gpt2.tasks.reasons.dataset import PromptEncoder
 
         facts = self.facts
         self.titles, self.of = items["title"].tolist(), attributes(items["text"].tolist())
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
-        self.reader = Reader(self.tokenizer, facts["context"], self.titles, self.of)
+        self.reader = PromptEncoder(self.tokenizer, facts["context"], self.titles, self.of)
         self.checks = Checks(
             self.titles, self.of, self.known, frozenset(facts["unwanted"]), frozenset(facts["common"]),
             place_of(facts["standing"]), facts["most_copied"], facts["most_perplexity"],
@@ -157,7 +157,13 @@ def losses(module: Reasoner, data: Told) -> tuple[list[float], list[int]]:
 
 
 def write(
-    module: Reasoner, reader: Reader, item: int, liked: Sequence[int], samples: int, temperature: float, seed: int
+    module: Reasoner,
+    reader: PromptEncoder,
+    item: int,
+    liked: Sequence[int],
+    samples: int,
+    temperature: float,
+    seed: int,
 ) -> list[Written]:
     """Sentences on an item; what they are depends on nothing else."""
     prompt, end = reader.prompt(item, liked), reader.tokenizer.end_of_text

@@ -92,12 +92,12 @@ class Support(Task):
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> PairDataset:
         import pandas as pd
 
-        from gpt2.tasks.support.dataset import PairDataset, Reader
+        from gpt2.tasks.support.dataset import PairDataset, PromptEncoder
 
         pairs = pd.read_parquet(examples / "pairs.parquet")
         seen = pairs[pairs["split"].isin({"train", split})]
         negatives = json.loads((examples / "settings.json").read_text())["negatives"]
-        return PairDataset(seen, split, Reader(tokenizer, context), negatives)
+        return PairDataset(seen, split, PromptEncoder(tokenizer, context), negatives)
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         import pandas as pd
