@@ -100,7 +100,7 @@ def collected(
     return pd.DataFrame({"text": list(rows), "split": list(rows.values())})
 
 
-class Readers:
+class Audience:
     """Who chose which item: to whom a sentence could be told."""
 
     def __init__(self, histories: Sequence[Sequence[int]], of: Sequence[Attributes], liked: int):
@@ -130,7 +130,7 @@ def related(history: Sequence[int], item: int, of: Sequence[Attributes], count: 
     return [int(history[i]) for i in order[:count]]
 
 
-def told(sentences: pd.DataFrame, readers: Readers, draws: Mapping[bool, int]) -> pd.DataFrame:
+def told(sentences: pd.DataFrame, readers: Audience, draws: Mapping[bool, int]) -> pd.DataFrame:
     """text, split, item, liked: each sentence told of drawn items, so many times by whether it says what an item is."""
     generator, rows = np.random.default_rng(0), []
     for text, split in zip(sentences["text"], sentences["split"], strict=True):

@@ -79,7 +79,7 @@ class Reasons(Task):
         common = sorted(reasons_dataset.common_words(texts, settings.common_share) | kinds)
         shares = (settings.test_share, settings.validation_share)
         found = reasons_dataset.collected(texts, settings.standing, set(common).difference(unwanted), shares)
-        readers = reasons_dataset.Readers([h[:-1] for h in chosen["items"]], of, settings.liked)
+        readers = reasons_dataset.Audience([h[:-1] for h in chosen["items"]], of, settings.liked)
         told = reasons_dataset.told(found, readers, {True: settings.draws, False: 1})
         counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}
         for name in SPLITS:
