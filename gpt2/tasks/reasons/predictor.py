@@ -42,7 +42,7 @@ class ReasonsPredictor:
 
         from gpt2 import weights
         from gpt2.store import model_files
-        from gpt2.tasks.reasons.checks import Known
+        from gpt2.tasks.reasons.checks import KnownTexts
 
         self.facts = model_files.read_task(directory)
         self.liked = self.facts["liked"]
@@ -50,7 +50,7 @@ class ReasonsPredictor:
         self.module.eval()
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         with open(directory / "learned.jsonl", encoding="utf-8") as lines:
-            self.known = Known([json.loads(line)["text"] for line in lines])
+            self.known = KnownTexts([json.loads(line)["text"] for line in lines])
         items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
         self.tell_of(items)
 
