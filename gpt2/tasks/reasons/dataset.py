@@ -148,9 +148,11 @@ def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> PromptEncod
     return PromptEncoder(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
 
 
-def told_of(table: pd.DataFrame, reader: PromptEncoder) -> Told:
+def told_of(table: pd.DataFrame, reader: PromptEncoder) -> PromptedSentences:
 
-    return Told(reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]])
+    return PromptedSentences(
+        reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]]
+    )
 
 
 TITLE_TOKENS, SHOWN = 12, 4
@@ -189,7 +191,7 @@ class PromptEncoder:
         return [[*ids, end][: self.room] for ids in self.tokenizer.encode_batch(list(texts))]
 
 
-class Told:
+class PromptedSentences:
     """Sentences, each after the prompt of an item. A batch is `ids` (B, T), prompt and sentence, their `lengths` (B,),
     and `sentence_lengths` (B,)."""
 
@@ -216,6 +218,6 @@ class Told:
 
 
 def joined(prompts: Sequence[list[int]], sentences: Sequence[list[int]]) -> dict[str, Tensor]:
-    """A batch of `Told`."""
+    """A batch of `PromptedSentences`."""
     ids, lengths = pad([p + s for p, s in zip(prompts, sentences, strict=True)])
     return {"ids": ids, "lengths": lengths, "sentence_lengths": torch.tensor([len(s) for s in sentences])}

@@ -16,7 +16,7 @@ from gpt2.generation.generate import generate
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.reasons.checks import Written, place_of
-from gpt2.tasks.reasons.dataset import PromptEncoder, Told, joined
+from gpt2.tasks.reasons.dataset import PromptedSentences, PromptEncoder, joined
 from gpt2.tasks.recommendation.catalogue import attributes, named_in
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.checks import Written
-    from gpt2.tasks.reasons.dataset import PromptEncoder, Told
+    from gpt2.tasks.reasons.dataset import PromptedSentences, PromptEncoder
 
 
 PARAMS: Mapping[str, Any] = {"samples": 8, "temperature": 0.7, "seed": 0}
@@ -129,7 +129,7 @@ class Reasoner(nn.Module):
         self.model = model
 
     def nll(self, ids: Tensor, lengths: Tensor, sentence_lengths: Tensor) -> Tensor:
-        """(B,) negative log-likelihoods (nats) of a `Told` batch's sentences."""
+        """(B,) negative log-likelihoods (nats) of a `PromptedSentences` batch's sentences."""
         tokens, packed = pack(ids, lengths)
         places = torch.arange(ids.shape[1], device=ids.device)
         first = (lengths - sentence_lengths)[:, None]
@@ -146,7 +146,7 @@ class Reasoner(nn.Module):
         return (self.nll(ids, lengths, sentence_lengths) / sentence_lengths).mean()
 
 
-def losses(module: Reasoner, data: Told) -> tuple[list[float], list[int]]:
+def losses(module: Reasoner, data: PromptedSentences) -> tuple[list[float], list[int]]:
     """(negative log-likelihood in nats, tokens) of each sentence."""
     found: list[float] = []
     with torch.inference_mode():

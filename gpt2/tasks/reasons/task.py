@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gpt2.data.tokenizer import Tokenizer
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.transformer import GPT2
-    from gpt2.tasks.reasons.dataset import Told
+    from gpt2.tasks.reasons.dataset import PromptedSentences
 
 
 class Reasons(Task):
@@ -98,7 +98,7 @@ class Reasons(Task):
         (out / "settings.json").write_text(json.dumps({"unwanted": unwanted, "common": common, **own}))
         return counts
 
-    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Told:
+    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> PromptedSentences:
         import pandas as pd
 
         return told_of(pd.read_parquet(examples / f"{split}.parquet"), reader_of(examples, tokenizer, context))
