@@ -211,7 +211,7 @@ SHOWN_USERS, SHOWN, LATEST = 4, 3, 5
 NEXT = "what the user did choose next"
 
 
-class Elsewhere:
+class OtherCatalogue:
     """A recommender that is asked of another catalogue than its own, as a champion is when products came or went: it
     passes over what it does not know in histories, and never recommends it."""
 
@@ -252,7 +252,7 @@ class Elsewhere:
 
 
 def ranks(
-    predictor: RecommendationPredictor | Elsewhere,
+    predictor: RecommendationPredictor | OtherCatalogue,
     histories: Sequence[np.ndarray],
     popular: np.ndarray,
     disliked: Sequence[np.ndarray] | None = None,

@@ -117,7 +117,7 @@ class Recommendation(Task):
         predictor = self.predictor(directory)
         other = None  # the catalogue may have changed since the model learned
         if items["item"].tolist() != predictor.ids:
-            other = recommendation_behaviour.Elsewhere(predictor, items["item"].tolist())
+            other = recommendation_behaviour.OtherCatalogue(predictor, items["item"].tolist())
         test = np.array([h[-1] for h in histories])
         popular = hybrid.popularity([h[:-2] for h in histories], len(items))
         disliked = load_disliked(examples)
