@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.evaluation.significance import NORMAL, holm, permutation
-from gpt2.evaluation.unit_results import MODEL, UNKNOWN, Evidence
+from gpt2.evaluation.unit_results import MODEL, UNKNOWN, UnitResults
 from gpt2.gate.config import GateConfig
 from gpt2.tasks.task import kind
 
@@ -66,7 +66,7 @@ class Measured:
     """A model's report and what it found at each unit."""
 
     report: Mapping[str, Any]
-    evidence: Evidence
+    evidence: UnitResults
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def failures(criteria: Sequence[Criterion]) -> list[str]:
     return [c.text for c in criteria if not c.passed]
 
 
-def compared(evidence: Evidence, system: str, margin: float = 0.0) -> dict[str, float]:
+def compared(evidence: UnitResults, system: str, margin: float = 0.0) -> dict[str, float]:
     """The primary metric beside another system's: both values, the `gain` (more is better), its interval, and the
     `probability` that it is above -margin, as a share of the other's value."""
     metric = evidence.primary
@@ -198,7 +198,7 @@ def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
     return found
 
 
-def gain(both: Evidence, policy: GateConfig) -> Criterion:
+def gain(both: UnitResults, policy: GateConfig) -> Criterion:
     """Better than the champion on the primary metric."""
     f = compared(both, CHAMPION)
     passed = f["gain"] > 0 and f["probability"] >= policy.probability
@@ -211,7 +211,7 @@ def gain(both: Evidence, policy: GateConfig) -> Criterion:
     return Criterion("better than the champion", passed, text, f, alternative=True)
 
 
-def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
+def non_inferior(both: UnitResults, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
     """Not worse by the margin, and cheaper."""
     f, level, words = within(both, policy)
     name = "parameters" if policy.cheaper_in == "parameters" else "latency_ms"
@@ -223,7 +223,7 @@ def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy
     return Criterion("or not worse, and cheaper", cheaper and level, text, figures, alternative=True)
 
 
-def newer(both: Evidence, champion: Measured, policy: GateConfig) -> list[Criterion]:
+def newer(both: UnitResults, champion: Measured, policy: GateConfig) -> list[Criterion]:
     """Not worse by the margin, where there are items that the champion can never recommend."""
     unknown = champion.report.get(UNKNOWN, 0)
     if not unknown:
@@ -233,7 +233,7 @@ def newer(both: Evidence, champion: Measured, policy: GateConfig) -> list[Criter
     return [Criterion("or not worse, and newer", level, text, {**f, "unknown": unknown}, alternative=True)]
 
 
-def within(both: Evidence, policy: GateConfig) -> tuple[dict[str, float], bool, str]:
+def within(both: UnitResults, policy: GateConfig) -> tuple[dict[str, float], bool, str]:
     """(figures, whether it is surely not worse than the champion by the margin, the same in words)."""
     f = compared(both, CHAMPION, policy.margin)
     level = f["probability"] >= policy.probability
@@ -244,7 +244,7 @@ def within(both: Evidence, policy: GateConfig) -> tuple[dict[str, float], bool, 
     return {**f, "margin": policy.margin}, level, words
 
 
-def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:
+def slices(both: UnitResults, policy: GateConfig) -> list[Criterion]:
     """No part is worse than the champion beyond the margin; of so many parts some are by chance: Holm."""
     metric, alpha = both.slice_metric, 1 - policy.probability
     rows: list[dict[str, Any]] = []
@@ -273,7 +273,7 @@ def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:
     return [Criterion("no part worse", not bad, text, {"metric": metric, "slices": rows})]
 
 
-def calibration(both: Evidence, policy: GateConfig) -> list[Criterion]:
+def calibration(both: UnitResults, policy: GateConfig) -> list[Criterion]:
     """The calibration error."""
     if "calibration_error" not in both.metrics:
         return []
@@ -285,7 +285,7 @@ def calibration(both: Evidence, policy: GateConfig) -> list[Criterion]:
     return [Criterion("calibration not worse", passed, text, {"value": mine, "other": theirs})]
 
 
-def forgetting(both: Evidence, policy: GateConfig) -> list[Criterion]:
+def forgetting(both: UnitResults, policy: GateConfig) -> list[Criterion]:
     """Old text, after a refresh."""
     name = "bits_per_byte_old"
     if name not in both.metrics:

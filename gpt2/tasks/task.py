@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
 
 
@@ -60,7 +60,7 @@ class ModelKind(ABC):
     def predictor(self, directory: Path) -> Predictor:
         """Return the model in a directory, ready for use."""
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence | None:
+    def evidence(self, predictions: pd.DataFrame) -> UnitResults | None:
         """What the `predictions.parquet` of an evaluation tells of each unit, for intervals and the gate; without it
         the gate compares the metrics as they are."""
         return None

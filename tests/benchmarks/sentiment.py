@@ -49,7 +49,7 @@ def both(evidence, first: str, second: str):
 
 
 def measured(model, tokenizer, steps: int, warmup: int, number: int):
-    """The `Evidence` of all three on one split."""
+    """The `UnitResults` of all three on one split."""
     import pandas as pd
 
     from gpt2.analysis.small_runs import tune

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.dataset import PromptedSentences
 
@@ -179,7 +179,7 @@ class Reasons(Task):
             **looked,
         }
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
         import numpy as np
 
         from gpt2.evaluation import unit_results

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
 
 
@@ -154,7 +154,7 @@ class Recommendation(Task):
             **self.evidence(predictions).summary(),
         }
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.evaluation import unit_results
 
         ranks = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.heads import Classifier
     from gpt2.model.transformer import GPT2
 
@@ -231,7 +231,7 @@ class Sentiment(Task):
             **summary,
         }
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
 
         labels, answers = unit_results.labelled(predictions)
         truth = predictions["label"].to_numpy()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.support.dataset import PairDataset
 
@@ -195,11 +195,11 @@ class Support(Task):
             **summary,
         }  # fmt: skip
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
         import numpy as np
 
         from gpt2.evaluation import unit_results
-        from gpt2.evaluation.unit_results import Evidence, key_of
+        from gpt2.evaluation.unit_results import UnitResults, key_of
 
         def columns(rank: np.ndarray) -> np.ndarray:
             return np.stack([rank <= 1, rank <= 5, 1 / rank, np.ones(len(rank))], axis=1).astype(float)
@@ -213,7 +213,7 @@ class Support(Task):
         metrics = {"mrr": share(2), "recall_at_1": share(0), "recall_at_5": share(1)}
         systems = {name: columns(rank) for name, rank in ranks.items()}
         key = key_of(predictions["question"])
-        return Evidence("question", key, systems, metrics, "mrr", True, "mrr", parts)
+        return UnitResults("question", key, systems, metrics, "mrr", True, "mrr", parts)
 
 
 TASK = Support()
