@@ -60,7 +60,7 @@ class ModelKind(ABC):
     def predictor(self, directory: Path) -> Predictor:
         """Return the model in a directory, ready for use."""
 
-    def evidence(self, predictions: pd.DataFrame) -> UnitResults | None:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults | None:
         """What the `predictions.parquet` of an evaluation tells of each unit, for intervals and the gate; without it
         the gate compares the metrics as they are."""
         return None

@@ -65,7 +65,7 @@ class Base(ModelKind):
     def predictor(self, directory: Path) -> GeneratorPredictor:
         return GeneratorPredictor(directory)
 
-    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.evaluation import unit_results
 
         tokens, part = predictions["tokens"].to_numpy(), predictions["part"].to_numpy()

@@ -151,8 +151,8 @@ class Reasons(Task):
         table[f"nll of {SWAPPED}"] = losses(predictor.module, told_of(swapped, predictor.reader))[0]
         table["bytes"] = [len(text.encode()) for text in table["text"]]
         table.to_parquet(out / "predictions.parquet", index=False)
-        evidence = self.evidence(table)
-        values = {s: {m: evidence.value(m, s) for m in evidence.metrics} for s in evidence.systems}
+        results = self.unit_results(table)
+        values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
         asked = pd.read_parquet(examples / "asked.parquet")
         asked = asked.iloc[np.unique(np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).astype(int))]
         pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(asked["item"], asked["liked"], strict=True)]
@@ -161,7 +161,7 @@ class Reasons(Task):
         pd.DataFrame(told, columns=["item", *Written._fields, "withheld"]).to_parquet(
             out / "written.parquet", index=False
         )
-        summary = evidence.summary()
+        summary = results.summary()
         texts = table["text"].tolist()
         looked = looked_at(predictor, pairs, written, texts, values["model"], summary["intervals"])
         looked["remarks"].append(unit_results.sentence(cut))
@@ -179,7 +179,7 @@ class Reasons(Task):
             **looked,
         }
 
-    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         import numpy as np
 
         from gpt2.evaluation import unit_results

@@ -151,10 +151,10 @@ class Recommendation(Task):
             "samples": {"What counts": predictor.told()},
             "figures": [plots.recall(ranks, "users whose next choice", out)],
             "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
-            **self.evidence(predictions).summary(),
+            **self.unit_results(predictions).summary(),
         }
 
-    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.evaluation import unit_results
 
         ranks = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}

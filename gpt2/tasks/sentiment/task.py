@@ -207,7 +207,7 @@ class Sentiment(Task):
             remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.{whole}")
         if predictor.masked:
             remarks.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
-        summary = self.evidence(test).summary()
+        summary = self.unit_results(test).summary()
         once = unit_results.classification(
             truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {}
         )
@@ -231,7 +231,7 @@ class Sentiment(Task):
             **summary,
         }
 
-    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
 
         labels, answers = unit_results.labelled(predictions)
         truth = predictions["label"].to_numpy()

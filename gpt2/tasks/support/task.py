@@ -162,9 +162,9 @@ class Support(Task):
         table["answer"] = [predictor.answers[i] for i in best]
         table["reply"], table["withheld"] = [text for text, _ in replies], [reason for _, reason in replies]
         table.to_parquet(out / "predictions.parquet", index=False)
-        evidence = self.evidence(table)
-        values = {s: {m: evidence.value(m, s) for m in evidence.metrics} for s in evidence.systems}
-        summary, shown = evidence.summary(), (table["withheld"] == "").to_numpy()
+        results = self.unit_results(table)
+        values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
+        summary, shown = results.summary(), (table["withheld"] == "").to_numpy()
         found = values.pop("model") | {"replies_shown": float(shown.mean())}
         low, high = wilson(shown.sum(), np.array(len(shown)))
         summary["intervals"]["model"]["replies_shown"] = [float(low), float(high)]
@@ -195,7 +195,7 @@ class Support(Task):
             **summary,
         }  # fmt: skip
 
-    def evidence(self, predictions: pd.DataFrame) -> UnitResults:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         import numpy as np
 
         from gpt2.evaluation import unit_results

@@ -199,7 +199,7 @@ def test_from_examples_to_report(examples, tokenizer, tmp_path):
     assert len(behaved) == 8 and all(re.fullmatch(r"\d+% \[\d+%, \d+%\]", row[3]) for row in behaved)
     assert "recall.png" in {figure["file"] for figure in written["figures"]}
     predictions = pd.read_parquet(out / "predictions.parquet")
-    again = KIND.evidence(predictions)
+    again = KIND.unit_results(predictions)
     summary = json.loads(json.dumps(again.summary()))
     low, high = written["intervals"]["model"].pop("replies_shown")
     assert {n: written[n] for n in summary} == summary
