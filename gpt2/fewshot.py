@@ -1,4 +1,4 @@
-"""Labels by the base model alone, shown a few examples in its prompt (Brown et al. 2020): nothing is trained."""
+"""Few-shot classification with the base model: examples in the prompt, no training (Brown et al. 2020)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ AFTER, PADDING = 0, -1  # what a token belongs to: the text, the i-th label, or 
 
 
 class Labelled(NamedTuple):
-    """What the model says of N texts."""
+    """Predictions for N texts."""
 
     probabilities: np.ndarray
-    """(N, labels): the labels' likelihoods, made to sum to 1."""
+    """(N, labels): the labels' likelihoods, normalised to sum to 1."""
     shown: np.ndarray
-    """(N,): how many examples the prompt of each text had room for."""
+    """(N,): number of examples in the prompt of each text."""
 
 
 class FewShot:
-    """Labels a text by which verbalised label the model finds likeliest after it.
+    """Classifies a text by the label that the model finds most likely after it.
 
-    The prompt is the end-of-text, the examples, each with its label, and the text: `Text: ...\\nSentiment: good\\n`.
-    What all texts have in common, the examples, is read once; a text is read once, and its labels branch from it
-    (tree attention, Miao et al. 2024).
+    The prompt is the end-of-text, the examples with their labels, and the text: `Text: ...\\nSentiment: good\\n`. The
+    examples are read once for all texts. Each text is read once, and its labels branch from it (tree attention, Miao et
+    al. 2024).
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class FewShot:
         template: str = TEMPLATE,
         calibrated: bool = False,
     ):
-        """`labels` as the model should write them; `examples` are texts with the index of their label (`choose`).
+        """Read the examples. `labels` are the words to predict; `examples` are texts with the index of their label
+        (`choose`).
 
-        `calibrated` divides by what the labels get after texts without content, which takes out the model's taste
-        for some labels (contextual calibration, Zhao et al. 2021). `ValueError` for labels that can't be told apart,
-        a template without `{text}` and a tokenizer of another size than the model.
+        `calibrated` divides by the labels' probabilities after content-free texts, which removes the model's preference
+        for some labels (contextual calibration, Zhao et al. 2021). `ValueError` for labels that can't be distinguished,
+        for a template without `{text}`, and for a tokenizer that does not fit the model.
         """
         tokenizer.check(model.config.vocab_size)
         if "{text}" not in template:
@@ -65,7 +66,7 @@ class FewShot:
         separator = tokenizer.encode("\n")
         shots = [[*self._ask(text), *self.labels[label], *separator] for text, label in examples]
         self.ends = np.cumsum([1, *map(len, shots)])
-        """(k + 1,): how many tokens come before the text when the first 0 ... k examples are shown."""
+        """(k + 1,): number of tokens before the text if the first 0 ... k examples are shown."""
         self.ends = self.ends[self.ends < model.config.n_positions]
         self.k = len(examples)
         prompt = [tokenizer.end_of_text, *(token for shot in shots for token in shot)][: self.ends[-1]]
@@ -76,10 +77,10 @@ class FewShot:
                 self.bias = self.label(CONTENT_FREE).probabilities.mean(0)
 
     def label(self, texts: Sequence[str], batch_size: int = 32) -> Labelled:
-        """Probabilities of the labels of each text, read in batches of texts of like length.
+        """Return each text's label probabilities; texts of similar length share a batch.
 
-        Where a prompt does not fit the model's positions, the last examples are left out; a warning says of how many
-        texts. `ValueError` for a text that does not fit without any.
+        If a prompt is longer than the model's positions, its last examples are left out, with a warning. `ValueError`
+        for a text that does not fit even without examples.
         """
         asked = [self._ask(text) for text in texts]
         room = self.model.config.n_positions - max(map(len, self.labels)) + 1
@@ -109,7 +110,7 @@ class FewShot:
 
     @torch.inference_mode()
     def _read(self, asked: list[list[int]], before: int) -> np.ndarray:
-        """(B, labels) log-likelihoods of the labels after `before` shared tokens and each text."""
+        """Return the labels' log-likelihoods (nats), (B, labels), after `before` shared tokens and each text."""
         rows: list[list[int]] = []
         owners: list[list[int]] = []
         places: list[list[int]] = []
@@ -145,10 +146,11 @@ class FewShot:
 
 
 class Branches:
-    """One layer's view of texts behind a shared prompt, each with branches that don't see one another."""
+    """One layer's attention for texts behind a shared prompt; the branches of a text do not see one another."""
 
     def __init__(self, shared: KVCache, before: int, owner: Tensor, positions: Tensor):
-        """`owner` (B, T) says what a token belongs to, `positions` (B, T) where it stands."""
+        """`owner` (B, T) says which part a token belongs to: the text, or the i-th label. `positions` (B, T) are its
+        positions."""
         self.keys, self.values, self.positions = shared.keys[:, :, :before], shared.values[:, :, :before], positions
         T = owner.shape[1]
         same = (owner[:, None, :] == owner[:, :, None]) | (owner[:, None, :] == AFTER)
@@ -156,7 +158,7 @@ class Branches:
         self.seen = F.pad((same & earlier)[:, None], (before, 0), value=True)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
-        """(B, T, heads, d): each token sees the prompt, its text up to it, and its own branch up to it."""
+        """Return (B, T, heads, d). A token sees the prompt, and the earlier tokens of its text and of its own branch."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         keys, values, seen = [self.keys, k], [self.values, v], self.seen
         if prefix is not None:
@@ -169,7 +171,7 @@ class Branches:
 
 @torch.inference_mode()
 def read_once(model: GPT2, ids: list[int]) -> list[KVCache]:
-    """Each layer's keys and values of a text."""
+    """Return each layer's keys and values of a text."""
     like = model.wte.weight
     caches = [KVCache(1, len(ids), model.config, like) for _ in model.blocks]
     for cache in caches:
@@ -182,9 +184,9 @@ def read_once(model: GPT2, ids: list[int]) -> list[KVCache]:
 
 
 def choose(labels: Sequence[int], k: int, seed: int = 0) -> list[int]:
-    """Indices of k examples, as many of each label as can be, in an order drawn from the seed; so are any first few.
+    """Return k indices of examples, balanced over the labels, in an order drawn from the seed.
 
-    `ValueError` where there are fewer than k.
+    Any first few of them are balanced, too. `ValueError` if there are fewer than k.
     """
     if k > len(labels):
         raise ValueError(f"k={k} examples are asked for, but only {len(labels)} are given; lower k")
@@ -197,7 +199,7 @@ def choose(labels: Sequence[int], k: int, seed: int = 0) -> list[int]:
 
 
 def batches(shown: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Indices of texts with the same number of examples, in batches of like length."""
+    """Yield batches of text indices with equal numbers of examples and similar lengths."""
     order = np.lexsort((lengths, shown))
     for group in np.split(order, np.flatnonzero(np.diff(shown[order])) + 1):
         for start in range(0, len(group), size):
@@ -205,6 +207,6 @@ def batches(shown: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.nd
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:
-    """(B, T) int64, filled up on the right."""
+    """Return the rows as (B, T) int64, padded with `value` on the right."""
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

@@ -1,4 +1,4 @@
-"""Documents in, clean documents out: normalisation, quarantine and exact duplicates."""
+"""Cleaning of documents: normalisation, quarantine and removal of exact duplicates."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class TooManyBadDocuments(ValueError):
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, line ends as line feeds, nothing at the end. Everything else is left as it is."""
+    """Return the text in Unicode NFC, with line feeds as line ends and no white space at the end; nothing else changes."""
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).rstrip()
 
 
 def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
-    """Read one file; write pieces `documents-NNNNN.parquet` (text, digest) and `quarantine.jsonl` to `out`.
+    """Clean one file: write pieces `documents-NNNNN.parquet` (text, digest) and `quarantine.jsonl` to `out`.
 
-    Memory holds one piece, whatever the file's size. Returns counts: `documents`, their UTF-8 `bytes`, the `bad`
-    ones and their `reasons`, `pieces`. Raises `UnreadableFile`.
+    Return the counts `documents`, `bytes` (UTF-8), `bad`, `reasons` and `pieces`. Memory holds one piece, whatever the
+    file's size. Raise `UnreadableFile`.
     """
     for leftover in out.glob("documents-*.parquet"):
         leftover.unlink()
@@ -66,7 +66,7 @@ def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
 
 
 def read(path: str, config: CorpusConfig) -> Iterator[Document]:
-    """The file's documents, normalised, with their length checked."""
+    """Yield the file's documents, normalised and checked for length."""
     longest = LINE_BYTES + 12 * config.max_chars  # JSON may spell a character in 12 bytes: \ud83c\udfac
     for block in stream(path, config.text_field, longest):
         for row in zip(*(block[name] for name in Document._fields), strict=True):
@@ -78,7 +78,7 @@ def read(path: str, config: CorpusConfig) -> Iterator[Document]:
 
 
 def length_fault(text: str, config: CorpusConfig) -> str | None:
-    """What is wrong with a text's length."""
+    """Return the fault in a text's length, or None."""
     if not text.strip():
         return "empty"
     if len(text) < config.min_chars:
@@ -87,13 +87,13 @@ def length_fault(text: str, config: CorpusConfig) -> str | None:
 
 
 def write_piece(texts: Sequence[str], path: Path) -> None:
-    """Write one piece of cleaned documents."""
+    """Write one piece of cleaned documents as Parquet."""
     table = pa.table([texts, [content_digest(t) for t in texts]], schema=SCHEMA)
     pq.write_table(table, path, compression="zstd")
 
 
 def check_bad_share(counts: Sequence[Mapping[str, Any]], config: CorpusConfig) -> None:
-    """Raise `TooManyBadDocuments` with the counts. Each count has `documents`, `bad`, `reasons`, `quarantine`."""
+    """Raise `TooManyBadDocuments` if too many are bad. Each count has `documents`, `bad`, `reasons` and `quarantine`."""
     bad = sum(c["bad"] for c in counts)
     total = bad + sum(c["documents"] for c in counts)
     if total == 0 or bad == total:
@@ -115,9 +115,9 @@ def check_bad_share(counts: Sequence[Mapping[str, Any]], config: CorpusConfig) -
 
 
 def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
-    """Which documents to keep, the first of equals in order: a boolean array per piece.
+    """Return a boolean array per piece: True for documents to keep, the first of equal ones.
 
-    Digests are compared a bucket at a time, so memory is bounded however many there are.
+    Digests are compared bucket by bucket, so memory is bounded whatever their number.
     """
     rows = [pq.ParquetFile(piece).metadata.num_rows for piece in pieces]
     starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
@@ -140,7 +140,7 @@ def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
 
 
 def read_digests(piece: Path) -> np.ndarray:
-    """(rows,) digests of a piece as pairs of uint64."""
+    """Return a piece's digests, (rows,), as pairs of uint64."""
     column = pq.read_table(piece, columns=["digest"]).column("digest")
     joined = b"".join(column.to_pylist())
     return np.frombuffer(joined, dtype=[("low", "<u8"), ("high", "<u8")])

@@ -1,13 +1,15 @@
-"""Documents read from files as streams, each with its line and byte offset, each bad one with its reason.
+"""Readers: documents as streams, each with its line and byte offset, and each bad one with its reason.
 
-The readers of `datasets` give up a whole chunk at a bad line and can't say where it was, so lines and CSV records
-are read here, byte by byte exact, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
+The readers of `datasets` drop a whole chunk at a bad line and can't say where it was. So lines and CSV records are read
+here, exact to the byte, and handed on as a `datasets.IterableDataset`. Parquet is read by `datasets`.
 
-What happens to what: a document is quarantined (with the reason) for invalid UTF-8, a NUL byte, a lone surrogate,
-JSON that is no object with a text under the key, a CSV record with an unclosed quote (one that goes on for more than
-`max_bytes` counts as such) or another number of fields than the header, and for being empty, too short or too long.
-A file is refused (`UnreadableFile`) when it is cut or damaged under its compression, UTF-16, or lacks the column.
-Blank lines, a byte order mark and CRLF are accepted silently; so is an empty file, which has no documents.
+A document is quarantined, with the reason, for invalid UTF-8, a NUL byte or a lone surrogate, and for being empty, too
+short or too long. So is JSON that is not an object with a text under the key. A CSV record is quarantined for an
+unclosed quote, or if its number of fields is not the header's. A quote that stays open for more than `max_bytes` counts
+as unclosed.
+
+A file is refused (`UnreadableFile`) if it is cut or damaged under its compression, is UTF-16, or lacks the column.
+Blank lines, a byte order mark and CRLF are accepted silently. An empty file has no documents.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 
 
 def split_suffix(path: str) -> tuple[str, str | None]:
-    """(format, compression) of a file name; `ValueError` lists the formats."""
+    """Return (format, compression) of a file name; `ValueError` lists the formats."""
     lower = path.lower()
     for suffix, compression in COMPRESSIONS.items():
         for format in FORMATS:
@@ -47,7 +49,7 @@ def split_suffix(path: str) -> tuple[str, str | None]:
 
 
 def readable(path: str) -> bool:
-    """Whether a file name has a suffix that we read."""
+    """Return True if the file name has a suffix that we read."""
     try:
         split_suffix(path)
         return True
@@ -56,7 +58,10 @@ def readable(path: str) -> bool:
 
 
 def expand(sources: list[str]) -> list[str]:
-    """The files of all sources, sorted within each; `ValueError` names one that is missing or of no known format."""
+    """Return the files of all sources, sorted within each source.
+
+    `ValueError` names a source that does not exist or has no known format.
+    """
     found: list[str] = []
     for source in sources:
         fs, path = fsspec.core.url_to_fs(source)
@@ -78,7 +83,7 @@ def expand(sources: list[str]) -> list[str]:
 
 
 def source_id(source: str) -> str:
-    """What identifies a source's content: sha256 of local files, the store's own key of remote ones."""
+    """Return the identity of a source's content: sha256 of local files, the store's own key of remote ones."""
     if source.startswith(samples.PREFIX):
         return samples.identity(source.removeprefix(samples.PREFIX))
     fs, path = fsspec.core.url_to_fs(source)
@@ -105,20 +110,20 @@ class UnreadableFile(ValueError):
 
 
 class Document(NamedTuple):
-    """A document, or what is wrong with it."""
+    """A document, or an excerpt of a bad one with the reason."""
 
     text: str
-    """The text; an excerpt where `reason` is set."""
+    """The text; an excerpt if `reason` is set."""
     line: int
-    """Line of the decompressed file, from 1; row of a Parquet file, from 1."""
+    """Line of the decompressed file, or row of a Parquet file, from 1."""
     byte_offset: int | None
     """Offset in the decompressed file; None for Parquet."""
     reason: str | None
-    """Why it is bad; None where it is good."""
+    """The fault; None for a good document."""
 
 
 def stream(path: str, text_field: str, max_bytes: int) -> IterableDataset:
-    """The documents of a file as an `IterableDataset` of blocks: columns `text`, `line`, `byte_offset`, `reason`.
+    """Return a file's documents as an `IterableDataset` of blocks: columns `text`, `line`, `byte_offset`, `reason`.
 
     A line or record longer than `max_bytes` is never held in memory whole.
     """
@@ -129,7 +134,7 @@ def stream(path: str, text_field: str, max_bytes: int) -> IterableDataset:
 
 
 def blocks(path: str, text_field: str, max_bytes: int) -> Iterator[dict[str, list]]:
-    """Blocks of documents in columns."""
+    """Yield blocks of documents as columns."""
     rows: list[Document] = []
     for document in documents(path, text_field, max_bytes):
         rows.append(document)
@@ -141,7 +146,7 @@ def blocks(path: str, text_field: str, max_bytes: int) -> Iterator[dict[str, lis
 
 
 def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
-    """The documents of one file, in order."""
+    """Yield the documents of one file, in order; raise `UnreadableFile`."""
     format, compression = split_suffix(path)
     if format == ".parquet":
         yield from parquet_documents(path, text_field)
@@ -156,7 +161,7 @@ def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
 
 
 def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
-    """The bytes of a file; reading raises where a compressed one is cut."""
+    """Return the decompressed bytes of a file as a stream; reading a cut file raises an error."""
     if compression == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     if compression == "zstd":
@@ -174,11 +179,11 @@ class Line(NamedTuple):
     offset: int
     too_long: bool
     odd_quotes: bool
-    """Whether what was left out of a too long line holds an odd number of double quotes."""
+    """True if the dropped end of a line that is too long has an odd number of double quotes."""
 
 
 class Lines:
-    """The lines of a byte stream, with their place; of a too long line only the beginning is kept."""
+    """The lines of a byte stream, with line numbers and offsets. Only the beginning of a line that is too long is kept."""
 
     def __init__(self, path: str, raw: BinaryIO, max_bytes: int):
         self.path, self.raw, self.max_bytes = path, raw, max_bytes
@@ -189,7 +194,7 @@ class Lines:
         return self
 
     def give_back(self, lines: list[Line]) -> None:
-        """Lines to be read again, before the rest."""
+        """Put lines back, to be read before the rest."""
         self.returned.extendleft(reversed(lines))
 
     def __next__(self) -> Line:
@@ -226,7 +231,7 @@ def excerpt(data: bytes) -> str:
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
-    """(text, what is wrong with it)."""
+    """Return (text, fault or None) of UTF-8 bytes."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -235,7 +240,7 @@ def decode(data: bytes) -> tuple[str, str | None]:
 
 
 def text_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
-    """A document per line."""
+    """Yield a document per line."""
     for line in lines:
         if line.too_long:
             yield bad(line, "too long")
@@ -245,7 +250,7 @@ def text_documents(path: str, lines: Lines, text_field: str) -> Iterator[Documen
 
 
 def json_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
-    """A JSON object per line."""
+    """Yield a document per line of JSON."""
     for line in lines:
         if line.too_long:
             yield bad(line, "too long")
@@ -255,7 +260,7 @@ def json_documents(path: str, lines: Lines, text_field: str) -> Iterator[Documen
 
 
 def json_text(data: bytes, text_field: str) -> tuple[str, str | None]:
-    """(text under the key, what is wrong)."""
+    """Return (text under the key, fault or None)."""
     source, wrong = decode(data)
     if wrong:
         return "", wrong
@@ -282,11 +287,11 @@ def json_text(data: bytes, text_field: str) -> tuple[str, str | None]:
 
 
 def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
-    """A record each (RFC 4180: quoted fields may hold line ends).
+    """Yield a document per record (RFC 4180: quoted fields may hold line ends).
 
     Bytes are read as Latin-1, which loses nothing, and each field is decoded as UTF-8: bad bytes stay local. After a
-    record that never closes its quote, reading goes on at the line after the one where it began. The lines that it
-    had taken are then records of their own, so that none is read over and over.
+    record that never closes its quote, reading resumes at the line after its first. The lines it had taken then become
+    records of their own, so no line is read many times.
     """
     records = csv_records(lines)
     header: list[str] | None = None
@@ -311,7 +316,7 @@ def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document
 
 
 def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | None]]:
-    """(first line, fields, what is wrong) of each record."""
+    """Yield (first line, fields, fault or None) of each record."""
     used: list[Line] = []
     size, alone = 0, 0  # bytes of this record so far; how many lines ahead are records of their own
 
@@ -344,7 +349,7 @@ def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | No
 
 
 def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
-    """A document per row, read by `datasets`."""
+    """Yield a document per row, read by `datasets`."""
     import datasets
 
     try:

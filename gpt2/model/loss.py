@@ -1,4 +1,4 @@
-"""The next-token loss, which never holds more than a slice of the logits."""
+"""The next-token loss, which holds only a slice of the logits at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-"""The target of a position that is left out."""
+"""Target of a position without a loss."""
 # Bytes of logits that the loss holds at a time: on a CPU what its cache has room for, on a GPU what keeps it busy.
 # A wide model needs more (`loss_rows`): at the 124M shape in bf16 it is 154 MB on a CPU.
 LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**23, 2**28
@@ -17,7 +17,10 @@ DW_TILE_CPU = (
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy (nats, fp32, scalar) of (..., C) hidden states against a (V, C) head; -100 is left out."""
+    """Return the summed cross-entropy (nats, fp32, scalar) of hidden states (..., C) with a head (V, C).
+
+    Targets of -100 are ignored. `ValueError` for other targets beyond the vocabulary, on a CPU.
+    """
     kept = targets != IGNORED
     targets = targets[kept]
     try:
@@ -32,18 +35,18 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def loss_rows(vocabulary: int, width: int, dtype: torch.dtype, device: str) -> int:
-    """Of how many tokens the loss holds logits at a time."""
+    """Return the number of tokens whose logits the loss holds at a time."""
     room = LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU
     # No fewer than twice the width, or reading and writing dW for each slice would take longer than its products.
     return max(2 * width, room // (vocabulary * dtype.itemsize))
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of (N, C) hidden states against a (V, C) head, never holding more than a slice of logits.
+    """Summed cross-entropy of (N, C) hidden states with a (V, C) head, holding only a slice of the logits at a time.
 
-    The gradients are made in the forward pass, slice by slice, so logits are computed once (as in Liger Kernel, Hsu et
-    al. 2024). Matrix products have the parameters' or autocast's precision, and so have the probabilities, computed in
-    fp32 and rounded once; losses, sums and dW are in fp32.
+    Gradients are computed in the forward pass, slice by slice, so logits are computed once (as in Liger Kernel, Hsu et
+    al. 2024). Matrix products have the parameters' or autocast's precision. Probabilities are computed in fp32 and
+    rounded to it once. Losses, sums and dW are in fp32.
     """
 
     @staticmethod

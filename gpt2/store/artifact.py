@@ -1,8 +1,8 @@
-"""The one idea between stages: an artifact, a directory with a `manifest.json` that is written last.
+"""Artifacts, the link between stages: directories with a `manifest.json` that is written last.
 
-An artifact's id is a hash of what it was made from: kind, settings, the ids of its inputs and the code of its
-stage. A stage whose artifact exists has nothing to do; a directory without a manifest that verifies is not an
-artifact. The chain of ids leads from a registered model back to every document.
+An artifact's id is a hash of its kind, its settings, the ids of its inputs and the code of its stage. A stage whose
+artifact exists has nothing to do. A directory without a valid manifest is not an artifact. The chain of ids leads from
+a registered model back to every document.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ class DamagedArtifact(ValueError):
 
 
 def digest(value: Any) -> str:
-    """Sha256 (hex) of a JSON value in canonical form."""
+    """Return the sha256 (hex) of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """Sha256 (hex) of a file's bytes."""
+    """Return the sha256 (hex) of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache
 def code_version(*modules: str) -> str:
-    """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does.
+    """Return the sha256 (hex) of modules' syntax trees: everything counts except comments, docstrings and layout.
 
-    A package counts whole, with every module in it. `PACKAGE:FILE` names a file that is no Python, such as a template:
-    all its bytes count.
+    A package counts with every module in it. `PACKAGE:FILE` names a file that is not Python, such as a template: all
+    its bytes count.
     """
     hashes = []
     for name in modules:
@@ -69,7 +69,7 @@ def code_version(*modules: str) -> str:
 
 
 def module_files(name: str) -> list[tuple[str, Path]]:
-    """(module, file) of a module, or of a package and every module in it, sorted."""
+    """Return the sorted (module, file) pairs of a module, or of a package and every module in it."""
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.origin is not None, name
     if not spec.submodule_search_locations:
@@ -80,7 +80,8 @@ def module_files(name: str) -> list[tuple[str, Path]]:
 
 
 def parse(source: bytes, attempts: int = 20) -> ast.AST:
-    """`ast.parse`, again where another thread that parses at the same moment made it fail (CPython gh-106905)."""
+    """Return `ast.parse(source)`; retry if another thread that parses at the same time makes it fail (CPython
+    gh-106905)."""
     for _ in range(attempts):
         with suppress(SystemError):
             return ast.parse(source)
@@ -90,18 +91,18 @@ def parse(source: bytes, attempts: int = 20) -> ast.AST:
 
 @dataclass(frozen=True)
 class Key:
-    """What an artifact is made from; its `id` is the artifact's name."""
+    """Everything that an artifact is made from; its `id` is the artifact's name."""
 
     kind: str
     spec: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Name of each input and its id: an artifact's id, or the sha256 of an outside file."""
+    """Id of each input by name: an artifact's id, or the sha256 of an outside file."""
     code: tuple[str, ...] = ()
     """Modules (and files, as `PACKAGE:FILE`) whose code the result depends on."""
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits."""
+        """The id: 16 hexadecimal digits."""
         parts = [self.kind, dict(self.spec), dict(self.inputs), code_version(*self.code)]
         return digest(parts)[:16]
 
@@ -123,11 +124,11 @@ class Artifact:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Figures that the stage recorded: counts, metrics, seconds. Not part of the id."""
+        """Figures that the stage recorded: counts, metrics, seconds. They are not part of the id."""
         return self.manifest["info"]
 
     def file(self, name: str) -> Path:
-        """Path of a file that the manifest lists; `KeyError` where it does not."""
+        """Return the path of a file in the manifest; `KeyError` if it is not listed."""
         if name not in self.manifest["files"]:
             raise KeyError(
                 f"artifact {self.kind}/{self.id} has no file {name!r}; it has {sorted(self.manifest['files'])}"
@@ -135,7 +136,7 @@ class Artifact:
         return self.path / name
 
     def verify(self) -> None:
-        """Compare every file's sha256 with the manifest; `DamagedArtifact` names the first that differs."""
+        """Compare the sha256 of every file with the manifest; `DamagedArtifact` names the first that differs."""
         for name, entry in self.manifest["files"].items():
             path = self.path / name
             if not path.is_file():
@@ -145,7 +146,7 @@ class Artifact:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest in a directory, or None where it is absent, cut, or does not list files of these sizes."""
+    """Return a directory's manifest; None if it is absent or cut, or if a file's size differs from it."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         sizes_match = all((path / n).stat().st_size == e["size"] for n, e in manifest["files"].items())
@@ -155,7 +156,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file such that it is complete or absent, even after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
         stream.write(data)
@@ -166,7 +167,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -175,7 +176,8 @@ def sync_directory(path: Path) -> None:
 
 
 def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    """Hash and fsync every file under `path`, then write `manifest.json`: the directory is complete from then on."""
+    """Hash and fsync every file under `path`, then write `manifest.json` and return it. From then on the directory is
+    complete."""
     for left in path.glob(f".{MANIFEST}.*.tmp"):  # by a kill; a process of the same number writes it again
         left.unlink()
     files = {}
@@ -192,7 +194,7 @@ def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Store:
-    """Artifacts under one local or shared directory: `ROOT/KIND/ID/`; work in progress under `ROOT/.partial/`."""
+    """Artifacts under one local or shared directory: `ROOT/KIND/ID/`; work in progress is under `ROOT/.partial/`."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root).resolve()
@@ -201,15 +203,16 @@ class Store:
         return self.root / key.kind / key.id
 
     def partial(self, key: Key) -> Path:
-        """Where the artifact of `key` is being made; survives a kill, so that the stage can go on from it."""
+        """Return the working directory of `key`. It survives a kill, so that the stage can resume from it."""
         return self.root / ".partial" / f"{key.kind}-{key.id}"
 
     def find(self, key: Key) -> Artifact | None:
-        """The finished artifact of `key`, or None. Names and sizes are checked here, contents by `Artifact.verify`."""
+        """Return the finished artifact of `key`, or None. Names and sizes are checked here, contents by
+        `Artifact.verify`."""
         return self.get(key.kind, key.id)
 
     def get(self, kind: str, id: str) -> Artifact | None:
-        """The finished artifact of that kind and id, or None."""
+        """Return the finished artifact of that kind and id, or None."""
         path = self.root / kind / id
         manifest = read_manifest(path)
         if manifest is None or manifest.get("id") != id:
@@ -217,7 +220,7 @@ class Store:
         return Artifact(path, manifest)
 
     def require(self, kind: str, id: str) -> Artifact:
-        """Like `get`, but `DamagedArtifact` where there is none; contents are verified."""
+        """Return the verified artifact of that kind and id; `DamagedArtifact` if there is none."""
         artifact = self.get(kind, id)
         if artifact is None:
             raise DamagedArtifact(f"there is no complete artifact {kind}/{id} in {self.root}; run its stage again")
@@ -225,11 +228,12 @@ class Store:
         return artifact
 
     def make(self, key: Key, build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
-        """The artifact of `key`: found, or made by `build(directory)`, which returns figures for `info`.
+        """Return the artifact of `key`; if there is none, make it by `build(directory)`, which returns figures for
+        `info`.
 
-        `directory` persists between attempts: a stage finds there what a killed attempt left and must check it
-        itself. Two processes that want the same artifact take turns; the second finds it done. A crash leaves
-        no artifact. Files whose name begins with `_` are scratch and are removed at the end.
+        `directory` persists between attempts: the stage itself must check the files that a killed attempt left. Two
+        processes that want the same artifact take turns, and the second finds it finished. A crash leaves no artifact.
+        Files whose name begins with `_` are scratch and are removed at the end.
         """
         with self._lock(key):
             found = self.find(key)
@@ -261,9 +265,9 @@ class Store:
             return Artifact(target, manifest)
 
     def remove(self, kind: str, id: str) -> None:
-        """Remove an artifact, or what a kill left of one: it is none from the first moment on.
+        """Remove an artifact, or the remains of one; from the first moment it no longer counts as one.
 
-        The caller keeps away whoever would read it or make it meanwhile.
+        The caller must make sure that nobody reads it or makes it meanwhile.
         """
         path = self.root / kind / id
         (path / MANIFEST).unlink(missing_ok=True)
@@ -273,7 +277,7 @@ class Store:
 
     @contextmanager
     def _lock(self, key: Key) -> Iterator[None]:
-        """Held by one process at a time; the system releases it when that process dies."""
+        """Hold the lock of `key`, one process at a time; the system releases it if the process dies."""
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{key.kind}-{key.id}", "w") as handle:

@@ -1,4 +1,4 @@
-"""Weights in and out, in the layout that `transformers` reads as GPT-2; what is written is safetensors and JSON."""
+"""Reads and writes weights in the layout that `transformers` reads as GPT-2: safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def folder(source: str, online: bool = False, revision: str | None = None, cache: Path | None = None) -> Path:
-    """The folder of a model: `source` where it is a directory, else the hub's copy of that id.
+    """Return the folder of a model: `source` if it is a directory, else the hub's copy of that id.
 
-    Only weights, configuration and tokenizer are fetched, `.bin` weights only where there are no safetensors, and
-    only `online`. `ValueError` where it can't be had.
+    Downloads happen only if `online`: weights, configuration and tokenizer. `.bin` weights are downloaded only if there
+    are no safetensors. `ValueError` if the model is not available.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -80,17 +80,17 @@ THEIRS = {
 
 
 def their_name(ours: str) -> str:
-    """`blocks.0.attn.qkv.weight` to `h.0.attn.c_attn.weight`."""
+    """Return the name of a tensor in `transformers`: `blocks.0.attn.qkv.weight` is `h.0.attn.c_attn.weight`."""
     for part, replacement in THEIRS.items():
         ours = ours.replace(part, replacement)
     return ours
 
 
 def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> None:
-    """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them.
+    """Write config.json and model.safetensors, for `transformers.AutoModelForCausalLM.from_pretrained`.
 
-    Which id is end-of-text, the tokenizer says; without one the last is taken for it. There is no lm_head: it is tied.
-    `ValueError` for an architecture that this layout can't hold; `gpt2.weights.save` has one for it.
+    The tokenizer gives the end-of-text id; without one it is the last id. There is no lm_head, as it is tied.
+    `ValueError` for an architecture that this layout can't hold: use `gpt2.weights.save`.
     """
     if beyond := model.config.beyond_gpt2():
         told = ", ".join(f"{name}={value}" for name, value in beyond.items())
@@ -128,9 +128,9 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, token
 
 
 def load(directory: Path) -> GPT2:
-    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU.
+    """Return the model that `save` or `transformers` wrote to a directory, in fp32 on the CPU.
 
-    Raises `ValueError` naming the file and what is missing, unexpected, of another shape or not GPT-2.
+    `ValueError` names the file and what is missing, unexpected, of another shape or not GPT-2.
     """
     directory = Path(directory)
     config = read_config(directory / "config.json")
@@ -163,7 +163,7 @@ def load(directory: Path) -> GPT2:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """`transformers`' config.json as ours; `ValueError` where it describes another model."""
+    """Return the settings in config.json of `transformers`; `ValueError` if it describes another model."""
     values = model_files.read_json(path)
     kind = values.get("model_type") if isinstance(values, dict) else values
     if not isinstance(values, dict) or kind != "gpt2":
