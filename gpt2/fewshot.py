@@ -16,7 +16,7 @@ from gpt2.model.transformer import GPT2, KVCache, Prefix
 
 TEMPLATE = "Text: {text}\nSentiment:"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
-AFTER, PADDING = 0, -1  # what a token belongs to: the text, the i-th label, or nothing
+AFTER, PADDING = 0, -1  # owner of a token: AFTER is the text, i the i-th label, PADDING nobody
 
 
 class Labelled(NamedTuple):
@@ -118,7 +118,7 @@ class FewShot:
             rows.append([*text])
             owners.append([AFTER] * len(text))
             places.append([*range(len(text))])
-            for i, label in enumerate(self.labels, start=1):  # nothing follows a label's last token
+            for i, label in enumerate(self.labels, start=1):  # a label's last token is not read: nothing follows it
                 rows[-1] += label[:-1]
                 owners[-1] += [i] * (len(label) - 1)
                 places[-1] += range(len(text), len(text) + len(label) - 1)
@@ -129,7 +129,7 @@ class FewShot:
         self.model.eval()
         hidden = self.model.hidden(ids.to(device), branches)
         self.model.train(was_training)
-        # What predicts each label's tokens: the text's last token, then the label's own.
+        # A label's first token is predicted at the text's last token, and the others at the label's own.
         starts = np.cumsum([0] + [len(label) - 1 for label in self.labels[:-1]])
         total = torch.zeros(len(asked), len(self.labels), dtype=torch.float64)
         last = torch.tensor([len(text) - 1 for text in asked], device=device)
@@ -158,7 +158,7 @@ class Branches:
         self.seen = F.pad((same & earlier)[:, None], (before, 0), value=True)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
-        """Return (B, T, heads, d). A token sees the prompt, and the earlier tokens of its text and of its own branch."""
+        """Return (B, T, heads, d). A token sees the prompt and the earlier tokens of its text and its own branch."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         keys, values, seen = [self.keys, k], [self.values, v], self.seen
         if prefix is not None:
@@ -189,7 +189,7 @@ def choose(labels: Sequence[int], k: int, seed: int = 0) -> list[int]:
     Any first few of them are balanced, too. `ValueError` if there are fewer than k.
     """
     if k > len(labels):
-        raise ValueError(f"k={k} examples are asked for, but only {len(labels)} are given; lower k")
+        raise ValueError(f"k={k} is more than the {len(labels)} examples; lower k")
     draw, truth = np.random.default_rng(seed), np.asarray(labels)
     pools = [draw.permutation(np.flatnonzero(truth == label)).tolist() for label in np.unique(truth)]
     chosen: list[int] = []

@@ -71,11 +71,11 @@ def load(address: str | Path) -> LoadedModel:
     else:
         directory = Path(address)
         if not directory.is_dir():
-            raise ValueError(f"{directory} is no directory; give a model's, or models:/NAME@ALIAS")
+            raise ValueError(f"{directory} is not a directory; give a model's directory, or models:/NAME@ALIAS")
     try:
         name, predictor = read(directory)
     except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, SafetensorError) as error:
-        # The files' contents decide what the readers stumble on; a RuntimeError is PyTorch's, or too deep a nesting.
+        # Bad contents may raise any of these; a RuntimeError is PyTorch's, or comes from deep nesting.
         raise ValueError(f"the model at {exact} can't be loaded: {type(error).__name__}: {error}") from error
     return LoadedModel(predictor, name, directory, exact)
 
@@ -87,7 +87,7 @@ def resolve(scheme: str, address: str) -> tuple[Path, str]:
     found = list(importlib.metadata.entry_points(group=GROUP, name=scheme))
     if not found:
         raise ValueError(
-            f"{address}: nothing that is installed reads {scheme}:/ addresses; install gpt2-pipeline, or give the "
+            f"{address}: no installed package reads {scheme}:/ addresses; install gpt2-pipeline, or give the "
             f"model's directory"
         )
     try:
@@ -101,7 +101,7 @@ def resolve(scheme: str, address: str) -> tuple[Path, str]:
 
 
 def read(directory: Path) -> tuple[str, Predictor]:
-    """Return (task, predictor) of a directory; one without task.json is a language model, as written by `transformers`."""
+    """Return (task, predictor) of a directory; one without task.json is a language model, as in `transformers`."""
     from gpt2.store.model_files import NAME, inside, read_task
     from gpt2.tasks.task import kind
 

@@ -1,4 +1,4 @@
-"""Hyperparameter search: a space of settings (ranges and choices by path), draws from it by seed, and one trial's run."""
+"""Hyperparameter search: a space of settings (ranges and choices by path), seeded draws from it, and a trial's run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Telling:
         if step <= self.known or loss is None:
             return
         self.curve.points.append((step, comparable(loss)))
-        self.curve.ended = step >= self.steps  # before it is told, as who hears of the last step may end it
+        self.curve.ended = step >= self.steps  # before the report, whose receiver may end the trial at its last step
         self.curve.write(self.folder)
         self.tell(*self.curve.points[-1])
 
@@ -141,7 +141,7 @@ class Range(Settings):
     @model_validator(mode="after")
     def _is_one(self):
         if self.low >= self.high:
-            raise ValueError(f"low={self.low:g} is not below high={self.high:g}; exchange them, or give one choice")
+            raise ValueError(f"low={self.low:g} is not below high={self.high:g}; swap them, or give one choice")
         if self.log and self.low <= 0:
             raise ValueError(f"low={self.low:g} has no logarithm; set low above 0, or log: false")
         return self
@@ -159,7 +159,7 @@ def dimensions(space: Any, prefix: str = "") -> dict[str, Dimension]:
     if not isinstance(space, Mapping):
         where = f"{prefix} = " if prefix else ""
         raise ValueError(
-            f"{where}{space!r:.80} is no range and no choices; give {{low: 1e-4, high: 1e-2, log: true}}, or a list"
+            f"{where}{space!r:.80} is neither a range nor choices; give {{low: 1e-4, high: 1e-2, log: true}}, or a list"
         )
     found: dict[str, Dimension] = {}
     for name, value in space.items():
@@ -172,7 +172,7 @@ def dimensions(space: Any, prefix: str = "") -> dict[str, Dimension]:
         else:
             new = dimensions(value, path)
         for twice in found.keys() & new.keys():
-            raise ValueError(f"{twice} is there twice; leave one out")
+            raise ValueError(f"{twice} is given twice; leave one out")
         found |= new
     return dict(sorted(found.items()))
 
@@ -183,7 +183,7 @@ def choices(path: str, values: list[Any]) -> list[Any]:
         raise ValueError(f"{path} = []: there is nothing to choose from; give values, or leave it out")
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise ValueError(f"{path} = {values}: {value!r} is there twice; leave one out")
+            raise ValueError(f"{path} = {values}: {value!r} is given twice; leave one out")
     return values
 
 
@@ -232,7 +232,7 @@ def draw(space: Mapping[str, Dimension], whole: Collection[str], seed: int, numb
 def within(dimension: Range, share: float, whole: bool) -> float | int:
     """Return the number at a share, in [0, 1), of the way through a range."""
     low, high = dimension.low, dimension.high
-    if whole:  # each integer has a piece of the way
+    if whole:  # each integer has an equal piece of the range
         low, high = round(low), round(high) + 1
     value = low * math.exp(share * math.log(high / low)) if dimension.log else low + share * (high - low)
     if whole:

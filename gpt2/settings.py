@@ -48,5 +48,5 @@ class Settings(BaseModel):
 
 
 def operational(default, **bounds):
-    """Return a field that changes how a result is computed but not the result, so it is not part of an artifact's id."""
+    """Return a field that changes how a result is computed, but not the result: it is not part of an artifact's id."""
     return Field(default, json_schema_extra={"identity": False}, **bounds)

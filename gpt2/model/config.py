@@ -56,8 +56,8 @@ class ModelShape(Settings):
     def _rotary_turns_pairs(self):
         if self.positions == "rotary" and self.n_embd // self.n_head % 2:
             raise ValueError(
-                f"positions=rotary turns pairs, but a head is n_embd / n_head = {self.n_embd // self.n_head} wide; "
-                f"choose an even width"
+                f"positions=rotary needs an even head width, not n_embd / n_head = {self.n_embd // self.n_head}; "
+                f"change n_embd or n_head"
             )
         return self
 
@@ -171,7 +171,7 @@ class AdaptationConfig(Settings):
             for name in names:
                 if kind != self.kind and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
-                        f"{name} is read with kind={kind} only, not with kind={self.kind}; set kind: {kind}"
+                        f"{name} is used with kind={kind} only, not with kind={self.kind}; set kind: {kind}"
                     )
         return self
 

@@ -8,12 +8,10 @@ from torch import Tensor
 
 IGNORED = -100
 """Target of a position without a loss."""
-# Bytes of logits that the loss holds at a time: on a CPU what its cache has room for, on a GPU what keeps it busy.
+# Bytes of logits that the loss holds at a time: they fit a CPU's cache, or keep a GPU busy.
 # A wide model needs more (`loss_rows`): at the 124M shape in bf16 it is 154 MB on a CPU.
 LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**23, 2**28
-DW_TILE_CPU = (
-    4096  # tokens of the vocabulary whose gradients are one product: of all at once it takes 1.3 times as long
-)
+DW_TILE_CPU = 4096  # rows of dW (tokens of the vocabulary) per product: a single product takes 1.3 times as long
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -28,8 +26,8 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     except (RuntimeError, IndexError):
         if targets.device.type == "cpu" and (targets.min() < 0 or targets.max() >= len(weight)):
             raise ValueError(
-                f"targets from {int(targets.min())} to {int(targets.max())} were given, the model has 0 to "
-                f"{len(weight) - 1}, and {IGNORED} for none; were they made with another tokenizer?"
+                f"targets from {int(targets.min())} to {int(targets.max())} are not all in the model's range, 0 to "
+                f"{len(weight) - 1}, or {IGNORED} for none; use the model's own tokenizer"
             ) from None
         raise
 
@@ -37,7 +35,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def loss_rows(vocabulary: int, width: int, dtype: torch.dtype, device: str) -> int:
     """Return the number of tokens whose logits the loss holds at a time."""
     room = LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU
-    # No fewer than twice the width, or reading and writing dW for each slice would take longer than its products.
+    # At least twice the width: otherwise reading and writing dW for each slice takes longer than its products.
     return max(2 * width, room // (vocabulary * dtype.itemsize))
 
 
@@ -68,7 +66,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
                     total += F.cross_entropy(logits.float(), goal, reduction="sum")
                     continue
                 probabilities = logits.softmax(dim=-1)
-                # A logsumexp without another pass of exp; the largest probability's rounding, up to 2^-9, is no bias.
+                # A logsumexp without a second exp; rounding of the largest probability, up to 2^-9, adds no bias.
                 log_z = logits.amax(-1).float() - probabilities.amax(-1).float().log()
                 losses = log_z - logits.gather(1, goal[:, None])[:, 0].float()
                 total += losses.sum()
@@ -83,6 +81,6 @@ class SlicedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor):
-        # The sum's gradients fit fp16 as they are; the mean's, scaled before the loss scale comes in, would not.
+        # The sum's gradients fit fp16. The mean's, divided before the loss scale is applied, would not.
         d_hidden, d_weight = ctx.saved_tensors
         return (d_hidden.float() * scale).to(d_hidden.dtype), (d_weight * scale).to(ctx.dtype), None, None

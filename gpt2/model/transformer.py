@@ -19,9 +19,9 @@ from gpt2.model.config import AdaptationConfig, ModelConfig
 from gpt2.model.loss import IGNORED, cross_entropy
 
 ROTARY_BASE = 10_000.0
-SHORT = 512  # tokens up to which a CPU attends faster by plain matrix products
+SHORT = 512  # tokens up to which plain matrix products are the faster attention on a CPU
 GELU_SLOPE, GELU_CUBE = 2 * math.sqrt(2 / math.pi), 0.044715  # x sigmoid(slope (x + cube x^3))
-HALVED = 128  # and from which it pays to do so in two halves
+HALVED = 128  # tokens from which it pays to do them in two halves
 
 
 class Attention(nn.Module):
@@ -65,7 +65,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, float, Prefix | None], Tensor]
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None = None) -> Tensor:
     """Return causal attention of (B, T, heads, d) in the same shape, each row by itself."""
-    if prefix is not None:  # as tokens before the row, whose own results nobody reads
+    if prefix is not None:  # prepended as tokens whose own results are dropped
         before = [t.to(q.dtype).expand(len(q), -1, -1, -1) for t in prefix]
         q, k, v = (
             torch.cat([b, t], dim=1) for b, t in zip((torch.zeros_like(before[0]), *before), (q, k, v), strict=True)
@@ -83,7 +83,7 @@ class Packed:
 
     def __init__(self, lengths: Tensor):
         if not (lengths > 0).all():
-            raise ValueError(f"lengths={lengths.tolist()}, but a text has a token or more; leave out what is empty")
+            raise ValueError(f"lengths={lengths.tolist()}, but a text needs one token or more; leave out empty texts")
         self.lengths, self.rows, self.longest = lengths, len(lengths), int(lengths.max())
         starts = lengths.cumsum(0) - lengths
         text = torch.repeat_interleave(torch.arange(self.rows, device=lengths.device), lengths)
@@ -254,7 +254,7 @@ class KVCache:
     """
 
     def __init__(self, batch: int, room: int, config: ModelConfig, like: Tensor, seen: Tensor | None = None):
-        """`seen` (B, 1, 1, room) is shared by the layers: 0 for each text's slots, -inf for the empty ones before it."""
+        """`seen` (B, 1, 1, room), shared by the layers, is 0 for a text's slots and -inf for the empty ones before."""
         shape = (batch, config.n_head, room, config.n_embd // config.n_head)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.positions = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
@@ -291,7 +291,7 @@ class KVCache:
         queries = places[start:, None]
         future = torch.zeros(end - start, end, dtype=like.dtype, device=like.device)
         future.masked_fill_(places > queries, -math.inf)
-        # Empty slots see themselves, or their softmax would be over nothing.
+        # Empty slots see themselves: a softmax over nothing would be NaN.
         return future if seen is None else (future + seen).masked_fill(places == queries, 0)
 
 
@@ -339,10 +339,10 @@ class GPT2(nn.Module):
         """
         try:
             x = self.wte(ids)
-        except IndexError:  # a CPU's own check; a GPU has one that tells less
+        except IndexError:  # only a CPU raises it; a GPU's assertion says less
             raise ValueError(
-                f"ids from {int(ids.min())} to {int(ids.max())} were given, the model has 0 to "
-                f"{self.config.vocab_size - 1}; were they made with another tokenizer?"
+                f"ids from {int(ids.min())} to {int(ids.max())} are not all in the model's range, 0 to "
+                f"{self.config.vocab_size - 1}; use the model's own tokenizer"
             ) from None
         return self.read(x, caches, packed)
 

@@ -178,7 +178,7 @@ def sync_directory(path: Path) -> None:
 def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Hash and fsync every file under `path`, then write `manifest.json` and return it. From then on the directory is
     complete."""
-    for left in path.glob(f".{MANIFEST}.*.tmp"):  # by a kill; a process of the same number writes it again
+    for left in path.glob(f".{MANIFEST}.*.tmp"):  # left by a kill
         left.unlink()
     files = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
@@ -258,7 +258,7 @@ class Store:
             manifest = seal(work, header)
             target = self.path(key)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # not an artifact, or `find` had found it
+            if target.exists():  # incomplete: `find` would have found an artifact
                 shutil.rmtree(target)
             os.replace(work, target)
             sync_directory(target.parent)

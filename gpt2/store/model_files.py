@@ -34,8 +34,8 @@ BASE_NAME = "base"
 
 def write_task(out: Path, kind: str, /, **facts: Any) -> None:
     """Write task.json: the model's kind, and the facts that its predictor reads."""
-    told = {"task": kind, **facts}
-    (out / TASK_FILE).write_text(json.dumps(told, indent=1 if facts else None))
+    content = {"task": kind, **facts}
+    (out / TASK_FILE).write_text(json.dumps(content, indent=1 if facts else None))
 
 
 def read_task(directory: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Task(ModelKind):
 
     @abstractmethod
     def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
-        """Write the predictor's files: config.json, *.safetensors, tokenizer.json, task.json. Pickles are not allowed."""
+        """Write the predictor's files: config.json, *.safetensors, tokenizer.json, task.json. No pickle is allowed."""
 
     def texts(self, examples: Path, split: str) -> list[str]:
         """Return a split's texts, in the report's order, to be searched for in the training text.
@@ -170,6 +170,6 @@ def kind(name: str) -> ModelKind:
     if name == BASE_NAME:
         base = importlib.import_module(
             "gpt2.tasks.base.kind"
-        ).BASE  # by its name, as the tasks: it is made of this module
+        ).BASE  # imported here, like the tasks, as it imports this module
         return base
     return task(name)

@@ -78,7 +78,7 @@ def account(journal: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]])
             if failed is not None:
                 detect = max(0.0, failed[0] - last) if last else 0.0
                 restarts.append(Restart(failed[0], failed[1], detect, max(0.0, begun - failed[0]), reload, again))
-            elif last is not None and launched is not None:  # the driver had died, or was stopped
+            elif last is not None and launched is not None:  # the driver died or was stopped
                 lost[DOWN] += max(0.0, launched - last)
                 lost[STARTS] += begun - launched
                 lost[RELOAD] += reload
@@ -108,8 +108,8 @@ def describe_failure(event: dict[str, Any]) -> str:
     """Return a sentence for a failure event."""
     if event["event"] == "hang":
         return f"worker {event['rank']} made no progress for {event['seconds']:g} s"
-    told = {rank: LOST if "by peer" in reason else reason for rank, reason in event["workers"].items()}
-    causes = {rank: reason for rank, reason in told.items() if reason != LOST} or told  # the others only follow
+    reasons = {rank: LOST if "by peer" in reason else reason for rank, reason in event["workers"].items()}
+    causes = {rank: reason for rank, reason in reasons.items() if reason != LOST} or reasons  # the others are effects
     return "; ".join(f"worker {rank}: {reason}" for rank, reason in causes.items())
 
 

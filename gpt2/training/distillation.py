@@ -43,10 +43,10 @@ class Distilled(nn.Module):
         if not self.weight:
             return hard
         with torch.no_grad():
-            told = self.teacher.logits(ids, lengths, ngrams if self.teacher.ngrams else None)
-            goal = (told.float() / self.temperature).log_softmax(-1)
-        found = (logits / self.temperature).log_softmax(-1)
-        soft = F.kl_div(found, goal, reduction="batchmean", log_target=True)
+            taught = self.teacher.logits(ids, lengths, ngrams if self.teacher.ngrams else None)
+            goal = (taught.float() / self.temperature).log_softmax(-1)
+        learned = (logits / self.temperature).log_softmax(-1)
+        soft = F.kl_div(learned, goal, reduction="batchmean", log_target=True)
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
 
@@ -62,7 +62,7 @@ def student(teacher: GPT2, config: DistilConfig) -> GPT2:
     if ours.model_copy(update={"n_layer": theirs.n_layer, "dropout": theirs.dropout}) != theirs:
         raise ValueError(
             f"layers_from_teacher needs a student of the teacher's shape but for n_layer and dropout: n_embd="
-            f"{theirs.n_embd}, n_head={theirs.n_head}, n_positions={theirs.n_positions}; set student so"
+            f"{theirs.n_embd}, n_head={theirs.n_head}, n_positions={theirs.n_positions}; set these in student"
         )
     if ours.n_layer > theirs.n_layer:
         raise ValueError(f"student.n_layer={ours.n_layer} is more than the teacher's {theirs.n_layer}; lower it")

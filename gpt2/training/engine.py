@@ -90,9 +90,9 @@ class TorchEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = decided(config, self.device.type == "cuda")
         if config.precision == "fp16":
-            raise ValueError("precision=fp16 needs loss scaling, which the plain engine has not; use bf16")
+            raise ValueError("precision=fp16 needs loss scaling, which the plain engine lacks; use bf16")
         self.module = module.to(self.device)
-        self.copy = self.module  # the one that computes
+        self.copy = self.module  # the module that computes
         if config.precision != "fp32":
             self.copy = copy.deepcopy(self.module).to(DTYPES[config.precision])
         pairs = zip(self.module.parameters(), self.copy.parameters(), strict=True)

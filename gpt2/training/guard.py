@@ -73,7 +73,7 @@ class Guard:
 
     def judge(self, norm: float, window: int) -> bool:
         """Return True if the step with that gradient norm counts, and remember it."""
-        if norm == 0:  # no step was due, or fp16 lowered its loss scale: it says nothing of the usual
+        if norm == 0:  # no step was due, or fp16 lowered its loss scale: not a typical norm
             return True
         good = math.isfinite(norm) and norm <= self.limit
         if good:
@@ -94,7 +94,7 @@ class Guard:
         if self.rollbacks >= self.config.max_rollbacks:
             raise GaveUp(
                 f"{len(self.bad)} steps in a row had gradients that are not finite or above {self.limit:.3g}, and "
-                f"going back {self.rollbacks} times did not help; lower the learning rate or look at the samples of "
+                f"{self.rollbacks} rollbacks did not help; lower the learning rate or look at the samples of "
                 f"batches {self.bad[0]} to {self.bad[-1]}"
             )
         barred, self.bad = self.bad, []

@@ -54,7 +54,9 @@ def append(path: Path, record: dict[str, Any]) -> None:
     """Append a line to a file that several processes write."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, (json.dumps(record) + "\n").encode())  # one write: lines of several processes don't mix
+        os.write(
+            handle, (json.dumps(record) + "\n").encode()
+        )  # a single write, so that lines of several processes don't mix
     finally:
         os.close(handle)
 
@@ -71,6 +73,6 @@ def parse(data: bytes) -> list[dict[str, Any]]:
         if line.endswith(b"\n"):
             try:
                 records.append(json.loads(line))
-            except ValueError:  # a line that a kill cut, with another attempt's after it
+            except ValueError:  # a line cut by a kill, which another attempt's line follows
                 continue
     return records

@@ -165,7 +165,7 @@ def kept_quarantine(folder: Path) -> set[int]:
 
 def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) -> tuple[float, int]:
     """Run forward and backward over this rank's micro-batches of a window; return the mean loss and the tokens read."""
-    own = getattr(data, "sample_indices", None)  # a mixture has an order of its own
+    own = getattr(data, "sample_indices", None)  # a mixture has its own order
     if own:
         indices = own(window, config.batch_size, config.seed)
     else:

@@ -88,7 +88,7 @@ class Muon(torch.optim.AdamW):
 
 
 def optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only, or Muon for the blocks' matrices."""
+    """Return AdamW (Loshchilov and Hutter 2019) with weight decay on matrices, or Muon for the blocks' matrices."""
     options: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),

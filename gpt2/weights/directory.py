@@ -67,7 +67,7 @@ def load(source: Path | str) -> GPT2:
     directory = weights_huggingface.folder(source) if isinstance(source, str) else source
     model = _load(directory)
     adapter = weights_adapters.read(directory)
-    if adapter and adapter.kind == "prefix":  # LoRA is in the matrices
+    if adapter and adapter.kind == "prefix":  # a LoRA is already in the matrices
         weights_adapters.load(model, directory)
     return model
 

@@ -52,13 +52,13 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         remedy = f"fetch it with gpt2.weights.huggingface.folder({source!r}, online=True)"
         if online:
             remedy = "is the network reachable, and HF_HUB_OFFLINE unset?"
-        raise ValueError(f"{source} is no directory and not in the hub's local cache; {remedy}") from None
+        raise ValueError(f"{source} is not a directory, and not in the hub's local cache; {remedy}") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"{source} can't be had from the hub: {str(error).partition(chr(10))[0]}") from None
+        raise ValueError(f"{source} can't be downloaded from the hub: {str(error).partition(chr(10))[0]}") from None
     return found
 
 
-# What our model does; a configuration that says otherwise describes another model.
+# Settings that our model has built in; a configuration with other values is refused.
 FIXED: dict[str, Any] = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
@@ -67,7 +67,7 @@ FIXED: dict[str, Any] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-# What both call by the same name; left out, it has the published model's value in both.
+# Fields with the same name and the same default, that of the published model, in both.
 NAMES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
 TRANSPOSED = (".qkv.weight", ".attn.proj.weight", ".fc.weight", ".mlp.proj.weight")  # theirs are Conv1D: (in, out)
 THEIRS = {
@@ -93,8 +93,8 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, token
     `ValueError` for an architecture that this layout can't hold: use `gpt2.weights.save`.
     """
     if beyond := model.config.beyond_gpt2():
-        told = ", ".join(f"{name}={value}" for name, value in beyond.items())
-        raise ValueError(f"transformers' GPT-2 can't hold a model with {told}; save it with gpt2.weights.save")
+        switches = ", ".join(f"{name}={value}" for name, value in beyond.items())
+        raise ValueError(f"transformers' GPT-2 can't hold a model with {switches}; save it with gpt2.weights.save")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     c = model.config

@@ -49,7 +49,9 @@ def read(directory: Path) -> tuple[GPT2, Tokenizer]:
         )
     model = weights.load(directory)
     tokenizer = Tokenizer.load(directory, model.config.vocab_size)
-    validated(TokenizerConfig, {"vocab_size": tokenizer.vocab_size}, directory / CONFIG)  # as pipelines can have them
+    validated(
+        TokenizerConfig, {"vocab_size": tokenizer.vocab_size}, directory / CONFIG
+    )  # a size that a pipeline accepts
     return model, tokenizer
 
 

@@ -65,7 +65,7 @@ def shards(index: Path) -> dict[str, Tensor]:
         wanted = {tensor for tensor, place in where.items() if place == name}
         if wanted != here.keys():
             odd = min(wanted ^ here.keys())
-            raise ValueError(f"{index} and {name} disagree about the tensor {odd!r}; is a file of another model here?")
+            raise ValueError(f"{index} and {name} disagree about the tensor {odd!r}; restore the model's own files")
         found |= here
     return found
 
@@ -138,7 +138,7 @@ def finite(path: Path, found: Mapping[str, Tensor]) -> None:
     """Raise `ValueError` for a tensor of a file that has NaN or infinite numbers."""
     for name, tensor in found.items():
         if tensor.is_floating_point() and tensor.numel():
-            low, high = torch.aminmax(tensor.float())  # both are NaN where one number is; nothing else is as quick
+            low, high = torch.aminmax(tensor.float())  # both are NaN if any number is; the fastest check
             if not (low.isfinite() and high.isfinite()):
                 raise ValueError(
                     f"{path}: {name!r} holds numbers from {low:g} to {high:g}, which are not finite; did its training "

@@ -111,7 +111,7 @@ def test_every_preset_and_adaptation_has_a_space_of_its_own():
                 assert len(found) == 12 and {c.adaptation.kind for c in found} == {kind}
     with pytest.raises(InvalidConfig, match="does not say how many steps"):
         tried({}, preset="gpt2")
-    with pytest.raises(ValueError, match="is no range and no choices"):
+    with pytest.raises(ValueError, match="is neither a range nor choices"):
         SearchConfig(task="sentiment", space={"train.batch_size": 8})
 
 

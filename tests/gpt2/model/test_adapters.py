@@ -221,7 +221,7 @@ def test_a_model_is_fine_tuned_with_the_dropout_that_is_asked_for(tmp_path):
         outputs[start, asked] = model.hidden(ids()).detach()
     assert torch.equal(outputs[0.0, 0.3], outputs[0.3, None]) and torch.equal(outputs[0.3, 0.0], outputs[0.0, None])
     assert not torch.equal(outputs[0.0, None], outputs[0.3, None])
-    with pytest.raises(ValueError, match="model_dropout is read with kind=full only"):
+    with pytest.raises(ValueError, match="model_dropout is used with kind=full only"):
         AdaptationConfig(kind="lora", model_dropout=0.1)
 
 
@@ -293,9 +293,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 
 def test_settings_without_effect_are_refused():
-    with pytest.raises(ValueError, match="rank is read with kind=lora only, not with kind=full; set kind: lora"):
+    with pytest.raises(ValueError, match="rank is used with kind=lora only, not with kind=full; set kind: lora"):
         AdaptationConfig(rank=4)
-    with pytest.raises(ValueError, match="prefix_length is read with kind=prefix only"):
+    with pytest.raises(ValueError, match="prefix_length is used with kind=prefix only"):
         AdaptationConfig(kind="lora", prefix_length=4)
     with pytest.raises(ValueError, match="names a matrix twice"):
         AdaptationConfig(kind="lora", targets=["mlp.fc", "mlp.fc"])
