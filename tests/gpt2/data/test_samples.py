@@ -32,5 +32,5 @@ def test_no_index_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_unknown_name_lists_those_that_exist(tmp_path):
-    with pytest.raises(ValueError, match="no sample 'revews'; there are: reviews, posts"):
+    with pytest.raises(ValueError, match="no sample 'revews'; choose one of reviews, posts"):
         samples.resolve("sample:revews", tmp_path)
