@@ -64,7 +64,7 @@ class FewShot:
         if len(labels) < 2:
             raise ValueError(f"labels={list(labels)}; give two or more")
         separator = tokenizer.encode("\n")
-        shots = [[*self._ask(text), *self.labels[label], *separator] for text, label in examples]
+        shots = [[*self._encode(text), *self.labels[label], *separator] for text, label in examples]
         self.ends = np.cumsum([1, *map(len, shots)])
         """(k + 1,): number of tokens before the text if the first 0 ... k examples are shown."""
         self.ends = self.ends[self.ends < model.config.n_positions]
@@ -82,15 +82,15 @@ class FewShot:
         If a prompt is longer than the model's positions, its last examples are left out, with a warning. `ValueError`
         for a text that does not fit even without examples.
         """
-        asked = [self._ask(text) for text in texts]
+        encoded = [self._encode(text) for text in texts]
         room = self.model.config.n_positions - max(map(len, self.labels)) + 1
-        for i, ids in enumerate(asked):
+        for i, ids in enumerate(encoded):
             if self.ends[0] + len(ids) > room:
                 raise ValueError(
                     f"text {i} has {len(ids)} tokens with the question, more than the {room - self.ends[0]} that the "
                     f"model's {self.model.config.n_positions} positions have room for; shorten it"
                 )
-        lengths = np.array([len(ids) for ids in asked], dtype=int)
+        lengths = np.array([len(ids) for ids in encoded], dtype=int)
         shown = np.searchsorted(self.ends, room - lengths, side="right") - 1
         if (short := int((shown < self.k).sum())) > 0:
             warnings.warn(
@@ -100,21 +100,21 @@ class FewShot:
             )
         likelihoods = np.zeros((len(texts), len(self.labels)))
         for group in batches(shown, lengths, batch_size):
-            likelihoods[group] = self._read([asked[i] for i in group], int(self.ends[shown[group[0]]]))
+            likelihoods[group] = self._read([encoded[i] for i in group], int(self.ends[shown[group[0]]]))
         probabilities = np.exp(likelihoods - likelihoods.max(1, keepdims=True, initial=-np.inf))
         probabilities /= probabilities.sum(1, keepdims=True) * self.bias
         return Labelled(probabilities / probabilities.sum(1, keepdims=True), shown)
 
-    def _ask(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(self.template.replace("{text}", text.strip()))
 
     @torch.inference_mode()
-    def _read(self, asked: list[list[int]], before: int) -> np.ndarray:
+    def _read(self, encoded: list[list[int]], before: int) -> np.ndarray:
         """Return the labels' log-likelihoods (nats), (B, labels), after `before` shared tokens and each text."""
         rows: list[list[int]] = []
         owners: list[list[int]] = []
         places: list[list[int]] = []
-        for text in asked:
+        for text in encoded:
             rows.append([*text])
             owners.append([AFTER] * len(text))
             places.append([*range(len(text))])
@@ -131,16 +131,16 @@ class FewShot:
         self.model.train(was_training)
         # A label's first token is predicted at the text's last token, and the others at the label's own.
         starts = np.cumsum([0] + [len(label) - 1 for label in self.labels[:-1]])
-        total = torch.zeros(len(asked), len(self.labels), dtype=torch.float64)
-        last = torch.tensor([len(text) - 1 for text in asked], device=device)
-        batch = torch.arange(len(asked), device=device)
+        total = torch.zeros(len(encoded), len(self.labels), dtype=torch.float64)
+        last = torch.tensor([len(text) - 1 for text in encoded], device=device)
+        batch = torch.arange(len(encoded), device=device)
         first = self.model.logits(hidden[batch, last]).float().log_softmax(-1)
         for i, (label, start) in enumerate(zip(self.labels, starts, strict=True)):
             total[:, i] = first[:, label[0]].double().cpu()
             if len(label) > 1:
                 at = last[:, None] + 1 + int(start) + torch.arange(len(label) - 1, device=device)
                 later = self.model.logits(hidden[batch[:, None], at]).float().log_softmax(-1)
-                goal = torch.tensor(label[1:], device=device).expand(len(asked), -1)
+                goal = torch.tensor(label[1:], device=device).expand(len(encoded), -1)
                 total[:, i] += later.gather(2, goal[..., None]).double().sum((1, 2)).cpu()
         return total.numpy()
 

@@ -70,7 +70,7 @@ def without_test(examples: Path, out: Path) -> Path:
     return out
 
 
-class Telling:
+class LossReporter:
     """Stands in for a checkpointer: at each evaluation it records the loss and reports it. Nothing else is kept."""
 
     def __init__(self, curve: Curve, steps: int, folder: Path, tell: Callable[[int, float], Any]):
@@ -123,7 +123,7 @@ def run(
     try:
         parts = build(job)
         engine = TorchEngine(parts.module.train(), job.train, device)
-        fit(engine, parts.training, parts.validation, job.train, folder, Telling(curve, steps, folder, tell))
+        fit(engine, parts.training, parts.validation, job.train, folder, LossReporter(curve, steps, folder, tell))
     except (GaveUp, ValueError) as error:
         curve.ended, curve.reason = True, str(error).splitlines()[0]
         curve.write(folder)

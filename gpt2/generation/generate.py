@@ -89,7 +89,7 @@ class Sampler:
         if top_p < 1:
             chosen = nucleus(probabilities, top_p, draws)
         else:
-            chosen = at(probabilities.double().cumsum(-1), draws)
+            chosen = pick(probabilities.double().cumsum(-1), draws)
         return chosen if order is None else order.gather(1, chosen[:, None])[:, 0]
 
 
@@ -122,14 +122,14 @@ def nucleus(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
         enough = (sums[:, -1] >= top_p) if count < probabilities.shape[-1] else torch.ones_like(left, dtype=torch.bool)
         ordered, order, sums, rows = ordered[enough], order[enough], sums[enough], left[enough]
         kept = ordered.double().masked_fill(sums - ordered >= top_p, 0).cumsum(-1)
-        chosen[rows] = order.gather(1, at(kept, draws[rows])[:, None])[:, 0]
+        chosen[rows] = order.gather(1, pick(kept, draws[rows])[:, None])[:, 0]
         left = left[~enough]
         if not len(left):
             break
     return chosen
 
 
-def at(cumulative: Tensor, draws: Tensor) -> Tensor:
+def pick(cumulative: Tensor, draws: Tensor) -> Tensor:
     """Return the (B,) indices at which (B,) uniform numbers fall in (B, N) cumulative weights."""
     return torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
 

@@ -108,7 +108,9 @@ def add(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
             change = LowRank(linear.in_features, linear.out_features, config).to(linear.weight)
             linear.adapters[name] = change.train(linear.training)  # an evaluated model stays without dropout
     elif config.kind == "prefix":
-        for attention, (keys, values) in zip(attentions(model), of_words(model, config.prefix_length), strict=True):
+        for attention, (keys, values) in zip(
+            attentions(model), random_word_prefix(model, config.prefix_length), strict=True
+        ):
             attention.adapters[name] = PrefixKeyValues(keys, values)
     else:
         raise ValueError(f"kind={config.kind} has no adapter; set kind: lora or prefix")
@@ -126,7 +128,7 @@ def attentions(model: GPT2) -> list[Attention]:
 
 
 @torch.no_grad()
-def of_words(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
+def random_word_prefix(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
     """Return each layer's keys and values, (length, heads, C / heads), of random words.
 
     They are a better start than random numbers (Li and Liang 2021, section 7.4).

@@ -74,15 +74,15 @@ def account(journal: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]])
         elif kind == "begin":
             reload, last = event["load_seconds"], event.get("last")
             begun = now - reload
-            again = _recompute(journal, event, events)
+            repeated = _recompute(journal, event, events)
             if failed is not None:
                 detect = max(0.0, failed[0] - last) if last else 0.0
-                restarts.append(Restart(failed[0], failed[1], detect, max(0.0, begun - failed[0]), reload, again))
+                restarts.append(Restart(failed[0], failed[1], detect, max(0.0, begun - failed[0]), reload, repeated))
             elif last is not None and launched is not None:  # the driver died or was stopped
                 lost[DOWN] += max(0.0, launched - last)
                 lost[STARTS] += begun - launched
                 lost[RELOAD] += reload
-                lost[RECOMPUTE] += again
+                lost[RECOMPUTE] += repeated
             elif launched is not None:
                 lost[STARTS] += begun - launched
             failed = None

@@ -268,7 +268,10 @@ def test_a_file_may_not_cut_text(own, folder):
     ("function", "message"),
     [
         (lambda s: s.update(added_tokens=[]), r"has no <\|endoftext\|>"),
-        (lambda s: s["model"]["vocab"].update(extra=9_999), "has 381 tokens with ids up to 9999; they must be 0 to 380"),
+        (
+            lambda s: s["model"]["vocab"].update(extra=9_999),
+            "has 381 tokens with ids up to 9999; they must be 0 to 380",
+        ),
         (lambda s: s.update(normalizer={"type": "Lowercase"}), r"loses text \(0 of 256"),
         (lambda s: s.update(normalizer={"type": "NFC"}), "loses text"),
         (lambda s: s["pre_tokenizer"].update(add_prefix_space=True), "loses text"),
