@@ -84,14 +84,14 @@ def resolve(scheme: str, address: str) -> tuple[Path, str]:
     """Return (directory, exact address) from the scheme's entry point; `ValueError` says what to install."""
     import importlib.metadata
 
-    found = list(importlib.metadata.entry_points(group=GROUP, name=scheme))
-    if not found:
+    resolvers = list(importlib.metadata.entry_points(group=GROUP, name=scheme))
+    if not resolvers:
         raise ValueError(
             f"{address}: no installed package reads {scheme}:/ addresses; install gpt2-pipeline, or give the "
             f"model's directory"
         )
     try:
-        return found[0].load()(address)
+        return resolvers[0].load()(address)
     except ImportError as error:
         missing = (error.name or str(error)).partition(".")[0]
         raise ValueError(

@@ -40,8 +40,8 @@ class Curve:
         path = folder / FILE
         if not path.exists():
             return Curve()
-        found = json.loads(path.read_text())
-        return Curve([(step, loss) for step, loss in found["points"]], found["ended"], found["reason"])
+        saved = json.loads(path.read_text())
+        return Curve([(step, loss) for step, loss in saved["points"]], saved["ended"], saved["reason"])
 
     def write(self, folder: Path) -> None:
         write_atomically(folder / FILE, json.dumps(asdict(self)).encode())
@@ -161,7 +161,7 @@ def dimensions(space: Any, prefix: str = "") -> dict[str, Dimension]:
         raise ValueError(
             f"{where}{space!r:.80} is neither a range nor choices; give {{low: 1e-4, high: 1e-2, log: true}}, or a list"
         )
-    found: dict[str, Dimension] = {}
+    flat: dict[str, Dimension] = {}
     for name, value in space.items():
         path = f"{prefix}.{name}" if prefix else str(name)
         new: dict[str, Dimension]
@@ -171,10 +171,10 @@ def dimensions(space: Any, prefix: str = "") -> dict[str, Dimension]:
             new = {path: ranged(path, value)}
         else:
             new = dimensions(value, path)
-        for twice in found.keys() & new.keys():
+        for twice in flat.keys() & new.keys():
             raise ValueError(f"{twice} is given twice; leave one out")
-        found |= new
-    return dict(sorted(found.items()))
+        flat |= new
+    return dict(sorted(flat.items()))
 
 
 def choices(path: str, values: list[Any]) -> list[Any]:
@@ -219,14 +219,14 @@ def draw(space: Mapping[str, Dimension], whole: Collection[str], seed: int, numb
     import numpy as np
 
     generator = np.random.default_rng([seed, number])
-    found: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     for path, dimension in sorted(space.items()):
         share = float(generator.random())
         if isinstance(dimension, Range):
-            found[path] = within(dimension, share, path in whole)
+            drawn[path] = within(dimension, share, path in whole)
         else:
-            found[path] = dimension[int(share * len(dimension))]
-    return found
+            drawn[path] = dimension[int(share * len(dimension))]
+    return drawn
 
 
 def within(dimension: Range, share: float, whole: bool) -> float | int:

@@ -47,15 +47,15 @@ def drawn(seed: int, label: str, count: int, taken: set[int], space: int = SPACE
 
     They follow from `seed` and `label`.
     """
-    found: list[int] = []
+    numbers: list[int] = []
     attempt = 0
-    while len(found) < count:
+    while len(numbers) < count:
         number = int.from_bytes(blake2b(f"{seed}/{label}/{attempt}".encode(), digest_size=16).digest()) % space
         attempt += 1
         if number not in taken:
             taken.add(number)
-            found.append(number)
-    return found
+            numbers.append(number)
+    return numbers
 
 
 def canaries(config: CanaryConfig) -> list[Canary]:
@@ -99,19 +99,19 @@ def places(config: CanaryConfig, pieces: Iterable[np.ndarray]) -> list[dict[byte
     number = -1
     for number, digests in enumerate(pieces):
         total += len(digests)
-        for canary, key, found in zip(made, keys, nearest, strict=True):
+        for canary, key, closest in zip(made, keys, nearest, strict=True):
             order = mix(digests["high"] ^ np.frombuffer(key, "<u8"))
             k = canary.repeats
             few = np.argpartition(order, k - 1)[:k] if len(order) > k else np.arange(len(order))
-            found[:] = sorted([*found, *((int(order[i]), digests[i].tobytes(), number) for i in few)])[:k]
+            closest[:] = sorted([*closest, *((int(order[i]), digests[i].tobytes(), number) for i in few)])[:k]
     if made and total < config.repeats[-1]:
         raise ValueError(
             f"canaries.repeats={config.repeats[-1]}, but there are only {total:,} training documents, and a canary "
             f"follows each at most once; lower canaries.repeats, or add text"
         )
     after: list[dict[bytes, list[str]]] = [{} for _ in range(number + 1)]
-    for canary, found in zip(made, nearest, strict=True):
-        for _, digest, piece in found:
+    for canary, closest in zip(made, nearest, strict=True):
+        for _, digest, piece in closest:
             after[piece].setdefault(digest, []).append(canary.text)
     return after
 

@@ -126,9 +126,9 @@ def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
     for bucket in range(buckets):
         digests, places = [], []
         for piece, start in zip(pieces, starts, strict=False):
-            found = read_digests(piece)
-            here = np.flatnonzero(found["low"] % np.uint64(buckets) == bucket)
-            digests.append(found[here])
+            piece_digests = read_digests(piece)
+            here = np.flatnonzero(piece_digests["low"] % np.uint64(buckets) == bucket)
+            digests.append(piece_digests[here])
             places.append(here + start)
         if digests:
             marks = np.concatenate(digests)

@@ -22,9 +22,9 @@ def words(text: str) -> list[str]:
     """Return the lower-case words of a text, without links, handles, punctuation and digits."""
     text = text.lower()
     if text.isascii() and not any(mark in text for mark in MARKS):  # the same result, three times as fast
-        found = text.translate(SPACES).split()
-        if "rt" not in found:
-            return found
+        tokens = text.translate(SPACES).split()
+        if "rt" not in tokens:
+            return tokens
     return WORD.findall(NOISE.sub(" ", text))
 
 

@@ -62,7 +62,7 @@ def expand(sources: list[str]) -> list[str]:
 
     `ValueError` names a source that does not exist or has no known format.
     """
-    found: list[str] = []
+    files: list[str] = []
     for source in sources:
         fs, path = fsspec.core.url_to_fs(source)
         local = fs.protocol == "file" or "file" in fs.protocol
@@ -78,8 +78,8 @@ def expand(sources: list[str]) -> list[str]:
         names = [name for name in names if readable(name)]
         if not names:
             raise ValueError(f"{source} holds no file of {', '.join(FORMATS)} (plain, .gz or .zst); give another")
-        found += [name if local else fs.unstrip_protocol(name) for name in names]
-    return found
+        files += [name if local else fs.unstrip_protocol(name) for name in names]
+    return files
 
 
 def source_id(source: str) -> str:

@@ -59,12 +59,12 @@ def csv_table(source: Path) -> pd.DataFrame:
 
 def objects(data: bytes) -> list[dict[str, Any]]:
     """Return the objects of JSON lines; `ValueError` names the first row that is not one."""
-    found = []
+    rows = []
     for number, row, wrong in json_records(data, whole=True):
         if wrong:
             raise ValueError(f"row {number} is {wrong}")
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -171,5 +171,5 @@ def times(column: pd.Series) -> pd.Series:
     since_1970 = pd.to_datetime(seconds * 1e6, unit="us", utc=True).astype(UTC)
     written = column.where(number.isna()).map(lambda v: None if v is None else str(v).removesuffix(".0"))
     parsed = pd.to_datetime(written, utc=True, errors="coerce", format="ISO8601").astype(UTC)
-    found = since_1970.fillna(parsed)
-    return found.where(found.dt.year.between(1970, 2261))
+    utc = since_1970.fillna(parsed)
+    return utc.where(utc.dt.year.between(1970, 2261))

@@ -31,5 +31,5 @@ PATTERNS = {
 def topics_of(text: str, kinds: Sequence[str] = tuple(PATTERNS)) -> list[str]:
     """Return the topics that a text names, lower-cased, each once, in order."""
     signs = ((sign, match) for sign, pattern in (PATTERNS[kind] for kind in kinds) for match in pattern.finditer(text))
-    found = sorted((match.start(), sign + match[1].lower()) for sign, match in signs)
-    return list(dict.fromkeys(topic for _, topic in found))
+    topics = sorted((match.start(), sign + match[1].lower()) for sign, match in signs)
+    return list(dict.fromkeys(topic for _, topic in topics))

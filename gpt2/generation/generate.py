@@ -104,8 +104,8 @@ def likeliest(logits: Tensor) -> Tensor:
 
 def penalised(logits: Tensor, text: Tensor, penalty: float) -> Tensor:
     """Return the logits, (B, V), with those of each row's tokens, (B, T), made less likely."""
-    found = logits.gather(1, text)
-    return logits.scatter(1, text, torch.where(found < 0, found * penalty, found / penalty))
+    present = logits.gather(1, text)
+    return logits.scatter(1, text, torch.where(present < 0, present * penalty, present / penalty))
 
 
 def nucleus(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
@@ -224,10 +224,10 @@ class Pieces:
 
     def _certain(self, new: str, last: bool) -> str:
         text = self.held + new
-        found = [(at + len(stop), at) for stop in self.stop if (at := text.find(stop)) >= 0]
-        if found:
+        stops = [(at + len(stop), at) for stop in self.stop if (at := text.find(stop)) >= 0]
+        if stops:
             self.stopped, self.held = True, ""
-            return text[: min(found)[1]]
+            return text[: min(stops)[1]]
         waiting = 0 if last else max((overlap(text, stop) for stop in self.stop), default=0)
         self.held = text[len(text) - waiting :]
         return text[: len(text) - waiting]

@@ -80,8 +80,8 @@ class Classifier(nn.Module):
         features = [packed.means(hidden), hidden[packed.last]]
         if self.head.in_features > 2 * size:
             features.append(F.layer_norm(packed.means(self.model.wte(tokens)), (size,)))
-        found = self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
-        return found if ngrams is None else found.float() + ngrams.float()
+        logits = self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
+        return logits if ngrams is None else logits.float() + ngrams.float()
 
     def forward(
         self,

@@ -111,38 +111,38 @@ def check_name(name: object) -> str:
 
 def sizes(directory: Path) -> dict[str, int]:
     """Return {name: size in bytes} of a directory's files; `RefusedModel` for folders, links and code."""
-    found = {}
+    by_name = {}
     for entry in sorted(os.scandir(directory), key=lambda e: e.name):
         check_name(entry.name)
         status = entry.stat(follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
             raise RefusedModel(f"its {entry.name} is a link or a folder; a model has plain files only")
-        found[entry.name] = status.st_size
-    return found
+        by_name[entry.name] = status.st_size
+    return by_name
 
 
 def manifest(directory: Path) -> Manifest:
     """Return the manifest of a directory; `RefusedModel` for files that a model may not have."""
-    found = {name: {"sha256": file_sha256(directory / name), "size": size} for name, size in sizes(directory).items()}
-    if not 0 < len(found) <= MOST:
-        raise RefusedModel(f"it has {len(found)} files; a model has 1 to {MOST}")
-    return found
+    entries = {name: {"sha256": file_sha256(directory / name), "size": size} for name, size in sizes(directory).items()}
+    if not 0 < len(entries) <= MOST:
+        raise RefusedModel(f"it has {len(entries)} files; a model has 1 to {MOST}")
+    return entries
 
 
 def read_manifest(text: str) -> Manifest:
     """Return a manifest from its JSON; `RefusedModel` if it is invalid or names files that a model may not have."""
     try:
-        found = json.loads(text)
+        entries = json.loads(text)
     except (ValueError, RecursionError):
         raise RefusedModel("its manifest is not JSON") from None
-    if not isinstance(found, dict) or not 0 < len(found) <= MOST:
+    if not isinstance(entries, dict) or not 0 < len(entries) <= MOST:
         raise RefusedModel(f"its manifest does not list 1 to {MOST} files")
-    for name, entry in found.items():
+    for name, entry in entries.items():
         check_name(name)
         sound = isinstance(entry, dict) and entry.keys() == {"sha256", "size"}
         if not sound or type(entry["size"]) is not int or not re.fullmatch("[0-9a-f]{64}", str(entry["sha256"])):
             raise RefusedModel(f"its manifest has no sha256 and size for {name}")
-    return found
+    return entries
 
 
 def compare_sizes(expected: Mapping[str, Mapping[str, Any]], found: Mapping[str, int | None]) -> None:

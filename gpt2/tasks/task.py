@@ -148,12 +148,12 @@ def tasks() -> dict[str, Task]:
     """Return the downstream tasks by name: the `TASK` of every module and package of `gpt2.tasks` that has one."""
     import gpt2.tasks
 
-    found = {}
+    by_name = {}
     for module in pkgutil.iter_modules(gpt2.tasks.__path__):
         task: Task | None = getattr(importlib.import_module(f"gpt2.tasks.{module.name}"), "TASK", None)
         if task is not None:
-            found[task.name] = task
-    return dict(sorted(found.items()))
+            by_name[task.name] = task
+    return dict(sorted(by_name.items()))
 
 
 def task(name: str) -> Task:

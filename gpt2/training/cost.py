@@ -132,7 +132,7 @@ class Cost:
 
     def metrics(self) -> dict[str, float]:
         """Return the known figures for MLflow and the artifact's manifest."""
-        found: dict[str, float | None] = {
+        figures: dict[str, float | None] = {
             "cpu_seconds": round(self.cpu_seconds, 1),
             "gpu_seconds": round(self.gpu_seconds, 1),
             "used_cpu_seconds": round(self.used_cpu_seconds, 1),
@@ -140,7 +140,7 @@ class Cost:
             "joules": self.joules,
             "cost": self.money,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in figures.items() if value is not None}
 
     def __str__(self) -> str:
         """Return the cost as one line of text."""

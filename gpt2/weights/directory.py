@@ -84,9 +84,9 @@ def _load(directory: Path) -> GPT2:
     if not isinstance(values, dict) or values.get("model_type") != LAYOUT:
         return weights_huggingface.load(directory)
     config = model_files.validated(ModelConfig, values.get("architecture"), path)
-    path, found = weights_tensors.weights(directory)
+    path, tensors = weights_tensors.weights(directory)
     with torch.device("meta"):  # shapes only: the file's tensors become the parameters
         model = GPT2(config)
-    weights_tensors.check(path, found, model.state_dict())
-    model.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+    weights_tensors.check(path, tensors, model.state_dict())
+    model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return model

@@ -45,9 +45,9 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         ))  # fmt: skip
 
     try:
-        found = fetched(SAFE)
-        if not [*found.glob("model*.safetensors")]:
-            found = fetched(SAFE + PICKLED)
+        snapshot = fetched(SAFE)
+        if not [*snapshot.glob("model*.safetensors")]:
+            snapshot = fetched(SAFE + PICKLED)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         remedy = f"fetch it with gpt2.weights.huggingface.folder({source!r}, online=True)"
         if online:
@@ -55,7 +55,7 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         raise ValueError(f"{source} is not a directory, and not in the hub's local cache; {remedy}") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"{source} can't be downloaded from the hub: {str(error).partition(chr(10))[0]}") from None
-    return found
+    return snapshot
 
 
 # Settings that our model has built in; a configuration with other values is refused.
@@ -134,16 +134,16 @@ def load(directory: Path) -> GPT2:
     """
     directory = Path(directory)
     config = read_config(directory / "config.json")
-    path, found = weights_tensors.weights(directory)
-    found = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
-    found = {n: t for n, t in found.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
-    if "score.weight" in found:
+    path, tensors = weights_tensors.weights(directory)
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    tensors = {n: t for n, t in tensors.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    if "score.weight" in tensors:
         raise ValueError(
             f"{path} is a classifier's: score.weight is a head that no language model has; for its body, give the "
             f"folder that transformers.GPT2Model.from_pretrained({str(directory)!r}).save_pretrained(FOLDER) writes"
         )
-    head = found.pop("lm_head.weight", None)
-    tied = found.get("wte.weight")
+    head = tensors.pop("lm_head.weight", None)
+    tied = tensors.get("wte.weight")
     if head is not None and tied is not None and not (head.dtype == tied.dtype and torch.equal(head, tied)):
         raise ValueError(
             f"{path}: lm_head.weight differs from wte.weight, but GPT-2's head is tied to its embedding; is it another "
@@ -156,8 +156,8 @@ def load(directory: Path) -> GPT2:
         return tensor.T if name.endswith(TRANSPOSED) else tensor
 
     ours = model.state_dict()
-    weights_tensors.check(path, found, {their_name(name): theirs(name, tensor) for name, tensor in ours.items()})
-    state = {name: theirs(name, found[their_name(name)]).float().contiguous() for name in ours}
+    weights_tensors.check(path, tensors, {their_name(name): theirs(name, tensor) for name, tensor in ours.items()})
+    state = {name: theirs(name, tensors[their_name(name)]).float().contiguous() for name in ours}
     model.load_state_dict(state, assign=True)
     return model
 

@@ -48,13 +48,13 @@ def places(directory: Path) -> list[Path]:
 def listed(index: Path) -> dict[str, str]:
     """Return {tensor: name of its file beside the index}; `ValueError` if the index is not valid."""
     values = read_json(index)
-    found = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} is not an index of weights: weight_map must map tensors to file names")
-    for name in found.values():
+    for name in weight_map.values():
         if not SHARD.fullmatch(name):
             raise ValueError(f"{index} points to {name!r}, which is no file beside it; don't use this model")
-    return found
+    return weight_map
 
 
 def shards(index: Path) -> dict[str, Tensor]:
