@@ -1,33 +1,22 @@
-"""Where local state lives, and the environment that every process of ours runs in."""
+"""The home, GPT2_HOME: its folders, the state and secrets of its services, its latest pages.
+
+A secret is a file that its owner alone can read, made before anything listens.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from gpt2.store.artifact import Store, write_atomically
-
-PAGES = "pages"
-
-
-def path(name: str) -> Path:
-    """Where the page of that name lies."""
-    return home() / PAGES / f"{name}.html"
-
-
-def keep(name: str, text: str) -> Path:
-    """Write the page of that name, whole or not at all; returns its path, which stays the same."""
-    found = path(name)
-    found.parent.mkdir(exist_ok=True)
-    write_atomically(found, text.encode())
-    return found
-
 
 # Ray's sockets lie at most this much deeper than its temporary folder (the dashboard's are the deepest, with a process
 # id of seven digits); the system allows a socket's path 107 bytes.
@@ -123,3 +112,51 @@ def ray_folder() -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(folder)
     return link
+
+
+PAGES = "pages"
+
+
+def path(name: str) -> Path:
+    """Where the page of that name lies."""
+    return home() / PAGES / f"{name}.html"
+
+
+def keep(name: str, text: str) -> Path:
+    """Write the page of that name, whole or not at all; returns its path, which stays the same."""
+    found = path(name)
+    found.parent.mkdir(exist_ok=True)
+    write_atomically(found, text.encode())
+    return found
+
+
+USER = "gpt2"
+"""Who logs in at Prefect and MLflow."""
+RAY_TOKEN = "ray-token"
+MLFLOW_PASSWORD = "mlflow-password"
+PREFECT_LOGIN = "prefect-login"
+
+
+def secret_file(name: str, prefix: str = "") -> Path:
+    """Path of the secret of that name, made on first use: the prefix and 64 hexadecimal digits, mode 0600."""
+    path = services() / name
+    if not path.exists():
+        aside = path.with_name(f".{name}.{os.getpid()}.tmp")
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w") as stream:
+            stream.write(prefix + secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts
+            os.link(aside, path)
+        aside.unlink()
+    return path
+
+
+def ray_token() -> dict[str, str]:
+    """The environment of a Ray that asks for this home's token. Left to itself Ray writes one as the umask gives it,
+    for all to read. Needed before Ray is imported."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret_file(RAY_TOKEN))}
+
+
+def prefect_login() -> str:
+    """What Prefect's API of this home asks for: USER:PASSWORD."""
+    return secret_file(PREFECT_LOGIN, f"{USER}:").read_text()

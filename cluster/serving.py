@@ -1,8 +1,12 @@
 """A registered model over HTTP, from one process, which goes over to a new champion without a dropped request.
 
-Starlette and uvicorn, which Prefect's and MLflow's servers run on and so bring along. Ray Serve wants a cluster and a
-proxy for what one process does here, and answers from several copies of a model that a laptop has room for once;
-`mlflow models serve` can't change the model under load, runs code out of the registry, and does not batch.
+* `Batcher`: requests that wait while the model computes are computed together next, so batches grow with the load.
+* `Follower`: when the alias moves, the next model is loaded aside, tried, and put in place.
+* `Service`: the endpoints.
+
+Starlette and uvicorn come with Prefect's and MLflow's servers. Ray Serve wants a cluster and a proxy for one process's
+work, and answers from several copies of a model that a laptop has room for once. `mlflow models serve` can't change the
+model under load, runs code out of the registry, and does not batch.
 """
 
 from __future__ import annotations

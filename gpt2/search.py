@@ -1,4 +1,9 @@
-"""Hyperparameter search: a space of settings (ranges and choices by path), seeded draws from it, and a trial's run."""
+"""Hyperparameter search: the space of settings, and one trial.
+
+A space is paths with ranges or choices; settings are drawn from it by a seed alone. A trial is a fine-tuning with the
+plain engine that reports its validation loss at intervals. Its reports are kept beside it: a trial that starts again
+repeats them first, and trains only where more is asked for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates on Ray, by Ray Tune: asynchronous successive halving (ASHA, Li et al. 2020) on the validation loss."""
+"""Trials on Ray Tune: asynchronous successive halving (ASHA, Li et al. 2020) on the validation loss."""
 
 from __future__ import annotations
 

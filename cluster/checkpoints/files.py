@@ -1,7 +1,8 @@
-"""Copies of whole checkpoints in any place that fsspec reaches: what survives the loss of the disk itself.
+"""Checkpoints on disk: verified, found, continued, exported, discarded; and their copies anywhere fsspec reaches.
 
-A store of objects has no rename: the files go first and the manifest last, so that what has a manifest is whole;
-leaving, the manifest goes first. What comes back is verified like any checkpoint.
+Copies survive the loss of the disk itself. A store of objects has no rename: the files go first and the manifest last,
+so a copy with a manifest is whole; removal takes the manifest first. A copy that comes back is verified like any
+checkpoint.
 """
 
 from __future__ import annotations

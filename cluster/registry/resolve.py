@@ -1,4 +1,4 @@
-"""Which model scheduled jobs use, known before it is loaded."""
+"""The version behind an address, known before it is loaded; and the entry point of models:/ for `gpt2.load`."""
 
 from __future__ import annotations
 

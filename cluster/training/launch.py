@@ -1,5 +1,5 @@
-"""Training on Ray, the driver's side: it launches a `TorchTrainer` of `cluster.training.worker` and follows what it
-tells."""
+"""The driver of a training on Ray: it checks the disk, launches a `TorchTrainer` of `cluster.training.worker`, and
+follows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run."""
+"""The tables that people read before and after a run: settings, size, stages, models, next steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Published weights as a base model: what the command and the form ask for, and the keys of all that is made of them.
+"""The settings of an import of published weights, and the keys of the artifacts that it makes.
 
-What an imported model has learned is not here. So its corpus and its tokens are empty ones, in the usual chain: a
-refresh finds all text new, and fine-tuning finds what it always goes by.
+Its training text is not here. So its corpus and its tokens are empty ones, in the usual chain: a refresh finds all text
+new, and fine-tuning works as for any base model.
 """
 
 from __future__ import annotations

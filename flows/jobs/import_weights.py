@@ -1,4 +1,4 @@
-"""Published weights become a version of the base model: written as ours, measured beside the champion, judged."""
+"""The flow `import`: published weights become a version of the base model, measured beside the champion and judged."""
 
 from __future__ import annotations
 

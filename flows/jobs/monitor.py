@@ -1,4 +1,7 @@
-"""The scheduled monitor: new posts, each scored once by the champion; an index by topic; alerts and drift as events."""
+"""The flow `monitor-sentiment`: new posts are scored once by the champion and counted; alerts and drift are events.
+
+An alert is sent once; drift when it begins, and again while it lasts.
+"""
 
 from __future__ import annotations
 

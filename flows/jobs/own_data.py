@@ -1,4 +1,4 @@
-"""Data of one's own become a registered model: read, learned by a pretrained model, measured, judged."""
+"""The flows `train-classifier` and `train-recommender`: your own data become a registered model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A task learns data of one's own from the base model: what its command and form ask for, and the pipeline's settings
-that follow from it."""
+"""The settings of `train-classifier` and `train-recommender`, and the pipeline's settings and keys that follow."""
 
 from __future__ import annotations
 

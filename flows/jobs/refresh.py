@@ -1,4 +1,4 @@
-"""New text only: the champion goes on with what it has not seen, and the gate decides about the result."""
+"""The flow `refresh`: the champion goes on with new text only, and the gate judges the result."""
 
 from __future__ import annotations
 

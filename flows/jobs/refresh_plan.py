@@ -1,4 +1,4 @@
-"""What a refresh would do: the documents that the champion has not seen, and the keys of all that follows from them."""
+"""The plan of a refresh: the documents that the champion has not seen, and the keys that follow from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A registered model is trained again as it was, on its sources as they are now: what drift asks for."""
+"""The flow `retrain`: a registered model is trained again, as it was recorded, on its sources as they are now."""
 
 from __future__ import annotations
 

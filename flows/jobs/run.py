@@ -1,4 +1,4 @@
-"""What the Prefect UI runs: `gpt2 run` as a form, with its choices and the main settings of the one schema."""
+"""The form of `gpt2 run` in the Prefect UI: all stages, one of them, or a refresh, with the main settings."""
 
 from __future__ import annotations
 

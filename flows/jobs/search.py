@@ -1,4 +1,4 @@
-"""A search for better fine-tuning settings: candidates on Ray, the best as a file that the pipeline takes."""
+"""The flow `search`: trials of fine-tuning settings on Ray; the best become a file that the pipeline takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `gpt2 search` and its form ask for, the candidates that follow from it, and the best of them as settings."""
+"""The settings of a search, its trials, drawn from a space and checked against the schema, and the best as YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carry out a job in a flow run: refused, done before, equal ones once, cancelled; its MLflow runs end with it."""
+"""`carry_out`: a job in a flow run is refused, found done, or done once; its MLflow runs end with it."""
 
 from __future__ import annotations
 

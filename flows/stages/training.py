@@ -1,4 +1,7 @@
-"""What pretraining and fine-tuning share: a job on the cluster whose journal goes to the log and to MLflow."""
+"""Pretraining and fine-tuning: a job on the cluster whose journal goes to the log and to MLflow.
+
+Tasks are fine-tuned at the same time if the cluster has room.
+"""
 
 from __future__ import annotations
 

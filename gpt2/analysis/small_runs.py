@@ -1,4 +1,4 @@
-"""Small trainings on the sample reviews, looked at step by step: what a change of the model or its training does."""
+"""Small trainings on the CPU, for notebooks: fine-tunings with their cost, and trainings watched step by step."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which samples each rank reads at each step.
+"""The samples that each rank reads at each step: of one dataset, or of new and old text mixed.
 
 A keyed permutation of the sample indices per epoch (a Feistel network with cycle walking, Black and Rogaway 2002)
 has no state but (seed, epoch, position): a resume costs nothing, the order is the same at any world size, and every
-sample is read exactly once per epoch.
+sample is read exactly once per epoch. A mixture has no other state either.
 """
 
 from __future__ import annotations
@@ -16,53 +16,6 @@ if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     from torch import Tensor
 
     from gpt2.data.shards import TokenStream
-
-
-OLD = 2**31
-"""Added to the seed for the order of old samples. It is larger than any seed in settings, so the order differs from
-that of the first training."""
-
-
-class Mixture:
-    """A dataset of `total` samples: every sample of `new` exactly `epochs` times, and samples of `old` for the rest.
-
-    New samples are spread evenly: the first p samples hold floor(p epochs |new| / total) of them, so each batch has its
-    share. Each of the two is read in the order of its own keyed permutation, pass after pass. Old samples repeat only
-    if there are too few. The order depends on the position alone, so it resumes at any step and is the same at any
-    world size. Indices below |new| are new samples, and the others are old ones.
-    """
-
-    def __init__(self, new: Dataset, old: Dataset, epochs: int, total: int):
-        """Raise `ValueError` if `total` has no room for the new samples, or if `new` or `old` is empty."""
-        self.new, self.old, self.total, self.new_total = new, old, total, epochs * len(new)
-        if not len(new) or not len(old):
-            raise ValueError(f"{len(new)} new and {len(old)} old samples can't be mixed; shorten the context")
-        if self.new_total > total:
-            raise ValueError(
-                f"{epochs} passes over {len(new)} new samples are more than the training's {total}; set more steps"
-            )
-
-    def __len__(self) -> int:
-        return self.total
-
-    def sample_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray:
-        """Return the sample indices of a step, (batch_size,) int64, in order."""
-        first = step * batch_size
-        until = [p * self.new_total // self.total for p in range(first, first + batch_size + 1)]  # exact integers
-        before = np.array(until[:-1], dtype=np.int64)
-        is_new, old_before = np.diff(until) > 0, np.arange(first, first + batch_size) - before
-        out = np.empty(batch_size, dtype=np.int64)
-        out[is_new] = in_turn(before[is_new], len(self.new), seed)
-        out[~is_new] = len(self.new) + in_turn(old_before[~is_new], len(self.old), seed + OLD)
-        return out
-
-    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """Return the samples as CPU tensors, in the order of `indices`."""
-        import torch
-
-        n = len(self.new)
-        rows = [self.new.batch([i], seed) if i < n else self.old.batch([i - n], seed) for i in indices]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 class Dataset(Protocol):
@@ -162,3 +115,50 @@ class TokenDataset:
         rows = np.stack([self.stream.read(i * self.context, self.context + 1) for i in indices])
         tokens = torch.from_numpy(rows)
         return {"ids": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+
+OLD = 2**31
+"""Added to the seed for the order of old samples. It is larger than any seed in settings, so the order differs from
+that of the first training."""
+
+
+class Mixture:
+    """A dataset of `total` samples: every sample of `new` exactly `epochs` times, and samples of `old` for the rest.
+
+    New samples are spread evenly: the first p samples hold floor(p epochs |new| / total) of them, so each batch has its
+    share. Each of the two is read in the order of its own keyed permutation, pass after pass. Old samples repeat only
+    if there are too few. The order depends on the position alone, so it resumes at any step and is the same at any
+    world size. Indices below |new| are new samples, and the others are old ones.
+    """
+
+    def __init__(self, new: Dataset, old: Dataset, epochs: int, total: int):
+        """Raise `ValueError` if `total` has no room for the new samples, or if `new` or `old` is empty."""
+        self.new, self.old, self.total, self.new_total = new, old, total, epochs * len(new)
+        if not len(new) or not len(old):
+            raise ValueError(f"{len(new)} new and {len(old)} old samples can't be mixed; shorten the context")
+        if self.new_total > total:
+            raise ValueError(
+                f"{epochs} passes over {len(new)} new samples are more than the training's {total}; set more steps"
+            )
+
+    def __len__(self) -> int:
+        return self.total
+
+    def sample_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        """Return the sample indices of a step, (batch_size,) int64, in order."""
+        first = step * batch_size
+        until = [p * self.new_total // self.total for p in range(first, first + batch_size + 1)]  # exact integers
+        before = np.array(until[:-1], dtype=np.int64)
+        is_new, old_before = np.diff(until) > 0, np.arange(first, first + batch_size) - before
+        out = np.empty(batch_size, dtype=np.int64)
+        out[is_new] = in_turn(before[is_new], len(self.new), seed)
+        out[~is_new] = len(self.new) + in_turn(old_before[~is_new], len(self.old), seed + OLD)
+        return out
+
+    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """Return the samples as CPU tensors, in the order of `indices`."""
+        import torch
+
+        n = len(self.new)
+        rows = [self.new.batch([i], seed) if i < n else self.old.batch([i - n], seed) for i in indices]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

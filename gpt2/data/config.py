@@ -1,8 +1,4 @@
-"""Canaries: made-up secrets planted in the training text, to measure what a model keeps of what it read so often.
-
-As Carlini et al. 2019 ("The Secret Sharer"): a fixed phrase with random digits, so that all texts of the kind are as
-likely before training, and what the model knows of a planted one it knows from its copies (`gpt2.tasks.base.exposure`).
-"""
+"""The settings of the data: corpus, tokenizer, canaries."""
 
 from __future__ import annotations
 

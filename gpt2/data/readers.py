@@ -1,15 +1,14 @@
-"""Readers: documents as streams, each with its line and byte offset, and each bad one with its reason.
+"""Source files, and documents read from them as streams, each with its line and byte offset or its fault.
 
-The readers of `datasets` drop a whole chunk at a bad line and can't say where it was. So lines and CSV records are read
-here, exact to the byte, and handed on as a `datasets.IterableDataset`. Parquet is read by `datasets`.
+Sources are files, directories, globs and fsspec URLs; each file has an id that identifies its content. The readers of
+`datasets` give up a whole chunk at a bad line and can't say where it was. So lines and CSV records are read here, exact
+to the byte, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
 
-A document is quarantined, with the reason, for invalid UTF-8, a NUL byte or a lone surrogate, and for being empty, too
-short or too long. So is JSON that is not an object with a text under the key. A CSV record is quarantined for an
-unclosed quote, or if its number of fields is not the header's. A quote that stays open for more than `max_bytes` counts
-as unclosed.
-
-A file is refused (`UnreadableFile`) if it is cut or damaged under its compression, is UTF-16, or lacks the column.
-Blank lines, a byte order mark and CRLF are accepted silently. An empty file has no documents.
+A document is quarantined, with the reason, for invalid UTF-8, a NUL byte, a lone surrogate, JSON that is no object with
+a text under the key, a CSV record with an unclosed quote (one that goes on for more than `max_bytes` counts as such) or
+another number of fields than the header, and for being empty, too short or too long. A file is refused
+(`UnreadableFile`) when it is cut or damaged under its compression, is UTF-16, or lacks the column. Blank lines, a byte
+order mark and CRLF are accepted silently; so is an empty file, which has no documents.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a post names as its topics: @handles, #hashtags, $cashtags."""
+"""The words of a text, whether a text is unfinished, and its topics: @handles, #hashtags, $cashtags."""
 
 from __future__ import annotations
 

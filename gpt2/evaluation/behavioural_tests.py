@@ -1,8 +1,8 @@
-"""What a model must do whatever its test set holds: simple cases, changes without meaning, changes with.
+"""Behavioural tests: simple cases, changes without meaning, changes with; a model must pass them on any test set.
 
 Minimum functionality, invariance and directional tests (Ribeiro et al. 2020, "Beyond Accuracy: Behavioral Testing of
-NLP models with CheckList"). The tests of a task are in `gpt2/TASK_behaviour.py`; a test is one that a model can fail:
-what a task's code guarantees is a remark of its report.
+NLP models with CheckList"). The tests of a task are in its `report.py`. A test is one that a model can fail: what a
+task's code guarantees is a remark of its report.
 """
 
 from __future__ import annotations

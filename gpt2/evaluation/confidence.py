@@ -1,7 +1,8 @@
-"""What abstaining buys: at each confidence the texts that keep a label, and how many of those labels are right.
+"""Confidence: temperature scaling, and accuracy against coverage when the model abstains.
 
-Selective prediction (El-Yaniv and Wiener 2010): the least sure answers are left to people. Coverage is the share of the
-texts that keep a label; risk, one minus the accuracy of those.
+Calibration fits one temperature on held-out examples (Guo et al. 2017). Selective prediction (El-Yaniv and Wiener 2010)
+leaves the least sure answers to people: coverage is the share of the texts that keep a label; risk is one minus the
+accuracy of those labels.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Contamination of an evaluation set by the training text: shared n-grams and near-duplicates, and a report of both.
+"""Contamination of an evaluation set by the training text: the search for it, and its part of a report.
 
-As GPT-3 was examined (Brown et al. 2020, appendix C): a text is contaminated where 13 of its words, in a row, are in
-the training text; of one with 8 to 12 words, all of them. Besides, a text is contaminated where a whole training
-text is nearly the same. Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation
-don't count.
+As GPT-3 was examined (Brown et al. 2020, appendix C): a text is contaminated if 13 of its words, in a row, are in
+the training text; a text of 8 to 12 words, if all of them are. A text is also contaminated if a whole training text is
+nearly the same. Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation don't
+count.
 """
 
 from __future__ import annotations

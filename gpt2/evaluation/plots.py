@@ -38,40 +38,6 @@ def entitle(figure: Figure, title: str) -> None:
     figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11, color=INK)
 
 
-def search(rows: Sequence[Mapping[str, Any]], best: int) -> Figure:
-    """Draw the validation loss of each trial of a search (`flows.jobs.search_plan.rows`) while it trained.
-
-    Beside it, for each number that was drawn, the last loss against it: filled where the trial came to its end.
-    """
-    drawn = {path: value for row in rows for path, value in row["settings"].items()}
-    numbers = [p for p, v in drawn.items() if isinstance(v, float) and not isinstance(v, bool)][:3]
-    loss = next(row["validation_loss"] for row in rows if row["candidate"] == best)
-    title = (
-        f"Of {len(rows)} candidates number {best} is the best (blue): {loss:.4f}; number 0 is the preset's own (red)"
-    )
-    figure, axes = blank(title, 3.4 * (1 + len(numbers)), 3.2, 1 + len(numbers))
-    first, *others = np.atleast_1d(axes)
-    for row in sorted(rows, key=lambda row: row["candidate"] == best):
-        mine, own = row["candidate"] == best, row["candidate"] == 0
-        colour = ACCENT if mine else SECOND if own else PALE
-        if row["curve"]:
-            first.plot(*zip(*row["curve"], strict=True), color=colour, linewidth=2 if mine or own else 1, marker=".")
-        for each, path in zip(others, numbers, strict=True):
-            if path in row["settings"] and row["validation_loss"] is not None:
-                inside = colour if row["state"] == "ended" else "none"
-                each.scatter(row["settings"][path], row["validation_loss"], edgecolor=colour, facecolor=inside)
-    first.set(xlabel="step", ylabel="validation loss")
-    for each, path in zip(others, numbers, strict=True):
-        values = [row["settings"][path] for row in rows if path in row["settings"]]
-        each.set_xlabel(path.removeprefix("train.").removeprefix("optimizer."))
-        if min(values) > 0 and max(values) > 20 * min(values):
-            each.set_xscale("log")
-            each.xaxis.set_minor_formatter("")
-    return figure
-
-
-matplotlib.use("Agg")
-
 SavedFigure = dict[str, str]
 DEEPEST, TICKS = 50, (1, 2, 5, 10, 20)
 """The last k of a ranking curve, and those that its axis names."""
@@ -229,3 +195,38 @@ def curve(records: Sequence[Mapping[str, Any]], out: Path) -> SavedFigure:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return finish(figure, out, "curve.png", "Loss while training")
+
+
+def search(rows: Sequence[Mapping[str, Any]], best: int) -> Figure:
+    """Draw the validation loss of each trial of a search (`flows.jobs.search_plan.rows`) while it trained.
+
+    Beside it, for each number that was drawn, the last loss against it: filled where the trial came to its end.
+    """
+    drawn = {path: value for row in rows for path, value in row["settings"].items()}
+    numbers = [p for p, v in drawn.items() if isinstance(v, float) and not isinstance(v, bool)][:3]
+    loss = next(row["validation_loss"] for row in rows if row["candidate"] == best)
+    title = (
+        f"Of {len(rows)} candidates number {best} is the best (blue): {loss:.4f}; number 0 is the preset's own (red)"
+    )
+    figure, axes = blank(title, 3.4 * (1 + len(numbers)), 3.2, 1 + len(numbers))
+    first, *others = np.atleast_1d(axes)
+    for row in sorted(rows, key=lambda row: row["candidate"] == best):
+        mine, own = row["candidate"] == best, row["candidate"] == 0
+        colour = ACCENT if mine else SECOND if own else PALE
+        if row["curve"]:
+            first.plot(*zip(*row["curve"], strict=True), color=colour, linewidth=2 if mine or own else 1, marker=".")
+        for each, path in zip(others, numbers, strict=True):
+            if path in row["settings"] and row["validation_loss"] is not None:
+                inside = colour if row["state"] == "ended" else "none"
+                each.scatter(row["settings"][path], row["validation_loss"], edgecolor=colour, facecolor=inside)
+    first.set(xlabel="step", ylabel="validation loss")
+    for each, path in zip(others, numbers, strict=True):
+        values = [row["settings"][path] for row in rows if path in row["settings"]]
+        each.set_xlabel(path.removeprefix("train.").removeprefix("optimizer."))
+        if min(values) > 0 and max(values) > 20 * min(values):
+            each.set_xscale("log")
+            each.xaxis.set_minor_formatter("")
+    return figure
+
+
+matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""A report: JSON for machines, one page for people."""
+"""A report: JSON for machines, one page for people; with parameters and latency of the model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""What an evaluation found at each unit, so that intervals, slices and the gate's verdict can be computed from it.
+"""Results of every system on every unit of an evaluation; slices of a test set; truncated texts.
 
-It is made from a report's stored predictions alone, by the task whose they are: a verdict can be computed again.
+`UnitResults` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
+gate's verdict are computed from it, so a verdict can be computed again. Slices are parts of a test set that a mean may
+hide: by length, class, topic, history, popularity. Texts longer than the context are counted and reported.
 """
 
 from __future__ import annotations
@@ -23,47 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.data.tokenizer import Tokenizer
-
-MANY = 0.05
-"""A share of cut texts above which a run's log warns."""
-
-
-def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
-    """Of each text whether it has more than `room` tokens. A token is a byte or more: short texts need no encoding."""
-    asked = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "surrogatepass")) > room]
-    found = [False] * len(texts)
-    for i, ids in zip(asked, tokenizer.encode_batch([texts[i] for i in asked]), strict=True):
-        found[i] = len(ids) > room
-    return found
-
-
-def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, int]:
-    """`texts`, and how many of these are `cut`, as with an end-of-text they do not fit into `tokens`, the context."""
-    return {"texts": len(texts), "cut": sum(longer(tokenizer, texts, context - 1)), "tokens": context}
-
-
-def sentence(cut: Mapping[str, Mapping[str, int]]) -> str:
-    """What a report says of `counted` by what they are, such as "held-out texts"."""
-    told = []
-    for name, counts in cut.items():
-        texts, some, context = counts["texts"], counts["cut"], f"{counts['tokens']:,} tokens"
-        fit = f"do{'es' * (some == 1)} not fit into {context} and {'was' if some == 1 else 'were'} cut there"
-        share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
-        cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
-        told.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
-    whole = "; ".join(told)
-    return f"{whole[0].upper()}{whole[1:]}."
-
-
-def warnings(report: Mapping[str, Any]) -> list[str]:
-    """Of a written report with `cut`: what a run's log must warn of."""
-    cut = report.get("cut", {})
-    if not any(counts["cut"] > MANY * counts["texts"] for counts in cut.values()):
-        return []
-    return [
-        f"{report['task']}: {sentence(cut)} A longer context (train.context, model.n_positions) reads more of them."
-    ]
-
 
 Slices = dict[str, np.ndarray]
 
@@ -358,3 +319,44 @@ def language_model(
         metrics |= {f"bits_per_byte_{p}": of_part(i) for i, p in enumerate(parts)}
     systems = {name: columns(values) for name, values in nll.items()}
     return UnitResults(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
+
+
+MANY = 0.05
+"""A share of cut texts above which a run's log warns."""
+
+
+def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
+    """Of each text whether it has more than `room` tokens. A token is a byte or more: short texts need no encoding."""
+    asked = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "surrogatepass")) > room]
+    found = [False] * len(texts)
+    for i, ids in zip(asked, tokenizer.encode_batch([texts[i] for i in asked]), strict=True):
+        found[i] = len(ids) > room
+    return found
+
+
+def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, int]:
+    """`texts`, and how many of these are `cut`, as with an end-of-text they do not fit into `tokens`, the context."""
+    return {"texts": len(texts), "cut": sum(longer(tokenizer, texts, context - 1)), "tokens": context}
+
+
+def sentence(cut: Mapping[str, Mapping[str, int]]) -> str:
+    """What a report says of `counted` by what they are, such as "held-out texts"."""
+    told = []
+    for name, counts in cut.items():
+        texts, some, context = counts["texts"], counts["cut"], f"{counts['tokens']:,} tokens"
+        fit = f"do{'es' * (some == 1)} not fit into {context} and {'was' if some == 1 else 'were'} cut there"
+        share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
+        cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
+        told.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
+    whole = "; ".join(told)
+    return f"{whole[0].upper()}{whole[1:]}."
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Of a written report with `cut`: what a run's log must warn of."""
+    cut = report.get("cut", {})
+    if not any(counts["cut"] > MANY * counts["texts"] for counts in cut.values()):
+        return []
+    return [
+        f"{report['task']}: {sentence(cut)} A longer context (train.context, model.n_positions) reads more of them."
+    ]

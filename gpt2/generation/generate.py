@@ -1,4 +1,7 @@
-"""Generation of tokens with a key-value cache. `gpt2.generation.generate` makes texts of them."""
+"""Prompts to texts, whole or streamed, token by token with a key-value cache.
+
+Sampling applies the repetition penalty, temperature, top-k and top-p, then draws from each row's own random numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The settings of everything that `gpt2` computes, as frozen Pydantic models.
-
-One schema has four doors: YAML presets, command-line flags, Prefect's parameter form, and what MLflow
-records. Nothing here imports PyTorch, so a wrong value is refused before anything heavy is loaded.
-"""
+"""The settings of a model: its shape, the published sizes, and which parameters fine-tuning changes."""
 
 from __future__ import annotations
 

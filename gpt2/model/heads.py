@@ -1,4 +1,4 @@
-"""Heads on the model: next-token prediction and classification, with their losses, padding and packing."""
+"""Heads on the model: next-token prediction and classification, with their losses; padding and packing of batches."""
 
 from __future__ import annotations
 

@@ -1,13 +1,19 @@
-"""When a topic's negative share is higher than its own history explains.
+"""When the monitor raises an alert: a topic's negative share surges, or posts drift from the training data.
 
-The rule. A window with k negative of n posts is compared with the topic's earlier windows: the `history` last of them,
-without the one just before, so that the beginning of a surge does not excuse its going on. They give a share, how sure
-of it one can be, and how much it varies from window to window beyond chance (the intraclass correlation of a
-beta-binomial, by moments, one standard error to the careful side). Under the beta-binomial that follows, the
-probability of k or more is the window's p-value. The same is asked of the window together with the one before it. The
-window surges where the smaller of both is below `false_alarms / (2 x windows in a year)` and the share is at least
-`min_ratio` times that of the history. A window with fewer than `min_posts` posts is not judged, nor one with fewer than
-`min_history` earlier windows that have posts. Windows that surge in a row are one alert.
+Drift. Each post has four numbers: its length in tokens; its surprise, the mean of -log of its tokens' shares in the
+training texts (nats); the score, the probability of the watched label; the confidence, the largest probability. Each
+number's distribution among the latest posts is compared with that among reference texts by the population stability
+index (Siddiqi 2006): sum over bins of (p - q) log(p / q), with the deciles of the reference as bins. Between two
+samples of n and m of the same distribution it is about 9 (1/n + 1/m).
+
+The surge rule. A window with k negative of n posts is compared with the topic's earlier windows: the `history` last of
+them, without the one just before, so that the beginning of a surge does not excuse its going on. They give a share, its
+uncertainty, and its variation from window to window beyond chance (the intraclass correlation of a beta-binomial, by
+moments, one standard error to the careful side). Under the beta-binomial that follows, the probability of k or more is
+the window's p-value. The same is computed for the window together with the one before it. The window surges if the
+smaller of both is below `false_alarms / (2 x windows in a year)` and the share is at least `min_ratio` times the
+history's. A window with fewer than `min_posts` posts is not judged, nor one with fewer than `min_history` earlier
+windows that have posts. Windows that surge in a row are one alert.
 
 (Beta-binomial: Skellam 1948; the moment estimator: Kleinman 1973.)
 """

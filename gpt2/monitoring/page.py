@@ -1,4 +1,4 @@
-"""What an analyst looks at: alerts first, then the index of each topic over time, drift, and how to read it."""
+"""The monitor's page: alerts first, then each topic's curve over time, drift, and how to read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Posts out of files: text, time, topic and an identity by which each counts once."""
+"""Posts of the inbox: text, time, topic, and an identity by which each counts once; each file is read once."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Artifacts, the link between stages: directories with a `manifest.json` that is written last.
+"""The one idea between stages: an artifact, a directory with a `manifest.json` that is written last.
 
-An artifact's id is a hash of its kind, its settings, the ids of its inputs and the code of its stage. A stage whose
-artifact exists has nothing to do. A directory without a valid manifest is not an artifact. The chain of ids leads from
-a registered model back to every document.
+An artifact's id is a hash of what it was made from: kind, settings, the ids of its inputs and the code of its
+stage. A stage whose artifact exists has nothing to do; a directory without a manifest that verifies is not an
+artifact. The chain of ids leads from a registered model back to every document. Atomic writes, fsync and digests are
+here too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a published model: which are allowed, and whether each matches its manifest.
+"""The files of a model that people pull: their allowed names, their manifest, task.json, and safe reading of JSON.
 
 A model is data: tensors in safetensors, settings and texts. A manifest `{name: {"sha256": hex, "size": bytes}}` names
 all of its files. With a manifest from a trusted place, the files may come from anywhere. Without one, hostile JSON is

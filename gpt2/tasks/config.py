@@ -1,4 +1,4 @@
-"""The kinds of models: the pretrained one, and the downstream tasks. A new task is one file in `gpt2/tasks/`."""
+"""The settings that every task has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The kinds of models: the pretrained one, and the downstream tasks. A new task is one file in `gpt2/tasks/`."""
+"""The kinds of models: the pretrained one, and the downstream tasks; their look-up by name.
+
+A new task is one file, or one folder, in `gpt2/tasks/` with a `TASK`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from gpt2.data.batches import Dataset
-from gpt2.store.model_files import BASE_NAME
 from gpt2.tasks.config import TaskSettings
 
 if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
@@ -140,20 +142,24 @@ def registered_name(name: str) -> str:
 
 
 @cache
-def tasks() -> dict[str, Task]:
-    """Return the downstream tasks by name: the `TASK` of every module and package of `gpt2.tasks` that has one."""
+def kinds() -> dict[str, ModelKind]:
+    """Return the kinds by name: the `TASK` of each module and folder of `gpt2.tasks`, and the `BASE` of its own."""
     import gpt2.tasks
 
-    by_name = {}
-    for module in pkgutil.iter_modules(gpt2.tasks.__path__):
-        task: Task | None = getattr(importlib.import_module(f"gpt2.tasks.{module.name}"), "TASK", None)
-        if task is not None:
-            by_name[task.name] = task
-    return dict(sorted(by_name.items()))
+    modules = [
+        importlib.import_module(f"gpt2.tasks.{found.name}") for found in pkgutil.iter_modules(gpt2.tasks.__path__)
+    ]
+    named = [getattr(module, name) for module in modules for name in ("TASK", "BASE") if hasattr(module, name)]
+    return {kind.name: kind for kind in sorted(named, key=lambda kind: kind.name)}
+
+
+def tasks() -> dict[str, Task]:
+    """Return the downstream tasks by name."""
+    return {name: kind for name, kind in kinds().items() if isinstance(kind, Task)}
 
 
 def task(name: str) -> Task:
-    """Return the task of that name; `ValueError` lists the existing ones."""
+    """Return the task of that name; `ValueError` lists those that exist."""
     try:
         return tasks()[name]
     except KeyError:
@@ -162,10 +168,4 @@ def task(name: str) -> Task:
 
 def kind(name: str) -> ModelKind:
     """Return the kind of that name, `base` or a task's; `ValueError` lists the tasks."""
-    base: ModelKind
-    if name == BASE_NAME:
-        base = importlib.import_module(
-            "gpt2.tasks.base.kind"
-        ).BASE  # imported here, like the tasks, as it imports this module
-        return base
-    return task(name)
+    return kinds().get(name) or task(name)

@@ -1,4 +1,4 @@
-"""The settings of a refresh: how a trained model goes on with new text and does not forget the old."""
+"""The settings of a training: length, batches, optimizer, guard; of budget, distillation and refresh."""
 
 from __future__ import annotations
 

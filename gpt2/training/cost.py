@@ -1,4 +1,4 @@
-"""What a training took: reserved and used seconds, tokens, energy where it can be read, money at a given price."""
+"""Goodput and cost of a training: where its time went, CPU and GPU seconds, energy, money at a given price."""
 
 from __future__ import annotations
 

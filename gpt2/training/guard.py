@@ -1,8 +1,8 @@
-"""Guard against harmful steps, which it detects by their gradients before these are applied.
+"""Steps with bad gradients are skipped; and the exceptions that end a training.
 
-A step is skipped on all ranks if its gradient norm is not finite or far above the usual. Several in a row indicate bad
-data or a damaged state. Training then rolls back, and the samples are never read again. PaLM did this by hand
-(Chowdhery et al. 2022, section 5.1).
+A step whose gradient norm is not finite, or far above the usual, is skipped on all ranks alike. Several in a row
+are taken for bad data or a damaged state: training goes back, and the samples are never read again. PaLM's authors did
+this by hand (Chowdhery et al. 2022, section 5.1).
 """
 
 from __future__ import annotations

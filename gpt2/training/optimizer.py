@@ -1,4 +1,9 @@
-"""Optimizers with their parameter groups, and learning-rate schedules."""
+"""Optimizers with their parameter groups, and learning-rate schedules.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) is momentum with all singular values made equal,
+for the matrices inside the blocks; AdamW takes the rest. Each update is scaled to the size of AdamW's (Liu et al. 2025,
+arXiv:2502.16982), so that one learning rate and one weight decay serve both.
+"""
 
 from __future__ import annotations
 

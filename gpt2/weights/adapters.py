@@ -1,8 +1,4 @@
-"""Small changes beside a pretrained model that stays as it is: LoRA and prefixes, several on one model.
-
-A model carries adapters by name and uses one of them, or none. LoRA is merged into the matrices where a plain model is
-wanted; a prefix stays beside it.
-"""
+"""An adapter on disk: adapter.safetensors, saved, read, and loaded onto a model."""
 
 from __future__ import annotations
 

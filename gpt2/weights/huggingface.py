@@ -1,4 +1,7 @@
-"""Reads and writes weights in the layout that `transformers` reads as GPT-2: safetensors and JSON."""
+"""GPT-2's layout as `transformers` reads it; models by hub id, from the hub's cache or, when asked, the network.
+
+Only safetensors and JSON are written.
+"""
 
 from __future__ import annotations
 

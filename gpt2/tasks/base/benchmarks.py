@@ -1,7 +1,8 @@
-"""Language-model benchmarks from local files: LAMBADA and HellaSwag, computed as `lm-eval` computes them.
+"""Language-model benchmarks from local files: LAMBADA and HellaSwag, and any task of lm-evaluation-harness.
 
-Texts are made, encoded, cut and scored as in lm-evaluation-harness 0.4.13 (Gao et al. 2024), tasks `lambada_openai` and
-`hellaswag`, so figures can be put beside published ones. Its other tasks: `gpt2.tasks.base.benchmarks`.
+For LAMBADA and HellaSwag, texts are made, encoded, cut and scored as in lm-evaluation-harness 0.4.13 (Gao et al. 2024),
+tasks `lambada_openai` and `hellaswag`, so figures can be put beside published ones. Other tasks are run by the harness
+itself (`measure_by_harness`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The pretrained model itself: how well it predicts held-out text, and the texts that it writes."""
+"""The pretrained model's report: perplexity and bits per byte on held-out text, beside unigrams; sample texts.
+
+A model may also be measured on another run's held-out text, with a tokenizer or at a context of its own. Ids of one
+tokenizer mean nothing to a model of another, nor do positions beyond its training. The text, its parts and its units
+stay the run's, so that both models are measured on the same bytes, in pairs.
+"""
 
 from __future__ import annotations
 

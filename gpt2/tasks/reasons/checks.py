@@ -1,8 +1,8 @@
-"""Why an item is recommended: what is a fact, and whether a written sentence may be shown.
+"""The checks that a written reason must pass to be shown; copied runs of words.
 
-A sentence begins with "this film", or what else stands for an item; where it may be shown the item's title takes that
-place (Wen et al. 2015 call it delexicalised). So it says of an item what was written of others like it: what would be
-true of one alone, as names, numbers and rare words, is withheld.
+A sentence begins with "this film", or what else stands for an item; the item's title takes that place when it is shown
+(Wen et al. 2015 call it delexicalised). So a sentence says of an item what was written of others like it. What would be
+true of one item alone, such as names, numbers and rare words, is withheld.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reasons for recommendations: a sentence on an item, written for somebody who liked others, shown where it may be."""
+"""The settings of the task `reasons`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reasons as a language model reads and writes them: a prompt of what was liked and what is recommended, a sentence."""
+"""Reviews to sentences about items; prompts (liked items, recommended item) and sentences to batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reasons as a language model reads and writes them: a prompt of what was liked and what is recommended, a sentence."""
+"""Item and history to a sentence, or why it is withheld; the language model that writes the sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says of written reasons: their form, copying, what they name, and what became of them."""
+"""The report of `reasons`: likelihood of held-out sentences; form, copying and fate of written ones."""
 
 from __future__ import annotations
 

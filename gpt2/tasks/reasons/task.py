@@ -1,4 +1,4 @@
-"""Reasons for recommendations: a sentence on an item, written for somebody who liked others, shown where it may be."""
+"""The task `reasons`: a sentence that recommends an item, for a user with a history, shown if it passes the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A catalogue and what people chose of it, made fit to learn from: items told as text, histories in order of time."""
+"""Files of items and interactions to items as text and histories in order of time; facts about items.
+
+Bad rows are counted by reason. Facts are sentences from an item's attributes and a user's choices; no model writes
+them.
+"""
 
 from __future__ import annotations
 

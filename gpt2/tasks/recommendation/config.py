@@ -1,4 +1,4 @@
-"""A catalogue and what people chose of it, made fit to learn from: items told as text, histories in order of time."""
+"""The settings of the recommender: its files, what is learned from them, and the job `recommend`."""
 
 from __future__ import annotations
 

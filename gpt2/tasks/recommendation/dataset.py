@@ -1,4 +1,4 @@
-"""What a training puts on the model: a next-token loss, a classifier, a recommender."""
+"""Histories to batches, and `Recommender`: the module that is trained, with the model as the reader of histories."""
 
 from __future__ import annotations
 

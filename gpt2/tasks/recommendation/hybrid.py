@@ -1,8 +1,8 @@
-"""What people chose, beside what a model makes of texts: popularity, of late too, and what is chosen with what.
+"""Recommenders from choices alone (popularity, item-kNN, EASE), as baselines and joined to the model's score.
 
-Score of an item = weight x model's score + weights x what choices say of it. The weights are those of a conditional
-logit (McFadden 1974): what users of the validation split chose, of all that they had not chosen yet. A prior holds them
-at the model alone, so that few choices change little.
+Score of an item = weight x model's score + weights x scores from choices. The weights are those of a conditional
+logit (McFadden 1974): the choices of the validation split's users among all items that they had not chosen yet. A prior
+holds them at the model alone, so that few choices change little.
 """
 
 from __future__ import annotations

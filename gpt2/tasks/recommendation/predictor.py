@@ -1,4 +1,4 @@
-"""Recommendation by text: given what a user liked, in order, rank what comes next."""
+"""Histories to rankings of the catalogue."""
 
 from __future__ import annotations
 

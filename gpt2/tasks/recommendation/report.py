@@ -1,4 +1,7 @@
-"""What a recommender's report is made from: how high it ranks what users chose next, and what it recommends to some."""
+"""The recommender's report: rank of the next choice beside baselines, behavioural tests, recommendations to some users.
+
+A model can also be measured on another catalogue than its own, as a champion is after products came or went.
+"""
 
 from __future__ import annotations
 

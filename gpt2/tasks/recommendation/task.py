@@ -1,4 +1,4 @@
-"""Recommendation by text: given what a user liked, in order, rank what comes next."""
+"""The task `recommendation`: rank the next item of a user by the items' texts and the user's history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of labelled texts, made fit to learn from: bad rows counted, labels found, splits without leaks, weights."""
+"""The settings of the task `sentiment`, and of any file of labelled texts."""
 
 from __future__ import annotations
 

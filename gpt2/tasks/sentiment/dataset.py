@@ -1,4 +1,4 @@
-"""A file of labelled texts, made fit to learn from: bad rows counted, labels found, splits without leaks, weights."""
+"""A file of labelled texts to splits without leaks, with bad rows counted and weights; texts to batches."""
 
 from __future__ import annotations
 

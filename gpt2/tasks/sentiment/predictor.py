@@ -1,4 +1,4 @@
-"""Sentiment of short texts: one label per text, from any table of texts and labels."""
+"""Texts to labels and probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model must be measured against: the simple methods that people would use instead."""
+"""The report of `sentiment`: metrics beside baselines, behavioural tests, likely label errors, remarks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ from gpt2.evaluation.behavioural_tests import (
 from gpt2.tasks.sentiment.dataset import NGRAMS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
     from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.sentiment.predictor import SentimentPredictor
     from gpt2.tasks.task import Task
-
-    pass
-    import numpy as np
-    import pandas as pd
 
 
 HEADING = "Mistakes to look at: is the label right? Held-out examples with the highest loss"

@@ -1,4 +1,4 @@
-"""Sentiment of short texts: one label per text, from any table of texts and labels."""
+"""The task `sentiment`: one label per short text, from any table of texts and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retrieval by embeddings: how texts are read, and what a training puts on the model to find and write answers."""
+"""A knowledge file to questions with answers; prompts and batches."""
 
 from __future__ import annotations
 

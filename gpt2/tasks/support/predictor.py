@@ -1,4 +1,4 @@
-"""Whether a written reply may be shown."""
+"""Questions to answers and replies; a reply that fails a check is withheld."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a model of answers must do whatever its test set holds (`gpt2.evaluation.behavioural_tests`), asked with what
-people asked."""
+"""The report of `support`: rank of the right answer beside BM25 and TF-IDF; behavioural tests on people's questions."""
 
 from __future__ import annotations
 

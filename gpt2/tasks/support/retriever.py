@@ -1,4 +1,4 @@
-"""Retrieval by embeddings: how texts are read, and what a training puts on the model to find and write answers."""
+"""The two searches of `support`: embeddings of questions and answers, and words (BM25, TF-IDF); their weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Customer service: the best answer of a knowledge file to a question, and a reply written from it.
+"""The task `support`: the best answer of a knowledge file to a question, and a reply written from it.
 
-Answers are found by embeddings and by words (BM25) together; how much each counts is fitted on the validation split, as
-DPR's authors did (Karpukhin et al. 2020), here by likelihood: a score is the probability that the answer is right.
+Answers are found by embeddings and by words (BM25) together. Their weights are fitted on the validation split, as DPR's
+authors did (Karpukhin et al. 2020), here by likelihood: a score is the probability that the answer is right.
 """
 
 from __future__ import annotations
