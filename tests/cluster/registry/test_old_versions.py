@@ -23,7 +23,7 @@ from cluster.registry.promotion import promote
 from cluster.serving import server
 from cluster.tracking.runs import client
 from gpt2.training.config import TrainConfig
-from gpt2.training_job import Job, build
+from gpt2.training_job import TrainingJob, build
 from tests.cluster.small import LABELS, TEXTS
 
 TASKS = ("base", "sentiment")
@@ -127,7 +127,7 @@ def test_fine_tuning_begins_with_its_weights(old, tmp_path):
     for split in ("train", "validation"):
         pd.DataFrame({"text": list(TEXTS), "label": [1, 0]}).to_parquet(tmp_path / f"{split}.parquet")
     (tmp_path / "labels.json").write_text(json.dumps(LABELS))
-    job = Job(
+    job = TrainingJob(
         name="sentiment",
         train=TrainConfig(steps=1, context=32),
         tokenizer=str(base),
