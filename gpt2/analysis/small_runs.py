@@ -60,7 +60,7 @@ def tune(
     module = task.module(model, examples, tokenizer)
     adapt(model, adaptation)
     training, validation = (task.dataset(examples, s, tokenizer, train.context) for s in ("train", "validation"))
-    engine = Watched(module.train(), train)
+    engine = RecordingEngine(module.train(), train)
     with tempfile.TemporaryDirectory() as folder:
         fit(engine, training, validation, train, Path(folder))
         saved = Path(folder) / "model"
@@ -129,7 +129,7 @@ class Trial:
 def trial(model: ModelConfig, text: Text, train: TrainConfig) -> Trial:
     """Train a new model on the CPU with the loop of pretraining; the seed is `train.seed`."""
     gpt2 = GPT2(model, seed=train.seed)
-    engine = Watched(LanguageModel(gpt2), train, by_part=True)
+    engine = RecordingEngine(LanguageModel(gpt2), train, by_part=True)
     with tempfile.TemporaryDirectory() as folder:
         last = fit(engine, text.training, text.validation, train, Path(folder))["validation_loss"]
         records = read_journal(Path(folder) / JOURNAL)  # without non-finite values
@@ -138,7 +138,7 @@ def trial(model: ModelConfig, text: Text, train: TrainConfig) -> Trial:
     return Trial(gpt2, engine.losses, engine.norms, [*validation, (steps, last)], engine.seconds)
 
 
-class Watched(TorchEngine):
+class RecordingEngine(TorchEngine):
     """The plain engine on the CPU, with a record of each step as in `Trial`."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, by_part: bool = False):

@@ -1,6 +1,6 @@
 """Per-unit results of an evaluation; slices of a test set; truncated texts.
 
-`Evidence` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
+`UnitResults` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
 gate's verdict are computed from it, so a verdict can be computed again. Slices are parts of a test set that a mean may
 hide: by length, class, topic, history, popularity. Texts longer than the context are counted and reported.
 """
@@ -85,7 +85,7 @@ BINS = 15
 
 
 @dataclass(frozen=True)
-class Evidence:
+class UnitResults:
     """Results of the model and each baseline on the same units."""
 
     unit: str
@@ -125,19 +125,19 @@ class Evidence:
         """Return a system's value of a metric."""
         return float(self.metrics[metric](self.systems[system].sum(0)))
 
-    def part(self, name: str) -> Evidence:
+    def part(self, name: str) -> UnitResults:
         """Return the results of the units of a slice."""
         inside = self.slices[name]
         hits = {n: h[inside] for n, h in self.hits.items()} if self.hits else None
         return replace(self, systems={n: s[inside] for n, s in self.systems.items()}, slices={}, hits=hits)
 
-    def lean(self) -> Evidence:
+    def lean(self) -> UnitResults:
         """Return the results for the primary and the slice metric alone, which are quicker to bootstrap."""
         systems = {name: columns[:, : self.needed] for name, columns in self.systems.items()}
         metrics = {name: self.metrics[name] for name in (self.primary, self.slice_metric)}
         return replace(self, systems=systems, metrics=metrics)
 
-    def against(self, other: Evidence, name: str) -> Evidence:
+    def against(self, other: UnitResults, name: str) -> UnitResults:
         """Return the results with another model's on the same units added as the system `name`.
 
         Raises `ValueError` if the units differ.
@@ -252,7 +252,7 @@ def classification(
     key: str,
     slices: Mapping[str, np.ndarray],
     unit: str = "post",
-) -> Evidence:
+) -> UnitResults:
     """Return per-unit results of classifiers, with the metrics of `gpt2.evaluation.metrics.classification`."""
     classes, cells = len(labels), len(labels) ** 2
 
@@ -288,12 +288,12 @@ def classification(
     systems = {name: columns(*answer) for name, answer in answers.items()}
     right = {name: predicted == truth for name, (predicted, _) in answers.items()}
     inflated = ("calibration_error",)
-    return Evidence(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
+    return UnitResults(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
 
 
 def ranking(
     ranks: Mapping[str, np.ndarray], key: str, slices: Mapping[str, np.ndarray], unit: str = "user", k: int = 10
-) -> Evidence:
+) -> UnitResults:
     """Return per-unit results of rankings, with the metrics of `gpt2.evaluation.metrics.ranking`.
 
     `ranks` maps each system to the (n,) ranks, from 1, of the one relevant item.
@@ -308,12 +308,12 @@ def ranking(
 
     metrics = {f"ndcg_at_{k}": share(0), f"recall_at_{k}": share(1), "mrr": share(2)}
     systems = {name: columns(rank) for name, rank in ranks.items()}
-    return Evidence(unit, key, systems, metrics, f"ndcg_at_{k}", True, f"ndcg_at_{k}", slices)
+    return UnitResults(unit, key, systems, metrics, f"ndcg_at_{k}", True, f"ndcg_at_{k}", slices)
 
 
 def language_model(
     nll: Mapping[str, np.ndarray], tokens: np.ndarray, size: np.ndarray, part: np.ndarray, key: str, unit: str
-) -> Evidence:
+) -> UnitResults:
     """Return per-unit results of language models, with the metrics of `gpt2.evaluation.metrics.language_model`.
 
     `nll` maps each system to the (n,) negative log-likelihoods (nats) of the documents. `tokens`, `size` (UTF-8 bytes)
@@ -342,7 +342,7 @@ def language_model(
     if len(parts) > 1:
         metrics |= {f"bits_per_byte_{p}": of_part(i) for i, p in enumerate(parts)}
     systems = {name: columns(values) for name, values in nll.items()}
-    return Evidence(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
+    return UnitResults(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
 
 
 MANY = 0.05

@@ -23,7 +23,7 @@ OTHER = -1
 """Separator of two known texts."""
 
 
-class Known:
+class KnownTexts:
     """Search index of known texts for shared runs of words. Memory is 8 bytes per word."""
 
     def __init__(self, texts: Sequence[str]):
@@ -125,7 +125,7 @@ class Checks:
     """All titles of the catalogue."""
     attributes: Sequence[Attributes]
     """Attributes of each item."""
-    known: Known
+    known: KnownTexts
     """The training sentences."""
     unwanted: Set[str]
     """Words that speak against an item, or of the reviewer."""

@@ -106,7 +106,7 @@ def collected(
     return pd.DataFrame({"text": list(rows), "split": list(rows.values())})
 
 
-class Readers:
+class Audience:
     """The users' choices, from which items and histories are drawn that fit a sentence."""
 
     def __init__(self, histories: Sequence[Sequence[int]], of: Sequence[Attributes], liked: int):
@@ -139,7 +139,7 @@ def related(history: Sequence[int], item: int, of: Sequence[Attributes], count: 
     return [int(history[i]) for i in order[:count]]
 
 
-def pair_with_items(sentences: pd.DataFrame, readers: Readers, draws: Mapping[bool, int]) -> pd.DataFrame:
+def pair_with_items(sentences: pd.DataFrame, readers: Audience, draws: Mapping[bool, int]) -> pd.DataFrame:
     """Return (text, split, item, liked): each sentence paired with drawn items and histories.
 
     A training sentence is paired `draws[True]` times if it names an attribute, else `draws[False]` times.
@@ -153,24 +153,26 @@ def pair_with_items(sentences: pd.DataFrame, readers: Readers, draws: Mapping[bo
     return pd.DataFrame(rows, columns=["text", "split", "item", "liked"])
 
 
-def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> Reader:
+def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> PromptEncoder:
     """Return the encoder of prompts on the items of the examples."""
     import pandas as pd
 
     items = pd.read_parquet(examples / "items.parquet")
-    return Reader(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
+    return PromptEncoder(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
 
 
-def sentence_dataset(table: pd.DataFrame, reader: Reader) -> Told:
+def sentence_dataset(table: pd.DataFrame, reader: PromptEncoder) -> PromptedSentences:
     """Return the dataset of a table (text, item, liked)."""
-    return Told(reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]])
+    return PromptedSentences(
+        reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]]
+    )
 
 
 TITLE_TOKENS, SHOWN = 12, 4
 """Most tokens of a title and most attributes of an item in a prompt."""
 
 
-class Reader:
+class PromptEncoder:
     """Encodes prompts and sentences as ids, with half of the context for each."""
 
     def __init__(self, tokenizer: Tokenizer, context: int, titles: Sequence[str], of: Sequence[Attributes]):
@@ -202,13 +204,15 @@ class Reader:
         return [[*ids, end][: self.room] for ids in self.tokenizer.encode_batch(list(texts))]
 
 
-class Told:
+class PromptedSentences:
     """Sentences, each after the prompt of an item.
 
     A batch is `ids` (B, T) of prompt and sentence, `lengths` (B,) of both, and `sentence_lengths` (B,).
     """
 
-    def __init__(self, reader: Reader, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]):
+    def __init__(
+        self, reader: PromptEncoder, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]
+    ):
         self.sentences = reader.sentences(texts)
         whole = [reader.whole(item, each) for item, each in zip(items, liked, strict=True)]
         self.prompts = [ids[-reader.room :] for ids in whole]

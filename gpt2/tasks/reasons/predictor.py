@@ -17,7 +17,7 @@ from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.reasons.checks import Written, place_of
 from gpt2.tasks.reasons.config import PARAMS
-from gpt2.tasks.reasons.dataset import Reader, Told, joined
+from gpt2.tasks.reasons.dataset import PromptedSentences, PromptEncoder, joined
 from gpt2.tasks.recommendation.catalogue import attributes, named_in
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.checks import Written
-    from gpt2.tasks.reasons.dataset import Reader, Told
+    from gpt2.tasks.reasons.dataset import PromptedSentences, PromptEncoder
 
 
 class ReasonsPredictor:
@@ -39,7 +39,7 @@ class ReasonsPredictor:
 
         from gpt2 import weights
         from gpt2.store import model_files
-        from gpt2.tasks.reasons.checks import Known
+        from gpt2.tasks.reasons.checks import KnownTexts
 
         self.facts = model_files.read_task(directory)
         self.liked = self.facts["liked"]
@@ -47,20 +47,20 @@ class ReasonsPredictor:
         self.module.eval()
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         with open(directory / "learned.jsonl", encoding="utf-8") as lines:
-            self.known = Known([json.loads(line)["text"] for line in lines])
+            self.known = KnownTexts([json.loads(line)["text"] for line in lines])
         items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
         self.use_catalogue(items)
 
     def use_catalogue(self, items: pd.DataFrame) -> None:
         """Write about these items (item, title, text) from now on; they may differ from those of the training."""
         from gpt2.tasks.reasons.checks import Checks
-        from gpt2.tasks.reasons.dataset import Reader
+        from gpt2.tasks.reasons.dataset import PromptEncoder
 
         facts = self.facts
         self.titles, self.of = items["title"].tolist(), attributes(items["text"].tolist())
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
-        self.reader = Reader(self.tokenizer, facts["context"], self.titles, self.of)
+        self.reader = PromptEncoder(self.tokenizer, facts["context"], self.titles, self.of)
         self.checks = Checks(
             self.titles, self.of, self.known, frozenset(facts["unwanted"]), frozenset(facts["common"]),
             place_of(facts["standing"]), facts["most_copied"], facts["most_perplexity"],
@@ -142,7 +142,7 @@ class Reasoner(nn.Module):
         return (self.nll(ids, lengths, sentence_lengths) / sentence_lengths).mean()
 
 
-def losses(module: Reasoner, data: Told) -> tuple[list[float], list[int]]:
+def losses(module: Reasoner, data: PromptedSentences) -> tuple[list[float], list[int]]:
     """Return (negative log-likelihoods in nats, numbers of tokens) of the sentences."""
     nll: list[float] = []
     with torch.inference_mode():
@@ -153,7 +153,13 @@ def losses(module: Reasoner, data: Told) -> tuple[list[float], list[int]]:
 
 
 def write(
-    module: Reasoner, reader: Reader, item: int, liked: Sequence[int], samples: int, temperature: float, seed: int
+    module: Reasoner,
+    reader: PromptEncoder,
+    item: int,
+    liked: Sequence[int],
+    samples: int,
+    temperature: float,
+    seed: int,
 ) -> list[Written]:
     """Return distinct sampled sentences on an item; they depend on the arguments alone."""
     prompt, end = reader.prompt(item, liked), reader.tokenizer.end_of_text

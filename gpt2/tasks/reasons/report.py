@@ -19,7 +19,7 @@ from gpt2.tasks.reasons.dataset import sentence_dataset
 from gpt2.tasks.recommendation.catalogue import named_in
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.reasons.checks import Written
     from gpt2.tasks.reasons.predictor import ReasonsPredictor
     from gpt2.tasks.task import Task
@@ -147,7 +147,7 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     table[f"nll of {SWAPPED}"] = losses(predictor.module, sentence_dataset(swapped, predictor.reader))[0]
     table["bytes"] = [len(text.encode()) for text in table["text"]]
     table.to_parquet(out / "predictions.parquet", index=False)
-    results = evidence(task, table)
+    results = unit_results_of(task, table)
     values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
     prompts = pd.read_parquet(examples / "asked.parquet")
     count = min(SAMPLED_USERS, len(prompts))
@@ -177,7 +177,7 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
     """Return the per-unit results of the stored predictions."""
     import numpy as np
 

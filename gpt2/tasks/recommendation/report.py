@@ -23,7 +23,7 @@ from gpt2.tasks.recommendation.hybrid import Scorer, parts
 from gpt2.tasks.recommendation.recommend import recommend
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.recommendation.predictor import RecommendationPredictor
     from gpt2.tasks.task import Task
 
@@ -222,7 +222,7 @@ SHOWN_USERS, SHOWN, LATEST = 4, 3, 5
 NEXT = "the user's actual next choice"
 
 
-class Elsewhere:
+class OtherCatalogue:
     """A recommender on a catalogue other than its own, such as a champion after products came or went.
 
     It ignores unknown items in histories and never recommends them.
@@ -267,7 +267,7 @@ class Elsewhere:
 
 
 def ranks(
-    predictor: RecommendationPredictor | Elsewhere,
+    predictor: RecommendationPredictor | OtherCatalogue,
     histories: Sequence[np.ndarray],
     popular: np.ndarray,
     disliked: Sequence[np.ndarray] | None = None,
@@ -342,7 +342,7 @@ def evaluate(task: Task, predictor: RecommendationPredictor, examples: Path, out
     histories, items = load_examples(examples)
     other = None  # the catalogue may have changed since the model was trained
     if items["item"].tolist() != predictor.ids:
-        other = Elsewhere(predictor, items["item"].tolist())
+        other = OtherCatalogue(predictor, items["item"].tolist())
     test = np.array([h[-1] for h in histories])
     popular = hybrid.popularity([h[:-2] for h in histories], len(items))
     disliked = load_disliked(examples)
@@ -376,11 +376,11 @@ def evaluate(task: Task, predictor: RecommendationPredictor, examples: Path, out
         "samples": {"Composition of a score": predictor.score_formula()},
         "figures": [plots.recall(placed, "users whose next choice", out)],
         "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example),
-        **evidence(task, predictions).summary(),
+        **unit_results_of(task, predictions).summary(),
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
     """Return the per-unit results of the stored predictions."""
     from gpt2.evaluation import unit_results
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.sentiment.predictor import SentimentPredictor
     from gpt2.tasks.task import Task
 
@@ -264,7 +264,7 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
         noted.append(f"Its linear model of n-grams alone has {task.primary} {alone:.4f} on these texts.{whole}")
     if predictor.masked:
         noted.append("Links and handles do not affect labels: they are read as 'http' and '@user'.")
-    summary = evidence(task, test).summary()
+    summary = unit_results_of(task, test).summary()
     once = unit_results.classification(truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {})
     drawn = once.drawn.interval(once.system_metric("calibration_error"), once.method("calibration_error"))
     summary["intervals"][unit_results.MODEL]["calibration_error_before"] = unit_results.bounded(drawn)
@@ -287,7 +287,7 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
     """Return the per-unit results of the stored predictions."""
     labels, answers = unit_results.labelled(predictions)
     truth = predictions["label"].to_numpy()

@@ -53,7 +53,7 @@ KNOWN, REPLY = "\nKnown answer:", "\nReply:"
 """Separators before the known answer and before the reply."""
 
 
-class Reader:
+class PromptEncoder:
     """Encodes questions, known answers and replies as ids.
 
     A question gets a quarter of the context, a known answer and a reply three eighths each.
@@ -104,7 +104,7 @@ class PairDataset:
     question's loss does not depend on the rest of its batch, as it would with in-batch negatives.
     """
 
-    def __init__(self, pairs: pd.DataFrame, split: str, reader: Reader, negatives: int):
+    def __init__(self, pairs: pd.DataFrame, split: str, reader: PromptEncoder, negatives: int):
         """`pairs` have question, answer, group and split; wrong answers are drawn from all of them."""
         texts = pairs["answer"].unique().tolist()
         index = {text: i for i, text in enumerate(texts)}
