@@ -20,7 +20,9 @@ weights/         a model on disk: `load` and `save` (public)
 """
 
 import importlib
+import sys
 from types import ModuleType
+from typing import Any
 
 from gpt2.loading import load as load
 
@@ -37,3 +39,22 @@ def __getattr__(name: str) -> ModuleType:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *LAZY})
+
+
+def _keep_name(module: str, name: str, place: str) -> None:
+    """Keep `from gpt2.MODULE import NAME` working after a move; `place` is imported only when the name is used."""
+    alias = ModuleType(f"gpt2.{module}", f"An alias: `{name}` is in `{place}`.")
+
+    def __getattr__(wanted: str) -> Any:  # of other names nothing is known here: whoever walks `sys.modules` asks many
+        if wanted != name:
+            raise AttributeError(f"module {alias.__name__!r} has no attribute {wanted!r}")
+        return getattr(importlib.import_module(place), name)
+
+    alias.__getattr__ = __getattr__  # type: ignore[method-assign]
+    sys.modules[alias.__name__] = alias
+
+
+# The code inside versions registered before the rooms imports these two. MLflow puts a version's own `gpt2` first on
+# `sys.path`, but a process that has imported this one keeps it. Remove them when no such version is left to load.
+_keep_name("task", "task", "gpt2.tasks.task")
+_keep_name("language_model", "GeneratorPredictor", "gpt2.tasks.base.kind")

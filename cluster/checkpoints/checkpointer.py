@@ -37,8 +37,8 @@ PATIENCE = 600.0
 """Seconds that rank 0 waits for the files of the others."""
 
 
-class Checkpoints:
-    """`gpt2.training.loop.Checkpoints` in a folder that all ranks reach: `step-00000100/` with a manifest each."""
+class Checkpointer:
+    """`gpt2.training.loop.Checkpointer` in a folder that all ranks reach: `step-00000100/` with a manifest each."""
 
     def __init__(
         self,

@@ -142,9 +142,9 @@ def export(path: Path, out: Path) -> None:
         raise ValueError(f"{path} is no checkpoint: {error.strerror}; `gpt2 checkpoints` lists them") from None
     from cluster.engine.fragments import MASTER, Saved
     from gpt2.training.engine import trained
-    from gpt2.training_job import Job, build
+    from gpt2.training_job import TrainingJob, build
 
-    parts = build(Job.model_validate(located(manifest["header"]["job"])))
+    parts = build(TrainingJob.model_validate(located(manifest["header"]["job"])))
     saved = Saved(path)
     for name, parameter in trained(parts.module):
         parameter.data.copy_(saved.whole(MASTER, name, parameter.numel()).view_as(parameter))

@@ -24,7 +24,7 @@ from cluster.training.worker import STOP
 from gpt2.store.model_files import MODEL
 from gpt2.training.config import BudgetConfig
 from gpt2.training.journal import EVENTS, JOURNAL, Events, read_journal
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 
 class TrainingFailed(RuntimeError):
@@ -36,7 +36,7 @@ class NotEnoughDisk(ValueError):
 
 
 def train(
-    job: Job,
+    job: TrainingJob,
     cluster: ClusterConfig,
     on_record: Callable[[dict[str, Any]], None],
     on_message: Callable[[str], None],
@@ -52,7 +52,7 @@ def train(
     from gpt2.training.hardware import decided
 
     # Here, so that all workers compute alike.
-    job = Job.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})
+    job = TrainingJob.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})
     accumulation_steps(job.train, cluster.num_workers)
     output = Path(job.output)
     check_disk(job, output)
@@ -84,7 +84,7 @@ def train(
     return read_journal(output / JOURNAL)
 
 
-def check_disk(job: Job, output: Path) -> None:
+def check_disk(job: TrainingJob, output: Path) -> None:
     """Raise `NotEnoughDisk` where the checkpoints that a run keeps at a time can't fit."""
     if job.model is not None:
         n = job.model.n_parameters
@@ -111,7 +111,7 @@ def load() -> None:
     assert ray.train.torch
 
 
-def _run(job: Job, cluster: ClusterConfig) -> None:
+def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
     # Here, because they load PyTorch: a run that has nothing to train need not wait for it.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer

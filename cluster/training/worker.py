@@ -19,7 +19,7 @@ from gpt2.store.artifact import read_manifest
 from gpt2.store.model_files import MODEL
 from gpt2.training.guard import GaveUp, NotWritten, Preempted
 from gpt2.training.journal import EVENTS, Events, read_journal
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 STOP = "_stop"
 """A file that asks the workers to save and stop at their next step."""
@@ -28,7 +28,7 @@ STACKS = "_stacks"
 
 def work(config: dict[str, str]) -> None:
     """The training function of each Ray Train worker."""
-    job, cluster = Job.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
+    job, cluster = TrainingJob.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
     output = Path(job.output)
     if gave_up(output):
         return  # a rank said so before it failed; Ray has started us again to hear it
@@ -64,13 +64,13 @@ def gave_up(output: Path) -> str | None:
     return None
 
 
-def train(job: Job, cluster: ClusterConfig) -> None:
+def train(job: TrainingJob, cluster: ClusterConfig) -> None:
     from cluster.engine.deepspeed_engine import DeepSpeedEngine, prepare_environment
 
     prepare_environment(cluster.use_gpu, job.train.compile)
     import torch
 
-    from cluster.checkpoints.checkpointer import Checkpoints
+    from cluster.checkpoints.checkpointer import Checkpointer
     from cluster.checkpoints.files import Mirror
     from cluster.training.stopping import Watchdog
     from gpt2.training.engine import DTYPES
@@ -99,7 +99,7 @@ def train(job: Job, cluster: ClusterConfig) -> None:
             address, _, name = job.earlier.rpartition("/")
             earlier = Mirror(address, name, events)
         mirror = Mirror(cluster.checkpoint_url, output.name, events) if cluster.checkpoint_url else None
-        checkpoints = Checkpoints(
+        checkpoints = Checkpointer(
             output / "_checkpoints",
             job.train.keep_checkpoints,
             job.train.archive_every,
@@ -144,7 +144,7 @@ def stop_asked(output: Path) -> Callable[[], bool]:
     return lambda: (output / STOP).exists() or preemption.preemption_info is not None
 
 
-def identity(job: Job) -> dict[str, Any]:
+def identity(job: TrainingJob) -> dict[str, Any]:
     """What a checkpoint's state depends on, as JSON: inputs by the id of their artifact, wherever it lies."""
     described = json.loads(json.dumps({**job.identity(), "output": None, "earlier": None}))
     for name in ("tokenizer", "base", "examples", "teacher"):

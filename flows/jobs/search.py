@@ -26,7 +26,7 @@ from gpt2.evaluation import plots
 from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import MODEL
 from gpt2.training.hardware import decided
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 
 @task(name="search", task_run_name="search {config.task}")
@@ -59,7 +59,7 @@ def search_task(found: SearchPlan, config: SearchConfig) -> Artifact:
     return make(f"search-{name}", found.key, config.model_dump(mode="json"), build)
 
 
-def jobs_of(found: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
+def jobs_of(found: SearchPlan, examples: Artifact, out: Path) -> list[TrainingJob]:
     """A job for each candidate, which sees no file of the test split."""
     name = found.config.task
     base = store().require("base", found.plan.base.id)
@@ -68,7 +68,7 @@ def jobs_of(found: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
     gpu = found.candidates[0].settings.task_cluster(name).use_gpu
     every = gpt2_search.interval(found.steps, REDUCTION)
     return [
-        Job(
+        TrainingJob(
             name=name,
             train=decided(gpt2_search.watched(c.train, every, found.config.eval_samples), gpu),
             tokenizer=str(tokenizer.path),

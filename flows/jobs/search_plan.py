@@ -38,7 +38,7 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Trial:
     """Settings to try."""
 
     drawn: dict[str, Any]
@@ -59,16 +59,14 @@ class Candidate:
         return {"train": self.train.identity(), "adaptation": self.adaptation.identity()}
 
 
-def candidates(
-    settings: PipelineConfig, name: str, given: Mapping[str, Any], trials: int, seed: int
-) -> list[Candidate]:
+def candidates(settings: PipelineConfig, name: str, given: Mapping[str, Any], trials: int, seed: int) -> list[Trial]:
     """The settings as they are, and others drawn from the space (without one: `default_space`), no two alike.
 
     As many as `trials`, or as there are. `InvalidConfig` names what can't be.
     """
     dimensions = search.dimensions(given) if given else default_space(settings, name)
     whole = check(dimensions, settings, name)
-    found = [Candidate({}, settings, name)]
+    found = [Trial({}, settings, name)]
     seen = [found[0].identity()]
     number = missed = 0
     while len(found) < trials and missed < MISSES:
@@ -153,7 +151,7 @@ def reader(path: str) -> str | None:
     return next((kind for kind, fields in ADAPTATION_FIELDS.items() if field in fields), None)
 
 
-def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Candidate:
+def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Trial:
     """The settings with what was drawn, but for what another kind of adaptation reads; micro-batches fit the batch."""
     values = settings.model_dump()
     before = values["tasks"][name]["adaptation"]
@@ -172,7 +170,7 @@ def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Ca
     if "train.batch_size" in read and isinstance(batch, int) and batch > 0 and batch % workers == 0:
         each = batch // workers
         train["micro_batch_size"] = next(m for m in range(min(each, train["micro_batch_size"]), 0, -1) if each % m == 0)
-    return Candidate(read, validate(values), name)
+    return Trial(read, validate(values), name)
 
 
 REDUCTION = 3
@@ -227,7 +225,7 @@ class SearchPlan:
     """All that is decided before anything starts."""
 
     config: SearchConfig
-    candidates: list[Candidate]
+    candidates: list[Trial]
     plan: Plan
     key: Key
 
@@ -249,7 +247,7 @@ class SearchPlan:
             "candidates": [candidate.identity() for candidate in found],
             "eval_samples": config.eval_samples,
             "reduction": REDUCTION,
-            "preset": {"name": config.preset, **Candidate({}, resolve(config.preset), config.task).identity()},
+            "preset": {"name": config.preset, **Trial({}, resolve(config.preset), config.task).identity()},
         }
         inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
         code = task_code(config.task, "model", "train", "search settings")

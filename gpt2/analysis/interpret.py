@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.loss import IGNORED, cross_entropy
-from gpt2.model.transformer import GPT2, Block, KeyValues, Prefix
+from gpt2.model.transformer import GPT2, Block, KVCache, Prefix
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def similarity(stream: Tensor) -> Tensor:
     return (total / (T * (T - 1))).mean(-1)
 
 
-class Watched(KeyValues):
+class RecordedAttention(KVCache):
     """One layer's attention over (B, T) ids: computed as a cache's, and its weights kept."""
 
     def __init__(self, model: GPT2, ids: Tensor):
@@ -167,9 +167,9 @@ class Watched(KeyValues):
         return y
 
 
-def watched(model: GPT2, ids: Tensor) -> list[Watched]:
+def watched(model: GPT2, ids: Tensor) -> list[RecordedAttention]:
     """A watched attention per layer."""
-    return [Watched(model, ids) for _ in model.blocks]
+    return [RecordedAttention(model, ids) for _ in model.blocks]
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def tune(
     module = task.module(model, examples, tokenizer)
     adapt(model, adaptation)
     training, validation = (task.dataset(examples, s, tokenizer, train.context) for s in ("train", "validation"))
-    engine = Watched(module.train(), train)
+    engine = RecordingEngine(module.train(), train)
     with tempfile.TemporaryDirectory() as folder:
         fit(engine, training, validation, train, Path(folder))
         saved = Path(folder) / "model"
@@ -127,7 +127,7 @@ class Trial:
 def trial(model: ModelConfig, text: Text, train: TrainConfig) -> Trial:
     """Train a new model on the CPU by the loop that pretraining runs; the seed is `train.seed`."""
     gpt2 = GPT2(model, seed=train.seed)
-    engine = Watched(LanguageModel(gpt2), train, by_part=True)
+    engine = RecordingEngine(LanguageModel(gpt2), train, by_part=True)
     with tempfile.TemporaryDirectory() as folder:
         last = fit(engine, text.training, text.validation, train, Path(folder))["validation_loss"]
         records = read_journal(Path(folder) / JOURNAL)  # without what is not finite
@@ -136,7 +136,7 @@ def trial(model: ModelConfig, text: Text, train: TrainConfig) -> Trial:
     return Trial(gpt2, engine.losses, engine.norms, [*validation, (steps, last)], engine.seconds)
 
 
-class Watched(TorchEngine):
+class RecordingEngine(TorchEngine):
     """The plain engine on the CPU, and what it saw, a value per step as in `Trial`."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, by_part: bool = False):

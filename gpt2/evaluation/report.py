@@ -34,7 +34,7 @@ def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
     `report` holds `task`, `title`, `primary` {name, higher_is_better}, `floor` (a baseline's name), `metrics`,
     `baselines` {name: metrics}, `counts`, `samples` {heading: [text]}, `figures` [{file, title}] and, optionally,
-    `curve`, the training's journal, what `gpt2.evaluation.unit_results.Evidence.summary` gives, `tables` {heading:
+    `curve`, the training's journal, what `gpt2.evaluation.unit_results.UnitResults.summary` gives, `tables` {heading:
     {header, rows}},
     `remarks` and `cost` {parameters, latency_ms}. `ValueError` where a part is missing or a number is not finite.
     """

@@ -1,6 +1,6 @@
 """Results of every system on every unit of an evaluation; slices of a test set; truncated texts.
 
-`Evidence` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
+`UnitResults` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
 gate's verdict are computed from it, so a verdict can be computed again. Slices are parts of a test set that a mean may
 hide: by length, class, topic, history, popularity. Texts longer than the context are counted and reported.
 """
@@ -80,7 +80,7 @@ BINS = 15
 
 
 @dataclass(frozen=True)
-class Evidence:
+class UnitResults:
     """The same units, answered by the model and by each baseline."""
 
     unit: str
@@ -118,19 +118,19 @@ class Evidence:
     def value(self, metric: str, system: str = MODEL) -> float:
         return float(self.metrics[metric](self.systems[system].sum(0)))
 
-    def part(self, name: str) -> Evidence:
+    def part(self, name: str) -> UnitResults:
         """The units of a slice."""
         inside = self.slices[name]
         hits = {n: h[inside] for n, h in self.hits.items()} if self.hits else None
         return replace(self, systems={n: s[inside] for n, s in self.systems.items()}, slices={}, hits=hits)
 
-    def lean(self) -> Evidence:
+    def lean(self) -> UnitResults:
         """Of the primary and the slices' metric alone, which are quicker to draw."""
         systems = {name: columns[:, : self.needed] for name, columns in self.systems.items()}
         metrics = {name: self.metrics[name] for name in (self.primary, self.slice_metric)}
         return replace(self, systems=systems, metrics=metrics)
 
-    def against(self, other: Evidence, name: str) -> Evidence:
+    def against(self, other: UnitResults, name: str) -> UnitResults:
         """With another model's answers to the same units beside one's own; `ValueError` where they are not the same."""
         if self.key != other.key:
             raise ValueError(f"{name} was measured on other {self.unit}s; measure it on the same ones")
@@ -233,7 +233,7 @@ def classification(
     key: str,
     slices: Mapping[str, np.ndarray],
     unit: str = "post",
-) -> Evidence:
+) -> UnitResults:
     """Metrics as in `gpt2.evaluation.metrics.classification`."""
     classes, cells = len(labels), len(labels) ** 2
 
@@ -269,12 +269,12 @@ def classification(
     systems = {name: columns(*answer) for name, answer in answers.items()}
     right = {name: predicted == truth for name, (predicted, _) in answers.items()}
     inflated = ("calibration_error",)
-    return Evidence(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
+    return UnitResults(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
 
 
 def ranking(
     ranks: Mapping[str, np.ndarray], key: str, slices: Mapping[str, np.ndarray], unit: str = "user", k: int = 10
-) -> Evidence:
+) -> UnitResults:
     """`ranks`: of each system the (n,) ranks, from 1, of the one right item. Metrics as in
     `gpt2.evaluation.metrics.ranking`."""
 
@@ -287,12 +287,12 @@ def ranking(
 
     metrics = {f"ndcg_at_{k}": share(0), f"recall_at_{k}": share(1), "mrr": share(2)}
     systems = {name: columns(rank) for name, rank in ranks.items()}
-    return Evidence(unit, key, systems, metrics, f"ndcg_at_{k}", True, f"ndcg_at_{k}", slices)
+    return UnitResults(unit, key, systems, metrics, f"ndcg_at_{k}", True, f"ndcg_at_{k}", slices)
 
 
 def language_model(
     nll: Mapping[str, np.ndarray], tokens: np.ndarray, size: np.ndarray, part: np.ndarray, key: str, unit: str
-) -> Evidence:
+) -> UnitResults:
     """`nll`: of each system the (n,) negative log-likelihoods (nats) of documents with so many tokens and UTF-8 bytes,
     of the named parts. Metrics as in `gpt2.evaluation.metrics.language_model`."""
     parts = list(dict.fromkeys(part.tolist()))
@@ -318,7 +318,7 @@ def language_model(
     if len(parts) > 1:
         metrics |= {f"bits_per_byte_{p}": of_part(i) for i, p in enumerate(parts)}
     systems = {name: columns(values) for name, values in nll.items()}
-    return Evidence(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
+    return UnitResults(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
 
 
 MANY = 0.05

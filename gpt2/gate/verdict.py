@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.evaluation.significance import NORMAL, holm, permutation
-from gpt2.evaluation.unit_results import MODEL, UNKNOWN, Evidence
+from gpt2.evaluation.unit_results import MODEL, UNKNOWN, UnitResults
 from gpt2.gate.config import GateConfig
 from gpt2.tasks.task import kind
 
@@ -66,7 +66,7 @@ class Measured:
     """A model's report and what it found at each unit."""
 
     report: Mapping[str, Any]
-    evidence: Evidence
+    unit_results: UnitResults
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def measured(report: Mapping[str, Any], folder: Path) -> Measured | None:
 
     if not (folder / PREDICTIONS).exists():
         return None
-    evidence = kind(report["task"]).evidence(pd.read_parquet(folder / PREDICTIONS))
-    return Measured(report, evidence) if evidence else None
+    results = kind(report["task"]).unit_results(pd.read_parquet(folder / PREDICTIONS))
+    return Measured(report, results) if results else None
 
 
 def judge(candidate: Measured, champion: Measured | None, policy: GateConfig) -> dict[str, Any]:
@@ -96,14 +96,14 @@ def judge(candidate: Measured, champion: Measured | None, policy: GateConfig) ->
 
     `ValueError` where the two were measured on different units.
     """
-    metric = candidate.evidence.primary
+    metric = candidate.unit_results.primary
     verdict: dict[str, Any] = {"task": candidate.report["task"], "metric": metric, "policy": policy.model_dump()}
     required = [*floors(candidate, policy), *limits(candidate, policy)]
     if champion is None:
         promote = all(c.passed for c in required)
         reasons = failures(required) or [required[0].text, "there was no champion"]
         return verdict | told(promote, reasons, required)
-    whole = candidate.evidence.against(champion.evidence, CHAMPION)
+    whole = candidate.unit_results.against(champion.unit_results, CHAMPION)
     both = whole.lean()
     better = gain(both, policy)
     alternatives = [better, non_inferior(both, candidate, champion, policy), *newer(both, champion, policy)]
@@ -127,35 +127,35 @@ def failures(criteria: Sequence[Criterion]) -> list[str]:
     return [c.text for c in criteria if not c.passed]
 
 
-def compared(evidence: Evidence, system: str, margin: float = 0.0) -> dict[str, float]:
+def compared(results: UnitResults, system: str, margin: float = 0.0) -> dict[str, float]:
     """The primary metric beside another system's: both values, the `gain` (more is better), its interval, and the
     `probability` that it is above -margin, as a share of the other's value."""
-    metric = evidence.primary
-    gained, theirs = evidence.gain(metric, system), evidence.value(metric, system)
-    low, high = evidence.drawn.interval(gained)
+    metric = results.primary
+    gained, theirs = results.gain(metric, system), results.value(metric, system)
+    low, high = results.drawn.interval(gained)
     room = margin * abs(theirs)
-    if len(evidence) < SMALL:
-        function, sign = evidence.metrics[metric], 1 if evidence.higher_is_better else -1
-        mine, other = evidence.systems[MODEL], evidence.systems[system]
+    if len(results) < SMALL:
+        function, sign = results.metrics[metric], 1 if results.higher_is_better else -1
+        mine, other = results.systems[MODEL], results.systems[system]
         p = permutation(mine, other, lambda sums: sign * function(sums), room)
         # nothing is thrown of answers that are all alike; a loss at so small a share of units may have met none of them
-        probability = 1 - max(p, (1 - min(room, 1.0)) ** len(evidence) if room else 0.0)
+        probability = 1 - max(p, (1 - min(room, 1.0)) ** len(results) if room else 0.0)
     else:
-        probability = evidence.drawn.probability(gained, -room)
-    facts = {"value": evidence.value(metric), "other": theirs, "gain": evidence.drawn.value(gained)}
+        probability = results.drawn.probability(gained, -room)
+    facts = {"value": results.value(metric), "other": theirs, "gain": results.drawn.value(gained)}
     return {**facts, "low": low, "high": high, "probability": probability}
 
 
 def floors(candidate: Measured, policy: GateConfig) -> list[Criterion]:
     """Better than the task's simple baseline, and than those that the policy names where the report has them."""
-    evidence, report = candidate.evidence.lean(), candidate.report
+    results, report = candidate.unit_results.lean(), candidate.report
     found = []
-    for name in dict.fromkeys([report["floor"], *(n for n in policy.must_beat if n in evidence.systems)]):
-        f = compared(evidence, name)
+    for name in dict.fromkeys([report["floor"], *(n for n in policy.must_beat if n in results.systems)]):
+        f = compared(results, name)
         passed = f["gain"] > 0 and f["probability"] >= policy.probability
         simple = "the simple baseline" if name == report["floor"] else "a baseline that is to be beaten"
         word = f"better than {simple}" if passed else f"not {'surely ' * (f['gain'] > 0)}better than {simple}"
-        against = f"{evidence.primary} {f['value']:.4f} against {f['other']:.4f} of the baseline '{name}'"
+        against = f"{results.primary} {f['value']:.4f} against {f['other']:.4f} of the baseline '{name}'"
         found.append(Criterion(f"beats {name}", passed, f"{word}: {against}{sureness(f, passed, policy)}", f))
     return found
 
@@ -198,7 +198,7 @@ def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
     return found
 
 
-def gain(both: Evidence, policy: GateConfig) -> Criterion:
+def gain(both: UnitResults, policy: GateConfig) -> Criterion:
     """Better than the champion on the primary metric."""
     f = compared(both, CHAMPION)
     passed = f["gain"] > 0 and f["probability"] >= policy.probability
@@ -211,7 +211,7 @@ def gain(both: Evidence, policy: GateConfig) -> Criterion:
     return Criterion("better than the champion", passed, text, f, alternative=True)
 
 
-def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
+def non_inferior(both: UnitResults, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
     """Not worse by the margin, and cheaper."""
     f, level, words = within(both, policy)
     name = "parameters" if policy.cheaper_in == "parameters" else "latency_ms"
@@ -223,7 +223,7 @@ def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy
     return Criterion("or not worse, and cheaper", cheaper and level, text, figures, alternative=True)
 
 
-def newer(both: Evidence, champion: Measured, policy: GateConfig) -> list[Criterion]:
+def newer(both: UnitResults, champion: Measured, policy: GateConfig) -> list[Criterion]:
     """Not worse by the margin, where there are items that the champion can never recommend."""
     unknown = champion.report.get(UNKNOWN, 0)
     if not unknown:
@@ -233,7 +233,7 @@ def newer(both: Evidence, champion: Measured, policy: GateConfig) -> list[Criter
     return [Criterion("or not worse, and newer", level, text, {**f, "unknown": unknown}, alternative=True)]
 
 
-def within(both: Evidence, policy: GateConfig) -> tuple[dict[str, float], bool, str]:
+def within(both: UnitResults, policy: GateConfig) -> tuple[dict[str, float], bool, str]:
     """(figures, whether it is surely not worse than the champion by the margin, the same in words)."""
     f = compared(both, CHAMPION, policy.margin)
     level = f["probability"] >= policy.probability
@@ -244,7 +244,7 @@ def within(both: Evidence, policy: GateConfig) -> tuple[dict[str, float], bool, 
     return {**f, "margin": policy.margin}, level, words
 
 
-def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:
+def slices(both: UnitResults, policy: GateConfig) -> list[Criterion]:
     """No part is worse than the champion beyond the margin; of so many parts some are by chance: Holm."""
     metric, alpha = both.slice_metric, 1 - policy.probability
     rows: list[dict[str, Any]] = []
@@ -273,7 +273,7 @@ def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:
     return [Criterion("no part worse", not bad, text, {"metric": metric, "slices": rows})]
 
 
-def calibration(both: Evidence, policy: GateConfig) -> list[Criterion]:
+def calibration(both: UnitResults, policy: GateConfig) -> list[Criterion]:
     """The calibration error."""
     if "calibration_error" not in both.metrics:
         return []
@@ -285,7 +285,7 @@ def calibration(both: Evidence, policy: GateConfig) -> list[Criterion]:
     return [Criterion("calibration not worse", passed, text, {"value": mine, "other": theirs})]
 
 
-def forgetting(both: Evidence, policy: GateConfig) -> list[Criterion]:
+def forgetting(both: UnitResults, policy: GateConfig) -> list[Criterion]:
     """Old text, after a refresh."""
     name = "bits_per_byte_old"
     if name not in both.metrics:

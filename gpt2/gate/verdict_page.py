@@ -78,18 +78,18 @@ def page(verdict: Mapping[str, Any], folder: Path, figures: Path) -> str:
     stays in the folder."""
     candidate = read(folder / CANDIDATE)
     assert candidate is not None
-    content, evidence = dict(candidate.report), candidate.evidence
+    content, results = dict(candidate.report), candidate.unit_results
     if (folder / CHAMPION).exists() and (rival := read(folder / CHAMPION)):
-        evidence = evidence.against(rival.evidence, CHAMPION)
+        results = results.against(rival.unit_results, CHAMPION)
         content["baselines"] = {CHAMPION: rival.report["metrics"], **content["baselines"]}
-        both = evidence.summary()
+        both = results.summary()
         content |= {name: both[name] for name in ("intervals", "differences", "slices")}
         content["notes"] = report.notes({**content, "baselines": candidate.report["baselines"]})
     with tempfile.TemporaryDirectory() as scratch:
         drawn = Path(scratch)
         for figure in content["figures"]:
             shutil.copy(figures / figure["file"], drawn)
-        metric = evidence.primary
+        metric = results.primary
         values = {name: metrics[metric] for name, metrics in content["baselines"].items()}
         intervals = {name: found[metric] for name, found in content["intervals"].items()}
         first = plots.beside_baselines(metric, content["metrics"][metric], values, drawn, intervals)

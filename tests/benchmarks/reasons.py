@@ -35,7 +35,7 @@ def run() -> None:
     from gpt2.analysis.small_runs import tune
     from gpt2.data.samples import resolve
     from gpt2.model.config import AdaptationConfig
-    from gpt2.tasks.reasons.checks import Known
+    from gpt2.tasks.reasons.checks import KnownTexts
     from gpt2.tasks.reasons.dataset import read
     from gpt2.tasks.reasons.predictor import Reasoner
     from gpt2.tasks.task import task
@@ -49,7 +49,7 @@ def run() -> None:
         examples.mkdir()
         counts = kind.prepare(settings, Path(source), examples)
         texts, _ = read(Path(source), "text", "label", "1")
-        everything = Known(texts["text"].tolist())
+        everything = KnownTexts(texts["text"].tolist())
         train = settings.train.model_copy(update={"eval_every": 10**6, "checkpoint_every": 10**6})
         found = {"the base as it is": figures(kind, Reasoner(base.model), examples, base.tokenizer, everything)}
         tuned = tune(base.model, base.tokenizer, kind, examples, AdaptationConfig(), train)
@@ -85,10 +85,10 @@ def people(examples: Path) -> dict[str, float]:
     import pandas as pd
 
     from gpt2.data.text import words
-    from gpt2.tasks.reasons.checks import Known, repeats
+    from gpt2.tasks.reasons.checks import KnownTexts, repeats
 
     texts = pd.read_parquet(examples / "test.parquet")["text"].tolist()
-    known = Known(pd.read_parquet(examples / "train.parquet")["text"].unique().tolist())
+    known = KnownTexts(pd.read_parquet(examples / "train.parquet")["text"].unique().tolist())
     runs = known.longest(texts)
     repeated = float(np.mean([repeats(words(text)) for text in texts]))
     return {

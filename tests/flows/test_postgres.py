@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROMOTIONS = """
 import sys
-from cluster.home import configure; configure()
-from cluster import databases
+from cluster.process_env import configure; configure()
+from cluster.services import databases
 from tests.cluster.promoters import rounds
 if __name__ == "__main__":
     rounds(databases.mlflow_url(), "gpt2-turns", 1, False, 5)

@@ -13,7 +13,7 @@ from gpt2.tasks.task import ModelKind
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
 
 PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
 DEFAULTS: dict[str, Any] = {
@@ -58,7 +58,7 @@ class Base(ModelKind):
     def predictor(self, directory: Path) -> GeneratorPredictor:
         return GeneratorPredictor(directory)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.evaluation import unit_results
 
         tokens, part = predictions["tokens"].to_numpy(), predictions["part"].to_numpy()

@@ -147,7 +147,7 @@ def reported(model: GPT2, tokenizer: Tokenizer, predictions: pd.DataFrame, out: 
         "samples": {"Texts that the model writes": samples},
         "figures": [],
         "cost": {"parameters": model.config.n_parameters, "latency_ms": latency, "of": "a token"},
-        **BASE.evidence(predictions).summary(),
+        **BASE.unit_results(predictions).summary(),
     }
 
 

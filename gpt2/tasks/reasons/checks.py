@@ -23,7 +23,7 @@ OTHER = -1
 """Stands between two known texts."""
 
 
-class Known:
+class KnownTexts:
     """Texts in which runs of words are looked for. Memory is 8 bytes per word."""
 
     def __init__(self, texts: Sequence[str]):
@@ -121,7 +121,7 @@ class Checks:
     """All titles of the catalogue."""
     attributes: Sequence[Attributes]
     """Of each item."""
-    known: Known
+    known: KnownTexts
     """What the model has learned from."""
     unwanted: Set[str]
     """Words that speak against an item, or of who wrote the text."""

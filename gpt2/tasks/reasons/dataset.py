@@ -100,7 +100,7 @@ def collected(
     return pd.DataFrame({"text": list(rows), "split": list(rows.values())})
 
 
-class Readers:
+class Audience:
     """Who chose which item: to whom a sentence could be told."""
 
     def __init__(self, histories: Sequence[Sequence[int]], of: Sequence[Attributes], liked: int):
@@ -130,7 +130,7 @@ def related(history: Sequence[int], item: int, of: Sequence[Attributes], count: 
     return [int(history[i]) for i in order[:count]]
 
 
-def told(sentences: pd.DataFrame, readers: Readers, draws: Mapping[bool, int]) -> pd.DataFrame:
+def told(sentences: pd.DataFrame, readers: Audience, draws: Mapping[bool, int]) -> pd.DataFrame:
     """text, split, item, liked: each sentence told of drawn items, so many times by whether it says what an item is."""
     generator, rows = np.random.default_rng(0), []
     for text, split in zip(sentences["text"], sentences["split"], strict=True):
@@ -141,23 +141,25 @@ def told(sentences: pd.DataFrame, readers: Readers, draws: Mapping[bool, int]) -
     return pd.DataFrame(rows, columns=["text", "split", "item", "liked"])
 
 
-def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> Reader:
+def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> PromptEncoder:
     import pandas as pd
 
     items = pd.read_parquet(examples / "items.parquet")
-    return Reader(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
+    return PromptEncoder(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
 
 
-def told_of(table: pd.DataFrame, reader: Reader) -> Told:
+def told_of(table: pd.DataFrame, reader: PromptEncoder) -> PromptedSentences:
 
-    return Told(reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]])
+    return PromptedSentences(
+        reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]]
+    )
 
 
 TITLE_TOKENS, SHOWN = 12, 4
 """Of a title so many tokens are told, and so many attributes of an item."""
 
 
-class Reader:
+class PromptEncoder:
     """Prompts and sentences as ids: half of the context for each."""
 
     def __init__(self, tokenizer: Tokenizer, context: int, titles: Sequence[str], of: Sequence[Attributes]):
@@ -189,11 +191,13 @@ class Reader:
         return [[*ids, end][: self.room] for ids in self.tokenizer.encode_batch(list(texts))]
 
 
-class Told:
+class PromptedSentences:
     """Sentences, each after the prompt of an item. A batch is `ids` (B, T), prompt and sentence, their `lengths` (B,),
     and `sentence_lengths` (B,)."""
 
-    def __init__(self, reader: Reader, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]):
+    def __init__(
+        self, reader: PromptEncoder, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]
+    ):
         self.sentences = reader.sentences(texts)
         whole = [reader.whole(item, each) for item, each in zip(items, liked, strict=True)]
         self.prompts = [ids[-reader.room :] for ids in whole]
@@ -214,6 +218,6 @@ class Told:
 
 
 def joined(prompts: Sequence[list[int]], sentences: Sequence[list[int]]) -> dict[str, Tensor]:
-    """A batch of `Told`."""
+    """A batch of `PromptedSentences`."""
     ids, lengths = pad([p + s for p, s in zip(prompts, sentences, strict=True)])
     return {"ids": ids, "lengths": lengths, "sentence_lengths": torch.tensor([len(s) for s in sentences])}

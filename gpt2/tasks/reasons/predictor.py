@@ -17,7 +17,7 @@ from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.reasons.checks import Written, place_of
 from gpt2.tasks.reasons.config import PARAMS
-from gpt2.tasks.reasons.dataset import Reader, Told, joined
+from gpt2.tasks.reasons.dataset import PromptedSentences, PromptEncoder, joined
 from gpt2.tasks.recommendation.catalogue import attributes, named_in
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.checks import Written
-    from gpt2.tasks.reasons.dataset import Reader, Told
+    from gpt2.tasks.reasons.dataset import PromptedSentences, PromptEncoder
 
 
 class ReasonsPredictor:
@@ -39,7 +39,7 @@ class ReasonsPredictor:
 
         from gpt2 import weights
         from gpt2.store import model_files
-        from gpt2.tasks.reasons.checks import Known
+        from gpt2.tasks.reasons.checks import KnownTexts
 
         self.facts = model_files.read_task(directory)
         self.liked = self.facts["liked"]
@@ -47,7 +47,7 @@ class ReasonsPredictor:
         self.module.eval()
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         with open(directory / "learned.jsonl", encoding="utf-8") as lines:
-            self.known = Known([json.loads(line)["text"] for line in lines])
+            self.known = KnownTexts([json.loads(line)["text"] for line in lines])
         items = pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
         self.tell_of(items)
 
@@ -55,13 +55,13 @@ class ReasonsPredictor:
         """From now on write of these items (item, title, text), which need not be those of the training: what is told
         of them is all that the model goes by."""
         from gpt2.tasks.reasons.checks import Checks
-        from gpt2.tasks.reasons.dataset import Reader
+        from gpt2.tasks.reasons.dataset import PromptEncoder
 
         facts = self.facts
         self.titles, self.of = items["title"].tolist(), attributes(items["text"].tolist())
         self.index = {title: i for i, title in reversed(list(enumerate(self.titles)))}  # the first of equal titles
         self.index |= {item: i for i, item in enumerate(items["item"]) if item not in self.index}
-        self.reader = Reader(self.tokenizer, facts["context"], self.titles, self.of)
+        self.reader = PromptEncoder(self.tokenizer, facts["context"], self.titles, self.of)
         self.checks = Checks(
             self.titles, self.of, self.known, frozenset(facts["unwanted"]), frozenset(facts["common"]),
             place_of(facts["standing"]), facts["most_copied"], facts["most_perplexity"],
@@ -126,7 +126,7 @@ class Reasoner(nn.Module):
         self.model = model
 
     def nll(self, ids: Tensor, lengths: Tensor, sentence_lengths: Tensor) -> Tensor:
-        """(B,) negative log-likelihoods (nats) of a `Told` batch's sentences."""
+        """(B,) negative log-likelihoods (nats) of a `PromptedSentences` batch's sentences."""
         tokens, packed = pack(ids, lengths)
         places = torch.arange(ids.shape[1], device=ids.device)
         first = (lengths - sentence_lengths)[:, None]
@@ -143,7 +143,7 @@ class Reasoner(nn.Module):
         return (self.nll(ids, lengths, sentence_lengths) / sentence_lengths).mean()
 
 
-def losses(module: Reasoner, data: Told) -> tuple[list[float], list[int]]:
+def losses(module: Reasoner, data: PromptedSentences) -> tuple[list[float], list[int]]:
     """(negative log-likelihood in nats, tokens) of each sentence."""
     found: list[float] = []
     with torch.inference_mode():
@@ -154,7 +154,13 @@ def losses(module: Reasoner, data: Told) -> tuple[list[float], list[int]]:
 
 
 def write(
-    module: Reasoner, reader: Reader, item: int, liked: Sequence[int], samples: int, temperature: float, seed: int
+    module: Reasoner,
+    reader: PromptEncoder,
+    item: int,
+    liked: Sequence[int],
+    samples: int,
+    temperature: float,
+    seed: int,
 ) -> list[Written]:
     """Sentences on an item; what they are depends on nothing else."""
     prompt, end = reader.prompt(item, liked), reader.tokenizer.end_of_text

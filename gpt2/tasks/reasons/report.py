@@ -19,7 +19,7 @@ from gpt2.tasks.reasons.dataset import told_of
 from gpt2.tasks.recommendation.catalogue import named_in
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.reasons.checks import Written
     from gpt2.tasks.reasons.predictor import ReasonsPredictor
     from gpt2.tasks.task import Task
@@ -144,7 +144,7 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     table[f"nll of {SWAPPED}"] = losses(predictor.module, told_of(swapped, predictor.reader))[0]
     table["bytes"] = [len(text.encode()) for text in table["text"]]
     table.to_parquet(out / "predictions.parquet", index=False)
-    found = evidence(task, table)
+    found = unit_results_of(task, table)
     values = {s: {m: found.value(m, s) for m in found.metrics} for s in found.systems}
     asked = pd.read_parquet(examples / "asked.parquet")
     asked = asked.iloc[np.unique(np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).astype(int))]
@@ -171,7 +171,7 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
     """Return the results of each unit that `predictions.parquet` holds."""
     import numpy as np
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
-    from gpt2.tasks.reasons.dataset import Told
+    from gpt2.tasks.reasons.dataset import PromptedSentences
     from gpt2.tasks.reasons.predictor import ReasonsPredictor
 
 
@@ -57,7 +57,7 @@ class Reasons(Task):
         common = sorted(reasons_dataset.common_words(texts, settings.common_share) | kinds)
         shares = (settings.test_share, settings.validation_share)
         found = reasons_dataset.collected(texts, settings.standing, set(common).difference(unwanted), shares)
-        readers = reasons_dataset.Readers([h[:-1] for h in chosen["items"]], of, settings.liked)
+        readers = reasons_dataset.Audience([h[:-1] for h in chosen["items"]], of, settings.liked)
         told = reasons_dataset.told(found, readers, {True: settings.draws, False: 1})
         counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}
         for name in SPLITS:
@@ -76,7 +76,7 @@ class Reasons(Task):
         (out / "settings.json").write_text(json.dumps({"unwanted": unwanted, "common": common, **own}))
         return counts
 
-    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Told:
+    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> PromptedSentences:
         import pandas as pd
 
         from gpt2.tasks.reasons.dataset import reader_of, told_of
@@ -113,10 +113,10 @@ class Reasons(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.reasons import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 TASK = Reasons()

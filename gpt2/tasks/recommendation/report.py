@@ -23,7 +23,7 @@ from gpt2.tasks.recommendation.hybrid import Scorer, parts
 from gpt2.tasks.recommendation.recommend import recommend
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.recommendation.predictor import RecommendationPredictor
     from gpt2.tasks.task import Task
 
@@ -218,7 +218,7 @@ SHOWN_USERS, SHOWN, LATEST = 4, 3, 5
 NEXT = "what the user did choose next"
 
 
-class Elsewhere:
+class OtherCatalogue:
     """A recommender that is asked of another catalogue than its own, as a champion is when products came or went: it
     passes over what it does not know in histories, and never recommends it."""
 
@@ -259,7 +259,7 @@ class Elsewhere:
 
 
 def ranks(
-    predictor: RecommendationPredictor | Elsewhere,
+    predictor: RecommendationPredictor | OtherCatalogue,
     histories: Sequence[np.ndarray],
     popular: np.ndarray,
     disliked: Sequence[np.ndarray] | None = None,
@@ -332,7 +332,7 @@ def evaluate(task: Task, predictor: RecommendationPredictor, examples: Path, out
     histories, items = load_examples(examples)
     other = None  # the catalogue may have changed since the model learned
     if items["item"].tolist() != predictor.ids:
-        other = Elsewhere(predictor, items["item"].tolist())
+        other = OtherCatalogue(predictor, items["item"].tolist())
     test = np.array([h[-1] for h in histories])
     popular = hybrid.popularity([h[:-2] for h in histories], len(items))
     disliked = load_disliked(examples)
@@ -366,11 +366,11 @@ def evaluate(task: Task, predictor: RecommendationPredictor, examples: Path, out
         "samples": {"What counts": predictor.told()},
         "figures": [plots.recall(placed, "users whose next choice", out)],
         "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
-        **evidence(task, predictions).summary(),
+        **unit_results_of(task, predictions).summary(),
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
     """Return the results of each unit that `predictions.parquet` holds."""
     from gpt2.evaluation import unit_results
 

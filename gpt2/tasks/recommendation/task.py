@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.recommendation.dataset import HistoryDataset
     from gpt2.tasks.recommendation.predictor import RecommendationPredictor
@@ -93,10 +93,10 @@ class Recommendation(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.recommendation import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 TASK = Recommendation()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.sentiment.predictor import SentimentPredictor
     from gpt2.tasks.task import Task
 
@@ -265,7 +265,7 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
         noted.append(f"Its linear model of n-grams alone has {task.primary} {alone:.4f} on these texts.{whole}")
     if predictor.masked:
         noted.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
-    summary = evidence(task, test).summary()
+    summary = unit_results_of(task, test).summary()
     once = unit_results.classification(truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {})
     drawn = once.drawn.interval(once.of("calibration_error"), once.method("calibration_error"))
     summary["intervals"][unit_results.MODEL]["calibration_error_before"] = unit_results.bounded(drawn)
@@ -288,7 +288,7 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
     """Return the results of each unit that `predictions.parquet` holds."""
 
     labels, answers = unit_results.labelled(predictions)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.heads import Classifier
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.sentiment.dataset import TextDataset
@@ -138,10 +138,10 @@ class Sentiment(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.sentiment import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:

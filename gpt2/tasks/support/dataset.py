@@ -50,7 +50,7 @@ KNOWN, REPLY = "\nKnown answer:", "\nReply:"
 """What stands between question, known answer and reply."""
 
 
-class Reader:
+class PromptEncoder:
     """Texts as the model reads them: a quarter of the context for the question, and three eighths each for the known
     answer and the reply."""
 
@@ -97,7 +97,7 @@ class PairDataset:
     question's loss does not depend on the rest of its batch, as it would with the batch's own answers for wrong ones.
     """
 
-    def __init__(self, pairs: pd.DataFrame, split: str, reader: Reader, negatives: int):
+    def __init__(self, pairs: pd.DataFrame, split: str, reader: PromptEncoder, negatives: int):
         """`pairs`: columns question, answer, group, split; the wrong answers are drawn from all of them."""
         texts = pairs["answer"].unique().tolist()
         index = {text: i for i, text in enumerate(texts)}

@@ -30,7 +30,7 @@ class SupportPredictor:
         from gpt2.data.near_duplicates import shingles
         from gpt2.data.tokenizer import Tokenizer
         from gpt2.store import model_files
-        from gpt2.tasks.support.dataset import Reader
+        from gpt2.tasks.support.dataset import PromptEncoder
         from gpt2.tasks.support.retriever import BM25, Retriever, rarity
         from gpt2.weights import tensors
 
@@ -48,7 +48,7 @@ class SupportPredictor:
         self.module.load_state_dict(head, strict=False)
         self.module.eval()
         facts = model_files.read_task(directory)
-        self.reader, self.search = Reader(self.tokenizer, facts["context"]), BM25(self.answers)
+        self.reader, self.search = PromptEncoder(self.tokenizer, facts["context"]), BM25(self.answers)
         self.weights: list[float] = facts.get("weights", [1.0, 0.0])
         """Of the cosine and of BM25."""
         self.embeddings = self.embed(self.reader.answers(self.answers))

@@ -26,7 +26,7 @@ from gpt2.evaluation.behavioural_tests import (
 from gpt2.tasks.support.dataset import questions_of
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.support.predictor import SupportPredictor
     from gpt2.tasks.task import Task
 
@@ -160,7 +160,7 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
     table["answer"] = [predictor.answers[i] for i in best]
     table["reply"], table["withheld"] = [text for text, _ in replies], [reason for _, reason in replies]
     table.to_parquet(out / "predictions.parquet", index=False)
-    results = evidence(task, table)
+    results = unit_results_of(task, table)
     values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
     summary, shown = results.summary(), (table["withheld"] == "").to_numpy()
     found = values.pop("model") | {"replies_shown": float(shown.mean())}
@@ -194,12 +194,12 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
     }  # fmt: skip
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
     """Return the results of each unit that `predictions.parquet` holds."""
     import numpy as np
 
     from gpt2.evaluation import unit_results
-    from gpt2.evaluation.unit_results import Evidence, key_of
+    from gpt2.evaluation.unit_results import UnitResults, key_of
 
     def columns(rank: np.ndarray) -> np.ndarray:
         return np.stack([rank <= 1, rank <= 5, 1 / rank, np.ones(len(rank))], axis=1).astype(float)
@@ -213,4 +213,4 @@ def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
     metrics = {"mrr": share(2), "recall_at_1": share(0), "recall_at_5": share(1)}
     systems = {name: columns(rank) for name, rank in ranks.items()}
     key = key_of(predictions["question"])
-    return Evidence("question", key, systems, metrics, "mrr", True, "mrr", parts)
+    return UnitResults("question", key, systems, metrics, "mrr", True, "mrr", parts)

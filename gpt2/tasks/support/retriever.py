@@ -14,7 +14,7 @@ from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation.metrics import rank_of
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
-from gpt2.tasks.support.dataset import Reader
+from gpt2.tasks.support.dataset import PromptEncoder
 
 
 class BM25:
@@ -135,6 +135,6 @@ class Retriever(nn.Module):
 
 def rarity(answers: Sequence[str], tokenizer: Tokenizer, vocabulary: int) -> Tensor:
     """(vocabulary,) weight of each token: a / (a + its share of the answers' tokens), a = 0.001 (Arora et al. 2017)."""
-    rows = Reader(tokenizer, 10**6).plain(answers, 10**6)
+    rows = PromptEncoder(tokenizer, 10**6).plain(answers, 10**6)
     counts = np.bincount(np.concatenate(rows), minlength=vocabulary)
     return torch.tensor(1e-3 / (1e-3 + counts / counts.sum()), dtype=torch.float32)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.support.dataset import PairDataset
     from gpt2.tasks.support.predictor import SupportPredictor
@@ -75,12 +75,12 @@ class Support(Task):
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> PairDataset:
         import pandas as pd
 
-        from gpt2.tasks.support.dataset import PairDataset, Reader
+        from gpt2.tasks.support.dataset import PairDataset, PromptEncoder
 
         pairs = pd.read_parquet(examples / "pairs.parquet")
         seen = pairs[pairs["split"].isin({"train", split})]
         negatives = json.loads((examples / "settings.json").read_text())["negatives"]
-        return PairDataset(seen, split, Reader(tokenizer, context), negatives)
+        return PairDataset(seen, split, PromptEncoder(tokenizer, context), negatives)
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         import pandas as pd
@@ -120,10 +120,10 @@ class Support(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.support import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 TASK = Support()

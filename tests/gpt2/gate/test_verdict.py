@@ -62,25 +62,25 @@ def test_the_first_needs_the_floor_and_the_limits(posts):
     for limit in ({"max_parameters": 999}, {"max_latency_ms": 1.5}):
         verdict = judge(model, None, GateConfig(**limit))
         assert not verdict["promote"] and "over the limit of" in verdict["reasons"][0]
-        untold = Measured({**model.report, "cost": {}}, model.evidence)
+        untold = Measured({**model.report, "cost": {}}, model.unit_results)
         verdict = judge(untold, None, GateConfig(**limit))
         assert not verdict["promote"] and "are not in the report" in verdict["reasons"][0]
 
 
 def test_what_was_not_looked_for_blocks_and_nothing_to_look_for_does_not(posts):
     model = posts.measured(posts.answers(0.7))
-    untold = Measured({name: v for name, v in model.report.items() if name != "contamination"}, model.evidence)
+    untold = Measured({name: v for name, v in model.report.items() if name != "contamination"}, model.unit_results)
     verdict = judge(untold, None, POLICY)
     assert missed(verdict) == ["no contamination"] and "is not in the report" in verdict["reasons"][0]
-    choices = Measured({**model.report, "contamination": {**CLEAN, "units": 0}}, model.evidence)
+    choices = Measured({**model.report, "contamination": {**CLEAN, "units": 0}}, model.unit_results)
     assert judge(choices, None, POLICY)["promote"]
 
 
 def test_a_named_baseline_must_be_beaten_too(posts):
     model = posts.measured(posts.answers(0.7))
-    strong = model.evidence.systems | {"TF-IDF": posts.measured(posts.answers(0.75)).evidence.systems["model"]}
-    hits = model.evidence.hits | {"TF-IDF": model.evidence.hits["model"]}
-    beside = Measured(model.report, unit_results.replace(model.evidence, systems=strong, hits=hits))
+    strong = model.unit_results.systems | {"TF-IDF": posts.measured(posts.answers(0.75)).unit_results.systems["model"]}
+    hits = model.unit_results.hits | {"TF-IDF": model.unit_results.hits["model"]}
+    beside = Measured(model.report, unit_results.replace(model.unit_results, systems=strong, hits=hits))
     assert judge(beside, None, POLICY)["promote"]
     verdict = judge(beside, None, GateConfig(must_beat=["TF-IDF", "of another task"]))
     assert not verdict["promote"] and "not better than a baseline that is to be beaten" in verdict["reasons"][0]
@@ -115,7 +115,7 @@ def test_as_good_and_cheaper_is_promoted(posts):
 def test_as_good_and_of_a_newer_catalogue_is_promoted(posts):
     answers = posts.answers(0.70)
     champion, model = (posts.measured(answers) for _ in range(2))
-    old = Measured({**champion.report, unit_results.UNKNOWN: 3}, champion.evidence)
+    old = Measured({**champion.report, unit_results.UNKNOWN: 3}, champion.unit_results)
     verdict = judge(model, old, POLICY)
     assert verdict["promote"] and verdict["reasons"][1].startswith("knows 3 items that the champion can't recommend")
     assert not judge(model, champion, POLICY)["promote"]
@@ -161,7 +161,7 @@ def test_a_language_model_must_not_forget():
 
 def test_other_examples_are_not_compared(posts):
     model = posts.measured(posts.answers(0.7))
-    other = Measured(model.report, unit_results.replace(model.evidence, key="others"))
+    other = Measured(model.report, unit_results.replace(model.unit_results, key="others"))
     with pytest.raises(ValueError, match="measured on other posts"):
         judge(model, other, POLICY)
 

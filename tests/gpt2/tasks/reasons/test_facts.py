@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data.text import words
-from gpt2.tasks.reasons.checks import Checks, Known, Written, place_of, repeats, said, well_formed
+from gpt2.tasks.reasons.checks import Checks, KnownTexts, Written, place_of, repeats, said, well_formed
 from gpt2.tasks.recommendation.catalogue import attributes, facts, named_in
 
 TITLES = ["Godfather, The (1972)", "Toy Story (1995)", "Secret Garden, The (1993)", "Speed (1994)"]
@@ -19,7 +19,7 @@ TEXTS = ["Crime, Drama", "Comedy; studio: Acme", "Drama, Comedy; studio: Acme", 
 
 @pytest.fixture(scope="module")
 def checks():
-    known = Known(["This film has a plot that nobody who saw it will ever forget."])
+    known = KnownTexts(["This film has a plot that nobody who saw it will ever forget."])
     return Checks(
         TITLES, attributes(TEXTS), known, {"boring"}, set(words(COMMON)), place_of(["this film", "the film"]), 8, 50.0
     )

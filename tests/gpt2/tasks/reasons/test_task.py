@@ -19,7 +19,7 @@ from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.reasons.checks import place_of, said
 from gpt2.tasks.reasons.dataset import (
-    Readers,
+    Audience,
     collected,
     common_words,
     read,
@@ -168,11 +168,11 @@ def test_common_words_are_in_a_share_of_good_texts():
 def test_related_is_what_has_most_in_common_then_the_latest():
     of = attributes(["a, b", "a", "a, b", "b, a", "c", "c"])
     assert related([1, 3, 4, 2], 0, of, 3) == [2, 3, 1]
-    readers = Readers([[0, 1], [5, 4]], of, 2)
+    readers = Audience([[0, 1], [5, 4]], of, 2)
     generator = np.random.default_rng(0)
     assert {readers.draw("of c", generator)[0] for _ in range(20)} == {4, 5}
     assert readers.draw("of a and b", generator) == (0, [1])
-    assert Readers([[0, 1]], of, 2).draw("of c", generator) is None
+    assert Audience([[0, 1]], of, 2).draw("of c", generator) is None
 
 
 def test_unusable_files_are_refused_with_a_remedy(sources, tmp_path):
