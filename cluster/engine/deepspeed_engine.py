@@ -18,7 +18,7 @@ from cluster.config import ClusterConfig
 from cluster.engine.fragments import Fragments
 from cluster.engine.muon import Exchange
 from cluster.engine.replicas import Replicas
-from cluster.engine.skip_step import Gate
+from cluster.engine.skip_step import SkipStep
 from gpt2.training.config import TrainConfig
 from gpt2.training.engine import to_device, trained
 from gpt2.training.hardware import decided
@@ -115,7 +115,7 @@ class DeepSpeedEngine:
         self.fragments.forget_steps()
         if isinstance(inner, Muon):
             inner.directions = Exchange(self.fragments, matrices, self.device)
-        self.gate = Gate(self.engine)
+        self.skip_step = SkipStep(self.engine)
         self.replicas = Replicas(self.engine) if cluster.verify_replicas else None
         self.alive = alive
 
@@ -131,7 +131,7 @@ class DeepSpeedEngine:
         if self.replicas:
             self.replicas.verify()
         set_rate(self.optimizer, learning_rate)
-        return self.gate.step(limit)
+        return self.skip_step.step(limit)
 
     @torch.no_grad()
     def loss(self, batch: dict[str, Tensor]) -> Tensor:

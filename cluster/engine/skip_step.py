@@ -1,7 +1,7 @@
-"""An optimizer step that applies a gradient or changes nothing, on all ranks alike, at every ZeRO stage.
+"""An optimizer step that is skipped, on all ranks alike and at every ZeRO stage, where the gradient norm is too large.
 
-DeepSpeed leaves out a step whose gradient norm is not finite, where it looks: the gate makes it look everywhere, and
-tells it that a norm above the limit is not finite.
+DeepSpeed skips a step whose gradient norm is not finite, but it does not check the norm at every stage. `SkipStep` makes
+it check everywhere, and reports a norm above the limit to it as not finite.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 INVALID = torch.tensor(math.inf)
 
 
-class Gate:
+class SkipStep:
     """Steps a DeepSpeed engine's optimizer."""
 
     def __init__(self, engine: Any):
