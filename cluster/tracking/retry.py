@@ -34,7 +34,7 @@ class NoLogin(ValueError):
     """The MLflow server asks for a login, and has got none or a wrong one."""
 
 
-class Patient:
+class RetryingClient:
     """An MLflow client whose calls wait for the server (`patiently`)."""
 
     def __init__(self, client: Any):

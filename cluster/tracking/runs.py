@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from cluster.home import home, tracking_uri
 from cluster.tracking.environment import environment
-from cluster.tracking.retry import FAILURES, Patient, unanswered
+from cluster.tracking.retry import FAILURES, RetryingClient, unanswered
 
 RECORDS = 100
 """At most this many records are sent at once."""
@@ -101,7 +101,7 @@ def client() -> MlflowClient:
     if not uri.startswith("http"):
         return MlflowClient()
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; we say it once
-    return cast(MlflowClient, Patient(MlflowClient()))
+    return cast(MlflowClient, RetryingClient(MlflowClient()))
 
 
 @cache
