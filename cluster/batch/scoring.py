@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cluster.batch.tokenization import each
-from cluster.registry.resolve import Used, load
+from cluster.registry.resolve import ResolvedModel, load
 from gpt2.data.tables import UTC
 from gpt2.evaluation.unit_results import longer
 from gpt2.monitoring import alerts
@@ -30,7 +30,12 @@ REFERENCE = 2000
 
 
 def score(
-    store: Store, posts: pd.DataFrame, config: MonitorConfig, model: Used, reference: Artifact | None, say: Report
+    store: Store,
+    posts: pd.DataFrame,
+    config: MonitorConfig,
+    model: ResolvedModel,
+    reference: Artifact | None,
+    say: Report,
 ) -> None:
     """Score posts, a batch at a time; those that are complete are not done again."""
     calls = []
@@ -50,7 +55,9 @@ def score(
         say(f"scored batch {done} of {len(calls)}: {count:,} posts")
 
 
-def score_one(root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, model: Used, shares: str | None) -> int:
+def score_one(
+    root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, shares: str | None
+) -> int:
     """On a worker or here: score one batch."""
 
     def build(out: Path) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def score_one(root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, m
     return Store(root).make(key, build).info["posts"]
 
 
-def watched_label(predictor: Any, config: MonitorConfig, model: Used) -> int:
+def watched_label(predictor: Any, config: MonitorConfig, model: ResolvedModel) -> int:
     """The index of the label whose share is watched; `ValueError` lists the model's."""
     if config.negative not in predictor.labels:
         raise ValueError(
@@ -87,7 +94,7 @@ def watched_label(predictor: Any, config: MonitorConfig, model: Used) -> int:
     return predictor.labels.index(config.negative)
 
 
-def reference(store: Store, config: MonitorConfig, model: Used) -> Artifact | None:
+def reference(store: Store, config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
     """What held-out texts of the model's training data are like; None where the data is not in this home."""
     examples = store.get("sentiment-examples", model.examples)
     if examples is None:

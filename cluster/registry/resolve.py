@@ -22,7 +22,7 @@ def models(address: str) -> tuple[Path, str]:
 
 
 @dataclass(frozen=True)
-class Used:
+class ResolvedModel:
     """A model and the version that it was at this moment."""
 
     name: str
@@ -37,13 +37,13 @@ class Used:
     """What was measured of it, as `macro f1 0.71`, "" where that is not known."""
 
 
-def used(address: str) -> Used:
+def resolve_model(address: str) -> ResolvedModel:
     """The model at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or in a directory; `ValueError` where there is none."""
     if not SCHEME.match(address):
         files = manifest(Path(address)) if Path(address).is_dir() else None
         if files is None:
             raise ValueError(f"{address} is no directory; give a model's, or models:/NAME@ALIAS")
-        return Used(Path(address).name, address, digest(files)[:16], "", "")
+        return ResolvedModel(Path(address).name, address, digest(files)[:16], "", "")
     from cluster.registry import download  # MLflow
 
     try:
@@ -54,7 +54,7 @@ def used(address: str) -> Used:
         identity = digest(download.expected_files(version))[:16]
     tags = version.tags
     metric = f"{tags['gpt2.metric'].replace('_', ' ')} {float(tags['gpt2.value']):.2f}" if "gpt2.value" in tags else ""
-    return Used(version.name, download.exact(version), identity, tags.get("gpt2.data", ""), metric)
+    return ResolvedModel(version.name, download.exact(version), identity, tags.get("gpt2.data", ""), metric)
 
 
 @lru_cache(maxsize=2)  # as who recommends and who writes the reasons

@@ -38,9 +38,9 @@ def monitor(
             raise ValueError(f"--demo replays the sample posts and reads no {', '.join(sources)}; give one of the two")
         given |= {"name": "demo", "time_field": "time", "window": "day", "sources": ["demo"]}
     chosen = settings(MonitorConfig, given, config, set_ or ())
-    from cluster.registry.resolve import used
+    from cluster.registry.resolve import resolve_model
 
-    model = used(chosen.model)
+    model = resolve_model(chosen.model)
     if demo:
         note = prepare_demo()
         chosen = chosen.model_copy(update={"sources": [str(demo_folder())]})
@@ -101,10 +101,10 @@ def recommend(
     from gpt2.tasks.recommendation.config import RecommendConfig
 
     chosen = settings(RecommendConfig, {"source": source}, config, set_ or ())
-    from cluster.registry.resolve import used
+    from cluster.registry.resolve import resolve_model
 
-    writes = f", {used(chosen.writer).address} will write reasons" if chosen.writer else ""
-    out.print(f"Starting Prefect; {used(chosen.model).address} will rank{writes} ...")
+    writes = f", {resolve_model(chosen.writer).address} will write reasons" if chosen.writer else ""
+    out.print(f"Starting Prefect; {resolve_model(chosen.model).address} will rank{writes} ...")
     with prefect():
         from flows.jobs.recommend import recommend as run
 

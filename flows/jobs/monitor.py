@@ -20,7 +20,7 @@ from cluster import home
 from cluster.batch import scoring
 from cluster.connect import disconnect
 from cluster.home import store
-from cluster.registry.resolve import Used, used
+from cluster.registry.resolve import ResolvedModel, resolve_model
 from flows.jobs.retrain import RetrainPlan
 from flows.runs import events
 from flows.runs.locks import claim
@@ -40,7 +40,7 @@ TOLD_WITHIN = pd.Timedelta(days=7)
 Facts = dict[str, Any]
 
 
-def send_events(config: MonitorConfig, model: Used, built: Artifact, page: Path) -> list[str]:
+def send_events(config: MonitorConfig, model: ResolvedModel, built: Artifact, page: Path) -> list[str]:
     """Send what was not sent before; returns the sentences of what was sent."""
     told = json.loads(built.file("told.json").read_text())
     recent = pd.Timestamp(told["latest"]) - TOLD_WITHIN
@@ -56,7 +56,7 @@ def send_events(config: MonitorConfig, model: Used, built: Artifact, page: Path)
     return sent
 
 
-def tell_drift(config: MonitorConfig, model: Used, told: Facts, common: Facts) -> list[str]:
+def tell_drift(config: MonitorConfig, model: ResolvedModel, told: Facts, common: Facts) -> list[str]:
     """Send that posts have drifted: where a measure rises above the threshold, having been below it, and every
     `drift_again_days` while it stays there.
 
@@ -87,7 +87,7 @@ def records(config: MonitorConfig) -> str:
     return f"drift-{config.name}"
 
 
-def latest_record(config: MonitorConfig, model: Used) -> Artifact | None:
+def latest_record(config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
     """Of this version: the one that no other comes after."""
     folder = store().root / records(config)
     found = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
@@ -96,7 +96,7 @@ def latest_record(config: MonitorConfig, model: Used) -> Artifact | None:
     return next((made for made in mine if made.id not in followed), None)
 
 
-def training_of(model: Used) -> Facts:
+def training_of(model: ResolvedModel) -> Facts:
     """How the model was trained, for who would train it again (`flows.jobs.retrain` does, by the version)."""
     try:
         return RetrainPlan.of(model.address).facts()
@@ -104,7 +104,7 @@ def training_of(model: Used) -> Facts:
         return {"flow": None, "why": str(error)}
 
 
-def once(key: Key, event: str, model: Used, facts: Facts | Callable[[], Facts]) -> list[str]:
+def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[], Facts]) -> list[str]:
     """Send an event and remember that; [] where it was sent before.
 
     A run that is killed in between sends it again under the same id, which Prefect takes for the same event.
@@ -157,7 +157,7 @@ def read_posts(config: MonitorConfig) -> tuple[pd.DataFrame, list[str]]:
 
 
 @task(name="score posts")
-def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known: Artifact | None) -> int:
+def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, known: Artifact | None) -> int:
     """Score what is new, a batch at a time; returns how many posts that were."""
     posts, new = monitoring_scored.to_score(
         arrived, monitoring_scored.batches(store(), config), model.identity, model.address, config
@@ -170,7 +170,9 @@ def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known
 
 
 @task(name="build the index")
-def build_index(config: MonitorConfig, model: Used, known: Artifact | None, troubles: list[str], note: str) -> Artifact:
+def build_index(
+    config: MonitorConfig, model: ResolvedModel, known: Artifact | None, troubles: list[str], note: str
+) -> Artifact:
     """The index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring_scored.batches(store(), config)
     until = monitoring_posts.present().floor(index.FREQUENCY[config.window])
@@ -223,7 +225,7 @@ def page_path(config: MonitorConfig) -> Path:
 
 
 @task(name="tell")
-def tell(config: MonitorConfig, model: Used, built: Artifact) -> list[str]:
+def tell(config: MonitorConfig, model: ResolvedModel, built: Artifact) -> list[str]:
     """Send the events that were not sent before."""
     return send_events(config, model, built, page_path(config))
 
@@ -252,7 +254,7 @@ def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -
 
 def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     """The flow's body."""
-    model = used(config.model)
+    model = resolve_model(config.model)
     arrived, troubles = read_posts(config)
     if arrived.empty and not monitoring_scored.batches(store(), config):
         return Completed(message=f"no posts in {', '.join(config.sources)}", data={"new_posts": 0, "alerts": []})

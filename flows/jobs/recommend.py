@@ -14,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from cluster import home
 from cluster.home import store
 from cluster.registry import resolve
-from cluster.registry.resolve import Used
+from cluster.registry.resolve import ResolvedModel
 from flows.plan import local_source
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
@@ -57,7 +57,12 @@ LOOKS = (
 
 @task(name="recommend to users")
 def recommend_part(
-    parts: Store, key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None
+    parts: Store,
+    key: Key,
+    users: pd.DataFrame,
+    config: RecommendConfig,
+    model: ResolvedModel,
+    writer: ResolvedModel | None,
 ) -> Artifact:
     """The recommendations of some users, as an artifact: what is complete is not done again."""
 
@@ -82,7 +87,7 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
         config: Whose choices, which models, how many items.
     """
     without_tracebacks()
-    model, writer = resolve.used(config.model), resolve.used(config.writer) if config.writer else None
+    model, writer = resolve.resolve_model(config.model), resolve.resolve_model(config.writer) if config.writer else None
     inputs = {"interactions": source_id(config.source), "model": model.identity}
     if writer:
         inputs["writer"] = writer.identity
@@ -112,7 +117,9 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
     }  # fmt: skip
 
 
-def make(key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
+def make(
+    key: Key, users: pd.DataFrame, config: RecommendConfig, model: ResolvedModel, writer: ResolvedModel | None
+) -> Artifact:
     """All users' recommendations, put together from parts of `batch_users`, which are scratch: kept until all are."""
 
     def build(out: Path) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def make(key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, wr
     return store().make(key, build)
 
 
-def draw(key: Key, made: Artifact, users: pd.DataFrame, model: Used, writer: Used | None) -> Artifact:
+def draw(key: Key, made: Artifact, users: pd.DataFrame, model: ResolvedModel, writer: ResolvedModel | None) -> Artifact:
     """The page of recommendations, as HTML and, in short, as Markdown."""
 
     def build(out: Path) -> None:

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from cluster.home import store
-from cluster.registry.resolve import Used
+from cluster.registry.resolve import ResolvedModel
 from flows.jobs import monitor
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.store.artifact import Artifact
 
-MODELS = [Used("gpt2-mood", f"models:/gpt2-mood/{n}", f"{n:016}", "", "") for n in (1, 2)]
+MODELS = [ResolvedModel("gpt2-mood", f"models:/gpt2-mood/{n}", f"{n:016}", "", "") for n in (1, 2)]
 
 
 class Told:
