@@ -52,7 +52,7 @@ def event_key(event: dict[str, Any]) -> tuple:
     return event["event"], event["time"]
 
 
-class Follow:
+class JournalFollower:
     """Reads a file of lines while workers write it; each key once, also when a restart writes the steps again."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Follow:
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Follow:
+    def __enter__(self) -> JournalFollower:
         self.thread.start()
         return self
 

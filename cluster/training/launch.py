@@ -17,7 +17,7 @@ from cluster.engine.deepspeed_engine import accumulation_steps
 from cluster.home import ray_folder
 from cluster.training import worker
 from cluster.training.failures import cause
-from cluster.training.follow import Follow, describe_event, event_key, record_key
+from cluster.training.follow import JournalFollower, describe_event, event_key, record_key
 from cluster.training.stopping import stopping, within
 from cluster.training.usage import USAGE, Usage
 from cluster.training.worker import STOP
@@ -65,9 +65,9 @@ def train(
             on_message(f"{job.name}: {text}")
 
     with (
-        Follow(output / JOURNAL, record_key, on_record),
-        Follow(output / EVENTS, event_key, on_event),
-        Follow(output / USAGE, None, on_usage),
+        JournalFollower(output / JOURNAL, record_key, on_record),
+        JournalFollower(output / EVENTS, event_key, on_event),
+        JournalFollower(output / USAGE, None, on_usage),
     ):
         if not (output / MODEL / "config.json").exists():
             with (

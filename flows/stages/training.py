@@ -20,7 +20,7 @@ from cluster.config import ClusterConfig
 from cluster.connect import connect, dashboard, jobs_at_once, ray_tags
 from cluster.home import store
 from cluster.tracking.runs import Run, Sender
-from cluster.training.follow import Follow, event_key
+from cluster.training.follow import JournalFollower, event_key
 from cluster.training.launch import train
 from cluster.training.stopping import BudgetExceeded, politely
 from cluster.training.usage import MEMORY, USAGE, metrics
@@ -144,7 +144,7 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) ->
     run.tag(ray_tags())
     if url := dashboard():
         show(create_link_artifact, link=url, link_text="Ray dashboard", key=slug(f"ray-{job.name}"))
-    announcing = Follow(output / EVENTS, event_key, announcer(job.name))
+    announcing = JournalFollower(output / EVENTS, event_key, announcer(job.name))
     try:
         with Live(job.name, output), Sender(run) as sender, announcing:
             on_record, on_usage = recorder(job.name, run, sender), system_recorder(cluster, run, sender)
