@@ -130,7 +130,7 @@ def compute(model: LoadedModel, requests: Sequence[Waiting]) -> list[list[dict[s
     return found
 
 
-class Follower(threading.Thread):
+class ChampionFollower(threading.Thread):
     """`current` is a loaded model at any time; it is replaced in one assignment, when the next one has answered.
 
     A version that is refused, or a registry that is away, changes nothing: it is told once, and `trouble` holds it.
@@ -201,7 +201,7 @@ def identity(model: LoadedModel) -> dict[str, Any]:
 class Service:
     """The endpoints around a followed model."""
 
-    def __init__(self, follower: Follower, max_inputs: int, max_bytes: int, token: str = ""):
+    def __init__(self, follower: ChampionFollower, max_inputs: int, max_bytes: int, token: str = ""):
         self.follower, self.max_inputs, self.max_bytes, self.token = follower, max_inputs, max_bytes, token
         self.batcher = Batcher(lambda: follower.current)
 
@@ -320,7 +320,7 @@ def server(
     except (OSError, OverflowError) as error:
         raise ValueError(f"can't listen at {host}:{port} ({error}); give another --port") from None
     try:
-        service = Service(Follower(address, poll, say), max_inputs, max_bytes, token)
+        service = Service(ChampionFollower(address, poll, say), max_inputs, max_bytes, token)
     except BaseException:
         listener.close()
         raise
