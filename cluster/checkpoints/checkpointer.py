@@ -37,8 +37,11 @@ PATIENCE = 600.0
 """Seconds that rank 0 waits for the files of the others."""
 
 
-class Checkpoints:
-    """`gpt2.training.loop.Checkpoints` in a folder that all ranks reach: `step-00000100/` with a manifest each."""
+class Checkpointer:
+    """Saves and loads the checkpoints of one training, in a folder that all ranks reach.
+
+    Each is a folder such as `step-00000100/` with a manifest. It is what `gpt2.training.loop.fit` calls.
+    """
 
     def __init__(
         self,

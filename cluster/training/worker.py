@@ -70,7 +70,7 @@ def train(job: Job, cluster: ClusterConfig) -> None:
     prepare_environment(cluster.use_gpu, job.train.compile)
     import torch
 
-    from cluster.checkpoints.checkpointer import Checkpoints
+    from cluster.checkpoints.checkpointer import Checkpointer
     from cluster.checkpoints.files import Mirror
     from cluster.training.stopping import Watchdog
     from gpt2.training.engine import DTYPES
@@ -99,7 +99,7 @@ def train(job: Job, cluster: ClusterConfig) -> None:
             address, _, name = job.earlier.rpartition("/")
             earlier = Mirror(address, name, events)
         mirror = Mirror(cluster.checkpoint_url, output.name, events) if cluster.checkpoint_url else None
-        checkpoints = Checkpoints(
+        checkpoints = Checkpointer(
             output / "_checkpoints",
             job.train.keep_checkpoints,
             job.train.archive_every,

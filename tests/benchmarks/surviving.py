@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.checkpoints.checkpointer import Checkpoints
+from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.config import ClusterConfig
 from gpt2.model.config import ModelConfig
 from gpt2.training.config import TrainConfig
@@ -50,8 +50,8 @@ def measure(folder: Path) -> dict[str, float]:
         torch.distributed.barrier()
         return time.perf_counter() - began, calls
 
-    def saver(name: str, background: bool) -> Checkpoints:
-        made = Checkpoints(folder / name, 2, None, {}, Events(None), background=background)
+    def saver(name: str, background: bool) -> Checkpointer:
+        made = Checkpointer(folder / name, 2, None, {}, Events(None), background=background)
         made.load(engine)
         return made
 

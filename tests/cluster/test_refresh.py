@@ -11,7 +11,7 @@ from tests.gpt2.data.test_mixture import job_in
 
 def trained(job: Job, folder: Path, stage: int, stop_at: int | None = None) -> None:
     """Train, from the checkpoint in the folder if there is one, to the end or to that step."""
-    from cluster.checkpoints.checkpointer import Checkpoints
+    from cluster.checkpoints.checkpointer import Checkpointer
     from cluster.config import ClusterConfig
     from cluster.engine.deepspeed_engine import DeepSpeedEngine
     from cluster.training.worker import identity
@@ -23,7 +23,7 @@ def trained(job: Job, folder: Path, stage: int, stop_at: int | None = None) -> N
     parts = build(job)
     engine = DeepSpeedEngine(parts.module, job.train, ClusterConfig(zero_stage=stage))
     events = Events(folder if engine.rank == 0 else None)
-    checkpoints = Checkpoints(folder / "_checkpoints", 2, None, {"job": identity(job)}, events)
+    checkpoints = Checkpointer(folder / "_checkpoints", 2, None, {"job": identity(job)}, events)
     asked = iter(range(1, 1000))
     try:
         fit(

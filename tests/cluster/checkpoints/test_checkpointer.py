@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import cluster.checkpoints.checkpointer
 import gpt2.store.artifact
-from cluster.checkpoints.checkpointer import Checkpoints, retained
+from cluster.checkpoints.checkpointer import Checkpointer, retained
 from cluster.checkpoints.files import discard, verify
 from gpt2.training.guard import GaveUp
 from gpt2.training.journal import EVENTS, Events, read_journal
@@ -63,9 +63,9 @@ class Shares:
         self.value = int(values.pop())
 
 
-def checkpoints(folder: Path, keep: int = 2, header=HEADER, **options) -> Checkpoints:
+def checkpoints(folder: Path, keep: int = 2, header=HEADER, **options) -> Checkpointer:
     folder.mkdir(exist_ok=True)
-    return Checkpoints(folder / "_checkpoints", keep, None, header, Events(folder), **options)
+    return Checkpointer(folder / "_checkpoints", keep, None, header, Events(folder), **options)
 
 
 def save(folder: Path, step: int, keep: int = 2, loss: float | None = None) -> None:

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 import torch
 
-from cluster.checkpoints.checkpointer import Checkpoints
+from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.checkpoints.files import Mirror
 from gpt2.store.artifact import MANIFEST
 from gpt2.training.guard import GaveUp
@@ -66,13 +66,13 @@ class One(Shares):
         self.value = int(path.read_text()[:6])
 
 
-def checkpoints(folder: Path, url: str) -> Checkpoints:
+def checkpoints(folder: Path, url: str) -> Checkpointer:
     folder.mkdir(exist_ok=True)
     events = Events(folder)
-    return Checkpoints(folder / "_checkpoints", 2, None, ONE, events, mirror=Mirror(url, "run", events))
+    return Checkpointer(folder / "_checkpoints", 2, None, ONE, events, mirror=Mirror(url, "run", events))
 
 
-def save(folder: Path, url: str, *steps: int) -> Checkpoints:
+def save(folder: Path, url: str, *steps: int) -> Checkpointer:
     kept = checkpoints(folder, url)
     kept.load(One())
     for step in steps:
