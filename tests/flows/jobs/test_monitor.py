@@ -163,7 +163,7 @@ def test_an_emptied_inbox_changes_neither_drift_nor_what_the_page_says(tmp_path,
         monkeypatch.setattr(monitor, step, getattr(monitor, step).fn)
 
     def watched(examples: str = learned.id) -> str:
-        monkeypatch.setattr(monitor, "used", lambda address: replace(model, examples=examples))
+        monkeypatch.setattr(monitor, "resolve_model", lambda address: replace(model, examples=examples))
         result = monitor.watch(config, "")
         return result if isinstance(result, State) else result["drift"]
 
