@@ -18,29 +18,29 @@ LONGEST = 500
 """Characters of a line."""
 
 
-class Remarks(logging.Handler):
+class WarningForwarder(logging.Handler):
     """Tells warnings and errors, and the last line of a traceback that comes with one; the same line once a minute."""
 
     def __init__(self, events: Events, rank: int):
         super().__init__(logging.WARNING)
         self.events, self.rank = events, rank
-        self.begun, self.told, self.dropped = time.monotonic(), set[str](), 0
+        self.begun, self.seen, self.dropped = time.monotonic(), set[str](), 0
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # a remark is no reason to fail
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
                 text += f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-            self._tell(record.levelname.lower(), " ".join(text.split())[:LONGEST])
+            self._forward(record.levelname.lower(), " ".join(text.split())[:LONGEST])
 
-    def _tell(self, level: str, text: str) -> None:
+    def _forward(self, level: str, text: str) -> None:
         if time.monotonic() - self.begun > 60:
             self.flush_dropped()
-            self.begun, self.told = time.monotonic(), set()
-        if text in self.told or len(self.told) >= PER_MINUTE:
+            self.begun, self.seen = time.monotonic(), set()
+        if text in self.seen or len(self.seen) >= PER_MINUTE:
             self.dropped += 1
             return
-        self.told.add(text)
+        self.seen.add(text)
         self.events.tell("remark", rank=self.rank, level=level, text=text)
 
     def flush_dropped(self) -> None:
@@ -51,17 +51,17 @@ class Remarks(logging.Handler):
 
 
 @contextlib.contextmanager
-def told(events: Events, rank: int) -> Iterator[None]:
+def forwarded_warnings(events: Events, rank: int) -> Iterator[None]:
     """Around a worker's work: its warnings and errors are told."""
-    remarks = Remarks(events, rank)
+    forwarder = WarningForwarder(events, rank)
     logging.captureWarnings(True)
     root = logging.getLogger()
-    root.addHandler(remarks)
+    root.addHandler(forwarder)
     try:
         yield
     finally:
-        root.removeHandler(remarks)
-        remarks.flush_dropped()
+        root.removeHandler(forwarder)
+        forwarder.flush_dropped()
 
 
 def cause(error: BaseException) -> str:

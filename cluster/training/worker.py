@@ -13,7 +13,7 @@ from typing import Any
 import ray.train
 
 from cluster.config import ClusterConfig
-from cluster.training.failures import told
+from cluster.training.failures import forwarded_warnings
 from cluster.training.usage import Usage
 from gpt2.store.artifact import read_manifest
 from gpt2.store.model_files import MODEL
@@ -34,7 +34,10 @@ def work(config: dict[str, str]) -> None:
         return  # a rank said so before it failed; Ray has started us again to hear it
     rank = ray.train.get_context().get_world_rank()
     try:
-        with Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu), told(Events(output), rank):
+        with (
+            Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu),
+            forwarded_warnings(Events(output), rank),
+        ):
             train(job, cluster)
     except Preempted:
         if not (output / STOP).exists():

@@ -8,7 +8,7 @@ import pytest
 from cluster.config import ClusterConfig
 from cluster.connect import disconnect
 from cluster.training import stopping, usage
-from cluster.training.failures import PER_MINUTE, told
+from cluster.training.failures import PER_MINUTE, forwarded_warnings
 from cluster.training.follow import describe_event
 from cluster.training.launch import train
 from cluster.training.stopping import BudgetExceeded
@@ -83,7 +83,7 @@ def test_energy_counters_of_packages_add_up(tmp_path, monkeypatch):
 
 def test_remarks_come_with_the_rank_and_without_floods(tmp_path):
     logger = logging.getLogger("some.library")
-    with told(Events(tmp_path), 1):
+    with forwarded_warnings(Events(tmp_path), 1):
         logger.warning("the disk is slow")
         logger.info("nothing")
         try:
