@@ -145,9 +145,9 @@ class ChampionFollower(threading.Thread):
 
     def run(self) -> None:
         while not self.leave.wait(self.poll):
-            self.look()
+            self.follow_alias()
 
-    def look(self) -> None:
+    def follow_alias(self) -> None:
         """Where does the alias point? Take what it points at."""
         try:
             newest = exact(find(self.address))
