@@ -47,7 +47,7 @@ class Usage(threading.Thread):
         self.ended = threading.Event()
 
     def __enter__(self) -> Usage:
-        self.tell()
+        self.write_sample()
         self.start()
         return self
 
@@ -55,14 +55,14 @@ class Usage(threading.Thread):
         self.ended.set()
         self.join()
         with contextlib.suppress(OSError):  # the disk may be full, and what ends the work is told elsewhere
-            self.tell()
+            self.write_sample()
 
     def run(self) -> None:
         while not self.ended.wait(EVERY):
             with contextlib.suppress(OSError):
-                self.tell()
+                self.write_sample()
 
-    def tell(self) -> None:
+    def write_sample(self) -> None:
         append(self.path, self.sample())
 
     def sample(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_a_used_up_budget_stops_after_a_checkpoint_and_the_training_goes_on_late
 def test_system_metrics_are_named_as_mlflow_shows_them(tmp_path):
     with Usage(tmp_path, "rank3", cpus=1) as sampler:
         sum(i * i for i in range(300_000))
-        sampler.tell()
+        sampler.write_sample()
     first, second, *_ = read_journal(tmp_path / USAGE)
     found = metrics(second, first)
     assert found["system/rank3/cpu_utilization_percentage"] > 0
