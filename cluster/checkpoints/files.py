@@ -146,7 +146,7 @@ def export(path: Path, out: Path) -> None:
     parts = build(Job.model_validate(located(manifest["header"]["job"])))
     saved = Saved(path)
     for name, parameter in trained(parts.module):
-        parameter.data.copy_(saved.whole(MASTER, name, parameter.numel()).view_as(parameter))
+        parameter.data.copy_(saved.full(MASTER, name, parameter.numel()).view_as(parameter))
     out.mkdir(parents=True, exist_ok=True)
     parts.save(out)
 

@@ -52,7 +52,7 @@ class Saved:
         """What there is of a parameter."""
         return {kind for kind in (MASTER, *MOMENTS) for keys in self.keys if f"{kind}/{name}" in keys}
 
-    def whole(self, kind: str, name: str, size: int) -> Tensor:
+    def full(self, kind: str, name: str, size: int) -> Tensor:
         """All `size` fp32 values of a parameter or moment, flat; `ValueError` where some are missing."""
         whole, found = torch.empty(size, dtype=torch.float32), 0
         for file, state, present in zip(self.files, self.states, self.keys, strict=True):
@@ -139,7 +139,7 @@ class Fragments:
                         f"{', '.join(sorted(wanted))}; set optimizer.kind to what it was"
                     )
                 for kind, values in wanted.items():
-                    whole = saved.whole(kind, name, size)
+                    whole = saved.full(kind, name, size)
                     piece.of(values).copy_(whole[piece.start : piece.start + piece.count])
                     if kind == MASTER:
                         self._follow(parameter, piece, whole)
