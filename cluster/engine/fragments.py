@@ -77,7 +77,7 @@ class Piece:
     start: int
     count: int
 
-    def of(self, values: Tensor) -> Tensor:
+    def part_of(self, values: Tensor) -> Tensor:
         """Its part of values laid out as the tensor: those of a moment, say."""
         return values.view(-1)[self.place : self.place + self.count]
 
@@ -105,7 +105,7 @@ class Fragments:
             if piece.count and (self.stage or self.rank == 0):  # without ZeRO all have the same
                 starts[name] = piece.start
                 for kind, values in self._values(piece.flat).items():
-                    tensors[f"{kind}/{name}"] = piece.of(values).detach().to("cpu", copy=True)
+                    tensors[f"{kind}/{name}"] = piece.part_of(values).detach().to("cpu", copy=True)
         state = json.dumps({"step": step, "starts": starts, "scale": self._scale()})
         file = f"state-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
 
@@ -140,7 +140,7 @@ class Fragments:
                     )
                 for kind, values in wanted.items():
                     whole = saved.full(kind, name, size)
-                    piece.of(values).copy_(whole[piece.start : piece.start + piece.count])
+                    piece.part_of(values).copy_(whole[piece.start : piece.start + piece.count])
                     if kind == MASTER:
                         self._follow(parameter, piece, whole)
         for name in self._scale():

@@ -27,10 +27,10 @@ class Share:
     start: int
     count: int
 
-    def of(self, flat: Tensor) -> Tensor:
+    def part_of(self, flat: Tensor) -> Tensor:
         return flat[self.place : self.place + self.count]
 
-    def of_matrix(self, matrix: Tensor) -> Tensor:
+    def part_of_matrix(self, matrix: Tensor) -> Tensor:
         return matrix[self.start : self.start + self.count]
 
 
@@ -79,18 +79,18 @@ class Exchange:
                 and not (needed and self.alone[s.matrix] and holder != owner)
             ]
 
-        sent = [[s.of(held[s.flat]) for s in shares(self.rank, owner, True)] for owner in self.ranks]
+        sent = [[s.part_of(held[s.flat]) for s in shares(self.rank, owner, True)] for owner in self.ranks]
         wholes: dict[int, Tensor] = {}
         for share, values in self._exchange(sent, [shares(holder, self.rank, True) for holder in self.ranks]):
             if share.matrix not in wholes:
                 wholes[share.matrix] = values.new_empty(self.shapes[share.matrix].numel())
-            share.of_matrix(wholes[share.matrix]).copy_(values)
+            share.part_of_matrix(wholes[share.matrix]).copy_(values)
         for i, whole in wholes.items():
             wholes[i] = direction(whole.view(self.shapes[i]), parts).flatten()
-        sent = [[s.of_matrix(wholes[s.matrix]) for s in shares(holder, self.rank, False)] for holder in self.ranks]
+        sent = [[s.part_of_matrix(wholes[s.matrix]) for s in shares(holder, self.rank, False)] for holder in self.ranks]
         updates = {number: torch.zeros_like(momentum) for number, momentum in held.items()}
         for share, values in self._exchange(sent, [shares(self.rank, owner, False) for owner in self.ranks]):
-            share.of(updates[share.flat]).copy_(values)
+            share.part_of(updates[share.flat]).copy_(values)
         return [updates[n].view_as(parameter) for n, parameter in zip(numbers, parameters, strict=True)]
 
     def _exchange(self, sent: list[list[Tensor]], due: list[list[Share]]) -> Iterator[tuple[Share, Tensor]]:
