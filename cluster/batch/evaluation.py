@@ -35,7 +35,7 @@ Piece = tuple[str, np.ndarray | None]
 """A file of texts, and which of them are kept; all, where they are no documents."""
 
 
-def of_documents(tokens: Artifact, out: Path) -> dict[str, Any]:
+def document_contamination(tokens: Artifact, out: Path) -> dict[str, Any]:
     """Of the held-out documents of the text that the tokens were made from."""
     pieces, total = documents(tokens), tokens.info["validation_documents"]
     share = tokens.manifest["spec"]["validation_share"]
@@ -51,7 +51,7 @@ def of_documents(tokens: Artifact, out: Path) -> dict[str, Any]:
     return search(tokens, pieces, ids, texts, [], "document", total, out)
 
 
-def of_task(name: str, tokens: Artifact, examples: Artifact, out: Path) -> dict[str, Any]:
+def task_contamination(name: str, tokens: Artifact, examples: Artifact, out: Path) -> dict[str, Any]:
     """Of the task's test split, in the text that the tokens were made from and in the task's other examples."""
     kind = task(name)
     train, validation, test = (kind.texts(examples.path, split) for split in ("train", "validation", "test"))

@@ -36,8 +36,8 @@ def search(name: str, plan: Plan) -> Artifact:
     def build(out: Path) -> dict[str, Any]:
         tokens = store().require("tokens", plan.tokens.id)
         if name in plan.tasks:
-            return batch_evaluation.of_task(name, tokens, held_out(name, plan), out)
-        return batch_evaluation.of_documents(tokens, out)
+            return batch_evaluation.task_contamination(name, tokens, held_out(name, plan), out)
+        return batch_evaluation.document_contamination(tokens, out)
 
     return store().make(plan.of(name).contamination, build)
 
