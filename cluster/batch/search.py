@@ -46,7 +46,7 @@ def run(
     connect()
     parallel, cpus = shares(parallel, len(jobs), cluster)
     on_message(f"{len(jobs)} candidates, {parallel} at a time, {cpus:g} CPU cores each")
-    errors = tuned(jobs, steps, reduction, parallel, cpus, cluster.use_gpu, out / TUNE, on_message)
+    errors = run_tuner(jobs, steps, reduction, parallel, cpus, cluster.use_gpu, out / TUNE, on_message)
     curves = [Curve.read(Path(job.output)) for job in jobs]
     for number, error in errors.items():
         if not curves[number].ended:
@@ -83,14 +83,14 @@ def trainable(config: dict[str, Any]) -> None:
     """What Tune runs in each of its actors."""
     from ray import tune
 
-    def tell(step: int, loss: float) -> None:
+    def report(step: int, loss: float) -> None:
         tune.report({STEP: step, LOSS: loss})
 
     job = Job.model_validate_json(config["jobs"][config["number"]])
-    search.run(job, config["steps"], tell, config["device"], config["threads"])
+    search.run(job, config["steps"], report, config["device"], config["threads"])
 
 
-def tuned(
+def run_tuner(
     jobs: Sequence[Job],
     steps: int,
     reduction: int,
@@ -106,7 +106,7 @@ def tuned(
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    class Told(tune.Callback):
+    class TrialReporter(tune.Callback):
         """Tells how each candidate ended."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -143,30 +143,30 @@ def tuned(
             name="search",
             storage_path=str(folder),
             verbose=0,
-            callbacks=[Told()],
+            callbacks=[TrialReporter()],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
     return {
         result.config["number"]: str(result.error).strip().splitlines()[-1]
-        for result in aside(tuner.fit)
+        for result in in_thread(tuner.fit)
         if result.error is not None and result.config is not None
     }
 
 
-def aside(work: Callable[[], Any]) -> Any:
+def in_thread(work: Callable[[], Any]) -> Any:
     """What `work` returns, from a thread of its own: a signal ends the wait for it at once.
 
     In Ray's own waiting the exception of a handler becomes a `SystemError`, and Tune takes a Ctrl-C for the end of a
     search. The thread ends with the connection to Ray, or with this process.
     """
-    found: Future[Any] = Future()
+    result: Future[Any] = Future()
 
     def run() -> None:
         try:
-            found.set_result(work())
+            result.set_result(work())
         except BaseException as error:
-            found.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="search").start()
-    return found.result()
+    return result.result()
