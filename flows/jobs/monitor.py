@@ -35,35 +35,35 @@ from gpt2.monitoring.posts import present
 from gpt2.pages.html import CODE as PAGE
 from gpt2.store.artifact import Artifact, Key, digest
 
-TOLD_WITHIN = pd.Timedelta(days=7)
+ALERT_MAX_AGE = pd.Timedelta(days=7)
 """Alerts that began longer before the latest post are on the page, and no event: they are history."""
 Facts = dict[str, Any]
 
 
 def send_events(config: MonitorConfig, model: ResolvedModel, built: Artifact, page: Path) -> list[str]:
     """Send what was not sent before; returns the sentences of what was sent."""
-    told = json.loads(built.file("told.json").read_text())
-    recent = pd.Timestamp(told["latest"]) - TOLD_WITHIN
+    summary = json.loads(built.file("told.json").read_text())
+    recent = pd.Timestamp(summary["latest"]) - ALERT_MAX_AGE
     common = {"monitor": config.name, "version": model.address, "page": str(page)}
     sent = []
-    for alert in told["alerts"]:
+    for alert in summary["alerts"]:
         if pd.Timestamp(alert["start"]) >= recent:
             facts = {**common, **alert, "window": config.window}
             identity = {"monitor": config.name, "event": events.SENTIMENT, "topic": alert["topic"]}
             sent += once(Key("told", {**identity, "start": alert["start"]}), events.SENTIMENT, model, facts)
-    if told["compared"]:
-        sent += tell_drift(config, model, told, common)
+    if summary["compared"]:
+        sent += send_drift(config, model, summary, common)
     return sent
 
 
-def tell_drift(config: MonitorConfig, model: ResolvedModel, told: Facts, common: Facts) -> list[str]:
+def send_drift(config: MonitorConfig, model: ResolvedModel, summary: Facts, common: Facts) -> list[str]:
     """Send that posts have drifted: where a measure rises above the threshold, having been below it, and every
     `drift_again_days` while it stays there.
 
     Each record of what was told, or that nothing drifts any more, names the one before it, so that one that a killed
     run has sent and not kept is the same event when it is sent again.
     """
-    last, drifted = latest_record(config, model), sorted(told["drifted"])
+    last, drifted = latest_record(config, model), sorted(summary["drifted"])
     known = last.manifest["spec"]["drifted"] if last else []
     spec = {"version": model.address, "drifted": sorted({*drifted, *known}), "after": last.id if last else ""}
     key = Key(records(config), spec)
@@ -76,8 +76,8 @@ def tell_drift(config: MonitorConfig, model: ResolvedModel, told: Facts, common:
         return []
 
     def facts() -> Facts:
-        figures = {"drifted": told["drifted"], "threshold": config.drift_threshold}
-        return {**common, **figures, "text": " ".join(told["drift"]), "training": training_of(model)}
+        figures = {"drifted": summary["drifted"], "threshold": config.drift_threshold}
+        return {**common, **figures, "text": " ".join(summary["drift"]), "training": training_of(model)}
 
     return once(key, events.DRIFT, model, facts)
 
@@ -90,10 +90,10 @@ def records(config: MonitorConfig) -> str:
 def latest_record(config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
     """Of this version: the one that no other comes after."""
     folder = store().root / records(config)
-    found = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
-    mine = [made for made in found if made and made.manifest["spec"]["version"] == model.address]
-    followed = {made.manifest["spec"]["after"] for made in mine}
-    return next((made for made in mine if made.id not in followed), None)
+    all_records = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
+    own = [made for made in all_records if made and made.manifest["spec"]["version"] == model.address]
+    followed = {made.manifest["spec"]["after"] for made in own}
+    return next((made for made in own if made.id not in followed), None)
 
 
 def training_of(model: ResolvedModel) -> Facts:
@@ -184,9 +184,9 @@ def build_index(
     def build(out: Path) -> dict[str, Any]:
         table = index.aggregate(posts, config, until, model.address)
         table.to_parquet(out / "index.parquet", index=False)
-        found = index.alerts(table, config)
+        alerts = index.alerts(table, config)
         wanted = pd.DataFrame(
-            [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in found],
+            [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in alerts],
             columns=["topic", "start", "end"],
         )
         examples = list(monitoring_scored.examples_of(made, model.identity, wanted, EXAMPLES, config.abstain_below))
@@ -194,14 +194,14 @@ def build_index(
         usual = monitoring_scored.usual_undecided(config, known) if known else None
         cut = int(posts["cut"].eq(True).sum())
         page = Page(
-            config, model.address, model.metric, table, found, examples, drift, len(posts), troubles, note, usual, cut
+            config, model.address, model.metric, table, alerts, examples, drift, len(posts), troubles, note, usual, cut
         )
         (out / "page.html").write_text(render(page), "utf-8")
         (out / "page.md").write_text(markdown(page, str(page_path(config))), "utf-8")
-        told = {
+        summary = {
             "alerts": [
                 {**asdict(a), "start": a.start.isoformat(), "share": a.share, "text": a.sentence(config.window)}
-                for a in found
+                for a in alerts
             ],
             "compared": bool(page.drift),
             "drifted": {d.measure: round(d.psi, 3) for d in page.drifted},
@@ -209,9 +209,9 @@ def build_index(
             "undecided": undecided(page)[0],
             "latest": min(latest, until + index.STEP[config.window]).isoformat(),
         }
-        (out / "told.json").write_text(json.dumps(told, indent=1))
+        (out / "told.json").write_text(json.dumps(summary, indent=1))
         left = int((posts["confidence"] < config.abstain_below).sum())
-        return {"posts": len(posts), "undecided": left, "topics": table["topic"].nunique(), "alerts": len(found)}
+        return {"posts": len(posts), "undecided": left, "topics": table["topic"].nunique(), "alerts": len(alerts)}
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring_scored.contents(made), "model": model.identity, "troubles": digest(troubles)}
@@ -225,7 +225,7 @@ def page_path(config: MonitorConfig) -> Path:
 
 
 @task(name="tell")
-def tell(config: MonitorConfig, model: ResolvedModel, built: Artifact) -> list[str]:
+def report_events(config: MonitorConfig, model: ResolvedModel, built: Artifact) -> list[str]:
     """Send the events that were not sent before."""
     return send_events(config, model, built, page_path(config))
 
@@ -268,16 +268,16 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
         key=slug(f"monitor-{config.name}"),
         description=f"Sentiment of {config.name}",
     )
-    sent = tell(config, model, built)
+    sent = report_events(config, model, built)
     monitoring_scored.compact(store(), config, say)
     a_day_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
     monitoring_scored.keep_latest(store(), built, a_day_ago)
     said = f"{new:,} new posts" if new else "no new posts"
     left = f", {built.info['undecided']:,} of them undecided" if config.abstain_below else ""
     say(f"{said}; {built.info['posts']:,} in all{left}; alerts: {built.info['alerts']}; the page is {path}")
-    told = json.loads(built.file("told.json").read_text())
+    summary = json.loads(built.file("told.json").read_text())
     return {
-        "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in told["alerts"]],
-        "drift": told["drift"], "undecided": told["undecided"], "told": sent,
+        "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in summary["alerts"]],
+        "drift": summary["drift"], "undecided": summary["undecided"], "told": sent,
         "page": str(path), "index": str(built.path), "model": model.address,
     }  # fmt: skip

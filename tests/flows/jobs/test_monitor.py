@@ -158,7 +158,7 @@ def test_an_emptied_inbox_changes_neither_drift_nor_what_the_page_says(tmp_path,
     learned = store().make(Key("sentiment-examples"), examples)
     model = resolve_model(str(model_folder(tmp_path / "model")))
     monkeypatch.setattr(monitor, "show", lambda *arguments, **more: None)
-    monkeypatch.setattr(monitor, "tell", lambda config, model, built: [])
+    monkeypatch.setattr(monitor, "report_events", lambda config, model, built: [])
     for step in ("read_posts", "score_posts", "build_index"):  # as Prefect runs them, without its server
         monkeypatch.setattr(monitor, step, getattr(monitor, step).fn)
 
