@@ -112,9 +112,9 @@ def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[],
     if store().find(key):
         return []
     facts = facts() if callable(facts) else facts
-    events.of_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
+    events.emit_for_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
     say(f"{event}: {facts['text']}")
-    if not events.sent():
+    if not events.wait_until_sent():
         say(f"{event}: Prefect does not take it now; the next run tells it again")
         return []
 

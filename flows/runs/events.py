@@ -30,23 +30,23 @@ DRIFT: Literal["gpt2.sentiment.drift"] = "gpt2.sentiment.drift"
 EVENTS = (PROMOTED, REFUSED, RESTARTED, BUDGET, SENTIMENT, DRIFT)
 
 
-def of_model(event: str, name: str, id: UUID | None = None, **payload: Any) -> None:
+def emit_for_model(event: str, name: str, id: UUID | None = None, **payload: Any) -> None:
     """Tell what happened to a registered model, `gpt2-sentiment` for instance. What is told again under the same `id`
     is the same event."""
-    tell(event, f"gpt2.model.{name}", name, payload, id)
+    emit(event, f"gpt2.model.{name}", name, payload, id)
 
 
-def of_training(event: str, name: str, **payload: Any) -> None:
+def emit_for_training(event: str, name: str, **payload: Any) -> None:
     """Tell what happened to a training, `base` for instance."""
-    tell(event, f"gpt2.training.{name}", name, payload)
+    emit(event, f"gpt2.training.{name}", name, payload)
 
 
-def tell(event: str, resource: str, name: str, payload: dict[str, Any], id: UUID | None = None) -> None:
+def emit(event: str, resource: str, name: str, payload: dict[str, Any], id: UUID | None = None) -> None:
     """Hand the event to Prefect's thread, which sends it: whoever tells does not wait."""
     emit_event(event, {"prefect.resource.id": resource, "prefect.resource.name": name}, payload=payload, id=id)
 
 
-def sent(seconds: float = 120) -> bool:
+def wait_until_sent(seconds: float = 120) -> bool:
     """Wait until all events that were told are sent; False where the server does not take them in time."""
     worker = EventsWorker.instance()
     waiting = threading.Thread(target=worker.wait_until_empty, daemon=True)

@@ -73,4 +73,4 @@ def cost_tags(model: Artifact) -> dict[str, str]:
 def announce(name: str, version: int, promoted: bool, reasons: Sequence[str]) -> None:
     """Tell Prefect what the gate decided."""
     event = events.PROMOTED if promoted else events.REFUSED
-    events.of_model(event, name, version=version, reasons="; ".join(reasons), url=version_url(name, version))
+    events.emit_for_model(event, name, version=version, reasons="; ".join(reasons), url=version_url(name, version))

@@ -150,7 +150,7 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) ->
             on_record, on_usage = recorder(job.name, run, sender), system_recorder(cluster, run, sender)
             journal = train(job, cluster, on_record, speaker(), on_usage, budget)
     except BudgetExceeded as error:
-        events.of_training(events.BUDGET, job.name, reason=str(error))
+        events.emit_for_training(events.BUDGET, job.name, reason=str(error))
         raise
     told = account(journal, read_journal(output / EVENTS))
     tell(job.name, told, run)
@@ -237,7 +237,7 @@ def announcer(name: str) -> Callable[[dict[str, Any]], None]:
         if event["event"] in ("failure", "hang"):
             failures.append(event)
         elif event["event"] == "begin" and failures:
-            context.run(events.of_training, events.RESTARTED, name, cause=describe_failure(failures[0]))
+            context.run(events.emit_for_training, events.RESTARTED, name, cause=describe_failure(failures[0]))
             failures.clear()
 
     return announce

@@ -21,8 +21,8 @@ class Told:
     def __init__(self, folder, monkeypatch):
         self.folder, self.ids, self.taken = folder, [], True
         monkeypatch.setenv("GPT2_HOME", str(folder / "home"))
-        monkeypatch.setattr(monitor.events, "of_model", lambda event, name, id, **facts: self.ids.append(id))
-        monkeypatch.setattr(monitor.events, "sent", lambda: self.taken)
+        monkeypatch.setattr(monitor.events, "emit_for_model", lambda event, name, id, **facts: self.ids.append(id))
+        monkeypatch.setattr(monitor.events, "wait_until_sent", lambda: self.taken)
 
     def run(self, *drifted: str, model: int = 0, compared: bool = True, config: MonitorConfig = MonitorConfig()) -> int:  # noqa: B008
         """The number of events of one run."""
