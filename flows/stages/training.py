@@ -152,10 +152,10 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) ->
     except BudgetExceeded as error:
         events.emit_for_training(events.BUDGET, job.name, reason=str(error))
         raise
-    told = account(journal, read_journal(output / EVENTS))
-    tell(job.name, told, run)
-    took = cost(read_journal(output / USAGE), journal, budget)
-    say(f"{job.name}: took {took}")
+    times = account(journal, read_journal(output / EVENTS))
+    publish_account(job.name, times, run)
+    expense = cost(read_journal(output / USAGE), journal, budget)
+    say(f"{job.name}: took {expense}")
     with tempfile.TemporaryDirectory() as folder:
         run.files(draw(journal, Path(folder)))
     last: dict[str, Any] = {}
@@ -168,38 +168,38 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) ->
         "validation_loss": last["validation_loss"],
         "tokens_per_second": sorted(rates)[len(rates) // 2],
         "peak_share": last.get("peak_share", 0.0),
-        **told.metrics(),
-        **took.metrics(),
-        **({"currency": took.currency} if took.money is not None else {}),
+        **times.metrics(),
+        **expense.metrics(),
+        **({"currency": expense.currency} if expense.money is not None else {}),
     }
 
 
-def tell(name: str, told: Account, run: Run) -> None:
+def publish_account(name: str, times: Account, run: Run) -> None:
     """Where the time of a training went, in the log, in MLflow and as a page of the Prefect run."""
-    restarts = f", {len(told.restarts)} restarts" if told.restarts else ""
-    say(f"{name}: {told.goodput:.0%} of {told.wall:.0f} s went into steps that count{restarts}")
-    for restart in told.restarts:
+    restarts = f", {len(times.restarts)} restarts" if times.restarts else ""
+    say(f"{name}: {times.goodput:.0%} of {times.wall:.0f} s went into steps that count{restarts}")
+    for restart in times.restarts:
         say(f"{name}: restarted at {clock(restart.time)} after {restart.cause}: {restart.seconds:.0f} s lost")
-    text = page(name, told)
+    text = page(name, times)
     run.text(text, "time.md")
     description = f"Where the time of training {name} went"
     show(create_markdown_artifact, markdown=text, key=slug(f"time-of-{name}"), description=description)
 
 
-def page(name: str, told: Account) -> str:
-    """The account as Markdown."""
-    useful = told.wall * told.goodput
-    rows = [("steps that count", useful), *((what, s) for what, s in told.lost.items() if s >= 0.05)]
-    lines = [f"# {name}: goodput {told.goodput:.0%}", "", "| time spent | s | share |", "|---|---|---|"]
-    lines += [f"| {what} | {seconds:.1f} | {seconds / max(told.wall, 1e-9):.0%} |" for what, seconds in rows]
-    if told.restarts:
+def page(name: str, times: Account) -> str:
+    """Return the account as Markdown."""
+    useful = times.wall * times.goodput
+    rows = [("steps that count", useful), *((what, s) for what, s in times.lost.items() if s >= 0.05)]
+    lines = [f"# {name}: goodput {times.goodput:.0%}", "", "| time spent | s | share |", "|---|---|---|"]
+    lines += [f"| {what} | {seconds:.1f} | {seconds / max(times.wall, 1e-9):.0%} |" for what, seconds in rows]
+    if times.restarts:
         lines += ["", "| restart | cause | noticed after | workers back | state loaded | steps again | lost |"]
         lines += ["|---|---|---|---|---|---|---|"]
-        for r in told.restarts:
+        for r in times.restarts:
             parts = [f"{v:.1f} s" for v in (r.detect, r.restart, r.reload, r.recompute, r.seconds)]
             lines.append(f"| {clock(r.time)} | {r.cause} | " + " | ".join(parts) + " |")
-    if told.bad_steps:
-        lines += ["", f"{told.bad_steps} steps were left out because of their gradient."]
+    if times.bad_steps:
+        lines += ["", f"{times.bad_steps} steps were left out because of their gradient."]
     return "\n".join(lines) + "\n"
 
 
@@ -212,7 +212,7 @@ def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], 
     """Takes a journal's records: a line in the log, metrics to MLflow. A continued run goes on where it stopped."""
     logged = {"loss": run.last_step("loss"), "validation_loss": run.last_step("validation_loss")}
 
-    tell = speaker()
+    log = speaker()
 
     def record(entry: dict[str, Any]) -> None:
         kind = "validation_loss" if "validation_loss" in entry else "loss"
@@ -221,7 +221,7 @@ def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], 
         values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum comes at the end
         sender.put(values, entry["step"], entry.get("time"))
         if text := describe(name, entry):
-            tell(text)
+            log(text)
 
     return record
 
