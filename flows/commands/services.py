@@ -103,7 +103,7 @@ def run(choice: Choice, at_once: int | None, limit: int | None) -> None:
             group.start(worker(limit))
             group.wait("worker", START_SECONDS)
             group.write(ready=True)
-            tell(deployments)
+            print_addresses(deployments)
             while True:
                 time.sleep(1)
                 group.mend(lambda message: out.print(f"{time.strftime('%H:%M:%S')} {message}"))
@@ -193,7 +193,7 @@ def importing(at_once: int | None) -> Any:
     return register
 
 
-def tell(deployments: Sequence[str]) -> None:
+def print_addresses(deployments: Sequence[str]) -> None:
     """The addresses, what to press first, how to stop."""
     ui = os.environ.get("PREFECT_UI_URL") or os.environ["PREFECT_API_URL"].removesuffix("/api")
     state = last_state() or {"services": [], "secrets": {}, "environment": {}}
