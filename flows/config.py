@@ -94,7 +94,9 @@ class PipelineConfig(Settings):
         known = dict.fromkeys(b for kind in (BASE, *tasks().values()) for b in kind.baselines)
         for name in self.gate.must_beat:
             if name not in known:
-                raise ValueError(f"gate.must_beat={name!r} is no baseline of any model{near(name, list(known))}")
+                raise ValueError(
+                    f"gate.must_beat={name!r} is no baseline of any model{did_you_mean(name, list(known))}"
+                )
         return self
 
     def task_settings(self, enabled_only: bool = True) -> dict[str, TaskSettings]:
@@ -133,7 +135,7 @@ def preset_names() -> list[str]:
 def resolve(preset: str = "laptop", file: Path | None = None, changes: Sequence[str] = ()) -> PipelineConfig:
     """The preset, changed by a YAML file, changed by `a.b=value` items; `InvalidConfig` says what is wrong."""
     if preset not in preset_names():
-        raise InvalidConfig(f"there is no preset {preset!r}{near(preset, preset_names())}")
+        raise InvalidConfig(f"there is no preset {preset!r}{did_you_mean(preset, preset_names())}")
     values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
     if file is not None:
         values = merged(values, read_yaml(file))
@@ -209,7 +211,7 @@ def explain(error: ValidationError, schema: type[BaseModel] = PipelineConfig) ->
         path = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(
-                f"{path}: there is no such setting{near(str(item['loc'][-1]), fields_at(item['loc'][:-1], schema))}"
+                f"{path}: there is no such setting{did_you_mean(str(item['loc'][-1]), fields_at(item['loc'][:-1], schema))}"
             )
             continue
         message = item["msg"].removeprefix("Value error, ")
@@ -235,7 +237,7 @@ def fields_at(location: Sequence[str | int], schema: type[BaseModel]) -> list[st
     return list(getattr(model, "model_fields", {}))
 
 
-def near(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     """A hint: the closest known name, else all of them."""
     close = difflib.get_close_matches(name, known, n=1)
     if close:

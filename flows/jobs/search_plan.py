@@ -12,7 +12,16 @@ from pydantic import BaseModel, Field, field_validator
 
 from cluster.home import store
 from cluster.registry.lineage import Lineage
-from flows.config import InvalidConfig, PipelineConfig, merged, near, parse_change, preset_names, resolve, validate
+from flows.config import (
+    InvalidConfig,
+    PipelineConfig,
+    did_you_mean,
+    merged,
+    parse_change,
+    preset_names,
+    resolve,
+    validate,
+)
 from flows.jobs.own_data_plan import CHAMPION, fitting, plan_of, pretrained
 from flows.jobs.refresh_plan import like
 from flows.plan import Plan
@@ -135,7 +144,7 @@ def type_at(path: str, name: str) -> Any:
     for part in path.split("."):
         fields = getattr(model, "model_fields", {})
         if part not in fields:
-            raise InvalidConfig(f"{where}: there is no such setting{near(part, list(fields))}")
+            raise InvalidConfig(f"{where}: there is no such setting{did_you_mean(part, list(fields))}")
         extra, model = fields[part].json_schema_extra, fields[part].annotation
         if isinstance(extra, dict) and extra.get("identity") is False:
             raise InvalidConfig(f"{where} does not change what is learned; leave it out")
