@@ -206,7 +206,7 @@ def expand_all(sources: list[str]) -> list[str]:
     return found
 
 
-def whole(place: str) -> str:
+def absolute_place(place: str) -> str:
     """The same file or folder, whatever the working directory is; addresses and samples as they are."""
     return place if ":" in place else str(Path(place).absolute())
 

@@ -19,7 +19,7 @@ from cluster.home import store
 from cluster.registry.lineage import Lineage, registered_lineage
 from flows.config import PipelineConfig, merged, resolve, validate
 from flows.jobs.refresh_plan import like
-from flows.plan import DEDUPLICATING, Plan, base_keys, whole
+from flows.plan import DEDUPLICATING, Plan, absolute_place, base_keys
 from flows.stage_code import ENCODING
 from flows.stages.provenance import IMPORT
 from gpt2.data.config import CanaryConfig, CorpusConfig, TokenizerConfig
@@ -100,7 +100,7 @@ class ImportPlan:
     def source(self) -> str:
         """For people: where it came from, exactly."""
         place = self.config.source
-        return whole(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
+        return absolute_place(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
 
     @cached_property
     def plan(self) -> Plan:

@@ -21,12 +21,12 @@ from flows.plan import (
     ExistingKey,
     ModelKeys,
     Plan,
+    absolute_place,
     base_keys,
     make_plan,
     registered_before,
     task_identity,
     task_keys,
-    whole,
 )
 from gpt2.data.samples import PREFIX
 from gpt2.settings import Settings
@@ -91,7 +91,7 @@ class OwnDataConfig(Settings):
     def asked(self) -> dict[str, Any]:
         """What was asked for, as it can be asked for again from anywhere."""
         values = self.model_dump(mode="json") | {"name": self.registered_as()}
-        places = {what: whole(values[what]) for what in ("source", "interactions") if what in values}
+        places = {what: absolute_place(values[what]) for what in ("source", "interactions") if what in values}
         return {"flow": self.flow, "config": values | places}
 
     @field_validator("tasks")

@@ -11,7 +11,7 @@ from cluster.registry import download
 from cluster.registry.lineage import IMPORTED
 from cluster.tracking.environment import numerical_environment
 from flows.config import PipelineConfig
-from flows.plan import Plan, whole
+from flows.plan import Plan, absolute_place
 from flows.runs.stage import commit_tag
 from gpt2.data.canaries import PLANTED
 from gpt2.evaluation.model_card import NAME as CARD
@@ -44,10 +44,12 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
     """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
-    given: dict[str, Any] = {"sources": [whole(source) for source in config.corpus.sources]} if plan.sources else {}
+    given: dict[str, Any] = (
+        {"sources": [absolute_place(source) for source in config.corpus.sources]} if plan.sources else {}
+    )
     given |= {"asked": dict(plan.asked)} if plan.asked else {}
     for other, own in config.task_settings(enabled_only=False).items():
-        places = {what: whole(place) for what, place in own.sources().items()}
+        places = {what: absolute_place(place) for what, place in own.sources().items()}
         settings["tasks"][other] |= {"enabled": other == name, **places}
     stages = [
         {"what": what, "kind": k.kind, "id": k.id, "inputs": dict(k.inputs), "code": code_version(*k.code)}
