@@ -88,7 +88,7 @@ class OwnDataConfig(Settings):
             raise InvalidConfig(f"name = {self.name!r}: gpt2-{self.name} is another kind of model; choose another")
         return self.name
 
-    def asked(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """What was asked for, as it can be asked for again from anywhere."""
         values = self.model_dump(mode="json") | {"name": self.registered_as()}
         places = {what: absolute_place(values[what]) for what in ("source", "interactions") if what in values}
@@ -166,7 +166,7 @@ class OwnDataPlan:
     @cached_property
     def plan(self) -> Plan:
         """The keys of all artifacts; `InvalidConfig` where a file can't be read."""
-        return plan_of(self.settings, self.base, self.config.asked())
+        return plan_of(self.settings, self.base, self.config.request())
 
     @property
     def keys(self) -> ModelKeys:

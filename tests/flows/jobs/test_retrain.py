@@ -66,7 +66,7 @@ def test_a_learners_settings_are_those_that_were_asked_for(text, small_data, tmp
         own = OwnDataPlan(config, base, 300)
         settings, plan = own.settings, own.plan
         with pytest.raises(InvalidConfig, match=r"name = 'base'"):
-            config.model_copy(update={"name": "base"}).asked()
+            config.model_copy(update={"name": "base"}).request()
     how = RetrainPlan.of(version(tmp_path, "asked", settings, plan))
     assert how.flow == "train-classifier"
     assert how.learner() == config.model_copy(update={"name": "mine", "source": str(tmp_path / "mine.csv")})
