@@ -122,9 +122,9 @@ def verdict(model_uri: str, *, output: Path | None = None):
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
         output: a file for the page: the verdict, and the report with the champion beside the model.
     """
-    from flows.stages.gate import again
+    from flows.stages.gate import recompute_verdict
 
-    found = again(model_uri, output)
+    found = recompute_verdict(model_uri, output)
     beside = f", beside version {found['champion']}" if found["champion"] else ""
     stands = "promoted" if found["promote"] else "not promoted"
     out.print(f"{found['model']} version {found['version']}{beside}: {stands}", highlight=False)
@@ -163,9 +163,9 @@ def reproduce(model_uri: str, *, folder: Path | None = None):
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
         folder: the fresh home, a new or empty folder; kept. Without it a temporary one is used and removed.
     """
-    from flows.jobs.reproduce import reproduce as again
+    from flows.jobs.reproduce import reproduce as make_again
 
-    if not again(model_uri, folder, lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True)):
+    if not make_again(model_uri, folder, lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True)):
         sys.exit(1)
 
 

@@ -130,7 +130,7 @@ def publish(version: Any) -> None:
     show(create_markdown_artifact, markdown=text, key=key, description=description)
 
 
-def again(address: str, out: Path | None = None) -> dict[str, Any]:
+def recompute_verdict(address: str, out: Path | None = None) -> dict[str, Any]:
     """The verdict on a version, computed again from the predictions that are kept with it; its page goes to `out`.
 
     `ValueError` where the version has none, or the stored one does not follow from them.
