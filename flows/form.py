@@ -30,19 +30,19 @@ MAIN = {
 GATE = {name: f"gate.{name}" for name in GateConfig.model_fields}
 
 
-def of_schema(path: str) -> tuple[Any, Any]:
+def optional_field(path: str) -> tuple[Any, Any]:
     """A field that may be left empty, with the type, bounds and description of the setting at `path`."""
     model: Any = PipelineConfig
     for part in path.split("."):
         field = model.model_fields[part]
         model = field.annotation
-    of: Any = field.annotation
-    if type(None) in get_args(of):
-        of = next(t for t in get_args(of) if t is not type(None))
-    if of is bool:
-        of = Literal["yes", "no"]  # the form sends a switch that nobody touched as off
+    kind: Any = field.annotation
+    if type(None) in get_args(kind):
+        kind = next(t for t in get_args(kind) if t is not type(None))
+    if kind is bool:
+        kind = Literal["yes", "no"]  # the form sends a switch that nobody touched as off
     description = f"{field.description} Sets `{path}`; empty: as in the preset."
-    bounded: Any = Annotated[of, *field.metadata] if field.metadata else of
+    bounded: Any = Annotated[kind, *field.metadata] if field.metadata else kind
     return bounded | None, Field(None, description=description)
 
 
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     Gate = Settings
 else:
     Preset = Literal[tuple(preset_names())]
-    Main = create_model("Main", __base__=Filled, **{name: of_schema(path) for name, path in MAIN.items()})
+    Main = create_model("Main", __base__=Filled, **{name: optional_field(path) for name, path in MAIN.items()})
     Main.__doc__ = "Settings that are changed most; what is left empty is as in the preset."
-    Gate = create_model("Gate", __base__=Filled, **{name: of_schema(path) for name, path in GATE.items()})
+    Gate = create_model("Gate", __base__=Filled, **{name: optional_field(path) for name, path in GATE.items()})
     Gate.__doc__ = "What a model must show to become the champion; what is left empty is as in the preset."
 
 
