@@ -22,7 +22,7 @@ from flows.runs.stage import say
 TRAINING = "training"
 
 
-def me() -> dict[str, Any]:
+def holder_facts() -> dict[str, Any]:
     """Who holds a claim, for those who would like it."""
     return {
         "run": flow_run.name or f"process {os.getpid()}",
@@ -47,7 +47,7 @@ def claim(name: str) -> Iterator[dict[str, Any] | None]:
             yield {"run": "another run", "url": "", "id": ""}  # it has not yet written who it is
             return
         handle.truncate(0)
-        handle.write(json.dumps(me()))
+        handle.write(json.dumps(holder_facts()))
         handle.flush()
         yield None
 
@@ -55,13 +55,13 @@ def claim(name: str) -> Iterator[dict[str, Any] | None]:
 @contextlib.contextmanager
 def turn(name: str = TRAINING) -> Iterator[None]:
     """Hold `name` for a while, after those who want it too; says whom it waits for."""
-    told = None
+    announced = None
     while True:
         with claim(name) as holder:
             if holder is None:
                 yield
                 return
-        if holder != told:
+        if holder != announced:
             say(f"waiting for {holder['run']}: one training at a time {holder['url']}".rstrip())
-            told = holder
+            announced = holder
         time.sleep(1)
