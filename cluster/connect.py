@@ -78,8 +78,8 @@ def start_local(**options: Any) -> subprocess.Popen:
 def end_agents_with_this_process() -> subprocess.Popen:
     """Ray's agents outlive a killed driver by a minute, which they spend reporting to a head that is gone: a shell
     that waits for this process's end, however it comes, ends them. It lasts as long as the result is held."""
-    found = [c for raylet in psutil.Process().children() if raylet.name() == "raylet" for c in raylet.children()]
-    agents = [str(c.pid) for c in found if "agent" in " ".join(c.cmdline()).lower()]
+    children = [c for raylet in psutil.Process().children() if raylet.name() == "raylet" for c in raylet.children()]
+    agents = [str(c.pid) for c in children if "agent" in " ".join(c.cmdline()).lower()]
     script = 'read _; sleep 5; for p in "$@"; do grep -qi agent /proc/$p/cmdline && kill -9 $p; done'
     return subprocess.Popen(
         ["sh", "-c", script, "agents", *agents],

@@ -23,10 +23,10 @@ def path(name: str) -> Path:
 
 def keep(name: str, text: str) -> Path:
     """Write the page of that name, whole or not at all; returns its path, which stays the same."""
-    found = path(name)
-    found.parent.mkdir(exist_ok=True)
-    write_atomically(found, text.encode())
-    return found
+    page = path(name)
+    page.parent.mkdir(exist_ok=True)
+    write_atomically(page, text.encode())
+    return page
 
 
 # Ray's sockets lie at most this much deeper than its temporary folder (the dashboard's are the deepest, with a process

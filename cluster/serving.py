@@ -122,12 +122,12 @@ def compute(model: LoadedModel, requests: Sequence[Waiting]) -> list[list[dict[s
         if len(requests) == 1:
             return [error]
         return [outcome for request in requests for outcome in compute(model, [request])]
-    found: list[list[dict[str, Any]] | Exception] = []
+    outcomes: list[list[dict[str, Any]] | Exception] = []
     for request in requests:
         count = len(request.inputs)
-        found.append(rows[:count])
+        outcomes.append(rows[:count])
         rows = rows[count:]
-    return found
+    return outcomes
 
 
 class ChampionFollower(threading.Thread):
@@ -224,8 +224,8 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """200 while a model answers; `trouble` tells why a newer one does not."""
-        told = {"status": "ok", **identity(self.follower.current), "waiting": self.batcher.waiting}
-        return JSONResponse(told | {"trouble": self.follower.trouble or None})
+        facts = {"status": "ok", **identity(self.follower.current), "waiting": self.batcher.waiting}
+        return JSONResponse(facts | {"trouble": self.follower.trouble or None})
 
     async def predict(self, request: Request) -> Response:
         """`{"inputs": [...], "params": {...}}` to the model's name and version, and a prediction per input."""

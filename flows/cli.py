@@ -42,15 +42,15 @@ for job in (scheduled.monitor, scheduled.recommend, *LEARNERS, search.search, be
     app.command(job)
 app.command(own_data.import_weights, name="import")
 
-SERVICES = {  # told here, so that help need not load them
+SERVICES = {  # the help stands here, so that showing it need not import the module
     "up": "Start Prefect with its UI and a worker, MLflow and Ray, and keep them running.\n\n"
     "What PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS names is used, not started. Ctrl-C or `gpt2 down` stops "
     "everything that this started and nothing else.",
     "down": "Stop what up started: runs first, which save and can go on later, then the services.",
     "status": "Show the services of up: address, whether each answers, log.",
 }
-for name, told in SERVICES.items():
-    app.command(f"flows.commands.services:{name}", name=name, help=told)
+for name, text in SERVICES.items():
+    app.command(f"flows.commands.services:{name}", name=name, help=text)
 
 checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
 app.command(checkpoints)

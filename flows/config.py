@@ -210,9 +210,8 @@ def explain(error: ValidationError, schema: type[BaseModel] = PipelineConfig) ->
     for item in error.errors():
         path = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(
-                f"{path}: there is no such setting{did_you_mean(str(item['loc'][-1]), fields_at(item['loc'][:-1], schema))}"
-            )
+            hint = did_you_mean(str(item["loc"][-1]), fields_at(item["loc"][:-1], schema))
+            lines.append(f"{path}: there is no such setting{hint}")
             continue
         message = item["msg"].removeprefix("Value error, ")
         value = item["input"]

@@ -195,15 +195,15 @@ def teacher_id(name: str, teacher: str, registered: str) -> str:
 
 def expand_all(sources: list[str]) -> list[str]:
     """Files of all sources; samples stay names."""
-    found: list[str] = []
+    expanded: list[str] = []
     for source in sources:
         try:
-            found += [source] if source.startswith("sample:") else expand([source])
+            expanded += [source] if source.startswith("sample:") else expand([source])
             if source.startswith("sample:"):
                 data_samples.identity(source.removeprefix("sample:"))
         except ValueError as error:
             raise InvalidConfig(f"corpus.sources: {error}") from None
-    return found
+    return expanded
 
 
 def absolute_place(place: str) -> str:
@@ -232,8 +232,8 @@ def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
     from cluster.registry import versions as registry_versions  # MLflow: only when there is a registry to ask
 
     keys = {keys.registered: keys.model for keys in plan.models.values()}
-    found = [registry_versions.by_artifact(name, key.id) for name, key in keys.items()]
-    versions = [version for version in found if version and registry_versions.judged(version)]
+    matching = [registry_versions.by_artifact(name, key.id) for name, key in keys.items()]
+    versions = [version for version in matching if version and registry_versions.judged(version)]
     return [registry_versions.row(version) for version in versions] if len(versions) == len(keys) else None
 
 

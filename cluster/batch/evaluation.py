@@ -63,13 +63,13 @@ def documents(tokens: Artifact) -> list[tuple[Path, np.ndarray]]:
     """(piece, which of its documents are kept) of all text that the tokens hold; `DamagedArtifact` where some is
     gone."""
     root = Store(tokens.path.parent.parent)
-    found: list[tuple[Path, np.ndarray]] = []
+    masked: list[tuple[Path, np.ndarray]] = []
     for part in ancestors(root, tokens):
         corpus = wanted(root, "corpus", part.manifest["inputs"]["corpus"], part)
         ids = [id for name, id in sorted(corpus.manifest["inputs"].items()) if name != PARENT]
         pieces = [piece for id in ids for piece in pieces_of(wanted(root, "documents", id, corpus))]
-        found += zip(pieces, kept_masks(corpus), strict=True)
-    return found
+        masked += zip(pieces, kept_masks(corpus), strict=True)
+    return masked
 
 
 def search(
@@ -92,7 +92,7 @@ def search(
     if others:
         pq.write_table(pa.table({"text": pa.array(others, pa.string())}), out / OTHERS)
         calls.append((path, contamination.OTHERS, [(str(out / OTHERS), None)], share))
-    hits = [hit for found in spread(search_one, calls) for hit in found] if texts else []
+    hits = [hit for batch in spread(search_one, calls) for hit in batch] if texts else []
     facts = contamination.summary(ids, texts, hits, unit, total)
     contamination.write(facts, out)
     return {"units": facts["units"], "contaminated": len(facts["contaminated"]), contamination.METRIC: facts["share"]}
@@ -101,12 +101,12 @@ def search(
 def search_one(units: str, source: str, pieces: Sequence[Piece], share: float) -> list[tuple[str, Hit]]:
     """On a worker: what these pieces' training texts have."""
     index = Index(pq.read_table(units).column("text").to_pylist())
-    found: dict[tuple[int, str], Hit] = {}
+    hits: dict[tuple[int, str], Hit] = {}
     for path, keep in pieces:
         for texts in training_texts(Path(path), keep, share):
             for hit in index.search(texts):
-                found.setdefault(hit[:2], hit)
-    return [(source, hit) for hit in found.values()]
+                hits.setdefault(hit[:2], hit)
+    return [(source, hit) for hit in hits.values()]
 
 
 def training_texts(path: Path, keep: np.ndarray | None, share: float) -> Iterator[list[str]]:

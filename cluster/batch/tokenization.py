@@ -33,7 +33,7 @@ def clean_documents(
     calls = [(str(store.root), key, path, config) for key, path in missing]
     for done, (path, info) in enumerate(each(clean_one, calls, here), start=1):
         say(f"cleaned {done} of {len(calls)} files: {path}, {info['documents']:,} documents, {info['bad']:,} bad")
-    return [found for key in keys if (found := store.find(key))]
+    return [artifact for key in keys if (artifact := store.find(key))]
 
 
 def each(function: Callable[..., Any], calls: Sequence[tuple], here: bool) -> Iterator[Any]:
@@ -157,8 +157,8 @@ def canaries_after(
     pieces, masks = [piece for artifact in documents for piece in pieces_of(artifact)], kept_masks(merged)
     if planted is None or not planted.count:
         return [{} for _ in pieces]
-    found = zip(pieces, masks, strict=True)
-    return canaries.places(planted, (canaries.training_digests(p, m, config.validation_share) for p, m in found))
+    masked = zip(pieces, masks, strict=True)
+    return canaries.places(planted, (canaries.training_digests(p, m, config.validation_share) for p, m in masked))
 
 
 def shown(after: Places) -> str:

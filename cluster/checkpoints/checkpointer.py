@@ -77,10 +77,10 @@ class Checkpointer:
         dist.broadcast_object_list(chosen, src=0)
         if isinstance(chosen[0], ValueError):
             raise GaveUp(str(chosen[0]))
-        found, self.attempt = chosen[0]
-        if found is None:
+        latest, self.attempt = chosen[0]
+        if latest is None:
             return 0, {}
-        path, manifest = found
+        path, manifest = latest
         engine.load(path)
         return manifest["step"], manifest["state"]
 
@@ -112,8 +112,10 @@ class Checkpointer:
         changed = {k: [was.get(k), now.get(k)] for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)}
         refused = {k: v for k, v in changed.items() if not k.startswith(MAY_CHANGE)}
         if refused:
-            told = ", ".join(f"{k} was {a!r} and is {b!r}" for k, (a, b) in refused.items())
-            raise ValueError(f"{path} can't be continued: {told}; set it back, or delete the folder to start over")
+            differences = ", ".join(f"{k} was {a!r} and is {b!r}" for k, (a, b) in refused.items())
+            raise ValueError(
+                f"{path} can't be continued: {differences}; set it back, or delete the folder to start over"
+            )
         if changed:
             self.events.tell("changed", step=manifest["step"], **{k.replace(".", "_"): v for k, v in changed.items()})
 
@@ -194,10 +196,10 @@ class Checkpointer:
         return sum(entry["size"] for entry in files.values())
 
     def _retain(self) -> None:
-        found = {p: m for p in self.folder.glob("step-*") if (m := read_manifest(p))}
-        steps = {m["step"]: m.get("loss") for m in found.values()}
+        manifests = {p: m for p in self.folder.glob("step-*") if (m := read_manifest(p))}
+        steps = {m["step"]: m.get("loss") for m in manifests.values()}
         kept = retained(steps, self.keep, self.archive_every)
-        for path, manifest in found.items():
+        for path, manifest in manifests.items():
             if manifest["step"] not in kept:
                 discard(path)
 

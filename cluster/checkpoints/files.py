@@ -184,8 +184,8 @@ class Mirror:
     def steps(self) -> list[str]:
         """Names of the complete checkpoints there, the latest first."""
         self.fs.invalidate_cache()
-        found = self.fs.glob(f"{self.root}/step-*/{MANIFEST}")
-        return sorted((m.group(1) for p in found if (m := re.search(r"(step-\d+)/[^/]+$", p))), reverse=True)
+        manifests = self.fs.glob(f"{self.root}/step-*/{MANIFEST}")
+        return sorted((m.group(1) for p in manifests if (m := re.search(r"(step-\d+)/[^/]+$", p))), reverse=True)
 
     def put(self, path: Path) -> None:
         """Copy a checkpoint, and remove there what is no longer kept beside it; a failure is told and not raised, as

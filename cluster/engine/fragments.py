@@ -54,7 +54,7 @@ class Saved:
 
     def full(self, kind: str, name: str, size: int) -> Tensor:
         """All `size` fp32 values of a parameter or moment, flat; `ValueError` where some are missing."""
-        whole, found = torch.empty(size, dtype=torch.float32), 0
+        whole, filled = torch.empty(size, dtype=torch.float32), 0
         for file, state, present in zip(self.files, self.states, self.keys, strict=True):
             if f"{kind}/{name}" in present:
                 part = file.get_tensor(f"{kind}/{name}").flatten()
@@ -62,9 +62,9 @@ class Saved:
                 if start + part.numel() > size:
                     raise ValueError(f"{kind} of {name} in {self.directory} has another shape than the model's")
                 whole[start : start + part.numel()] = part
-                found += part.numel()
-        if found != size:
-            raise ValueError(f"{kind} of {name} in {self.directory} has {found:,} of {size:,} values")
+                filled += part.numel()
+        if filled != size:
+            raise ValueError(f"{kind} of {name} in {self.directory} has {filled:,} of {size:,} values")
         return whole
 
 

@@ -1,7 +1,7 @@
 """An optimizer step that is skipped, on all ranks alike and at every ZeRO stage, where the gradient norm is too large.
 
-DeepSpeed skips a step whose gradient norm is not finite, but it does not check the norm at every stage. `SkipStep` makes
-it check everywhere, and reports a norm above the limit to it as not finite.
+DeepSpeed skips a step whose gradient norm is not finite, but it does not check the norm at every stage. `SkipStep`
+makes it check everywhere, and reports a norm above the limit to it as not finite.
 """
 
 from __future__ import annotations

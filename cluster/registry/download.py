@@ -44,13 +44,14 @@ def find(address: str) -> ModelVersion:
         raise ValueError(
             f"{address!r} is not a registry address; give models:/NAME@champion (`gpt2 models` lists them)"
         )
-    name, alias, version = parts.groups()
+    name, alias, number = parts.groups()
     try:
-        found = client().get_model_version_by_alias(name, alias) if alias else client().get_model_version(name, version)
+        if alias:
+            return client().get_model_version_by_alias(name, alias)
+        return client().get_model_version(name, number)
     except MlflowException as error:
         remedy = "`gpt2 models` lists what there is" if error.error_code in ABSENT else f"is {tracking_uri()} up?"
         raise ValueError(f"{address}: {error.message}; {remedy}") from None
-    return found
 
 
 def exact(version: ModelVersion) -> str:
@@ -132,9 +133,9 @@ def take(uri: str, expected: Manifest, folder: Path) -> None:
     """Download into `folder/model`, which is then there, verified, or not at all."""
     with scratch_folder() as scratch:
         (scratch / MODEL).mkdir()
-        found = repository(uri)
-        compare_sizes(expected, listed(found))
-        fetch(found, expected, scratch / MODEL)
+        files = repository(uri)
+        compare_sizes(expected, listed(files))
+        fetch(files, expected, scratch / MODEL)
         verify(scratch / MODEL, expected)
         scratch.chmod(0o755)  # Ray's workers may be other users
         try:
@@ -159,28 +160,28 @@ def scratch_folder() -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fetch(found: ArtifactRepository, names: Iterable[str], into: Path) -> None:
+def fetch(files: ArtifactRepository, names: Iterable[str], into: Path) -> None:
     """Copy files of those names; `RefusedModel` where one can't be had. What they hold is for the caller to verify."""
     try:
         for name in names:
-            if isinstance(found, LocalArtifactRepository):
-                shutil.copyfile(Path(found.artifact_dir, FOLDER, name), into / name, follow_symlinks=False)
+            if isinstance(files, LocalArtifactRepository):
+                shutil.copyfile(Path(files.artifact_dir, FOLDER, name), into / name, follow_symlinks=False)
             else:
                 with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
-                    Path(found.download_artifacts(f"{FOLDER}/{name}", scratch)).rename(into / name)
+                    Path(files.download_artifacts(f"{FOLDER}/{name}", scratch)).rename(into / name)
     except (OSError, MlflowException) as error:
         raise RefusedModel(f"its files can't be read: {error}") from None
 
 
-def listed(found: ArtifactRepository) -> dict[str, int | None]:
+def listed(files: ArtifactRepository) -> dict[str, int | None]:
     """Names and sizes of the files; `RefusedModel` for folders and links. Links exist where the store is a folder."""
     try:
-        if isinstance(found, LocalArtifactRepository):
-            folder = Path(found.artifact_dir, FOLDER)
-            if folder.resolve() != Path(found.artifact_dir).resolve() / FOLDER:
+        if isinstance(files, LocalArtifactRepository):
+            folder = Path(files.artifact_dir, FOLDER)
+            if folder.resolve() != Path(files.artifact_dir).resolve() / FOLDER:
                 raise RefusedModel("its folder is a link")
             return dict(sizes(folder))
-        entries = found.list_artifacts(FOLDER)
+        entries = files.list_artifacts(FOLDER)
     except (OSError, MlflowException) as error:
         raise RefusedModel(f"its files can't be listed: {error}") from None
     for entry in entries:

@@ -117,10 +117,10 @@ def published(root: Store, base: Artifact | None) -> str | None:
 
 def wanted(root: Store, kind: str, id: str, by: Artifact) -> Artifact:
     """An input of an artifact; `DamagedArtifact` where it is gone."""
-    found = root.get(kind, id)
-    if found is None:
+    artifact = root.get(kind, id)
+    if artifact is None:
         raise DamagedArtifact(
             f"{by.kind}/{by.id} was made from {kind}/{id}, which is not complete in {root.root}; bring it back from a "
             f"copy, or train anew on all text with the whole pipeline: gpt2 run"
         )
-    return found
+    return artifact

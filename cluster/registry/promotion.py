@@ -103,8 +103,8 @@ def promote(name: str, number: str, reason: str = "", force: bool = False) -> Mo
         tag(version, FORCED, stamped(reason))
     if ROLLED_BACK in version.tags:
         client().delete_model_version_tag(name, version.version, ROLLED_BACK)
-    told = f"by an operator{': ' + reason if reason else ''}"
-    move(version, champion, f"{version.tags[PROMOTED]}; {told}" if PROMOTED in version.tags else f"forced {told}")
+    cause = f"by an operator{': ' + reason if reason else ''}"
+    move(version, champion, f"{version.tags[PROMOTED]}; {cause}" if PROMOTED in version.tags else f"forced {cause}")
     settle_previous(name)
     return champion or version
 
@@ -120,8 +120,8 @@ def rollback(name: str, reason: str = "") -> tuple[ModelVersion, ModelVersion]:
         raise ValueError(f"{name} has no champion; `gpt2 models` lists what there is")
     target, passed_over = before(champion, check_files=True)
     if target is None:
-        told = "; ".join(passed_over) or "it was the first"
-        raise ValueError(f"{name} version {champion.version} has no champion before it to go back to: {told}")
+        why = "; ".join(passed_over) or "it was the first"
+        raise ValueError(f"{name} version {champion.version} has no champion before it to go back to: {why}")
     tag(champion, ROLLED_BACK, stamped(reason or "no reason given"))
     point(name, CHAMPION, target)
     settle_previous(name)

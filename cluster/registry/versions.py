@@ -47,9 +47,9 @@ def by_alias(name: str, alias: str) -> ModelVersion | None:
 
 def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
     """The version made from that artifact, or None. One without a manifest can't be pulled and does not count."""
-    found = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
-    found = [v for v in found if MANIFEST_TAG in v.tags]
-    return max(found, key=lambda v: int(v.version)) if found else None
+    matching = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
+    matching = [v for v in matching if MANIFEST_TAG in v.tags]
+    return max(matching, key=lambda v: int(v.version)) if matching else None
 
 
 def verdict_of(version: ModelVersion) -> str:

@@ -87,14 +87,14 @@ async def ask(url: URL, database: str) -> None:
         make = f"CREATE DATABASE {database} OWNER {url.username}"
         raise ValueError(f"PostgreSQL at {where} has no database {database!r}; make it there: {make}") from None
     except (OSError, TimeoutError) as error:
-        told = "connection refused" if isinstance(error, ConnectionRefusedError) else str(error) or "no answer"
-        raise ValueError(f"no PostgreSQL at {where} ({told}); start it, or mend {ADDRESS}") from None
+        reason = "connection refused" if isinstance(error, ConnectionRefusedError) else str(error) or "no answer"
+        raise ValueError(f"no PostgreSQL at {where} ({reason}); start it, or mend {ADDRESS}") from None
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise ValueError(f"PostgreSQL at {where} can't be used: {error}") from None
     try:
         if (version := connection.get_server_version()[:2]) < OLDEST:
-            found, wanted = (".".join(map(str, v)) for v in (version, OLDEST))
-            raise ValueError(f"PostgreSQL at {where} is version {found}; Prefect needs {wanted} or newer")
+            present, wanted = (".".join(map(str, v)) for v in (version, OLDEST))
+            raise ValueError(f"PostgreSQL at {where} is version {present}; Prefect needs {wanted} or newer")
         if not await connection.fetchval("select has_schema_privilege('public', 'CREATE')"):
             make = f"ALTER DATABASE {database} OWNER TO {url.username}"
             raise ValueError(f"{url.username!r} can make no tables in {database!r} at {where}; there: {make}")

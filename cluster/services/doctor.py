@@ -54,14 +54,14 @@ def python() -> Result:
 
 def packages() -> Result:
     pinned = {"sqlalchemy": (2, 1), "fastapi": (0, 151)}
-    found, bad = [], []
+    versions, bad = [], []
     for name, below in pinned.items():
         version = importlib.metadata.version(name)
-        found.append(f"{name} {version}")
+        versions.append(f"{name} {version}")
         if tuple(int(p) for p in version.split(".")[:2]) >= below:
             bad.append(name)
     remedy = f"install again with `-c constraints.txt`: Prefect's scheduler fails with this {', '.join(bad)}"
-    return judge("packages", not bad, ", ".join(found), remedy)
+    return judge("packages", not bad, ", ".join(versions), remedy)
 
 
 def cores() -> Result:
@@ -101,10 +101,10 @@ def gpu() -> Result:
 
 
 def compiler() -> Result:
-    found = [c for c in ("g++", "clang++", "ninja") if shutil.which(c)]
-    good = "ninja" in found and len(found) > 1
+    tools = [c for c in ("g++", "clang++", "ninja") if shutil.which(c)]
+    good = "ninja" in tools and len(tools) > 1
     remedy = "needed only for `compile: true` and CPU offload: install g++ and ninja"
-    return judge("C++ compiler", good, ", ".join(found) or "none", remedy, hard=False)
+    return judge("C++ compiler", good, ", ".join(tools) or "none", remedy, hard=False)
 
 
 def port(number: int, use: str, option: str) -> Callable[[], Result]:

@@ -224,14 +224,14 @@ def stop(state: Mapping[str, Any]) -> int:
 
 def marked(id: str, words: Iterable[str] = ()) -> list[psutil.Process]:
     """The processes of that `up`; with words, those with one of them in the command line."""
-    words, found = tuple(words), []
+    words, matching = tuple(words), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) != id or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             if not words or any(word in " ".join(process.cmdline()) for word in words):
-                found.append(process)
-    return found
+                matching.append(process)
+    return matching
 
 
 def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:

@@ -54,5 +54,5 @@ def gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []

@@ -107,18 +107,18 @@ def client() -> MlflowClient:
 @cache
 def experiment_id() -> str:
     """The id of our experiment, made on first use; its artifacts lie in the home unless a server keeps them."""
-    found = client().get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return found.experiment_id
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return experiment.experiment_id
     local = tracking_uri().startswith("sqlite:")
     location = (home() / "mlflow" / "artifacts").as_uri() if local else None
     try:
         return client().create_experiment(EXPERIMENT, artifact_location=location)
     except MlflowException:  # another process was faster
-        found = client().get_experiment_by_name(EXPERIMENT)
-        if found is None:
+        experiment = client().get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             raise
-        return found.experiment_id
+        return experiment.experiment_id
 
 
 def server() -> str:
@@ -144,11 +144,11 @@ class Run:
         tags = {k: str(v) for k, v in tags.items()}
         identity = {k: v for k, v in tags.items() if k.startswith("gpt2.") and k != PROCESS}
         clauses = [f"tags.`{k}` = '{v}'" for k, v in identity.items()] + ["attributes.status != 'FINISHED'"]
-        found = client().search_runs([experiment_id()], " and ".join(clauses), max_results=1) if identity else []
+        unfinished = client().search_runs([experiment_id()], " and ".join(clauses), max_results=1) if identity else []
         if parent is not None:
             tags[PARENT] = parent
-        if found:
-            run = cls(found[0].info.run_id)
+        if unfinished:
+            run = cls(unfinished[0].info.run_id)
             client().update_run(run.id, status="RUNNING")
             run.tag(tags)
             return run

@@ -67,7 +67,7 @@ class Usage(threading.Thread):
 
     def sample(self) -> dict[str, Any]:
         times = self.process.cpu_times()
-        found = {
+        measured = {
             "time": time.time(),
             "cpu_seconds": round(times.user + times.system, 2),
             "memory_mb": round(self.process.memory_info().rss / 2**20, 1),
@@ -75,7 +75,7 @@ class Usage(threading.Thread):
             "machine_memory_percent": psutil.virtual_memory().percent,
         }
         joules = machine_joules()
-        return {**self.fixed, **found, **({"machine_joules": joules} if joules is not None else {}), **self._gpu()}
+        return {**self.fixed, **measured, **({"machine_joules": joules} if joules is not None else {}), **self._gpu()}
 
     def _gpu(self) -> dict[str, float]:
         if self.gpu is None:
@@ -85,13 +85,13 @@ class Usage(threading.Thread):
 
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByUUID(self.gpu)
-            found = {
+            measured = {
                 "gpu_percent": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
                 "gpu_memory_mb": pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20,
             }
             with contextlib.suppress(pynvml.NVMLError):  # before Volta there is no counter
-                found["gpu_joules"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-            return found
+                measured["gpu_joules"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+            return measured
         except Exception:  # not installed, or a driver that does not tell: nothing depends on it
             return {}
 
@@ -121,8 +121,8 @@ def metrics(sample: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict
         "gpu_utilization_percentage": "gpu_percent",
         "gpu_memory_usage_megabytes": "gpu_memory_mb",
     }
-    found = {name: float(sample[key]) for name, key in named.items() if key in sample}
+    values = {name: float(sample[key]) for name, key in named.items() if key in sample}
     if before and before["pid"] == sample["pid"] and sample["time"] > before["time"]:
         used = sample["cpu_seconds"] - before["cpu_seconds"]
-        found["cpu_utilization_percentage"] = 100 * used / (sample["time"] - before["time"])
-    return {f"system/{sample['who']}/{name}": value for name, value in found.items()}
+        values["cpu_utilization_percentage"] = 100 * used / (sample["time"] - before["time"])
+    return {f"system/{sample['who']}/{name}": value for name, value in values.items()}

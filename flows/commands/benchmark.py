@@ -46,12 +46,12 @@ def benchmark(
     results: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for name in task or ["lambada", "hellaswag"]:
-        found = measured(name, loaded, data, limit, batch_size)
-        if isinstance(found, str):
-            skipped[name] = found
-            out.print(f"{name}: skipped, {found}", highlight=False, markup=False, soft_wrap=True)
+        figures = measured(name, loaded, data, limit, batch_size)
+        if isinstance(figures, str):
+            skipped[name] = figures
+            out.print(f"{name}: skipped, {figures}", highlight=False, markup=False, soft_wrap=True)
         else:
-            results.append(found)
+            results.append(figures)
     if results:
         out.print(table(results))
     if output is not None:

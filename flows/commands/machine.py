@@ -15,12 +15,12 @@ from flows.commands.console import err
 from flows.commands.console import tables as out
 
 
-def checkpoint_table(found: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
+def checkpoint_table(checkpoints: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
     """A row per checkpoint; with `damages`, whether each was verified."""
     table = Table()
     for column in ("training", "step", "tokens", "validation loss", "size", "workers", "ZeRO", "age", "state"):
         table.add_column(column, justify="right" if column in ("step", "tokens", "validation loss", "size") else "left")
-    for kept in found:
+    for kept in checkpoints:
         m, size, age = kept.manifest, f"{kept.bytes / 1e6:,.1f} MB", f"{kept.age / 60:,.0f} min"
         state = "whole" if damages is None else "DAMAGED" if damages[kept.path] else "verified"
         if m is None:
@@ -40,11 +40,11 @@ def list_checkpoints():
     """
     from cluster.checkpoints.files import find
 
-    found = list(find())
-    if not found:
+    checkpoints = list(find())
+    if not checkpoints:
         out.print("There are none: no training is under way or was interrupted.")
         return
-    out.print(checkpoint_table(found))
+    out.print(checkpoint_table(checkpoints))
 
 
 def verify_checkpoints():
@@ -54,9 +54,9 @@ def verify_checkpoints():
     """
     from cluster.checkpoints.files import find
 
-    found = list(find())
-    damages = {kept.path: kept.damage() for kept in found}
-    out.print(checkpoint_table(found, damages))
+    checkpoints = list(find())
+    damages = {kept.path: kept.damage() for kept in checkpoints}
+    out.print(checkpoint_table(checkpoints, damages))
     for damage in filter(None, damages.values()):
         err.print(damage, highlight=False, markup=False, soft_wrap=True)
     if any(damages.values()):

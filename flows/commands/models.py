@@ -41,10 +41,10 @@ def models():
             table.add_row(str(row["version"]), aliases, stands, *numbers, sources, age(row["created"]))
         out.print(table)
         for row in mine:
-            told = row["tags"].get("gpt2.rolled_back") or row["reasons"]
-            if told and (row["aliases"] or "gpt2.rolled_back" in row["tags"]):
+            remark = row["tags"].get("gpt2.rolled_back") or row["reasons"]
+            if remark and (row["aliases"] or "gpt2.rolled_back" in row["tags"]):
                 kind = "rolled back " if "gpt2.rolled_back" in row["tags"] else ""
-                out.print(f"  v{row['version']} {kind}{told}", highlight=False, markup=False)
+                out.print(f"  v{row['version']} {kind}{remark}", highlight=False, markup=False)
     if rows:
         out.print("\n`gpt2 card models:/NAME/VERSION` tells more of one.", highlight=False)
 
@@ -124,12 +124,12 @@ def verdict(model_uri: str, *, output: Path | None = None):
     """
     from flows.stages.gate import recompute_verdict
 
-    found = recompute_verdict(model_uri, output)
-    beside = f", beside version {found['champion']}" if found["champion"] else ""
-    stands = "promoted" if found["promote"] else "not promoted"
-    out.print(f"{found['model']} version {found['version']}{beside}: {stands}", highlight=False)
-    enough = any(c["alternative"] and c["passed"] for c in found["criteria"])
-    for criterion in found["criteria"]:
+    result = recompute_verdict(model_uri, output)
+    beside = f", beside version {result['champion']}" if result["champion"] else ""
+    stands = "promoted" if result["promote"] else "not promoted"
+    out.print(f"{result['model']} version {result['version']}{beside}: {stands}", highlight=False)
+    enough = any(c["alternative"] and c["passed"] for c in result["criteria"])
+    for criterion in result["criteria"]:
         mark = "[green]✓[/]" if criterion["passed"] else "–" if criterion["alternative"] and enough else "[red]✗[/]"
         out.print(f"{mark} [bold]{criterion['name']}[/]", highlight=False)
         out.print(f"  {criterion['text']}", highlight=False, markup=False)
@@ -141,14 +141,14 @@ def status(version) -> str:
     """What was decided on a version, as a section of its card."""
     from cluster.registry.versions import verdict_of
 
-    told = [f"* {version.name} version {version.version}, {verdict_of(version)}"]
-    told += [f"* alias `@{alias}`" for alias in version.aliases]
+    lines = [f"* {version.name} version {version.version}, {verdict_of(version)}"]
+    lines += [f"* alias `@{alias}`" for alias in version.aliases]
     for what in ("promoted", "refused", "forced", "rolled_back"):
         if f"gpt2.{what}" in version.tags:
-            told.append(f"* {what.replace('_', ' ')}: {version.tags[f'gpt2.{what}']}")
+            lines.append(f"* {what.replace('_', ' ')}: {version.tags[f'gpt2.{what}']}")
     if replaced := version.tags.get("gpt2.replaced"):
-        told.append(f"* replaced version {replaced.split(',')[0]}")
-    return "## Status\n\n" + "\n".join(told) + "\n"
+        lines.append(f"* replaced version {replaced.split(',')[0]}")
+    return "## Status\n\n" + "\n".join(lines) + "\n"
 
 
 def reproduce(model_uri: str, *, folder: Path | None = None):

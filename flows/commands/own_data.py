@@ -39,10 +39,10 @@ def import_weights(
 
     given = {"source": source, "revision": revision, "champion": champion or None}
     chosen = settings(ImportConfig, given, config, set_ or ())
-    found = ImportPlan.of(chosen)
-    size = f"{found.model.n_parameters / 1e6:,.1f}M parameters, {found.model.vocab_size:,} token ids"
-    out.print(f"{found.source}: a GPT-2 of {size}, {found.model.n_positions:,} positions", markup=False)
-    row = found.registered()
+    weights = ImportPlan.of(chosen)
+    size = f"{weights.model.n_parameters / 1e6:,.1f}M parameters, {weights.model.vocab_size:,} token ids"
+    out.print(f"{weights.source}: a GPT-2 of {size}, {weights.model.n_positions:,} positions", markup=False)
+    row = weights.registered()
     if row:
         out.print("Nothing to do: it was imported before.")
     else:
@@ -65,7 +65,7 @@ def import_weights(
     base = "" if mine else f" --set base=models:/{NAME}/{row['version']}"
     out.print(f"Fine-tune it:           gpt2 train-classifier FILE{base}", markup=False)
     if mine:
-        n = found.model.n_positions
+        n = weights.model.n_positions
         same = f"--set model.n_positions={n} --set pretrain.context={n}"
         out.print(f"Go on with your text:   gpt2 run refresh --set 'corpus.sources=[FOLDER]' {same}", markup=False)
 
@@ -141,9 +141,9 @@ def describe_labelled(chosen: ClassifierConfig) -> None:
 
     table, labels, counts = usable(Path(local_source(chosen.source)), chosen)
     sizes = ", ".join(f"{label} {int((table['label'] == i).sum()):,}" for i, label in enumerate(labels))
-    found = [c for c in ("time", "topic", "weight") if c in table]
+    optional = [c for c in ("time", "topic", "weight") if c in table]
     out.print(f"{chosen.source}: {len(table):,} texts to learn from, of {counts['rows']:,} rows: {sizes}", markup=False)
-    out.print(f"Split by {'time' if 'time' in found else 'content'}; other columns: {', '.join(found) or 'none'}")
+    out.print(f"Split by {'time' if 'time' in optional else 'content'}; other columns: {', '.join(optional) or 'none'}")
     left_out({what: n for what, n in counts.items() if what != "rows"})
 
 
@@ -162,8 +162,8 @@ def describe_catalogue(chosen: RecommenderConfig) -> None:
 
 def left_out(counts: dict[str, int]) -> None:
     """What was counted of the rows that are gone."""
-    if told := [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n]:
-        out.print(", ".join(told))
+    if parts := [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n]:
+        out.print(", ".join(parts))
 
 
 def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
@@ -201,7 +201,7 @@ def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
     for row in rows:
         out.print(f"{row['model']} version {row['version']} {row['verdict']}: {row['reasons']}", markup=False)
     report = done.keys.report
-    told = "Report, with the labels to look at" if labelled else "Report"
-    out.print(f"{told}: {store().require(report.kind, report.id).file('report.html')}")
-    asked = "texts.txt" if labelled else "histories.jsonl"
-    out.print(f"Use it: gpt2 predict models:/gpt2-{name}@champion --input {asked} --output scored.jsonl")
+    title = "Report, with the labels to look at" if labelled else "Report"
+    out.print(f"{title}: {store().require(report.kind, report.id).file('report.html')}")
+    inputs = "texts.txt" if labelled else "histories.jsonl"
+    out.print(f"Use it: gpt2 predict models:/gpt2-{name}@champion --input {inputs} --output scored.jsonl")

@@ -88,10 +88,10 @@ def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) ->
         console.print(f"Nothing to do: {reason}.", highlight=False, markup=False)
         return
     count, version = len(new.documents), new.champion.version
-    told = (
+    summary = (
         f"{count:,} of {new.files:,} source files are new or changed since the champion, gpt2-base version {version}."
     )
-    console.print(told, highlight=False)
+    console.print(summary, highlight=False)
     if dry_run:
         return
     console.print("Starting Prefect and MLflow ...")

@@ -109,6 +109,6 @@ def recommend(
         from flows.jobs.recommend import recommend as run
 
         result = run(chosen)
-    told = "" if result["new"] else " (nothing is new since then)"
-    out.print(f"Recommendations for {result['users']:,} users{told}: {result['file']}")
+    remark = "" if result["new"] else " (nothing is new since then)"
+    out.print(f"Recommendations for {result['users']:,} users{remark}: {result['file']}")
     out.print(f"Page: {result['page']}")

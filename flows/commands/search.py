@@ -47,23 +47,23 @@ def search(
     from flows.runs import services
 
     given = {"task": task, "preset": preset, "trials": trials, "max_steps": max_steps}
-    found = SearchPlan.of(settings(SearchConfig, given, config, set_ or ()))
-    steps = f"{found.steps} steps where they are not stopped early"
-    out.print(f"{len(found.candidates)} candidates for {found.config.task}, {steps}; the first is the preset's own")
+    plan = SearchPlan.of(settings(SearchConfig, given, config, set_ or ()))
+    steps = f"{plan.steps} steps where they are not stopped early"
+    out.print(f"{len(plan.candidates)} candidates for {plan.config.task}, {steps}; the first is the preset's own")
     if dry_run:
-        for number, candidate in enumerate(found.candidates):
+        for number, candidate in enumerate(plan.candidates):
             drawn = ", ".join(f"{path}={value}" for path, value in candidate.drawn.items())
             out.print(f"{number}: {drawn or 'the preset'}", markup=False)
         return
-    if found.nothing():
+    if plan.nothing():
         out.print("Nothing to do: the search was done before.")
     else:
         out.print("Starting Prefect, Ray and MLflow ...")
-        services.start(found.candidates[0].settings)
+        services.start(plan.candidates[0].settings)
         from flows.jobs.search import search as run
 
-        run(found.config)
-    made = store().find(found.key)
+        run(plan.config)
+    made = store().find(plan.key)
     if made is None:
         return  # another run is doing it, as the log says
     rows = rows_of(json.loads(made.file("candidates.json").read_text()))
@@ -74,6 +74,6 @@ def search(
         shown.add_row(*map(str, row.values()), style="bold" if row["candidate"] == made.info["best"] else None)
     out.print(shown)
     out.print(f"The best: {made.file('best.yaml')}", markup=False)
-    for command in ("run", *filter(None, [COMMANDS.get(found.config.task)])):
-        told = f"Use it: gpt2 {command} --preset {found.config.preset} --config {made.file('best.yaml')}"
-        out.print(told, markup=False)
+    for command in ("run", *filter(None, [COMMANDS.get(plan.config.task)])):
+        usage = f"Use it: gpt2 {command} --preset {plan.config.preset} --config {made.file('best.yaml')}"
+        out.print(usage, markup=False)

@@ -168,22 +168,22 @@ def require(variable: str, address: str, good: bool) -> None:
 
 def importing(at_once: int | None) -> Any:
     """Begin to import the flows, which takes seconds, while the servers start; returns what registers them."""
-    found: list[Any] = []
+    loaded: list[Any] = []
 
     def load() -> None:
         from flows.server.deployments import register
 
-        found.append(register)
+        loaded.append(register)
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
 
     def register() -> list[str]:
         thread.join()
-        if not found:
+        if not loaded:
             raise ServiceFailed("the flows could not be loaded; see above")
         try:
-            return found[0](at_once)
+            return loaded[0](at_once)
         except httpx.HTTPError as error:
             raise ServiceFailed(
                 f"the deployments could not be registered with {os.environ['PREFECT_API_URL']}: {error}; "
@@ -289,8 +289,8 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
     for service in state["services"]:
         alive = answers(service)
         bad |= not alive
-        told = "[green]answers[/]" if alive else "[red]does not answer[/]"
-        table.add_row(service["title"], service["address"], told, service["log"])
+        shown = "[green]answers[/]" if alive else "[red]does not answer[/]"
+        table.add_row(service["title"], service["address"], shown, service["log"])
     out.print(table)
     if not state["ready"]:
         out.print("It is still starting, or starting something again.")

@@ -81,7 +81,7 @@ def generate(
 
 def show(model: LoadedModel, prompt: str, params: dict[str, Any], out: Console, err: Console) -> None:
     """Print the prompt and its continuation, piece by piece where `out` is a terminal; notes go to `err`."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         stream = getattr(model.predictor, "stream", None)
         if stream and out.is_terminal and params["samples"] == 1:
@@ -93,7 +93,7 @@ def show(model: LoadedModel, prompt: str, params: dict[str, Any], out: Console, 
         else:
             for text in model.predict([prompt], **params)["text"]:
                 out.print(prompt + text, highlight=False, markup=False, soft_wrap=True)
-    for note in told:
+    for note in caught:
         if note.category is UserWarning and "tokens are read" in str(note.message):
             err.print(f"note: {note.message}", highlight=False, markup=False, soft_wrap=True)
 
@@ -119,7 +119,7 @@ def lines(path: Path) -> list[Any]:
         raise ValueError(f"--input {path} is not UTF-8 at byte {error.start}; convert it") from None
     if path.suffix == ".txt":
         return [line for line in text.splitlines() if line.strip()]
-    return [value_of(f"--input {path} row {number}", *found) for number, *found in json_values(data, whole=True)]
+    return [value_of(f"--input {path} row {number}", *parsed) for number, *parsed in json_values(data, whole=True)]
 
 
 def value_of(place: str, value: Any, wrong: str | None) -> Any:

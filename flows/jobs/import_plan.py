@@ -148,12 +148,12 @@ class ImportPlan:
         return in_words(row) if row else None
 
 
-def prepare(found: ImportPlan) -> None:
+def prepare(weights: ImportPlan) -> None:
     """The tokenizer and, of what the model has learned here, an empty corpus and its tokens, as artifacts."""
-    plan, s = found.plan, store()
+    plan, s = weights.plan, store()
 
     def words(out: Path) -> dict[str, Any]:
-        tokenizer = Tokenizer.load(found.directory)
+        tokenizer = Tokenizer.load(weights.directory)
         tokenizer.save(out)
         return {"vocab_size": tokenizer.vocab_size}
 
@@ -184,12 +184,12 @@ def yardstick(base: str) -> Lineage | str:
     if champion is None or champion.tags.get(versions.ARTIFACT_TAG) == base:
         return f"{NAME} has no other champion, on whose held-out text it could be measured"
     try:
-        found = registered_lineage(champion)
+        lineage = registered_lineage(champion)
     except ValueError as error:
         return f"the champion's held-out text is not here: {error}"
-    if not found.tokens[-1].info["validation_documents"]:
+    if not lineage.tokens[-1].info["validation_documents"]:
         return f"the champion, version {champion.version}, was imported too, and has no held-out text"
-    return found
+    return lineage
 
 
 def in_words(row: dict[str, Any]) -> str:

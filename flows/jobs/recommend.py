@@ -108,10 +108,9 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
         key="recommendations",
         description="Recommendations",
     )
-    told = "nothing is new" if before else "made"
-    say(
-        f"recommendations {told}: {made.info['users']:,} users, {made.info['rows']:,} rows in {made.path}; page: {page}"
-    )
+    outcome = "nothing is new" if before else "made"
+    size = f"{made.info['users']:,} users, {made.info['rows']:,} rows"
+    say(f"recommendations {outcome}: {size} in {made.path}; page: {page}")
     return {
         "users": made.info["users"], "new": before is None, "file": str(file), "page": str(page), "model": model.address
     }  # fmt: skip

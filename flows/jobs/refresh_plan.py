@@ -82,21 +82,21 @@ class RefreshPlan:
         if (corpus := store().find(self.corpus)) is None:
             return None
         count, least = corpus.info["unique_documents"], self.config.refresh.min_new_documents
-        told = f"{count:,} documents in {len(self.documents):,} new or changed files are new to {version}"
+        amount = f"{count:,} documents in {len(self.documents):,} new or changed files are new to {version}"
         if count == 0:
             return f"no new documents: {version}, knows all that {len(self.documents):,} new or changed files hold"
         if count < least:
-            return f"too few new documents: {told}; they wait until there are refresh.min_new_documents={least:,}"
+            return f"too few new documents: {amount}; they wait until there are refresh.min_new_documents={least:,}"
         if (tokens := store().find(self.tokens)) is None:
             return None
         if not self.new_samples(tokens):
             length, context = tokens.info["new_train_tokens"], self.config.pretrain.context
-            return f"too little new text: {told}, but {length:,} tokens are no sample of pretrain.context={context}"
+            return f"too little new text: {amount}, but {length:,} tokens are no sample of pretrain.context={context}"
         if few := self.too_few_alone(tokens):
-            return f"too little new text: {told}, but {few}"
+            return f"too little new text: {amount}, but {few}"
         if rows := registered_before(self.plan(tokens)):
             [row] = [row for row in rows if row["model"] == "gpt2-base"]
-            return f"done before: {told}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
+            return f"done before: {amount}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
         return None
 
     def new_samples(self, tokens: Artifact) -> int:

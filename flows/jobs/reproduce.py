@@ -116,8 +116,10 @@ def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
             commit = f"; check out {recorded['git.commit']}" if "git.commit" in recorded else ""
             raise ValueError(f"{address} can't be made again: the code of '{what}' is another now{commit}")
         changed = [i for i in now.inputs if then["inputs"].get(i) != now.inputs[i]]
-        told = f"'{changed[0]}' of '{what}' is not the recorded one" if changed else f"'{what}' has other settings now"
-        raise ValueError(f"{address} can't be made again: its data has changed: {told}")
+        difference = (
+            f"'{changed[0]}' of '{what}' is not the recorded one" if changed else f"'{what}' has other settings now"
+        )
+        raise ValueError(f"{address} can't be made again: its data has changed: {difference}")
     return config
 
 

@@ -77,19 +77,19 @@ def candidates(
     """
     dimensions = search.dimensions(given) if given else default_space(settings, name)
     whole = check(dimensions, settings, name)
-    found = [Candidate({}, settings, name)]
-    seen = [found[0].identity()]
+    drawn = [Candidate({}, settings, name)]
+    seen = [drawn[0].identity()]
     number = missed = 0
-    while len(found) < trials and missed < MISSES:
+    while len(drawn) < trials and missed < MISSES:
         candidate = changed(settings, name, search.draw(dimensions, whole, seed, number))
         number, missed = number + 1, missed + 1
         if candidate.identity() not in seen:
-            found.append(candidate)
+            drawn.append(candidate)
             seen.append(candidate.identity())
             missed = 0
-    if len(found) < 2:
+    if len(drawn) < 2:
         raise InvalidConfig("space: all that it has is the preset's own settings; give other choices, or ranges")
-    return found
+    return drawn
 
 
 def default_space(settings: PipelineConfig, name: str) -> dict[str, search.Dimension]:
@@ -97,20 +97,20 @@ def default_space(settings: PipelineConfig, name: str) -> dict[str, search.Dimen
     over at the first look, or it would be judged by what it has not yet learned."""
     mine = getattr(settings.tasks, name)
     optimizer, rate = mine.train.optimizer, mine.train.optimizer.learning_rate
-    found: dict[str, search.Dimension] = {
+    space: dict[str, search.Dimension] = {
         "train.optimizer.learning_rate": search.Range(low=rate / 10, high=min(1.0, rate * 10), log=True),
         "train.optimizer.weight_decay": sorted({0.0, 0.01, 0.1, optimizer.weight_decay}),
         "train.optimizer.warmup_steps": sorted({0, mine.train.steps // 20, mine.train.steps // 10}),
     }
     if mine.adaptation.kind == "full":  # else the embeddings stay as they are
-        found["train.optimizer.embedding_rate"] = search.Range(low=0.3, high=10, log=True)
+        space["train.optimizer.embedding_rate"] = search.Range(low=0.3, high=10, log=True)
     if mine.adaptation.kind == "lora":
         rank = mine.adaptation.rank
-        found["adaptation.rank"] = sorted({max(1, rank // 2), rank, min(settings.model.n_embd, 2 * rank)})
-        found["adaptation.alpha"] = search.Range(low=4, high=64, log=True)
+        space["adaptation.rank"] = sorted({max(1, rank // 2), rank, min(settings.model.n_embd, 2 * rank)})
+        space["adaptation.alpha"] = search.Range(low=4, high=64, log=True)
     if mine.adaptation.kind == "prefix":
-        found["adaptation.prefix_length"] = sorted({max(1, mine.adaptation.prefix_length // 2), 16, 32})
-    return found
+        space["adaptation.prefix_length"] = sorted({max(1, mine.adaptation.prefix_length // 2), 16, 32})
+    return space
 
 
 def check(dimensions: Mapping[str, search.Dimension], settings: PipelineConfig, name: str) -> set[str]:
@@ -258,19 +258,19 @@ class SearchPlan:
                 f"base = {config.base!r}: there is no such model yet; make one first: gpt2 run --preset {config.preset}"
             )
         settings = settings_of(config, base)
-        found = candidates(settings, config.task, config.space, config.trials, config.seed)
+        drawn = candidates(settings, config.task, config.space, config.trials, config.seed)
         plan = plan_of(settings, base)
         keys = plan.tasks[config.task]
         spec = {
             "task": config.task,
-            "candidates": [candidate.identity() for candidate in found],
+            "candidates": [candidate.identity() for candidate in drawn],
             "eval_samples": config.eval_samples,
             "reduction": REDUCTION,
             "preset": {"name": config.preset, **Candidate({}, resolve(config.preset), config.task).identity()},
         }
         inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
         code = (*TRAINING, f"gpt2.tasks.{config.task}", *task_of(config.task).code, *CODE)
-        return cls(config, found, plan, Key("search", spec, inputs, code))
+        return cls(config, drawn, plan, Key("search", spec, inputs, code))
 
     @property
     def identity(self) -> str:
@@ -316,22 +316,22 @@ def settings_of(config: SearchConfig, base: Lineage | None) -> PipelineConfig:
 
 def rows(search: SearchPlan, curves: list[Curve]) -> list[dict[str, Any]]:
     """A row for each candidate, in order: what was drawn, how far it came, its last validation loss."""
-    found = []
+    results = []
     for number, (candidate, curve) in enumerate(zip(search.candidates, curves, strict=True)):
         step, loss = curve.points[-1] if curve.points else (0, None)
         state = "failed" if curve.reason else "ended" if curve.ended else "stopped early"
         bad = loss is None or loss >= WORST
         points = [(s, value) for s, value in curve.points if value < WORST]
-        found.append(
+        results.append(
             {"candidate": number, "settings": candidate.drawn, "step": step, "validation_loss": None if bad else loss,
              "state": state, "reason": curve.reason, "curve": points}
         )  # fmt: skip
-    return found
+    return results
 
 
-def best_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+def best_of(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The row with the least validation loss at the last step; `ValueError` where none is finite."""
-    ended = [row for row in found if row["state"] == "ended" and row["validation_loss"] is not None]
+    ended = [row for row in results if row["state"] == "ended" and row["validation_loss"] is not None]
     if not ended:
         raise ValueError("no candidate came to its end with a finite loss; give a space of lower learning rates")
     return min(ended, key=lambda row: row["validation_loss"])
@@ -342,33 +342,33 @@ def as_settings(search: SearchPlan, row: Mapping[str, Any]) -> str:
     name, candidate = search.config.task, search.candidates[row["candidate"]]
     before = getattr(resolve(search.config.preset).tasks, name).model_dump(mode="json")
     after = getattr(candidate.settings.tasks, name).model_dump(mode="json")
-    found = {part: change for part in ("train", "adaptation") if (change := other(before[part], after[part]))}
-    told = (
+    changes = {part: change for part in ("train", "adaptation") if (change := other(before[part], after[part]))}
+    text = (
         f"# The best of {len(search.candidates)} candidates of search/{search.key.id}, by validation loss: "
         f"{row['validation_loss']:.4f}.\n"
         f"# gpt2 run --preset {search.config.preset} --config best.yaml\n"
     )
     if command := COMMANDS.get(name):
-        told += f"# gpt2 {command} --preset {search.config.preset} --config best.yaml\n"
-    return told + yaml.safe_dump({"tasks": {name: found}}, sort_keys=False)
+        text += f"# gpt2 {command} --preset {search.config.preset} --config best.yaml\n"
+    return text + yaml.safe_dump({"tasks": {name: changes}}, sort_keys=False)
 
 
 def other(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """What is other in `after`, section by section."""
-    found = {}
+    changes = {}
     for name, value in after.items():
         if isinstance(value, dict):
             if inner := other(before[name], value):
-                found[name] = inner
+                changes[name] = inner
         elif value != before[name]:
-            found[name] = value
-    return found
+            changes[name] = value
+    return changes
 
 
-def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows for people, the best first."""
     order = {"ended": 0, "stopped early": 1, "failed": 2}
-    ranked = sorted(found, key=lambda row: (order[row["state"]], row["validation_loss"] or WORST, row["candidate"]))
+    ranked = sorted(results, key=lambda row: (order[row["state"]], row["validation_loss"] or WORST, row["candidate"]))
     return [
         {
             "candidate": row["candidate"],

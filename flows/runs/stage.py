@@ -110,8 +110,8 @@ def prefect_tags(flow_run_id: str) -> dict[str, str]:
 def commit_tag() -> dict[str, str]:
     """The commit of the working directory's code, where it is a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {"git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"git.commit": git.stdout.strip()} if git.returncode == 0 else {}
 
 
 def resolved() -> dict[str, Any]:
@@ -122,14 +122,14 @@ def resolved() -> dict[str, Any]:
 
 def manifest_of(inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """{name: {kind, id, counts}} of what a key is made from; an outside file has a sha256 and no counts."""
-    found = {}
+    entries = {}
     for name, id in inputs.items():
         paths = [p for p in store().root.glob(f"*/{id}") if p.parent.name != ".partial"]
         artifact = store().get(paths[0].parent.name, id) if paths else None
         info = artifact.info.items() if artifact else ()
         counts = {k: v for k, v in info if isinstance(v, int) and not isinstance(v, bool)}
-        found[name] = {"kind": artifact.kind if artifact else "file", "id": id, "counts": counts}
-    return found
+        entries[name] = {"kind": artifact.kind if artifact else "file", "id": id, "counts": counts}
+    return entries
 
 
 @contextlib.contextmanager
@@ -160,10 +160,10 @@ def make(
     name: str, key: Key, settings: Mapping[str, Any], build: Callable[[Path, Run], Mapping[str, Any] | None]
 ) -> Artifact:
     """The artifact of `key`: found done, or built inside a recorded run."""
-    found = store().find(key)
-    if found is not None:
+    done = store().find(key)
+    if done is not None:
         say(f"{name}: done before ({key.kind}/{key.id})")
-        return found
+        return done
     with recorded(name, key.id, settings, key.inputs) as run:
         artifact = store().make(key, lambda out: build(out, run))
         figures = {k: v for k, v in artifact.info.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}

@@ -97,11 +97,11 @@ def judging(version: Any, policy: GateConfig) -> Callable[[Report, Report | None
         }
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / FOLDER
-            found = verdict_page.write(out, Path(report["folder"]), rival, policy, facts)
-            if found is None:
+            result = verdict_page.write(out, Path(report["folder"]), rival, policy, facts)
+            if result is None:
                 return judge_by_values(report, champion)
             Run(version.run_id).files(out, FOLDER)
-        return Verdict(found["promote"], tuple(found["reasons"]))
+        return Verdict(result["promote"], tuple(result["reasons"]))
 
     return judge
 
@@ -116,7 +116,7 @@ def publish(version: Any) -> None:
         def kept(name: str) -> Path:
             return Path(client().download_artifacts(version.run_id, f"{FOLDER}/{name}", scratch))
 
-        found = json.loads(kept(verdict_page.VERDICT).read_text("utf-8"))
+        result = json.loads(kept(verdict_page.VERDICT).read_text("utf-8"))
         drawn = ""
         if f"{FOLDER}/{verdict_page.PICTURE}" in files:
             drawn = image(kept(verdict_page.PICTURE), "Beside the baselines, with 95 % intervals")
@@ -125,8 +125,8 @@ def publish(version: Any) -> None:
         "The whole page, with parts, errors and cost": page,
         "The version in the registry": version_url(version.name, version.version),
     }
-    text = verdict_page.markdown(found, drawn, links)
-    key, description = slug(f"verdict-{version.name}"), verdict_page.heading(found)
+    text = verdict_page.markdown(result, drawn, links)
+    key, description = slug(f"verdict-{version.name}"), verdict_page.heading(result)
     show(create_markdown_artifact, markdown=text, key=key, description=description)
 
 
@@ -143,7 +143,7 @@ def recompute_verdict(address: str, out: Path | None = None) -> dict[str, Any]:
                 f"{download.exact(version)} has no verdict with predictions; `gpt2 card {address}` tells why"
             )
         folder = Path(client().download_artifacts(version.run_id, FOLDER, scratch))
-        found = verdict_page.recompute(folder)
+        result = verdict_page.recompute(folder)
         if out is not None:
             out.write_bytes((folder / verdict_page.PAGE).read_bytes())
-        return found
+        return result

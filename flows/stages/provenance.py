@@ -28,16 +28,19 @@ IMPORT = "import"
 
 def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any]) -> dict[str, str]:
     """The texts that go with a model's files: its card, and `provenance.json`."""
-    found = record(name, config, plan, model)
-    return {CARD: model_card(name, config, plan, model, report, found), RECORD: json.dumps(found, indent=1) + "\n"}
+    recorded = record(name, config, plan, model)
+    return {
+        CARD: model_card(name, config, plan, model, report, recorded),
+        RECORD: json.dumps(recorded, indent=1) + "\n",
+    }
 
 
 def keys_of(name: str, plan: Plan) -> list[tuple[str, Key]]:
     """(what, key) of each artifact that the model comes from, in order, and at the end its own."""
-    found = [(what, key) for stage, what, key in plan.by_stage() if stage in ("tokenize", "pretrain")]
+    keys_in_order = [(what, key) for stage, what, key in plan.by_stage() if stage in ("tokenize", "pretrain")]
     if keys := plan.tasks.get(name):
-        found += [(f"{name} examples", keys.data), (f"{name} model", keys.model)]
-    return found
+        keys_in_order += [(f"{name} examples", keys.data), (f"{name} model", keys.model)]
+    return keys_in_order
 
 
 def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
 
 
 def model_card(
-    name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any], found: dict[str, Any]
+    name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any], recorded: dict[str, Any]
 ) -> str:
     """The model's card."""
     tuned = config.task_settings().get(name)  # None where the model is pretrained
@@ -107,8 +110,8 @@ def model_card(
     ]
     if tuned:
         training.append(("what it changes", tuned.adaptation.kind))
-    lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in found["stages"]]
-    lineage += [("commit", f"`{found['git.commit']}`")] if "git.commit" in found else []
+    lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in recorded["stages"]]
+    lineage += [("commit", f"`{recorded['git.commit']}`")] if "git.commit" in recorded else []
     if source := plan.tags.get(f"gpt2.{IMPORTED}"):
         lineage.insert(0, ("weights imported from", source))
     return card(kind(name), plan.of(name).registered, report, data, training, lineage)

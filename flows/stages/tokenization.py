@@ -25,8 +25,8 @@ from gpt2.store.artifact import Artifact
 def clean_documents(config: PipelineConfig, plan: Plan) -> list[Artifact]:
     """Read, validate and normalise every source file; quarantine what is bad."""
     keys = list(plan.documents)
-    found = [store().find(key) for key in keys]
-    done = [a for a in found if a]
+    existing = [store().find(key) for key in keys]
+    done = [a for a in existing if a]
     if len(done) == len(keys):
         say(f"clean documents: done before ({len(keys)} files)")
     else:
