@@ -106,7 +106,7 @@ def register(
                 artifact_path=None,
                 name="model",
                 flavor=mlflow.pyfunc,
-                python_model=str(Path(__file__).with_name("pulled.py")),
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"model": str(staged)},
                 code_paths=[str(Path(gpt2.__file__).parent)],
                 signature=signature(input_example, output_example, params),
