@@ -9,17 +9,17 @@ from typing import Any
 
 from cluster.home import samples, store
 from flows.config import InvalidConfig, PipelineConfig
-from flows.stage_code import CLEANING, ENCODING, EXPOSING, NOT_OF_EXAMPLES, REPORTING, SEARCHING, TRAINING
+from flows.stage_code import stage_code, task_code
 from gpt2.data import samples as data_samples
-from gpt2.data.canaries import CODE as PLANTING
 from gpt2.data.config import CanaryConfig
 from gpt2.data.readers import expand, source_id
 from gpt2.settings import Settings
 from gpt2.store.artifact import Key, Store, digest
 from gpt2.tasks.base.kind import BASE
-from gpt2.tasks.task import registered_name, task
+from gpt2.tasks.task import registered_name
 
-DEDUPLICATING = ("gpt2.data.corpus", "gpt2.data.splits")
+NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
+"""Settings of a task that concern training alone."""
 STAGES = ("tokenize", "pretrain", "finetune", "evaluate")
 
 
@@ -107,19 +107,19 @@ class Plan:
 def make_plan(config: PipelineConfig) -> Plan:
     """The plan of a pipeline; `InvalidConfig` where a source is missing or can't be read. Fetches nothing."""
     sources, documents = document_keys(config)
-    corpus = Key("corpus", {}, {f"{i:06d}": key.id for i, key in enumerate(documents)}, DEDUPLICATING)
+    corpus = Key("corpus", {}, {f"{i:06d}": key.id for i, key in enumerate(documents)}, stage_code("deduplicate"))
     tokenizer = tokenizer_key(config, corpus)
     spec = {"dtype": config.tokenizer.dtype, "validation_share": config.corpus.validation_share}
-    code: tuple[str, ...] = ENCODING
+    code = stage_code("encode")
     if config.canaries.count:  # without any, the tokens are those of before there were canaries
-        spec, code = {**spec, "canaries": config.canaries.identity()}, (*ENCODING, *PLANTING)
+        spec, code = {**spec, "canaries": config.canaries.identity()}, stage_code("encode", "plant canaries")
     tokens = Key("tokens", spec, {"corpus": corpus.id, "tokenizer": tokenizer.id}, code)
     model = config.model_config_with_vocabulary()
     base = Key(
         "base",
         {"model": model.identity(), "train": config.pretrain.identity()},
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
-        TRAINING,
+        stage_code("train"),
     )
     pretrained = base_keys(base, tokens, config.canaries)
     tasks = {name: task_keys(name, config, base, tokenizer, tokens) for name in config.task_settings()}
@@ -129,9 +129,9 @@ def make_plan(config: PipelineConfig) -> Plan:
 def base_keys(base: Key, tokens: Key, canaries: CanaryConfig, **others: str) -> ModelKeys:
     """Return the keys of a pretrained model; its report has what it knows of the `canaries` in the tokens, and `others`
     as further inputs."""
-    searched = Key("base-contamination", {}, {"tokens": tokens.id}, SEARCHING)
+    searched = Key("base-contamination", {}, {"tokens": tokens.id}, stage_code("search for contamination"))
     inputs = {**others, "model": base.id, "tokens": tokens.id, "contamination": searched.id}
-    code = (*REPORTING, *BASE.report_code, *(EXPOSING if canaries.count else ()))
+    code = stage_code("report", "report base", *(["measure exposure"] if canaries.count else []))
     return ModelKeys(base, Key("base-report", {}, inputs, code), searched, tokens, registered_name(BASE.name))
 
 
@@ -139,43 +139,41 @@ def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, .
     """The source files, and the cleaned documents of each, which follow from the file's content."""
     sources = tuple(expand_all(config.corpus.sources))
     cleaning = without(config.corpus, "sources", "validation_share", "max_bad_share")
-    return sources, tuple(Key("documents", cleaning, {"source": source_id(s)}, CLEANING) for s in sources)
+    return sources, tuple(Key("documents", cleaning, {"source": source_id(s)}, stage_code("clean")) for s in sources)
 
 
 def tokenizer_key(config: PipelineConfig, corpus: Key) -> Key:
     if config.tokenizer.kind == "gpt2":
         return Key(
-            "tokenizer", {"kind": "gpt2"}, {"source": data_samples.identity("gpt2-bpe")}, ("gpt2.data.tokenizer",)
+            "tokenizer", {"kind": "gpt2"}, {"source": data_samples.identity("gpt2-bpe")}, stage_code("learn tokenizer")
         )
     spec = {**without(config.tokenizer, "token_dtype"), "validation_share": config.corpus.validation_share}
-    return Key("tokenizer", spec, {"corpus": corpus.id}, ("gpt2.data.tokenizer",))
+    return Key("tokenizer", spec, {"corpus": corpus.id}, stage_code("learn tokenizer"))
 
 
 def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, tokens: Key) -> ModelKeys:
-    settings, kind = config.task_settings()[name], task(name)
+    settings = config.task_settings()[name]
     read = {}
     for what, source in settings.sources().items():
         try:
             read[what] = source_id(source)
         except ValueError as error:
             raise InvalidConfig(f"tasks.{name}.{what}: {error}") from None
-    code = (f"gpt2.tasks.{name}", *kind.code)
     registered = registered_name(settings.register_as or name)
-    examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), read, code)
+    examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), read, task_code(name, "examples"))
     spec = {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()}
     inputs = {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id}
-    modules: tuple[str, ...] = TRAINING
-    teacher = None
+    stages, teacher = ["train"], None
     if distil := getattr(settings, "distil", None):
         teacher = teacher_id(name, distil.teacher, registered)
         spec |= {"distil": without(distil, "teacher")}
         inputs["teacher"] = teacher
-        modules = (*TRAINING, "gpt2.training.distillation")
-    model = Key(name, spec, inputs, (*modules, *code))
+        stages.append("distil")
+    model = Key(name, spec, inputs, task_code(name, "model", *stages))
     both = {"tokens": tokens.id, "examples": examples.id}
-    searched = Key(f"{name}-contamination", {}, both, (*SEARCHING, f"gpt2.tasks.{name}"))
+    searched = Key(f"{name}-contamination", {}, both, task_code(name, "examples", "search for contamination"))
     inputs = {"model": model.id, "examples": examples.id, "contamination": searched.id}
-    report = Key(f"{name}-report", {}, inputs, (*REPORTING, *code, *kind.report_code))
+    report = Key(f"{name}-report", {}, inputs, task_code(name, "report", "report"))
     return ModelKeys(model, report, searched, examples, registered, teacher)
 
 

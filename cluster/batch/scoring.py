@@ -27,6 +27,8 @@ SMALL = 50_000
 """Posts that are scored in this process; Ray is not started for so few."""
 REFERENCE = 2000
 """Held-out texts of the training data that posts are compared with."""
+SCORING = ("cluster.batch.scoring", "gpt2.evaluation.unit_results", "gpt2.monitoring.alerts")
+"""The code that a scored batch depends on; `flows.stage_code` says why no other."""
 
 
 def score(
@@ -47,7 +49,7 @@ def score(
             kind(config),
             spec,
             {"posts": digest(sorted(part["post"]))},
-            ("cluster.batch.scoring", "gpt2.monitoring.alerts", "gpt2.evaluation.unit_results"),
+            SCORING,
         )
         if store.find(key) is None:
             calls.append((str(store.root), key, part, config, model, shares))
@@ -114,5 +116,4 @@ def reference(store: Store, config: MonitorConfig, model: ResolvedModel) -> Arti
         return {"texts": len(texts)}
 
     spec = {"negative": config.negative, "texts": REFERENCE}
-    code = ("cluster.batch.scoring", "gpt2.monitoring.alerts")
-    return store.make(Key("drift-reference", spec, {"model": model.identity, "examples": examples.id}, code), build)
+    return store.make(Key("drift-reference", spec, {"model": model.identity, "examples": examples.id}, SCORING), build)

@@ -19,8 +19,8 @@ from cluster.home import store
 from cluster.registry.lineage import Lineage, registered_lineage
 from flows.config import PipelineConfig, merged, resolve, validate
 from flows.jobs.refresh_plan import like
-from flows.plan import DEDUPLICATING, Plan, absolute_place, base_keys
-from flows.stage_code import ENCODING
+from flows.plan import Plan, absolute_place, base_keys
+from flows.stage_code import stage_code
 from flows.stages.provenance import IMPORT
 from gpt2.data.config import CanaryConfig, CorpusConfig, TokenizerConfig
 from gpt2.data.tokenizer import Tokenizer
@@ -32,7 +32,6 @@ from gpt2.store.model_files import BASE_NAME
 from gpt2.tasks.task import registered_name, tasks
 
 NAME = registered_name(BASE_NAME)
-IMPORTING = ("gpt2.weights.published", "gpt2.weights.huggingface", "gpt2.weights.directory", "gpt2.weights.tensors")
 
 
 class ImportConfig(Settings):
@@ -106,16 +105,16 @@ class ImportPlan:
     def plan(self) -> Plan:
         """The keys of all artifacts."""
         words = {name: sha for name, sha in self.files.items() if name.startswith(("tokenizer", "vocab", "merges"))}
-        tokenizer = Key("tokenizer", {}, words, ("gpt2.data.tokenizer",))
-        corpus = Key("corpus", {"imported": True}, {}, DEDUPLICATING)
+        tokenizer = Key("tokenizer", {}, words, stage_code("learn tokenizer"))
+        corpus = Key("corpus", {"imported": True}, {}, stage_code("deduplicate"))
         dtype = TokenizerConfig(vocab_size=self.model.vocab_size).dtype
         split = {"dtype": dtype, "validation_share": CorpusConfig().validation_share}
-        tokens = Key("tokens", split, {"corpus": corpus.id, "tokenizer": tokenizer.id}, ENCODING)
+        tokens = Key("tokens", split, {"corpus": corpus.id, "tokenizer": tokenizer.id}, stage_code("encode"))
         base = Key(
             "base",
             {"model": self.model.identity(), "train": {"context": self.model.n_positions}},
             {"tokens": tokens.id, "tokenizer": tokenizer.id, **self.files},
-            IMPORTING,
+            stage_code("import weights"),
         )
         asked = {"flow": IMPORT, "config": self.config.model_dump(mode="json") | {"source": self.source}}
         return Plan((), (), corpus, tokenizer, tokens, base_keys(base, tokens, CanaryConfig()), {}, {}, asked)
@@ -159,7 +158,9 @@ def prepare(weights: ImportPlan) -> None:
 
     def none(out: Path) -> dict[str, Any]:
         dtype = plan.tokens.spec["dtype"]
-        return tokenization.encode(s, [], corpus, tokenizer, CorpusConfig(), dtype, ENCODING, out, lambda _: None)
+        return tokenization.encode(
+            s, [], corpus, tokenizer, CorpusConfig(), dtype, stage_code("encode"), out, lambda _: None
+        )
 
     tokenizer = s.make(plan.tokenizer, words)
     corpus = s.make(plan.corpus, lambda out: tokenization.deduplicate([], out))

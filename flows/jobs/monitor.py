@@ -26,13 +26,13 @@ from flows.runs import events
 from flows.runs.locks import claim
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
+from flows.stage_code import stage_code
 from gpt2.monitoring import index
 from gpt2.monitoring import posts as monitoring_posts
 from gpt2.monitoring import scored as monitoring_scored
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.monitoring.page import Page, drift_sentences, markdown, render, undecided
 from gpt2.monitoring.posts import present
-from gpt2.pages.html import CODE as PAGE
 from gpt2.store.artifact import Artifact, Key, digest
 
 ALERT_MAX_AGE = pd.Timedelta(days=7)
@@ -129,25 +129,6 @@ COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
 """Of each scored post what the index is made of."""
 EXAMPLES = 3
 """Posts shown with an alert."""
-CODE = (
-    "gpt2.monitoring.index",
-    "gpt2.monitoring.alerts",
-    "gpt2.evaluation.significance",
-    "gpt2.monitoring.alerts",
-    "gpt2.monitoring.posts",
-    "gpt2.data.tables",
-    "gpt2.monitoring.posts",
-    "gpt2.monitoring.scored",
-    "gpt2.data.text",
-    "gpt2.monitoring.page",
-    "gpt2.monitoring.page",
-    "cluster.batch.scoring",
-    "flows.jobs.monitor",
-    "gpt2.pages.markdown",
-    *PAGE,
-    "gpt2.pages:templates/monitor.html.j2",
-    "gpt2.pages:templates/curve.svg.j2",
-)
 
 
 @task(name="read posts")
@@ -216,7 +197,7 @@ def build_index(
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring_scored.contents(made), "model": model.identity, "troubles": digest(troubles)}
     inputs["reference"] = known.id if known else ""
-    return store().make(Key(f"index-{config.name}", spec, inputs, CODE), build)
+    return store().make(Key(f"index-{config.name}", spec, inputs, stage_code("index posts")), build)
 
 
 def page_path(config: MonitorConfig) -> Path:

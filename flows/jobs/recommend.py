@@ -18,41 +18,13 @@ from cluster.registry.resolve import ResolvedModel
 from flows.plan import local_source
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
+from flows.stage_code import stage_code
 from gpt2.data.readers import source_id
-from gpt2.pages.html import CODE as PAGE
 from gpt2.store.artifact import Artifact, Key, Store
 from gpt2.tasks.recommendation.config import RecommendConfig
 from gpt2.tasks.recommendation.page import Page, markdown, render
 from gpt2.tasks.recommendation.recommend import catalogue, histories
 from gpt2.tasks.recommendation.recommend import recommend as recommend_to
-
-CODE = (
-    "gpt2.tasks.recommendation.catalogue",
-    "gpt2.tasks.recommendation.catalogue",
-    "gpt2.data.tables",
-    "gpt2.tasks.recommendation.recommend",
-    "gpt2.tasks.reasons.checks",
-    "gpt2.tasks.support.retriever",
-    "gpt2.tasks.recommendation.task",
-    "gpt2.model.heads",
-    "gpt2.tasks.recommendation.hybrid",
-    "gpt2.tasks.recommendation.hybrid",
-    "gpt2.model.transformer",
-)
-WRITING = (
-    "gpt2.tasks.reasons.task",
-    "gpt2.tasks.reasons.predictor",
-    "gpt2.tasks.support.predictor",
-    "gpt2.tasks.reasons.checks",
-    "gpt2.tasks.reasons.dataset",
-    "gpt2.data.splits",
-    "gpt2.generation.generate",
-    "gpt2.generation.generate",
-    "gpt2.generation.cpu_decoder",
-)
-LOOKS = (
-    "gpt2.tasks.recommendation.page", "gpt2.pages.markdown", *PAGE, "gpt2.pages:templates/recommendations.html.j2",
-)  # fmt: skip
 
 
 @task(name="recommend to users")
@@ -91,8 +63,10 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
     inputs = {"interactions": source_id(config.source), "model": model.identity}
     if writer:
         inputs["writer"] = writer.identity
-    key = Key("recommendations", config.identity(), inputs, (*CODE, *(WRITING if writer else ())))
-    looked_at = Key("recommendations-page", {}, {"recommendations": key.id}, LOOKS)
+    key = Key(
+        "recommendations", config.identity(), inputs, stage_code("recommend", *(["write reasons"] if writer else []))
+    )
+    looked_at = Key("recommendations-page", {}, {"recommendations": key.id}, stage_code("draw recommendations"))
     before, drawn = store().find(key), store().find(looked_at)
     made = before
     if made is None or drawn is None:

@@ -19,7 +19,7 @@ from flows.config import PipelineConfig, resolve
 from flows.jobs.refresh_plan import RefreshPlan
 from flows.plan import Plan, local_source
 from flows.runs.stage import make, parent_of_all, say
-from flows.stage_code import ENCODING
+from flows.stage_code import stage_code
 from flows.stages import results
 from flows.stages.evaluation import evaluate_task, publish, search
 from flows.stages.gate import report_of
@@ -53,8 +53,8 @@ def encode_documents(new: RefreshPlan, merged: Artifact) -> Artifact:
         before, config = new.champion, new.config
         documents = [store().require("documents", key.id) for key in new.documents]
         return tokenization.encode(
-            store(), documents, merged, before.tokenizer, config.corpus, config.tokenizer.dtype, ENCODING, out, say,
-            parent=before.tokens[-1], here=new.small,
+            store(), documents, merged, before.tokenizer, config.corpus, config.tokenizer.dtype, stage_code("encode"),
+            out, say, parent=before.tokens[-1], here=new.small,
         )  # fmt: skip
 
     return make("encode-new-documents", new.tokens, {}, build)

@@ -9,8 +9,8 @@ from functools import cached_property
 from cluster.home import store
 from cluster.registry.lineage import PARENT, Lineage, canaries_in, champion_lineage
 from flows.config import InvalidConfig, PipelineConfig, validate
-from flows.plan import DEDUPLICATING, ExistingKey, Plan, base_keys, document_keys, registered_before, task_keys
-from flows.stage_code import ENCODING, REFRESHING
+from flows.plan import ExistingKey, Plan, base_keys, document_keys, registered_before, task_keys
+from flows.stage_code import stage_code
 from gpt2.model.config import ModelShape
 from gpt2.store.artifact import Artifact, Key
 from gpt2.training.config import TrainConfig
@@ -55,7 +55,7 @@ class RefreshPlan:
     def corpus(self) -> Key:
         """Which of their documents are new."""
         inputs = {PARENT: self.champion.corpora[-1].id, **{f"{i:06d}": key.id for i, key in enumerate(self.documents)}}
-        return Key("corpus", {}, inputs, DEDUPLICATING)
+        return Key("corpus", {}, inputs, stage_code("deduplicate"))
 
     @cached_property
     def tokens(self) -> Key:
@@ -65,7 +65,7 @@ class RefreshPlan:
             "tokens",
             {"dtype": self.config.tokenizer.dtype, "validation_share": self.config.corpus.validation_share},
             {PARENT: before.tokens[-1].id, "corpus": self.corpus.id, "tokenizer": before.tokenizer.id},
-            ENCODING,
+            stage_code("encode"),
         )
 
     @property
@@ -141,7 +141,7 @@ class RefreshPlan:
                 "refresh": {"epochs": config.refresh.epochs},
             },
             {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
-            REFRESHING,
+            stage_code("train"),
         )
         pretrained = base_keys(base, self.tokens, config.canaries, **{PARENT: before.base.id})
         tasks = {name: task_keys(name, config, base, tokenizer, self.tokens) for name in config.task_settings()}

@@ -25,7 +25,7 @@ from flows.config import (
 from flows.jobs.own_data_plan import CHAMPION, fitting, plan_of, pretrained
 from flows.jobs.refresh_plan import like
 from flows.plan import Plan
-from flows.stage_code import TRAINING
+from flows.stage_code import task_code
 from gpt2 import search
 from gpt2 import search as gpt2_search
 from gpt2.model.config import ADAPTATION_FIELDS, AdaptationConfig
@@ -188,14 +188,6 @@ REDUCTION = 3
 """Of so many candidates one goes on, after a third and a ninth of all steps (Li et al. 2020 take 4)."""
 COMMANDS = {"sentiment": "train-classifier FILE", "recommendation": "train-recommender ITEMS INTERACTIONS"}
 """What else takes the best settings of a task."""
-CODE = (
-    "gpt2.search",
-    "gpt2.search",
-    "gpt2.analysis.figures",
-    "cluster.batch.search",
-    "flows.jobs.search_plan",
-    "flows.jobs.search_plan",
-)
 if TYPE_CHECKING:
     Preset = str
     TaskName = str
@@ -269,7 +261,7 @@ class SearchPlan:
             "preset": {"name": config.preset, **Candidate({}, resolve(config.preset), config.task).identity()},
         }
         inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
-        code = (*TRAINING, f"gpt2.tasks.{config.task}", *task_of(config.task).code, *CODE)
+        code = task_code(config.task, "model", "train", "search settings")
         return cls(config, drawn, plan, Key("search", spec, inputs, code))
 
     @property

@@ -10,6 +10,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from cluster.batch import contamination
 from cluster.batch import evaluation as batch_evaluation
 from cluster.home import store
 from cluster.tracking.runs import Run
@@ -36,8 +37,8 @@ def search(name: str, plan: Plan) -> Artifact:
     def build(out: Path) -> dict[str, Any]:
         tokens = store().require("tokens", plan.tokens.id)
         if name in plan.tasks:
-            return batch_evaluation.task_contamination(name, tokens, held_out(name, plan), out)
-        return batch_evaluation.document_contamination(tokens, out)
+            return contamination.search_examples(name, tokens, held_out(name, plan), out)
+        return contamination.search_documents(tokens, out)
 
     return store().make(plan.of(name).contamination, build)
 

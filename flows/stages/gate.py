@@ -18,7 +18,6 @@ from flows.config import PipelineConfig
 from flows.plan import Plan
 from flows.runs.prefect_artifacts import image, show, slug
 from flows.runs.stage import say
-from flows.stage_code import REREADING
 from flows.stages import provenance
 from flows.stages.evaluation import held_out, search
 from gpt2.gate import verdict_page
@@ -51,7 +50,7 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
 def rereading(own: Key, model_id: str, reads: int, context: int) -> Key:
     """Of the report of a base model that reads so many tokens of its own at once, on the text of the report `own`."""
     spec, inputs = {**own.spec, "reads": reads, "context": context}, {**own.inputs, "model": model_id}
-    return Key(own.kind, spec, inputs, (*own.code, *REREADING))
+    return Key(own.kind, spec, inputs, own.code)
 
 
 def reads(version: Any, plan: Plan, config: PipelineConfig) -> int | None:

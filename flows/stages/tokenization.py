@@ -13,7 +13,7 @@ from cluster.tracking.runs import Run
 from flows.config import PipelineConfig, resolve
 from flows.plan import Plan, local_source, make_plan
 from flows.runs.stage import make, recorded, say
-from flows.stage_code import ENCODING
+from flows.stage_code import stage_code
 from gpt2.data import corpus
 from gpt2.data.canaries import PLANTED
 from gpt2.data.samples import fetch
@@ -68,8 +68,8 @@ def encode(
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         return tokenization.encode(
-            store(), documents, merged, tokenizer, config.corpus, config.tokenizer.dtype, ENCODING, out, say,
-            planted=config.canaries,
+            store(), documents, merged, tokenizer, config.corpus, config.tokenizer.dtype, stage_code("encode"),
+            out, say, planted=config.canaries,
         )  # fmt: skip
 
     return make("encode", plan.tokens, {}, build)

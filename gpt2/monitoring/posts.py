@@ -18,7 +18,8 @@ from gpt2.data.tables import UTC, missing, records, times
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.store.artifact import Key, Store
 
-READING = ("gpt2.monitoring.posts", "gpt2.data.tables")
+READING = ("gpt2.data.readers", "gpt2.data.tables", "gpt2.monitoring.posts")
+"""The code that the posts of a file depend on."""
 """The code that the posts of a file depend on."""
 Report = Callable[[str], None]
 """What takes lines for the log."""

@@ -15,14 +15,6 @@ Cell = str | Mapping[str, Any]
 """A cell's text, or its parts for the macro `cell`: `text` with a `mark`, a `bar` or `bins`."""
 
 TEMPLATES = Path(__file__).with_name("templates")
-CODE = (
-    "gpt2.pages.html",
-    "gpt2.pages:templates/base.html.j2",
-    "gpt2.pages:templates/macros.html.j2",
-    "gpt2.pages:templates/style.css",
-    "gpt2.pages:templates/curve.css",
-)
-"""What every page depends on, for the lists of code that an artifact's id hashes; its own template comes beside."""
 
 
 def render(template: str, **content: Any) -> str:

@@ -7,21 +7,19 @@ artifact. The chain of ids leads from a registered model back to every document.
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from gpt2.store.code import code_version
 
 MANIFEST = "manifest.json"
 
@@ -40,52 +38,6 @@ def file_sha256(path: Path) -> str:
     """Sha256 (hex) of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@cache
-def code_version(*modules: str) -> str:
-    """Sha256 of the modules' syntax trees: comments, docstrings and layout do not count, everything else does.
-
-    A package counts whole, with every module in it. `PACKAGE:FILE` names a file that is no Python, such as a template:
-    all its bytes count.
-    """
-    hashes = []
-    for name in modules:
-        package, _, file = name.partition(":")
-        if file:
-            content = resources.files(package).joinpath(file).read_bytes()
-            hashes.append([name, hashlib.sha256(content).hexdigest()])
-            continue
-        for module, path in module_files(name):
-            tree = parse(path.read_bytes())
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list):
-                    node.body = [  # type: ignore[attr-defined]
-                        b for b in body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))
-                    ]
-            hashes.append([module, hashlib.sha256(ast.dump(tree).encode()).hexdigest()])
-    return digest(hashes)
-
-
-def module_files(name: str) -> list[tuple[str, Path]]:
-    """(module, file) of a module, or of a package and every module in it, sorted."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.origin is not None, name
-    if not spec.submodule_search_locations:
-        return [(name, Path(spec.origin))]
-    folder = Path(spec.origin).parent
-    files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
-    return [(".".join((name, *file.parts)).removesuffix(".__init__"), folder / f"{file}.py") for file in files]
-
-
-def parse(source: bytes, attempts: int = 20) -> ast.AST:
-    """`ast.parse`, again where another thread that parses at the same moment made it fail (CPython gh-106905)."""
-    for _ in range(attempts):
-        with suppress(SystemError):
-            return ast.parse(source)
-        time.sleep(0.05)
-    return ast.parse(source)
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,6 @@ class ModelKind(ABC):
     """The simple baseline, one of `baselines`, that a model must beat to be promoted."""
     baselines: ClassVar[tuple[str, ...]]
     """All that its report sets the model beside, by the names that `gate.must_beat` knows."""
-    code: ClassVar[tuple[str, ...]] = ()
-    """Modules besides the kind's own that its result depends on."""
-    report_code: ClassVar[tuple[str, ...]] = ()
-    """Modules that only its report depends on."""
     params: ClassVar[Mapping[str, Any]] = {}
     """Optional parameters of `predict` and their defaults."""
     use: ClassVar[str] = "Not stated by the task."

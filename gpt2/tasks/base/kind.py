@@ -38,13 +38,6 @@ class Base(ModelKind):
     higher_is_better = False
     floor = "unigram"
     baselines = ("unigram",)
-    report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.base.report",
-        "gpt2.tasks.base.kind",
-        "gpt2.generation.generate",
-        "gpt2.generation.generate",
-        "gpt2.generation.cpu_decoder",
-    )
     params: ClassVar[Mapping[str, Any]] = DEFAULTS
     use = "The start of models for tasks, and continuing texts of the kind that it learned from. Not a source of facts."
     limits = (

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from gpt2.data.text import words
 from gpt2.evaluation.significance import Bootstrap
 from gpt2.evaluation.unit_results import MODEL
 from gpt2.tasks.reasons.checks import Written, repeats
+from gpt2.tasks.reasons.config import SWAPPED, UNIGRAM
+from gpt2.tasks.reasons.dataset import told_of
 from gpt2.tasks.recommendation.catalogue import named_in
 
 if TYPE_CHECKING:
+    from gpt2.evaluation.unit_results import Evidence
     from gpt2.tasks.reasons.checks import Written
     from gpt2.tasks.reasons.predictor import ReasonsPredictor
+    from gpt2.tasks.task import Task
 ASKED = 100
 """Users for whom the report has reasons written."""
 
@@ -112,3 +118,67 @@ def looked_at(
             "The intervals of what was written are over users.",
         ],
     }  # fmt: skip
+
+
+def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path) -> dict[str, Any]:
+    """Return the report of a model on the test split of the examples; its predictions and figures go to `out`."""
+    import numpy as np
+    import pandas as pd
+
+    from gpt2.evaluation import report, unit_results
+    from gpt2.tasks.reasons.checks import Written
+    from gpt2.tasks.reasons.predictor import losses
+
+    predictor.tell_of(pd.read_parquet(examples / "items.parquet"))  # a champion may have learned of others
+    table, learned = (pd.read_parquet(examples / f"{split}.parquet") for split in ("test", "train"))
+    data, read = (told_of(each, predictor.reader) for each in (table, learned))
+    cut = {f"training {name}": counts for name, counts in read.cut.items()}
+    cut |= {f"held-out {name}": counts for name, counts in data.cut.items()}
+    swapped = table.assign(item=np.roll(table["item"], 1), liked=np.roll(table["liked"], 1))
+    counts = np.ones(predictor.module.model.config.vocab_size)
+    for ids in read.sentences:
+        np.add.at(counts, ids, 1)
+    unigram = -np.log(counts / counts.sum())
+    table["nll"], table["tokens"] = losses(predictor.module, data)
+    table[f"nll of {UNIGRAM}"] = [float(unigram[ids].sum()) for ids in data.sentences]
+    table[f"nll of {SWAPPED}"] = losses(predictor.module, told_of(swapped, predictor.reader))[0]
+    table["bytes"] = [len(text.encode()) for text in table["text"]]
+    table.to_parquet(out / "predictions.parquet", index=False)
+    found = evidence(task, table)
+    values = {s: {m: found.value(m, s) for m in found.metrics} for s in found.systems}
+    asked = pd.read_parquet(examples / "asked.parquet")
+    asked = asked.iloc[np.unique(np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).astype(int))]
+    pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(asked["item"], asked["liked"], strict=True)]
+    written = [predictor.written(item, liked, task.params) for item, liked in pairs]
+    told = [(item, *each, why) for (item, _), group in zip(pairs, written, strict=True) for each, why in group]
+    pd.DataFrame(told, columns=["item", *Written._fields, "withheld"]).to_parquet(out / "written.parquet", index=False)
+    summary = found.summary()
+    texts = table["text"].tolist()
+    looked = looked_at(predictor, pairs, written, texts, values["model"], summary["intervals"])
+    looked["remarks"].append(unit_results.sentence(cut))
+    return {
+        "task": task.name,
+        "title": task.title,
+        "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
+        "floor": task.floor,
+        "baselines": {name: values[name] for name in task.baselines},
+        "cut": cut,
+        "counts": {"sentences": len(table), "tokens": int(table["tokens"].sum()), "users": len(pairs)},
+        "figures": [],
+        "cost": report.of_prediction(predictor, predictor.module, predictor.input_example, tries=3),
+        **summary,
+        **looked,
+    }
+
+
+def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+    """Return the results of each unit that `predictions.parquet` holds."""
+    import numpy as np
+
+    from gpt2.evaluation import unit_results
+
+    nll = {name: predictions[f"nll of {name}"].to_numpy() for name in task.baselines}
+    tokens, size = (predictions[name].to_numpy().astype(float) for name in ("tokens", "bytes"))
+    part, key = np.full(len(tokens), "sentences"), unit_results.key_of(predictions["text"], predictions["item"])
+    nll = {unit_results.MODEL: predictions["nll"].to_numpy(), **nll}
+    return unit_results.language_model(nll, tokens, size, part, key, "sentence")

@@ -10,7 +10,6 @@ from gpt2.data.splits import SPLITS
 from gpt2.tasks.reasons.config import SWAPPED, UNIGRAM, ReasonsSettings
 from gpt2.tasks.reasons.dataset import reader_of, told_of
 from gpt2.tasks.reasons.predictor import PARAMS, ReasonsPredictor
-from gpt2.tasks.reasons.report import ASKED
 from gpt2.tasks.recommendation.catalogue import attributes
 from gpt2.tasks.task import Task
 
@@ -34,26 +33,6 @@ class Reasons(Task):
     floor = UNIGRAM
     baselines = (UNIGRAM, SWAPPED)
     Settings = ReasonsSettings
-    code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.reasons.dataset",
-        "gpt2.tasks.reasons.checks",
-        "gpt2.tasks.reasons.predictor",
-        "gpt2.tasks.support.predictor",
-        "gpt2.tasks.reasons.checks",
-        "gpt2.tasks.support.retriever",
-        "gpt2.data.corpus",
-        "gpt2.data.splits",
-        "gpt2.tasks.recommendation.catalogue",
-        "gpt2.tasks.recommendation.catalogue",
-        "gpt2.data.tables",
-    )
-    report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.reasons.report",
-        "gpt2.generation.generate",
-        "gpt2.generation.generate",
-        "gpt2.generation.cpu_decoder",
-        "gpt2.evaluation.unit_results",
-    )
     params = PARAMS
     use = "A sentence beside a recommendation that says why one may like it."
     limits = (
@@ -127,68 +106,14 @@ class Reasons(Task):
         return ReasonsPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
-        import numpy as np
-        import pandas as pd
+        from gpt2.tasks.reasons import report
 
-        from gpt2.evaluation import report, unit_results
-        from gpt2.tasks.reasons.checks import Written
-        from gpt2.tasks.reasons.predictor import losses
-        from gpt2.tasks.reasons.report import looked_at
-
-        predictor = self.predictor(directory)
-        predictor.tell_of(pd.read_parquet(examples / "items.parquet"))  # a champion may have learned of others
-        table, learned = (pd.read_parquet(examples / f"{split}.parquet") for split in ("test", "train"))
-        data, read = (told_of(each, predictor.reader) for each in (table, learned))
-        cut = {f"training {name}": counts for name, counts in read.cut.items()}
-        cut |= {f"held-out {name}": counts for name, counts in data.cut.items()}
-        swapped = table.assign(item=np.roll(table["item"], 1), liked=np.roll(table["liked"], 1))
-        counts = np.ones(predictor.module.model.config.vocab_size)
-        for ids in read.sentences:
-            np.add.at(counts, ids, 1)
-        unigram = -np.log(counts / counts.sum())
-        table["nll"], table["tokens"] = losses(predictor.module, data)
-        table[f"nll of {UNIGRAM}"] = [float(unigram[ids].sum()) for ids in data.sentences]
-        table[f"nll of {SWAPPED}"] = losses(predictor.module, told_of(swapped, predictor.reader))[0]
-        table["bytes"] = [len(text.encode()) for text in table["text"]]
-        table.to_parquet(out / "predictions.parquet", index=False)
-        evidence = self.evidence(table)
-        values = {s: {m: evidence.value(m, s) for m in evidence.metrics} for s in evidence.systems}
-        asked = pd.read_parquet(examples / "asked.parquet")
-        asked = asked.iloc[np.unique(np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).astype(int))]
-        pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(asked["item"], asked["liked"], strict=True)]
-        written = [predictor.written(item, liked, self.params) for item, liked in pairs]
-        told = [(item, *each, why) for (item, _), group in zip(pairs, written, strict=True) for each, why in group]
-        pd.DataFrame(told, columns=["item", *Written._fields, "withheld"]).to_parquet(
-            out / "written.parquet", index=False
-        )
-        summary = evidence.summary()
-        texts = table["text"].tolist()
-        looked = looked_at(predictor, pairs, written, texts, values["model"], summary["intervals"])
-        looked["remarks"].append(unit_results.sentence(cut))
-        return {
-            "task": self.name,
-            "title": self.title,
-            "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
-            "floor": self.floor,
-            "baselines": {name: values[name] for name in self.baselines},
-            "cut": cut,
-            "counts": {"sentences": len(table), "tokens": int(table["tokens"].sum()), "users": len(pairs)},
-            "figures": [],
-            "cost": report.of_prediction(predictor, predictor.module, predictor.input_example, tries=3),
-            **summary,
-            **looked,
-        }
+        return report.evaluate(self, self.predictor(directory), examples, out)
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:
-        import numpy as np
+        from gpt2.tasks.reasons import report
 
-        from gpt2.evaluation import unit_results
-
-        nll = {name: predictions[f"nll of {name}"].to_numpy() for name in self.baselines}
-        tokens, size = (predictions[name].to_numpy().astype(float) for name in ("tokens", "bytes"))
-        part, key = np.full(len(tokens), "sentences"), unit_results.key_of(predictions["text"], predictions["item"])
-        nll = {unit_results.MODEL: predictions["nll"].to_numpy(), **nll}
-        return unit_results.language_model(nll, tokens, size, part, key, "sentence")
+        return report.evidence(self, predictions)
 
 
 TASK = Reasons()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from gpt2.evaluation.metrics import rank_of
 from gpt2.tasks.recommendation import hybrid
 from gpt2.tasks.recommendation.catalogue import attributes
 from gpt2.tasks.recommendation.config import RecommendConfig
+from gpt2.tasks.recommendation.dataset import load_disliked, load_examples
 from gpt2.tasks.recommendation.hybrid import Scorer, parts
 from gpt2.tasks.recommendation.recommend import recommend
 
 if TYPE_CHECKING:
+    from gpt2.evaluation.unit_results import Evidence
     from gpt2.tasks.recommendation.predictor import RecommendationPredictor
+    from gpt2.tasks.task import Task
 
 TESTED = 64
 """Users who are drawn, the same each time."""
@@ -311,3 +315,63 @@ def recommended(
         if ids[last] not in set(best["item"]):
             rows.append(["", int(rank[user]), titles[last], f"({NEXT})"])
     return {"header": [f"after, at last (of {len(histories):,} users)", "rank", "recommended", "why"], "rows": rows}
+
+
+def evaluate(task: Task, predictor: RecommendationPredictor, examples: Path, out: Path) -> dict[str, Any]:
+    """Return the report of a model on the test split of the examples; its predictions and figures go to `out`."""
+    import numpy as np
+    import pandas as pd
+
+    from gpt2.evaluation import behavioural_tests, metrics, plots, report
+    from gpt2.evaluation.unit_results import UNKNOWN
+    from gpt2.tasks.recommendation import hybrid
+
+    histories, items = load_examples(examples)
+    other = None  # the catalogue may have changed since the model learned
+    if items["item"].tolist() != predictor.ids:
+        other = Elsewhere(predictor, items["item"].tolist())
+    test = np.array([h[-1] for h in histories])
+    popular = hybrid.popularity([h[:-2] for h in histories], len(items))
+    disliked = load_disliked(examples)
+    placed = ranks(other or predictor, histories, popular, disliked)
+    facts = {
+        "test_item": test,
+        "history": [len(h) - 1 for h in histories],
+        "popularity": popular[test].astype(int),
+        **{f"rank_{n}": r for n, r in placed.items()},
+    }
+    predictions = pd.DataFrame(facts)
+    predictions.to_parquet(out / "predictions.parquet", index=False)
+    ranked = {n: metrics.ranking(r) for n, r in placed.items()}
+    remarks = [other.remark()] if other else list(REMARKS)
+    tables: dict[str, Any] = {}
+    if other is None:
+        some = recommended(predictor, histories, items, placed["model"], disliked)
+        tested = suite(predictor, histories, items, disliked)
+        tables = {"Recommendations, and why": some} | behavioural_tests.tables(tested)
+    return {
+        "task": task.name,
+        "title": task.title,
+        "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
+        "floor": task.floor,
+        "metrics": ranked.pop("model"),
+        "baselines": ranked,
+        "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
+        UNKNOWN: other.unknown if other else 0,
+        "remarks": remarks,
+        "tables": tables,
+        "samples": {"What counts": predictor.told()},
+        "figures": [plots.recall(placed, "users whose next choice", out)],
+        "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
+        **evidence(task, predictions).summary(),
+    }
+
+
+def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+    """Return the results of each unit that `predictions.parquet` holds."""
+    from gpt2.evaluation import unit_results
+
+    placed = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}
+    parts = unit_results.of_choices(predictions["history"].to_numpy(), predictions["popularity"].to_numpy())
+    key = unit_results.key_of(predictions["test_item"], predictions["history"])
+    return unit_results.ranking(placed, key, parts)

@@ -11,7 +11,6 @@ from gpt2.tasks.recommendation.config import RecommendationSettings
 from gpt2.tasks.recommendation.dataset import (
     HistoryDataset,
     facts_of,
-    load_disliked,
     load_examples,
     log_popularity,
     texts,
@@ -37,23 +36,6 @@ class Recommendation(Task):
     floor = "popularity"
     baselines = ("popularity", "item-kNN", "recent item-kNN", "EASE", "text alone")
     Settings = RecommendationSettings
-    code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.recommendation.catalogue",
-        "gpt2.tasks.recommendation.catalogue",
-        "gpt2.data.tables",
-        "gpt2.tasks.recommendation.hybrid",
-        "gpt2.tasks.recommendation.hybrid",
-        "gpt2.evaluation.metrics",
-    )
-    report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.evaluation.unit_results",
-        "gpt2.tasks.recommendation.report",
-        "gpt2.tasks.recommendation.recommend",
-        "gpt2.tasks.reasons.checks",
-        "gpt2.tasks.support.retriever",
-        "gpt2.evaluation.behavioural_tests",
-        "gpt2.tasks.recommendation.report",
-    )
     params: ClassVar[Mapping[str, Any]] = {"top_k": 10}
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
     limits = (
@@ -105,62 +87,14 @@ class Recommendation(Task):
         return RecommendationPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
-        import numpy as np
-        import pandas as pd
+        from gpt2.tasks.recommendation import report
 
-        from gpt2.evaluation import behavioural_tests, metrics, plots, report
-        from gpt2.evaluation.unit_results import UNKNOWN
-        from gpt2.tasks.recommendation import hybrid
-        from gpt2.tasks.recommendation import report as recommendation_behaviour
-
-        histories, items = load_examples(examples)
-        predictor = self.predictor(directory)
-        other = None  # the catalogue may have changed since the model learned
-        if items["item"].tolist() != predictor.ids:
-            other = recommendation_behaviour.Elsewhere(predictor, items["item"].tolist())
-        test = np.array([h[-1] for h in histories])
-        popular = hybrid.popularity([h[:-2] for h in histories], len(items))
-        disliked = load_disliked(examples)
-        ranks = recommendation_behaviour.ranks(other or predictor, histories, popular, disliked)
-        facts = {
-            "test_item": test,
-            "history": [len(h) - 1 for h in histories],
-            "popularity": popular[test].astype(int),
-            **{f"rank_{n}": r for n, r in ranks.items()},
-        }
-        predictions = pd.DataFrame(facts)
-        predictions.to_parquet(out / "predictions.parquet", index=False)
-        ranked = {n: metrics.ranking(r) for n, r in ranks.items()}
-        remarks = [other.remark()] if other else list(recommendation_behaviour.REMARKS)
-        tables: dict[str, Any] = {}
-        if other is None:
-            some = recommendation_behaviour.recommended(predictor, histories, items, ranks["model"], disliked)
-            tested = recommendation_behaviour.suite(predictor, histories, items, disliked)
-            tables = {"Recommendations, and why": some} | behavioural_tests.tables(tested)
-        return {
-            "task": self.name,
-            "title": self.title,
-            "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
-            "floor": self.floor,
-            "metrics": ranked.pop("model"),
-            "baselines": ranked,
-            "counts": {"users": len(histories), "items": len(items), "never_seen": int((popular[test] == 0).sum())},
-            UNKNOWN: other.unknown if other else 0,
-            "remarks": remarks,
-            "tables": tables,
-            "samples": {"What counts": predictor.told()},
-            "figures": [plots.recall(ranks, "users whose next choice", out)],
-            "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
-            **self.evidence(predictions).summary(),
-        }
+        return report.evaluate(self, self.predictor(directory), examples, out)
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:
-        from gpt2.evaluation import unit_results
+        from gpt2.tasks.recommendation import report
 
-        ranks = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}
-        parts = unit_results.of_choices(predictions["history"].to_numpy(), predictions["popularity"].to_numpy())
-        key = unit_results.key_of(predictions["test_item"], predictions["history"])
-        return unit_results.ranking(ranks, key, parts)
+        return report.evidence(self, predictions)
 
 
 TASK = Recommendation()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt2.data.splits import SPLITS
+from gpt2.evaluation import unit_results
 from gpt2.evaluation.behavioural_tests import (
     DIRECTION,
     INVARIANCE,
@@ -23,8 +26,13 @@ from gpt2.evaluation.behavioural_tests import (
     changed,
     of_texts,
 )
+from gpt2.tasks.sentiment.dataset import NGRAMS
 
 if TYPE_CHECKING:
+    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.tasks.sentiment.predictor import SentimentPredictor
+    from gpt2.tasks.task import Task
+
     pass
     import numpy as np
     import pandas as pd
@@ -197,3 +205,96 @@ def tfidf_logistic_regression(
     out = np.zeros((len(test_texts), n_classes))
     out[:, model.classes_] = model.predict_proba(vectorizer.transform(test_texts))
     return out
+
+
+def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Path) -> dict[str, Any]:
+    """Return the report of a model on the test split of the examples; its predictions and figures go to `out`."""
+    import pandas as pd
+
+    from gpt2.evaluation import behavioural_tests, confidence, metrics, plots, report
+    from gpt2.evaluation.confidence import softmax
+
+    train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in SPLITS)
+    labels, truth = json.loads((examples / "labels.json").read_text()), test["label"].to_numpy()
+    among = partial(metrics.among, own=predictor.labels, labels=labels)  # a champion may have others
+    logits = predictor.logits(test["text"].tolist())
+    before, probabilities = among(softmax(logits)), among(softmax(logits, predictor.temperature))
+    held_out = [("test", test, probabilities)]
+    if len(test) < ENOUGH:
+        held_out.append(("validation", validation, among(predictor.probabilities(validation["text"].tolist()))))
+    doubtful = table(held_out, labels)
+    counted = train["weight"].to_numpy() if "weight" in train else None
+    texts, known = train["text"].tolist(), train["label"].to_numpy()
+    others = {
+        "majority class": majority(known, len(test), len(labels)),
+        "TF-IDF + logistic regression": tfidf_logistic_regression(
+            texts, known, test["text"].tolist(), len(labels), counted
+        ),
+    }
+    test["predicted"], test["confidence"] = probabilities.argmax(1), probabilities.max(1)
+    for i, label in enumerate(labels):
+        test[f"probability_{label}"] = probabilities[:, i]
+    for name, theirs in others.items():
+        test[f"predicted by {name}"], test[f"confidence of {name}"] = theirs.argmax(1), theirs.max(1)
+    test.drop(columns=NGRAMS, errors="ignore").to_parquet(out / "predictions.parquet", index=False)
+    chosen = confidence.rows(truth, probabilities, labels)
+    answers = {"model": probabilities} | {name: others[name] for name in others if name != task.floor}
+    sure = {name: (each.max(1), each.argmax(1) == truth) for name, each in answers.items()}
+    figures = [
+        plots.confusion(metrics.confusion_matrix(truth, probabilities.argmax(1), len(labels)), labels, out),
+        plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
+        plots.abstaining(sure, chosen, out),
+    ]
+    found = metrics.classification(truth, probabilities, labels)
+    # None where the labels are no moods.
+    tested = behavioural_tests.tables(suite(predictor.probabilities, predictor.labels))
+    uncalibrated = metrics.calibration_error(truth, before)
+    remark = (
+        f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
+        f"calibration error {uncalibrated:.4f} before, {found['calibration_error']:.4f} with it."
+    )
+    cut = {
+        "training texts": predictor.cut(texts, predictor.context),
+        "held-out texts": predictor.cut(test["text"].tolist()),
+    }
+    noted = [*remarks(examples, train, test, labels), remark, confidence.remark(chosen), unit_results.sentence(cut)]
+    if predictor.ngrams is not None:
+        # Its own: the examples' are another model's where a champion is measured on them, or are not there.
+        linear = predictor.ngrams.logits(predictor.read(test["text"].tolist()))
+        alone = metrics.classification(truth, among(softmax(linear)), labels)[task.primary]
+        whole = " It reads long texts whole." if any(counts["cut"] for counts in cut.values()) else ""
+        noted.append(f"Its linear model of n-grams alone has {task.primary} {alone:.4f} on these texts.{whole}")
+    if predictor.masked:
+        noted.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
+    summary = evidence(task, test).summary()
+    once = unit_results.classification(truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {})
+    drawn = once.drawn.interval(once.of("calibration_error"), once.method("calibration_error"))
+    summary["intervals"][unit_results.MODEL]["calibration_error_before"] = unit_results.bounded(drawn)
+    return {
+        "task": task.name,
+        "title": task.title if tested else f"Labels of texts: {', '.join(labels)}",
+        "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
+        "floor": task.floor,
+        "metrics": found | {"calibration_error_before": uncalibrated},
+        "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
+        "counts": json.loads((examples / "counts.json").read_text()),
+        "remarks": noted,
+        "samples": {},
+        "figures": figures,
+        "selective": chosen,
+        "cut": cut,
+        "tables": confidence.table(chosen) | doubtful | tested,
+        "cost": report.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
+        **summary,
+    }
+
+
+def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+    """Return the results of each unit that `predictions.parquet` holds."""
+
+    labels, answers = unit_results.labelled(predictions)
+    truth = predictions["label"].to_numpy()
+    topics = predictions["topic"].tolist() if "topic" in predictions else None
+    parts = unit_results.of_texts(predictions["text"].tolist(), truth, labels, topics)
+    key = unit_results.key_of(predictions["text"], truth, labels)
+    return unit_results.classification(truth, answers, labels, key, parts)

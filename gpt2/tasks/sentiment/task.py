@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpt2.data.splits import SPLITS
-from gpt2.evaluation import unit_results
 from gpt2.tasks.sentiment import dataset as sentiment_dataset
 from gpt2.tasks.sentiment.config import SentimentSettings
 from gpt2.tasks.sentiment.dataset import NGRAMS, TextDataset, encode, labels_of, masked
 from gpt2.tasks.sentiment.ngrams import FILE, Ngrams, fit
 from gpt2.tasks.sentiment.predictor import SentimentPredictor, load_classifier
-from gpt2.tasks.sentiment.report import ENOUGH
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -41,25 +37,6 @@ class Sentiment(Task):
     floor = "majority class"
     baselines = ("majority class", "TF-IDF + logistic regression")
     Settings = SentimentSettings
-    code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.sentiment.dataset",
-        "gpt2.data.splits",
-        "gpt2.data.tables",
-        "gpt2.data.near_duplicates",
-        "gpt2.tasks.recommendation.hybrid",
-        "gpt2.evaluation.metrics",
-        "gpt2.evaluation.confidence",
-        "gpt2.tasks.sentiment.ngrams",
-    )
-    report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.evaluation.unit_results",
-        "gpt2.data.text",
-        "gpt2.evaluation.behavioural_tests",
-        "gpt2.tasks.sentiment.report",
-        "gpt2.tasks.sentiment.report",
-        "gpt2.evaluation.confidence",
-        "gpt2.evaluation.unit_results",
-    )
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
         "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
@@ -146,99 +123,14 @@ class Sentiment(Task):
         return SentimentPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
-        import pandas as pd
-
-        from gpt2.evaluation import behavioural_tests, confidence, metrics, plots
-        from gpt2.evaluation import report as evaluation_report
-        from gpt2.evaluation.confidence import softmax
         from gpt2.tasks.sentiment import report
 
-        train, validation, test = (pd.read_parquet(examples / f"{s}.parquet") for s in SPLITS)
-        predictor = self.predictor(directory)
-        labels, truth = json.loads((examples / "labels.json").read_text()), test["label"].to_numpy()
-        among = partial(metrics.among, own=predictor.labels, labels=labels)  # a champion may have others
-        logits = predictor.logits(test["text"].tolist())
-        before, probabilities = among(softmax(logits)), among(softmax(logits, predictor.temperature))
-        held_out = [("test", test, probabilities)]
-        if len(test) < ENOUGH:
-            held_out.append(("validation", validation, among(predictor.probabilities(validation["text"].tolist()))))
-        doubtful = report.table(held_out, labels)
-        counted = train["weight"].to_numpy() if "weight" in train else None
-        texts, known = train["text"].tolist(), train["label"].to_numpy()
-        others = {
-            "majority class": report.majority(known, len(test), len(labels)),
-            "TF-IDF + logistic regression": report.tfidf_logistic_regression(
-                texts, known, test["text"].tolist(), len(labels), counted
-            ),
-        }
-        test["predicted"], test["confidence"] = probabilities.argmax(1), probabilities.max(1)
-        for i, label in enumerate(labels):
-            test[f"probability_{label}"] = probabilities[:, i]
-        for name, theirs in others.items():
-            test[f"predicted by {name}"], test[f"confidence of {name}"] = theirs.argmax(1), theirs.max(1)
-        test.drop(columns=NGRAMS, errors="ignore").to_parquet(out / "predictions.parquet", index=False)
-        chosen = confidence.rows(truth, probabilities, labels)
-        answers = {"model": probabilities} | {name: others[name] for name in others if name != self.floor}
-        sure = {name: (each.max(1), each.argmax(1) == truth) for name, each in answers.items()}
-        figures = [
-            plots.confusion(metrics.confusion_matrix(truth, probabilities.argmax(1), len(labels)), labels, out),
-            plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
-            plots.abstaining(sure, chosen, out),
-        ]
-        found = metrics.classification(truth, probabilities, labels)
-        # None where the labels are no moods.
-        tested = behavioural_tests.tables(report.suite(predictor.probabilities, predictor.labels))
-        uncalibrated = metrics.calibration_error(truth, before)
-        remark = (
-            f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
-            f"calibration error {uncalibrated:.4f} before, {found['calibration_error']:.4f} with it."
-        )
-        cut = {
-            "training texts": predictor.cut(texts, predictor.context),
-            "held-out texts": predictor.cut(test["text"].tolist()),
-        }
-        remarks = [*report.remarks(examples, train, test, labels), remark, confidence.remark(chosen)]
-        remarks.append(unit_results.sentence(cut))
-        if predictor.ngrams is not None:
-            # Its own: the examples' are another model's where a champion is measured on them, or are not there.
-            linear = predictor.ngrams.logits(predictor.read(test["text"].tolist()))
-            alone = metrics.classification(truth, among(softmax(linear)), labels)[self.primary]
-            whole = " It reads long texts whole." if any(counts["cut"] for counts in cut.values()) else ""
-            remarks.append(f"Its linear model of n-grams alone has {self.primary} {alone:.4f} on these texts.{whole}")
-        if predictor.masked:
-            remarks.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
-        summary = self.evidence(test).summary()
-        once = unit_results.classification(
-            truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {}
-        )
-        drawn = once.drawn.interval(once.of("calibration_error"), once.method("calibration_error"))
-        summary["intervals"][unit_results.MODEL]["calibration_error_before"] = unit_results.bounded(drawn)
-        return {
-            "task": self.name,
-            "title": self.title if tested else f"Labels of texts: {', '.join(labels)}",
-            "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
-            "floor": self.floor,
-            "metrics": found | {"calibration_error_before": uncalibrated},
-            "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
-            "counts": json.loads((examples / "counts.json").read_text()),
-            "remarks": remarks,
-            "samples": {},
-            "figures": figures,
-            "selective": chosen,
-            "cut": cut,
-            "tables": confidence.table(chosen) | doubtful | tested,
-            "cost": evaluation_report.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
-            **summary,
-        }
+        return report.evaluate(self, self.predictor(directory), examples, out)
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:
+        from gpt2.tasks.sentiment import report
 
-        labels, answers = unit_results.labelled(predictions)
-        truth = predictions["label"].to_numpy()
-        topics = predictions["topic"].tolist() if "topic" in predictions else None
-        parts = unit_results.of_texts(predictions["text"].tolist(), truth, labels, topics)
-        key = unit_results.key_of(predictions["text"], truth, labels)
-        return unit_results.classification(truth, answers, labels, key, parts)
+        return report.evidence(self, predictions)
 
 
 def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:

@@ -4,8 +4,9 @@ people asked."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,9 @@ from gpt2.evaluation.behavioural_tests import (
 from gpt2.tasks.support.dataset import questions_of
 
 if TYPE_CHECKING:
+    from gpt2.evaluation.unit_results import Evidence
     from gpt2.tasks.support.predictor import SupportPredictor
+    from gpt2.tasks.task import Task
 
 QUESTIONS = 200
 """Questions that are drawn for a test, at most, the same each time."""
@@ -123,3 +126,92 @@ def towards(questions: Sequence[str], right: Sequence[Sequence[int]], answers: S
         return after[at, wanted] < before[at, wanted] - SLACK
 
     return Texts(DIRECTION, "a word of the right answer does not make it less likely", new, old, less)
+
+
+def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path) -> dict[str, Any]:
+    """Return the report of a model on the test split of the examples; its predictions and figures go to `out`."""
+    import numpy as np
+    import pandas as pd
+
+    from gpt2.data.text import words
+    from gpt2.evaluation import behavioural_tests, plots, report
+    from gpt2.evaluation.significance import wilson
+    from gpt2.tasks.support.retriever import best_rank, tf_idf
+
+    pairs = pd.read_parquet(examples / "pairs.parquet")
+    test = questions_of(pairs, "test")
+    questions, right = test["question"].tolist(), predictor.right(test)
+    cosines, found_words = predictor.parts(questions)
+    scores = {
+        "model": predictor.scores(questions),
+        "BM25": found_words,
+        "TF-IDF": tf_idf(predictor.answers, questions),
+        "embeddings alone": cosines,
+    }
+    table = pd.DataFrame({"question": questions, "words": [len(words(q)) for q in questions]})
+    told = [words(" ".join(answers)) for answers in test["answer"]]
+    table["shared_words"] = [len({*words(q)} & {*a}) for q, a in zip(questions, told, strict=True)]
+    ranks = {
+        name: np.array([best_rank(row, items) for row, items in zip(each, right, strict=True)])
+        for name, each in scores.items()
+    }
+    table = table.assign(**{f"rank_{name}": rank for name, rank in ranks.items()})
+    best = scores["model"].argmax(1)
+    replies = predictor.replies(questions, best.tolist())
+    table["answer"] = [predictor.answers[i] for i in best]
+    table["reply"], table["withheld"] = [text for text, _ in replies], [reason for _, reason in replies]
+    table.to_parquet(out / "predictions.parquet", index=False)
+    results = evidence(task, table)
+    values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
+    summary, shown = results.summary(), (table["withheld"] == "").to_numpy()
+    found = values.pop("model") | {"replies_shown": float(shown.mean())}
+    low, high = wilson(shown.sum(), np.array(len(shown)))
+    summary["intervals"]["model"]["replies_shown"] = [float(low), float(high)]
+    reasons = table["withheld"].replace("", "shown").value_counts()
+    samples = [f"{r.question} → {r.answer} (the right one has rank {r.rank_model})" for r in table.itertuples()]
+    written = [f"{r.question} → {r.reply}" for r in table[table["withheld"] == ""].itertuples()]
+    return {
+        "task": task.name,
+        "title": task.title,
+        "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
+        "floor": task.floor,
+        "metrics": found,
+        "baselines": values,
+        "counts": {"questions": len(table), "answers": len(predictor.answers)},
+        "remarks": [
+            "The right answer is sought among all answers; no question like the tested one was learned from.",
+            "Score: {:.3g} x cosine of embeddings + {:.3g} x BM25, as the validation split has it.".format(
+                *predictor.weights
+            ),
+            *REMARKS,
+        ],
+        "samples": {"Answers": samples[:8], "Replies": written[:8]},
+        "figures": [plots.recall(ranks, "questions of which a right answer", out)],
+        "tables": {"Replies to the test's questions": {
+            "header": ["reply", "questions"], "rows": [[r, int(n)] for r, n in reasons.items()]
+        }, **behavioural_tests.tables(suite(predictor, pairs))},
+        "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
+        **summary,
+    }  # fmt: skip
+
+
+def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
+    """Return the results of each unit that `predictions.parquet` holds."""
+    import numpy as np
+
+    from gpt2.evaluation import unit_results
+    from gpt2.evaluation.unit_results import Evidence, key_of
+
+    def columns(rank: np.ndarray) -> np.ndarray:
+        return np.stack([rank <= 1, rank <= 5, 1 / rank, np.ones(len(rank))], axis=1).astype(float)
+
+    def share(column: int) -> Any:
+        return lambda s: s[..., column] / np.maximum(s[..., 3], 1)
+
+    ranks = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}
+    parts = unit_results.bins("words shared with the answer", predictions["shared_words"].to_numpy(), (0, 2))
+    parts |= unit_results.bins("words", predictions["words"].to_numpy(), (4, 8))
+    metrics = {"mrr": share(2), "recall_at_1": share(0), "recall_at_5": share(1)}
+    systems = {name: columns(rank) for name, rank in ranks.items()}
+    key = key_of(predictions["question"])
+    return Evidence("question", key, systems, metrics, "mrr", True, "mrr", parts)

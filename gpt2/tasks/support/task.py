@@ -18,7 +18,6 @@ from gpt2.tasks.support.predictor import REPLY_TOKENS, SupportPredictor
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from torch import nn
 
@@ -37,23 +36,6 @@ class Support(Task):
     floor = "BM25"
     baselines = ("BM25", "TF-IDF", "embeddings alone")
     Settings = SupportSettings
-    code: ClassVar[tuple[str, ...]] = (
-        "gpt2.data.splits",
-        "gpt2.data.tables",
-        "gpt2.data.near_duplicates",
-        "gpt2.tasks.support.retriever",
-        "gpt2.tasks.support.retriever",
-        "gpt2.evaluation.metrics",
-    )
-    report_code: ClassVar[tuple[str, ...]] = (
-        "gpt2.tasks.support.predictor",
-        "gpt2.evaluation.unit_results",
-        "gpt2.generation.generate",
-        "gpt2.generation.generate",
-        "gpt2.generation.cpu_decoder",
-        "gpt2.evaluation.behavioural_tests",
-        "gpt2.tasks.support.report",
-    )
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0, "max_tokens": REPLY_TOKENS}
     use = "Finding the answer to a question in one's own knowledge file, for a person to read before it is sent."
     limits = (
@@ -130,90 +112,14 @@ class Support(Task):
         return SupportPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
-        import numpy as np
-        import pandas as pd
+        from gpt2.tasks.support import report
 
-        from gpt2.data.text import words
-        from gpt2.evaluation import behavioural_tests, plots, report
-        from gpt2.evaluation.significance import wilson
-        from gpt2.tasks.support import report as support_report
-        from gpt2.tasks.support.retriever import best_rank, tf_idf
-
-        predictor, pairs = self.predictor(directory), pd.read_parquet(examples / "pairs.parquet")
-        test = questions_of(pairs, "test")
-        questions, right = test["question"].tolist(), predictor.right(test)
-        cosines, found_words = predictor.parts(questions)
-        scores = {
-            "model": predictor.scores(questions),
-            "BM25": found_words,
-            "TF-IDF": tf_idf(predictor.answers, questions),
-            "embeddings alone": cosines,
-        }
-        table = pd.DataFrame({"question": questions, "words": [len(words(q)) for q in questions]})
-        told = [words(" ".join(answers)) for answers in test["answer"]]
-        table["shared_words"] = [len({*words(q)} & {*a}) for q, a in zip(questions, told, strict=True)]
-        ranks = {
-            name: np.array([best_rank(row, items) for row, items in zip(each, right, strict=True)])
-            for name, each in scores.items()
-        }
-        table = table.assign(**{f"rank_{name}": rank for name, rank in ranks.items()})
-        best = scores["model"].argmax(1)
-        replies = predictor.replies(questions, best.tolist())
-        table["answer"] = [predictor.answers[i] for i in best]
-        table["reply"], table["withheld"] = [text for text, _ in replies], [reason for _, reason in replies]
-        table.to_parquet(out / "predictions.parquet", index=False)
-        evidence = self.evidence(table)
-        values = {s: {m: evidence.value(m, s) for m in evidence.metrics} for s in evidence.systems}
-        summary, shown = evidence.summary(), (table["withheld"] == "").to_numpy()
-        found = values.pop("model") | {"replies_shown": float(shown.mean())}
-        low, high = wilson(shown.sum(), np.array(len(shown)))
-        summary["intervals"]["model"]["replies_shown"] = [float(low), float(high)]
-        reasons = table["withheld"].replace("", "shown").value_counts()
-        samples = [f"{r.question} → {r.answer} (the right one has rank {r.rank_model})" for r in table.itertuples()]
-        written = [f"{r.question} → {r.reply}" for r in table[table["withheld"] == ""].itertuples()]
-        return {
-            "task": self.name,
-            "title": self.title,
-            "primary": {"name": self.primary, "higher_is_better": self.higher_is_better},
-            "floor": self.floor,
-            "metrics": found,
-            "baselines": values,
-            "counts": {"questions": len(table), "answers": len(predictor.answers)},
-            "remarks": [
-                "The right answer is sought among all answers; no question like the tested one was learned from.",
-                "Score: {:.3g} x cosine of embeddings + {:.3g} x BM25, as the validation split has it.".format(
-                    *predictor.weights
-                ),
-                *support_report.REMARKS,
-            ],
-            "samples": {"Answers": samples[:8], "Replies": written[:8]},
-            "figures": [plots.recall(ranks, "questions of which a right answer", out)],
-            "tables": {"Replies to the test's questions": {
-                "header": ["reply", "questions"], "rows": [[r, int(n)] for r, n in reasons.items()]
-            }, **behavioural_tests.tables(support_report.suite(predictor, pairs))},
-            "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
-            **summary,
-        }  # fmt: skip
+        return report.evaluate(self, self.predictor(directory), examples, out)
 
     def evidence(self, predictions: pd.DataFrame) -> Evidence:
-        import numpy as np
+        from gpt2.tasks.support import report
 
-        from gpt2.evaluation import unit_results
-        from gpt2.evaluation.unit_results import Evidence, key_of
-
-        def columns(rank: np.ndarray) -> np.ndarray:
-            return np.stack([rank <= 1, rank <= 5, 1 / rank, np.ones(len(rank))], axis=1).astype(float)
-
-        def share(column: int) -> Any:
-            return lambda s: s[..., column] / np.maximum(s[..., 3], 1)
-
-        ranks = {c.removeprefix("rank_"): predictions[c].to_numpy() for c in predictions if c.startswith("rank_")}
-        parts = unit_results.bins("words shared with the answer", predictions["shared_words"].to_numpy(), (0, 2))
-        parts |= unit_results.bins("words", predictions["words"].to_numpy(), (4, 8))
-        metrics = {"mrr": share(2), "recall_at_1": share(0), "recall_at_5": share(1)}
-        systems = {name: columns(rank) for name, rank in ranks.items()}
-        key = key_of(predictions["question"])
-        return Evidence("question", key, systems, metrics, "mrr", True, "mrr", parts)
+        return report.evidence(self, predictions)
 
 
 TASK = Support()

@@ -5,13 +5,14 @@ import random
 
 import pytest
 
-from cluster.batch import evaluation, tokenization
+from cluster.batch import contamination, tokenization
 from cluster.home import store
 from cluster.registry.lineage import PARENT
 from flows.config import resolve
 from flows.plan import make_plan
-from flows.stage_code import ENCODING
+from flows.stage_code import stage_code
 from gpt2.data.splits import content_digest, is_validation
+from gpt2.evaluation import contamination as evaluation_contamination
 from gpt2.store.artifact import Key
 from gpt2.tasks.task import task
 
@@ -60,7 +61,7 @@ def encoded(path, parent=None):
     return s.make(
         tokens,
         lambda out: tokenization.encode(
-            s, documents, merged, tokenizer, corpus, shape.dtype, ENCODING, out, print, parent, here=True
+            s, documents, merged, tokenizer, corpus, shape.dtype, stage_code("encode"), out, print, parent, here=True
         ),
     )
 
@@ -82,7 +83,7 @@ def planted(tmp_path_factory):
 
 
 def contaminated(tokens, out):
-    info = evaluation.document_contamination(tokens, out)
+    info = contamination.search_documents(tokens, out)
     found = json.loads((out / "contamination.json").read_text())
     assert info == {"units": 20, "contaminated": len(found["contaminated"]), "contamination": found["share"]}
     return found["contaminated"]
@@ -94,11 +95,11 @@ def test_copies_are_found_in_all_text_that_was_trained_on(planted, tmp_path, mon
     assert sorted(contaminated(first, tmp_path)) == sorted(marks[:4])
     assert sorted(contaminated(second, tmp_path)) == sorted(marks[:6])
     # Of very many held-out documents some are looked for, chosen by their hashes.
-    monkeypatch.setattr(evaluation, "MAX_DOCUMENTS", 8)
-    evaluation.document_contamination(second, tmp_path)
+    monkeypatch.setattr(contamination, "MAX_DOCUMENTS", 8)
+    contamination.search_documents(second, tmp_path)
     found = json.loads((tmp_path / "contamination.json").read_text())
     assert 2 <= found["units"] < 16 and found["total"] == 20 and set(found["contaminated"]) <= set(marks[:6])
-    assert "(of 20, chosen by hash)" in evaluation.contamination.told(found)
+    assert "(of 20, chosen by hash)" in evaluation_contamination.told(found)
 
 
 def test_a_task_is_looked_for_in_the_pretraining_text_and_its_own_examples(planted, tmp_path):
@@ -116,14 +117,14 @@ def test_a_task_is_looked_for_in_the_pretraining_text_and_its_own_examples(plant
     spec = kind.Settings(source=str(tmp_path / "posts.csv"), test_share=0.5)
     key = Key("sentiment-examples", {}, {"source": str(tmp_path)}, ())
     examples = store().make(key, lambda out: kind.prepare(spec, tmp_path / "posts.csv", out))
-    evaluation.task_contamination("sentiment", first, examples, tmp_path)
+    contamination.search_examples("sentiment", first, examples, tmp_path)
     found = json.loads((tmp_path / "contamination.json").read_text())
     test = kind.texts(examples.path, "test")
     expected = {i for i, post in enumerate(test) if any(post in t for t in held_out[:4])}
     assert expected and set(found["contaminated"]) == expected  # near-duplicates were kept on one side
-    assert {row["source"] for row in found["by"]} == {evaluation.contamination.CORPUS}
+    assert {row["source"] for row in found["by"]} == {evaluation_contamination.CORPUS}
 
 
 def test_choices_are_no_texts(planted, tmp_path):
     examples = store().make(Key("recommendation-examples", {}, {"source": "none"}, ()), lambda out: {})
-    assert evaluation.task_contamination("recommendation", planted[1], examples, tmp_path)["units"] == 0
+    assert contamination.search_examples("recommendation", planted[1], examples, tmp_path)["units"] == 0

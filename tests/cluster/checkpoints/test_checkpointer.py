@@ -247,9 +247,7 @@ def test_a_full_disk_at_any_write_leaves_the_old_and_says_so(tmp_path):
         save(folder, 2)
 
         def action(at=at, folder=folder):
-            cluster.checkpoints.checkpointer.PATIENCE = (
-                1.0  # a rank that fails ends its process, and with it the others
-            )
+            cluster.checkpoints.checkpointer.PATIENCE = 1.0  # a rank that fails ends its process and the others
             Failpoints(at, no_space).install()
             try:
                 save(folder, 3)

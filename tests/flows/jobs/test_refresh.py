@@ -20,7 +20,7 @@ from cluster.registry.lineage import Lineage, lineage
 from flows.config import InvalidConfig, merged, resolve, validate
 from flows.jobs.refresh_plan import RefreshPlan
 from flows.plan import make_plan
-from flows.stage_code import ENCODING
+from flows.stage_code import stage_code
 from gpt2.data import canaries
 from gpt2.data.corpus import normalise
 from gpt2.data.shards import TokenStream
@@ -85,7 +85,7 @@ class Text:
                 tokenizer,
                 corpus,
                 shape.dtype,
-                ENCODING,
+                stage_code("encode"),
                 out,
                 say,
                 here=True,
@@ -118,8 +118,8 @@ class Text:
         def encode(out):
             documents = [s.require("documents", key.id) for key in new.documents]
             return tokenization.encode(
-                s, documents, merged, before.tokenizer, new.config.corpus, new.config.tokenizer.dtype, ENCODING, out,
-                print, before.tokens[-1], here=True,
+                s, documents, merged, before.tokenizer, new.config.corpus, new.config.tokenizer.dtype,
+                stage_code("encode"), out, print, before.tokens[-1], here=True,
             )  # fmt: skip
 
         tokens = s.make(new.tokens, encode)
