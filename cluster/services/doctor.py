@@ -1,4 +1,4 @@
-"""Is this machine fit: each check with what was found and what to do about it."""
+"""Checks of this machine, each with its finding and a remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Result:
-    """One check's outcome."""
+    """The outcome of one check."""
 
     name: str
     state: Literal["ok", "warning", "failed"]
@@ -37,12 +37,12 @@ class Result:
 
 
 def check() -> list[Result]:
-    """Every check; none of them changes anything."""
+    """Run every check; none of them changes anything."""
     return [run() for run in CHECKS]
 
 
 def judge(name: str, good: bool, found: str, remedy: str, hard: bool = True) -> Result:
-    """ok, or else failed (hard) or warning, with the remedy."""
+    """Return the result of a check: ok if `good`, else failed (`hard`) or warning, with the remedy."""
     if good:
         return Result(name, "ok", found)
     return Result(name, "failed" if hard else "warning", found, remedy)
@@ -124,7 +124,8 @@ def port(number: int, use: str, option: str) -> Callable[[], Result]:
 
 
 def service(name: str, variable: str, path: str, otherwise: str, login: Callable[[], str]) -> Callable[[], Result]:
-    """The check of a server at the address in `variable`, by a page that asks for the login, USER:PASSWORD."""
+    """Return the check of a server at the address in `variable`: it requests a page that needs the login
+    (USER:PASSWORD)."""
 
     def run() -> Result:
         address = os.environ.get(variable)
@@ -151,7 +152,7 @@ LOGINS = {
     "PREFECT_API_URL": "PREFECT_API_AUTH_STRING",
     "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
-"""What holds the login of the server at each address."""
+"""The variables with the login, by the variable with the server's address."""
 
 
 def prefect_login() -> str:
@@ -168,12 +169,12 @@ def postgres() -> Result:
     try:
         databases.check()
     except ValueError as error:
-        return Result("PostgreSQL", "failed", "of no use to `gpt2 up --profile postgres`", str(error))
+        return Result("PostgreSQL", "failed", "not usable for `gpt2 up --profile postgres`", str(error))
     return Result("PostgreSQL", "ok", f"{databases.address().host} answers, and both databases are there")
 
 
 def secrets() -> Result:
-    """Files that hold secrets, our own and one that Ray writes as the umask gives it."""
+    """Check that only their owner can read the files with secrets: ours, and the token that Ray may write."""
     files = [*(home() / SERVICES).glob("*"), Path.home() / ".ray" / "auth_token"]
     held = [p for p in files if p.name in ("auth_token", RAY_TOKEN, PREFECT_LOGIN, MLFLOW_PASSWORD) and p.exists()]
     open_ = " ".join(str(p) for p in held if p.stat().st_mode & 0o077)
@@ -198,7 +199,7 @@ def services() -> Result:
     if state is None:
         return Result("gpt2 up", "ok", "not running")
     if not is_locked():
-        return Result("gpt2 up", "failed", "was killed", "`gpt2 down` ends what is left of it")
+        return Result("gpt2 up", "failed", "was killed", "run `gpt2 down` to end its remaining processes")
     dead = [s["title"] for s in state["services"] if not answers(s)]
     logs = ", ".join(s["log"] for s in state["services"] if s["title"] in dead)
     return judge(
@@ -207,7 +208,7 @@ def services() -> Result:
 
 
 def answers(service: dict[str, Any]) -> bool:
-    """Whether something listens at a service's address; of one without, whether its process lives."""
+    """Return whether something listens at a service's address; without a port, whether its process is alive."""
     _, _, port = service["address"].rpartition(":")
     return port_answers("127.0.0.1", int(port)) if port.isdigit() else psutil.pid_exists(service["pid"])
 

@@ -11,7 +11,7 @@ from cluster.process_env import configure
 
 
 def main() -> None:
-    """Print the address once the head is there; leave nothing behind at the end, however it comes."""
+    """Start the head, print its address, and wait for SIGTERM. All its processes end with this one."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     configure()
     os.environ["RAY_GCS_SERVER_PORT"] = sys.argv[1]

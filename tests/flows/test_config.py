@@ -43,7 +43,7 @@ CASES = [
     ("cluster.num_workers=3", ["batch_size=16", "num_workers=3", "multiple of 24"]),
     ("cluster.num_workers=0", ["cluster.num_workers = 0"]),
     ("cluster.zero_stage=4", ["cluster.zero_stage = 4"]),
-    ("cluster.offload_parameters=true", ["offload_parameters", "zero_stage: 3"]),
+    ("cluster.offload_parameters=true", ["offload_parameters", "set zero_stage to 3"]),
     ("gate.must_beat=[item-KNN]", ["'item-KNN' is no baseline of any model", "did you mean 'item-kNN'"]),
     ("cluster.use_gpu=perhaps", ["cluster.use_gpu = 'perhaps'"]),
     ("cluster.max_failures=-1", ["max_failures"]),
