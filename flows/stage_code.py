@@ -13,19 +13,15 @@ HARMLESS = {
     "gpt2": "the door of the package: it hands on what lies in its rooms",
     "gpt2.settings": "settings: their values are part of the key",
     "gpt2.store": "writes and finds artifacts, and computes nothing in them",
-    "gpt2.loading": "finds a model's directory",
     "gpt2.data.samples": "fetches samples: their content is part of the key",
     "gpt2.training.journal": "records beside the result",
     "cluster.home": "says where things lie",
-    "cluster.process_env": "sets the environment of processes",
     "cluster.connect": "reaches Ray",
-    "cluster.tracking": "records beside the result",
     "cluster.registry": "finds a version: its id is part of the key",
     "cluster.checkpoints": "a training that goes on ends with the same bits, as tests/cluster/test_chaos.py shows",
     "cluster.training.failures": "reports failures",
     "cluster.training.stopping": "stops a training, which goes on later with the same bits",
     "cluster.training.usage": "measures the machine",
-    "flows.form": "settings as a form: their values are part of the key",
     "flows.plan": "keys",
     "flows.stage_code": "this list",
     "flows.runs": "how a flow run behaves",
@@ -63,12 +59,12 @@ MONITOR = {
     "gpt2.monitoring.index": "counts what was scored before",
     "gpt2.monitoring.posts": "reads posts, which are part of the key",
     "gpt2.monitoring.scored": "finds and merges batches",
+    "gpt2.data.tables": "reads posts, which are part of the key",
 }
 """What keeps the monitor's books: no post is scored again when it changes."""
-MEASURES = {
-    "gpt2.evaluation.metrics": "measures nothing of a post",
-    "gpt2.evaluation.significance": "measures nothing of a post",
-}
+REPORTED = dict.fromkeys(
+    ("gpt2.data.text", "gpt2.evaluation.metrics", "gpt2.evaluation.significance"), "measures a report, and no post"
+)
 REPORTS = ("report", "page", "recommend")
 """Modules of a task's folder that read a model and change none: they count in its report alone."""
 
@@ -93,7 +89,7 @@ STAGES = {
     "plant canaries": Stage(("gpt2.data.canaries",)),
     "train": Stage(("gpt2.training_job", "cluster.training.worker"), TASKS),
     "distil": Stage(("gpt2.training.distillation",)),
-    "search for contamination": Stage(("cluster.batch.contamination",), TASKS),
+    "search for contamination": Stage(("cluster.batch.contamination",), CANARIES | TASKS),
     "report": Stage(("cluster.batch.evaluation",), CANARIES | TASKS),
     "report base": Stage(("gpt2.tasks.base.kind", "gpt2.tasks.base.report"), CANARIES),
     "measure exposure": Stage(("gpt2.tasks.base.exposure",)),
@@ -103,8 +99,10 @@ STAGES = {
         {"flows.jobs.own_data_plan": "settings and keys", "flows.jobs.refresh_plan": "settings and keys"} | TASKS,
     ),
     "read posts": Stage(("gpt2.monitoring.posts",)),
-    "merge scored posts": Stage(("gpt2.monitoring.scored",), MONITOR),
-    "score posts": Stage(("cluster.batch.scoring",), MONITOR | MEASURES),
+    "merge scored posts": Stage(
+        ("gpt2.monitoring.scored",), MONITOR | {"gpt2.monitoring.alerts": "measured what is merged"}
+    ),
+    "score posts": Stage(("cluster.batch.scoring",), MONITOR | REPORTED),
     "index posts": Stage(
         ("flows.jobs.monitor",),
         {

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from flows.commands.console import err
 from flows.commands.console import tables as out
-from gpt2.data.tables import json_values, listed, read_table
 from gpt2.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -112,6 +111,8 @@ def read_inputs(path: Path) -> list[Any]:
 
 def lines(path: Path) -> list[Any]:
     """Return an input for each line that is not empty: its text, or the value of a line of JSON."""
+    from gpt2.data.tables import json_values
+
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -135,6 +136,8 @@ def value_of(place: str, value: Any, wrong: str | None) -> Any:
 
 def column(path: Path) -> list[Any]:
     """Return the column `text` of a table."""
+    from gpt2.data.tables import listed, read_table
+
     try:
         table = read_table(path)
     except ValueError as error:

@@ -21,7 +21,8 @@ from flows.config import PipelineConfig, merged, validate
 from flows.plan import make_plan
 from flows.stages.provenance import IMPORT, NEEDED, RECORD, keys_of, with_base
 from gpt2.evaluation.model_card import NAME as CARD
-from gpt2.store.artifact import Store, code_version
+from gpt2.store.artifact import Store
+from gpt2.store.code import code_version
 from gpt2.store.model_files import Manifest, manifest
 
 

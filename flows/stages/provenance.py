@@ -16,7 +16,8 @@ from flows.runs.stage import commit_tag
 from gpt2.data.canaries import PLANTED
 from gpt2.evaluation.model_card import NAME as CARD
 from gpt2.evaluation.model_card import Rows, card
-from gpt2.store.artifact import Artifact, Key, code_version
+from gpt2.store.artifact import Artifact, Key
+from gpt2.store.code import code_version
 from gpt2.tasks.task import kind
 
 RECORD = "provenance.json"

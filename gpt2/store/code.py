@@ -20,7 +20,6 @@ TEMPLATES = ("gpt2.pages", "templates")
 """The package and the folder of files that modules and other templates name."""
 
 
-@cache
 def code_version(*modules: str) -> str:
     """Return the sha256 (hex) of modules: comments, docstrings and layout do not count, everything else does.
 
@@ -57,7 +56,7 @@ def module_files(name: str) -> list[tuple[str, Path]]:
     """Return (module, file) of a module, or of a package and every module in it, sorted."""
     path = module_path(name)
     assert path is not None, name
-    if path.name != "__init__.py":
+    if path.name != "__init__.py" or name.endswith(".__init__"):
         return [(name, path)]
     files = sorted(file.relative_to(path.parent).with_suffix("") for file in path.parent.rglob("*.py"))
     return [(".".join((name, *file.parts)).removesuffix(".__init__"), path.parent / f"{file}.py") for file in files]
@@ -86,8 +85,9 @@ def parse(source: bytes, attempts: int = 20) -> ast.AST:
 def depends_on(entries: Collection[str], harmless: Collection[str] = ()) -> tuple[str, ...]:
     """Return the entries and all that they import in this project at any depth, sorted, for `code_version`.
 
-    Imports inside functions count; those for types alone do not. `harmless` modules, the modules of `harmless` rooms
-    and settings (each `config`, whose values are part of a key) are left out, and so is what only they import.
+    Imports inside functions count; those for types alone do not. Of a package that is imported `__init__` counts.
+    `harmless` modules, the modules of `harmless` rooms and settings (each `config`, whose values are part of a key) are
+    left out, and so is what only they import.
     """
     seen: set[str] = set()
     ahead = list(entries)
@@ -95,7 +95,13 @@ def depends_on(entries: Collection[str], harmless: Collection[str] = ()) -> tupl
         if (name := ahead.pop()) not in seen:
             seen.add(name)
             ahead += [n for n in named_by(name) if not is_harmless(n, harmless)]
-    return tuple(sorted(seen))
+    return tuple(sorted(f"{name}.__init__" if is_package(name) else name for name in seen))
+
+
+def is_package(name: str) -> bool:
+    """Return whether the name is a package's: importing it runs its `__init__` alone."""
+    path = module_path(name) if ":" not in name else None
+    return path is not None and path.name == "__init__.py"
 
 
 def is_harmless(name: str, harmless: Collection[str]) -> bool:

@@ -14,15 +14,12 @@ import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from gpt2.settings import Settings
 from gpt2.store.artifact import file_sha256
-
-if TYPE_CHECKING:
-    pass
 
 MODEL = "model"
 """The folder of a training's output, or of an artifact, that is the model's directory."""

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from gpt2.model.config import AdaptationConfig
 from gpt2.settings import Settings, operational
 from gpt2.training.config import TrainConfig
-
-if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
-    pass
 
 
 class TaskSettings(Settings):

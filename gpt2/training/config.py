@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from gpt2.model.config import ModelShape
 from gpt2.settings import Settings, operational
-
-if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
-    pass
 
 
 class OptimizerConfig(Settings):

@@ -17,7 +17,7 @@ from gpt2.monitoring.config import MonitorConfig
 from gpt2.monitoring.index import Alert, aggregate
 from gpt2.pages import html
 from gpt2.pages.markdown import flat, table
-from gpt2.store.artifact import code_version
+from gpt2.store.code import code_version
 from gpt2.tasks.recommendation import page as recommendation_page
 from tests.gpt2.stored import stored
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -11,9 +12,8 @@ from gpt2.tasks.config import TaskSettings
 from gpt2.tasks.recommendation.config import CatalogueFiles
 from gpt2.training.config import OptimizerConfig, TrainConfig
 
-if TYPE_CHECKING:
-    pass
-
+PARAMS: Mapping[str, Any] = {"samples": 8, "temperature": 0.7, "seed": 0}
+"""Optional parameters of `predict` and their defaults."""
 UNIGRAM, SWAPPED = "unigram", "another item's prompt"
 
 

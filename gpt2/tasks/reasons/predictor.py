@@ -16,6 +16,7 @@ from gpt2.generation.generate import generate
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.reasons.checks import Written, place_of
+from gpt2.tasks.reasons.config import PARAMS
 from gpt2.tasks.reasons.dataset import Reader, Told, joined
 from gpt2.tasks.recommendation.catalogue import attributes, named_in
 
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.checks import Written
     from gpt2.tasks.reasons.dataset import Reader, Told
-
-
-PARAMS: Mapping[str, Any] = {"samples": 8, "temperature": 0.7, "seed": 0}
-"""Optional parameters of `predict` and their defaults."""
 
 
 class ReasonsPredictor:

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2.data.splits import SPLITS
-from gpt2.tasks.reasons.config import SWAPPED, UNIGRAM, ReasonsSettings
-from gpt2.tasks.reasons.dataset import reader_of, told_of
-from gpt2.tasks.reasons.predictor import PARAMS, ReasonsPredictor
-from gpt2.tasks.recommendation.catalogue import attributes
+from gpt2.tasks.reasons.config import PARAMS, SWAPPED, UNIGRAM, ReasonsSettings
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.reasons.dataset import Told
+    from gpt2.tasks.reasons.predictor import ReasonsPredictor
 
 
 class Reasons(Task):
@@ -49,6 +47,7 @@ class Reasons(Task):
 
         from gpt2.tasks.reasons import dataset as reasons_dataset
         from gpt2.tasks.recommendation import catalogue
+        from gpt2.tasks.recommendation.catalogue import attributes
 
         texts, counts = reasons_dataset.read(source, settings.texts_field, settings.label_field, settings.good_label)
         items, chosen, of_catalogue = catalogue.usable(Path(settings.catalogue), settings)
@@ -80,6 +79,8 @@ class Reasons(Task):
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Told:
         import pandas as pd
 
+        from gpt2.tasks.reasons.dataset import reader_of, told_of
+
         return told_of(pd.read_parquet(examples / f"{split}.parquet"), reader_of(examples, tokenizer, context))
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
@@ -103,6 +104,8 @@ class Reasons(Task):
         model_files.write_task(out, self.name, context=context, **own)
 
     def predictor(self, directory: Path) -> ReasonsPredictor:
+        from gpt2.tasks.reasons.predictor import ReasonsPredictor
+
         return ReasonsPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:

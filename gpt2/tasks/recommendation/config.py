@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -12,11 +12,6 @@ from gpt2.settings import Settings, operational
 from gpt2.store.model_files import read_task
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import OptimizerConfig, TrainConfig
-
-if TYPE_CHECKING:
-    pass
-    pass
-    pass
 
 
 class RecommendConfig(Settings):

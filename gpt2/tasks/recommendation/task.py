@@ -6,16 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpt2.tasks.recommendation import catalogue
 from gpt2.tasks.recommendation.config import RecommendationSettings
-from gpt2.tasks.recommendation.dataset import (
-    HistoryDataset,
-    facts_of,
-    load_examples,
-    log_popularity,
-    texts,
-)
-from gpt2.tasks.recommendation.predictor import RecommendationPredictor
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,6 +16,8 @@ if TYPE_CHECKING:
     from gpt2.data.tokenizer import Tokenizer
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.transformer import GPT2
+    from gpt2.tasks.recommendation.dataset import HistoryDataset
+    from gpt2.tasks.recommendation.predictor import RecommendationPredictor
 
 
 class Recommendation(Task):
@@ -48,19 +41,25 @@ class Recommendation(Task):
     def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
         """Write items.parquet, histories.parquet and catalogue.json; see
         `gpt2.tasks.recommendation.catalogue.prepare`."""
+        from gpt2.tasks.recommendation import catalogue
+
         return catalogue.prepare(source, settings, out)
 
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> HistoryDataset:
+        from gpt2.tasks.recommendation.dataset import HistoryDataset, load_examples
+
         histories, _ = load_examples(examples)
         if split == "validation":
             return HistoryDataset([h[:-1] for h in histories], context, last_only=True)
         return HistoryDataset([h[:-2] for h in histories], context)
 
     def samples(self, examples: Path, info: Mapping[str, Any], context: int) -> int:
+        from gpt2.tasks.recommendation.dataset import HistoryDataset, load_examples
+
         return len(HistoryDataset([h[:-2] for h in load_examples(examples)[0]], context))
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
-        from gpt2.tasks.recommendation.dataset import Recommender
+        from gpt2.tasks.recommendation.dataset import Recommender, facts_of, load_examples, log_popularity, texts
 
         _, items = load_examples(examples)
         return Recommender(model, texts(items, tokenizer, facts_of(examples)["item_tokens"]), log_popularity(items))
@@ -71,6 +70,7 @@ class Recommendation(Task):
         from gpt2 import weights
         from gpt2.store import model_files
         from gpt2.tasks.recommendation import hybrid
+        from gpt2.tasks.recommendation.dataset import facts_of, load_examples
 
         weights.save(module.model, out, tokenizer=tokenizer)
         histories, items = load_examples(examples)
@@ -84,6 +84,8 @@ class Recommendation(Task):
         model_files.write_task(out, self.name, **facts | {"weights": dict(mixed.weights)})
 
     def predictor(self, directory: Path) -> RecommendationPredictor:
+        from gpt2.tasks.recommendation.predictor import RecommendationPredictor
+
         return RecommendationPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,10 +11,6 @@ from gpt2.data import samples
 from gpt2.settings import Settings
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import DistilConfig, OptimizerConfig, TrainConfig
-
-if TYPE_CHECKING:
-    pass
-    pass
 
 LABEL_FIELDS = ("label", "sentiment")
 

@@ -8,11 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpt2.tasks.sentiment import dataset as sentiment_dataset
 from gpt2.tasks.sentiment.config import SentimentSettings
-from gpt2.tasks.sentiment.dataset import NGRAMS, TextDataset, encode, labels_of, masked
-from gpt2.tasks.sentiment.ngrams import FILE, Ngrams, fit
-from gpt2.tasks.sentiment.predictor import SentimentPredictor, load_classifier
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,6 +19,9 @@ if TYPE_CHECKING:
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.heads import Classifier
     from gpt2.model.transformer import GPT2
+    from gpt2.tasks.sentiment.dataset import TextDataset
+    from gpt2.tasks.sentiment.ngrams import Ngrams
+    from gpt2.tasks.sentiment.predictor import SentimentPredictor
 
 CALIBRATED_ON = 5000
 """Texts of the validation split that the temperature is fitted on, at most."""
@@ -56,6 +55,8 @@ class Sentiment(Task):
         With `ngrams` also `ngrams.safetensors`, and its logits as a column of each table
         (`gpt2.tasks.sentiment.ngrams`).
         """
+        from gpt2.tasks.sentiment import dataset as sentiment_dataset
+
         tables, labels, counts = sentiment_dataset.divided(source, settings)
         if settings.ngrams:
             add_ngrams(tables, len(labels)).save(out)
@@ -65,6 +66,8 @@ class Sentiment(Task):
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> TextDataset:
         import numpy as np
         import pandas as pd
+
+        from gpt2.tasks.sentiment.dataset import NGRAMS, TextDataset, encode, masked
 
         table = pd.read_parquet(examples / f"{split}.parquet")
         rows = encode(tokenizer, [masked(text) for text in table["text"]], context)
@@ -78,6 +81,8 @@ class Sentiment(Task):
         return Classifier(model, len(json.loads((examples / "labels.json").read_text())))
 
     def load(self, directory: Path) -> Classifier:
+        from gpt2.tasks.sentiment.predictor import load_classifier
+
         return load_classifier(directory)
 
     def save(self, module: Any, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
@@ -85,6 +90,7 @@ class Sentiment(Task):
 
         from gpt2 import weights
         from gpt2.store import model_files
+        from gpt2.tasks.sentiment.ngrams import FILE
 
         weights.save(module.model, out, tokenizer=tokenizer)
         head = {n: p.detach().float().contiguous() for n, p in module.head.state_dict().items()}
@@ -97,6 +103,9 @@ class Sentiment(Task):
         model_files.write_task(out, self.name, **facts, temperature=self.temperature(out, examples))
 
     def check_teacher(self, directory: Path, examples: Path) -> None:
+        from gpt2.tasks.sentiment.dataset import labels_of
+        from gpt2.tasks.sentiment.ngrams import FILE
+
         known, given = labels_of(directory), json.loads((examples / "labels.json").read_text())
         if known != given:
             raise ValueError(f"the teacher knows the labels {known}, the examples {given}; give another")
@@ -120,6 +129,8 @@ class Sentiment(Task):
         )
 
     def predictor(self, directory: Path) -> SentimentPredictor:
+        from gpt2.tasks.sentiment.predictor import SentimentPredictor
+
         return SentimentPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
@@ -135,6 +146,9 @@ class Sentiment(Task):
 
 def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:
     """Fit the linear model on the training split, and add what it says of each split's texts to the tables."""
+    from gpt2.tasks.sentiment.dataset import NGRAMS, masked
+    from gpt2.tasks.sentiment.ngrams import fit
+
     texts = {split: [masked(text) for text in table["text"]] for split, table in tables.items()}
     train = tables["train"]
     counted = train["weight"].to_numpy() if "weight" in train else None

@@ -6,16 +6,11 @@ DPR's authors did (Karpukhin et al. 2020), here by likelihood: a score is the pr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from gpt2.settings import operational
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import OptimizerConfig, TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class SupportSettings(TaskSettings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,6 @@ from gpt2.evaluation.metrics import rank_of
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.support.dataset import Reader
-
-if TYPE_CHECKING:
-    pass
 
 
 class BM25:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2.data.splits import SPLITS, split_groups
 from gpt2.tasks.support.config import SupportSettings
-from gpt2.tasks.support.dataset import questions_of, read_source
-from gpt2.tasks.support.predictor import REPLY_TOKENS, SupportPredictor
+from gpt2.tasks.support.predictor import REPLY_TOKENS
 from gpt2.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from gpt2.evaluation.unit_results import Evidence
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.support.dataset import PairDataset
+    from gpt2.tasks.support.predictor import SupportPredictor
 
 
 class Support(Task):
@@ -49,6 +49,7 @@ class Support(Task):
         """Write pairs.parquet (question, answer, group, split) and settings.json. Questions that say nearly the same
         are a group: it stays in one split, and its answers are right for each of its questions."""
         from gpt2.data.near_duplicates import groups
+        from gpt2.tasks.support.dataset import read_source
 
         table = read_source(source, settings.question_field, settings.answer_field)
         rows = len(table)
@@ -96,6 +97,7 @@ class Support(Task):
 
         from gpt2 import weights
         from gpt2.store import model_files
+        from gpt2.tasks.support.dataset import questions_of
         from gpt2.tasks.support.retriever import fit
 
         weights.save(module.model, out, tokenizer=tokenizer)
@@ -109,6 +111,8 @@ class Support(Task):
         model_files.write_task(out, self.name, context=context, weights=fitted)
 
     def predictor(self, directory: Path) -> SupportPredictor:
+        from gpt2.tasks.support.predictor import SupportPredictor
+
         return SupportPredictor(directory)
 
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from gpt2.monitoring.config import MonitorConfig
 from gpt2.tasks.recommendation.config import RecommendConfig
 from gpt2.tasks.task import tasks
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_form_shows_the_one_schema():

@@ -15,7 +15,7 @@ from flows.runs import events
 from flows.server.deployments import create
 from tests.services import prefect_server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import textwrap
 
 import pytest
 
-from gpt2.store.artifact import Artifact, DamagedArtifact, Key, Store, code_version, read_manifest, write_atomically
+from gpt2.store.artifact import Artifact, DamagedArtifact, Key, Store, read_manifest, write_atomically
+from gpt2.store.code import code_version, module_versions
 
 KEY = Key("thing", {"a": 1}, {"x": "y"}, ("gpt2.settings",))
 
@@ -60,10 +61,10 @@ def test_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):
 
     (tmp_path / "same.py").write_text(variants[0])
     a = code_version("same")
-    code_version.cache_clear()
+    module_versions.cache_clear()
     (tmp_path / "same.py").write_text(variants[1])
     b = code_version("same")
-    code_version.cache_clear()
+    module_versions.cache_clear()
     (tmp_path / "same.py").write_text(variants[2])
     c = code_version("same")
     assert a == b != c
@@ -79,10 +80,10 @@ def test_code_version_of_a_package_counts_every_module_in_it(tmp_path, monkeypat
     versions = []
     for text in ("x = 1\n", "x = 2\n", "x = 2  # why\n"):
         (inner / "deep.py").write_text(text)
-        code_version.cache_clear()
+        module_versions.cache_clear()
         versions.append(code_version("whole"))
     (inner / "another.py").write_text("")
-    code_version.cache_clear()
+    module_versions.cache_clear()
     assert versions[0] != versions[1] == versions[2] != code_version("whole")
 
 

@@ -25,7 +25,7 @@ from gpt2.tasks.sentiment.dataset import TextDataset, divided, indexed, weighted
 from gpt2.tasks.sentiment.report import tfidf_logistic_regression
 from gpt2.tasks.task import task
 
-HEADLINES = Path(__file__).parents[2] / ".." / "shared" / "data" / "financial_headlines.json"
+HEADLINES = Path(__file__).parents[4] / ".." / "shared" / "data" / "financial_headlines.json"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 NOUNS = (
     "crew", "meal", "seat", "delay", "price", "gate", "bag", "screen", "engine", "coffee", "staff", "website", "aisle",
