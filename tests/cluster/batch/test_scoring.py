@@ -207,5 +207,5 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(monitor):
 def test_a_label_that_the_model_lacks_is_refused(monitor):
     monitor.arrive("a.jsonl", range(3))
     monitor.config = MonitorConfig.model_validate({**monitor.config.model_dump(), "negative": "angry"})
-    with pytest.raises(ValueError, match=r"negative='angry' is no label of .*; its labels are negative, positive"):
+    with pytest.raises(ValueError, match=r"negative='angry': is no label of .*; choose one of negative, positive"):
         monitor.run()

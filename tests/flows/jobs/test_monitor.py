@@ -185,7 +185,7 @@ def test_a_wrong_setting_or_no_champion_is_refused_at_once():
         settings(MonitorConfig, {}, None, ["abstain_below=60"])
     with pytest.raises(InvalidConfig, match="did you mean 'min_posts'"):
         settings(MonitorConfig, {}, None, ["min_post=3"])
-    with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` makes models"):
+    with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` trains models"):
         resolve_model("models:/gpt2-absent@champion")
 
 

@@ -80,7 +80,7 @@ def test_what_is_not_known_is_said(tmp_path):
     with pytest.raises(ValueError, match=rf"gpt2-bare/{odd.version} was trained is not known.*train it by hand"):
         RetrainPlan.of(f"models:/gpt2-bare/{odd.version}")
     found = training_of(ResolvedModel("folder", str(tmp_path), "", "", ""))
-    assert found["flow"] is None and "is not a registry address" in found["why"]
+    assert found["flow"] is None and "is not an address of the registry" in found["why"]
 
 
 AGAIN = """
