@@ -44,9 +44,9 @@ app.command(own_data.import_weights, name="import")
 
 SERVICES = {  # the help stands here, so that showing it need not import the module
     "up": "Start Prefect with its UI and a worker, MLflow and Ray, and keep them running.\n\n"
-    "What PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS names is used, not started. Ctrl-C or `gpt2 down` stops "
-    "everything that this started and nothing else.",
-    "down": "Stop what up started: runs first, which save and can go on later, then the services.",
+    "Services that PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS name are used, not started. Ctrl-C or "
+    "`gpt2 down` stops everything that this started and nothing else.",
+    "down": "Stop what up started: first the runs, which save and can resume, then the services.",
     "status": "Show the services of up: address, whether each answers, log.",
 }
 for name, text in SERVICES.items():
@@ -60,9 +60,9 @@ checkpoints.command(export_checkpoint, name="export")
 
 
 def main() -> None:
-    """Entry point: configuration errors end with exit code 2 and no traceback."""
+    """Run the command. A `ValueError` ends it with exit code 2 and one line, without a traceback."""
     configure()
-    # An exit that cleans up: what runs meanwhile may want to save first (`cluster.training.stopping`).
+    # Exit through Python's clean-up, so that a training can save first (`cluster.training.stopping`).
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()

@@ -1,7 +1,7 @@
-"""Published weights as a base model: what the command and the form ask for, and the keys of all that is made of them.
+"""Import published weights as a base model: the settings of command and form, and the keys of all artifacts.
 
-What an imported model has learned is not here. So its corpus and its tokens are empty ones, in the usual chain: a
-refresh finds all text new, and fine-tuning finds what it always goes by.
+The training text of an imported model is not in this home. So its corpus and tokens are empty artifacts in the usual
+chain. A refresh then finds all text new, and fine-tuning finds the artifacts that it needs.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ NAME = registered_name(BASE_NAME)
 
 
 class ImportConfig(Settings):
-    """Published weights that become a version of the base model."""
+    """Settings of an import: published weights become a version of the base model."""
 
     source: str = Field(..., min_length=1)
     """A directory with config.json, model.safetensors (or pytorch_model.bin, or shards of either) and tokenizer.json
     (or vocab.json and merges.txt), or the id of a model on the hub, such as openai-community/gpt2, or ID@REVISION."""
     revision: str | None = Field(None, min_length=1)
-    """Of a model on the hub: the commit, branch or tag; empty: the latest."""
+    """The commit, branch or tag of a model on the hub; empty: the latest."""
     online: bool = True
-    """Fetch what the hub's local cache has not; else only the cache is looked at."""
+    """Fetch files from the hub that its local cache lacks; if off, only the cache is used."""
     champion: bool = False
-    """Make it the champion even where the gate refused it, or had no text to measure it on."""
+    """Make it the champion even if the gate refused it, or had no text to measure it on."""
     gate: GateConfig = GateConfig()
-    """What it must show to become the champion without that."""
+    """Conditions under which it becomes the champion without `champion`."""
 
     @model_validator(mode="before")
     @classmethod
     def _revision_behind(cls, values: Any) -> Any:
-        """ID@REVISION, as records and cards name a source."""
+        """Split a source ID@REVISION, as records and cards write it."""
         source = values.get("source") if isinstance(values, dict) else None
         if not isinstance(source, str) or values.get("revision") or "@" not in source or Path(source).exists():
             return values
@@ -61,24 +61,25 @@ class ImportConfig(Settings):
 
     @property
     def command(self) -> str:
-        """The command that asks for the same weights."""
+        """Return the command that imports the same weights."""
         revision = ["--revision", self.revision] if self.revision else []
         return shlex.join(["gpt2", "import", self.source, *revision])
 
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """Weights and their tokenizer, in a directory that was looked at."""
+    """Weights and their tokenizer, in a directory that was checked."""
 
     config: ImportConfig
     directory: Path
     model: ModelConfig
     files: dict[str, str]
-    """The sha256 of each file that is read: what the ids follow from, wherever the directory lies."""
+    """The sha256 of each file that is read. The ids follow from these, not from the place of the directory."""
 
     @classmethod
     def of(cls, config: ImportConfig) -> ImportPlan:
-        """The weights, checked from end to end; `ValueError` says why they can't be imported. A hub's are fetched."""
+        """Return the plan, after checking all weights; those on the hub are fetched. Raises `ValueError` if they can't
+        be imported."""
         from gpt2.weights import huggingface, published  # PyTorch
 
         if config.revision and Path(config.source).is_dir():
@@ -92,12 +93,12 @@ class ImportPlan:
 
     @property
     def revision(self) -> str | None:
-        """The commit, where the hub's cache says it."""
+        """Return the commit, if the weights lie in the hub's cache; else None."""
         return self.directory.name if self.directory.parent.name == "snapshots" else None
 
     @property
     def source(self) -> str:
-        """For people: where it came from, exactly."""
+        """Return the exact source of the weights, for users."""
         place = self.config.source
         return absolute_place(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
 
@@ -121,11 +122,11 @@ class ImportPlan:
 
     @property
     def identity(self) -> str:
-        """The same for imports of the same weights."""
+        """Return an id that is the same for imports of the same weights."""
         return f"import-{self.plan.base.id}"
 
     def registered(self) -> dict[str, Any] | None:
-        """The registry's row where there is nothing left to do, else None. Starts nothing."""
+        """Return the registry's row if there is nothing left to do, else None. Starts nothing."""
         base = self.plan.base
         if store().find(base) is None:
             return None
@@ -137,7 +138,7 @@ class ImportPlan:
         if self.config.champion:
             champion = versions.by_alias(NAME, versions.CHAMPION)
             return versions.row(version) if champion and champion.version == version.version else None
-        # A description is what a version gets last, where there is nothing to judge it by.
+        # If there is no text to judge a version by, its description is the last step of its registration.
         described = version.description and isinstance(yardstick(base.id), str)
         return versions.row(version) if versions.judged(version) or described else None
 
@@ -148,7 +149,7 @@ class ImportPlan:
 
 
 def prepare(weights: ImportPlan) -> None:
-    """The tokenizer and, of what the model has learned here, an empty corpus and its tokens, as artifacts."""
+    """Make the tokenizer, an empty corpus and its tokens as artifacts."""
     plan, s = weights.plan, store()
 
     def words(out: Path) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def prepare(weights: ImportPlan) -> None:
 
 
 def settings_like(base: Lineage, context: int) -> PipelineConfig:
-    """Settings of a pipeline with this base model alone, that reads so many tokens at once."""
+    """Return the settings of a pipeline with this base model alone, and a context of that many tokens."""
     alone = {
         "model": base.model.model_dump(exclude={"vocab_size"}),
         "pretrain": {"context": context},
@@ -178,7 +179,7 @@ def settings_like(base: Lineage, context: int) -> PipelineConfig:
 
 
 def yardstick(base: str) -> Lineage | str:
-    """The champion, whose held-out text the base model of that id is measured on; or why there is none."""
+    """Return the champion whose held-out text measures the base model `base`, or the reason why there is none."""
     from cluster.registry import versions  # MLflow
 
     champion = versions.by_alias(NAME, versions.CHAMPION)
@@ -194,6 +195,6 @@ def yardstick(base: str) -> Lineage | str:
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """A registered version in a line."""
+    """Return a sentence on a registered version."""
     why = f": {row['reasons']}" if row["reasons"] else ""
     return f"{row['model']} version {row['version']} has these weights, {row['verdict']}{why}"

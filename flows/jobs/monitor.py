@@ -1,4 +1,4 @@
-"""The scheduled monitor: new posts, each scored once by the champion; an index by topic; alerts and drift as events."""
+"""The scheduled monitor: the champion scores each new post once; an index by topic; alerts and drift as events."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from gpt2.monitoring.posts import present
 from gpt2.store.artifact import Artifact, Key, digest
 
 ALERT_MAX_AGE = pd.Timedelta(days=7)
-"""Alerts that began longer before the latest post are on the page, and no event: they are history."""
+"""Alerts that began longer before the latest post appear on the page, but are not sent as events."""
 Facts = dict[str, Any]
 
 
 def send_events(config: MonitorConfig, model: ResolvedModel, built: Artifact, page: Path) -> list[str]:
-    """Send what was not sent before; returns the sentences of what was sent."""
+    """Send alerts and drift that were not sent before, as events; return their sentences."""
     summary = json.loads(built.file("told.json").read_text())
     recent = pd.Timestamp(summary["latest"]) - ALERT_MAX_AGE
     common = {"monitor": config.name, "version": model.address, "page": str(page)}
@@ -57,18 +57,18 @@ def send_events(config: MonitorConfig, model: ResolvedModel, built: Artifact, pa
 
 
 def send_drift(config: MonitorConfig, model: ResolvedModel, summary: Facts, common: Facts) -> list[str]:
-    """Send that posts have drifted: where a measure rises above the threshold, having been below it, and every
-    `drift_again_days` while it stays there.
+    """Send an event of drift: when a measure rises above the threshold, and every `drift_again_days` while it stays
+    there.
 
-    Each record of what was told, or that nothing drifts any more, names the one before it, so that one that a killed
-    run has sent and not kept is the same event when it is sent again.
+    Each record (of an event, or of the end of drift) names the record before it. So an event that a killed run sent
+    without recording it is the same event when it is sent again.
     """
     last, drifted = latest_record(config, model), sorted(summary["drifted"])
     known = last.manifest["spec"]["drifted"] if last else []
     spec = {"version": model.address, "drifted": sorted({*drifted, *known}), "after": last.id if last else ""}
     key = Key(records(config), spec)
     if not drifted:
-        if known:  # the next one is another drift
+        if known:  # the next drift is a new one
             store().make(Key(key.kind, {**spec, "drifted": []}), lambda out: None)
         return []
     age = present() - pd.Timestamp(last.manifest["created"]) if last else pd.Timedelta(0)
@@ -83,12 +83,12 @@ def send_drift(config: MonitorConfig, model: ResolvedModel, summary: Facts, comm
 
 
 def records(config: MonitorConfig) -> str:
-    """The kind of what this monitor remembers of drift."""
+    """Return the artifact kind of this monitor's records of drift."""
     return f"drift-{config.name}"
 
 
 def latest_record(config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
-    """Of this version: the one that no other comes after."""
+    """Return the latest record of drift of this version; None if there is none."""
     folder = store().root / records(config)
     all_records = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
     own = [made for made in all_records if made and made.manifest["spec"]["version"] == model.address]
@@ -97,7 +97,7 @@ def latest_record(config: MonitorConfig, model: ResolvedModel) -> Artifact | Non
 
 
 def training_of(model: ResolvedModel) -> Facts:
-    """How the model was trained, for who would train it again (`flows.jobs.retrain` does, by the version)."""
+    """Return how the model was trained, for the event's receiver (`flows.jobs.retrain` trains it again)."""
     try:
         return RetrainPlan.of(model.address).facts()
     except ValueError as error:
@@ -105,9 +105,9 @@ def training_of(model: ResolvedModel) -> Facts:
 
 
 def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[], Facts]) -> list[str]:
-    """Send an event and remember that; [] where it was sent before.
+    """Send an event and record it; return its sentence in a list, or [] if it was sent before.
 
-    A run that is killed in between sends it again under the same id, which Prefect takes for the same event.
+    If a run is killed in between, the next run sends it again with the same id, so Prefect treats it as the same event.
     """
     if store().find(key):
         return []
@@ -115,7 +115,7 @@ def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[],
     events.emit_for_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
     say(f"{event}: {facts['text']}")
     if not events.wait_until_sent():
-        say(f"{event}: Prefect does not take it now; the next run tells it again")
+        say(f"{event}: Prefect does not accept it now; the next run sends it again")
         return []
 
     def build(out: Path) -> None:
@@ -126,20 +126,20 @@ def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[],
 
 
 COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
-"""Of each scored post what the index is made of."""
+"""Columns of scored posts that the index is made of."""
 EXAMPLES = 3
-"""Posts shown with an alert."""
+"""Number of posts shown with an alert."""
 
 
 @task(name="read posts")
 def read_posts(config: MonitorConfig) -> tuple[pd.DataFrame, list[str]]:
-    """The posts of all files; unchanged files are not read again."""
+    """Return the posts of all files, and remarks on bad rows. Unchanged files are not read again."""
     return monitoring_posts.read_files(store(), config, say)
 
 
 @task(name="score posts")
 def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, known: Artifact | None) -> int:
-    """Score what is new, a batch at a time; returns how many posts that were."""
+    """Score new posts in batches; return their number."""
     posts, new = monitoring_scored.to_score(
         arrived, monitoring_scored.batches(store(), config), model.identity, model.address, config
     )
@@ -154,12 +154,12 @@ def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedMod
 def build_index(
     config: MonitorConfig, model: ResolvedModel, known: Artifact | None, troubles: list[str], note: str
 ) -> Artifact:
-    """The index of all scored posts, as Parquet, with alerts, drift and the page."""
+    """Build the index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring_scored.batches(store(), config)
     until = monitoring_posts.present().floor(index.FREQUENCY[config.window])
     posts = monitoring_scored.so_far(monitoring_scored.scored(made, model.identity, COUNTED))
     latest = posts["time"].max() if len(posts) else until
-    # Once the window of the latest post is over, time alone changes nothing.
+    # Stop at the window after the latest post, so that the index does not change with time alone.
     until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
 
     def build(out: Path) -> dict[str, Any]:
@@ -201,25 +201,25 @@ def build_index(
 
 
 def page_path(config: MonitorConfig) -> Path:
-    """Where the latest page lies."""
+    """Return the path of the latest page."""
     return home.path(f"monitor-{config.name}")
 
 
 @task(name="tell")
 def report_events(config: MonitorConfig, model: ResolvedModel, built: Artifact) -> list[str]:
-    """Send the events that were not sent before."""
+    """Send the events that were not sent before; return their sentences."""
     return send_events(config, model, built, page_path(config))
 
 
 @flow(name="monitor-sentiment", task_runner=ThreadPoolTaskRunner(max_workers=4))
 def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -> dict[str, Any] | State:  # noqa: B008
-    """New posts are scored by the champion and counted by topic and time; alerts and drift are told as events.
+    """Score new posts with the champion and count them by topic and time; alerts and drift are sent as events.
 
-    Each post counts once, whatever is killed in between. Ends at once where there are no new posts.
+    Each post counts once, also if runs are killed. Ends at once if there are no new posts.
 
     Args:
-        config: What it reads, how it counts, and when it raises an alert.
-        note: A sentence that the page says first.
+        config: Which posts it reads, how it counts them, and when it raises an alert.
+        note: A sentence at the top of the page.
     """
     without_tracebacks()
     with claim(f"monitor-{config.name}") as holder:
@@ -234,7 +234,7 @@ def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -
 
 
 def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
-    """The flow's body."""
+    """Read, score, index and report the posts; return the figures of the run."""
     model = resolve_model(config.model)
     arrived, troubles = read_posts(config)
     if arrived.empty and not monitoring_scored.batches(store(), config):

@@ -1,4 +1,4 @@
-"""The scheduled recommendations: the best items for every active user, each user once."""
+"""The scheduled recommendations: the best items for every active user."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def recommend_part(
     model: ResolvedModel,
     writer: ResolvedModel | None,
 ) -> Artifact:
-    """The recommendations of some users, as an artifact: what is complete is not done again."""
+    """Return the recommendations of some users as an artifact, made unless it is complete."""
 
     def build(out: Path) -> dict[str, Any]:
         loaded: Any = resolve.load(model.address, "recommendation")
@@ -50,13 +50,13 @@ def recommend_part(
 
 @flow(name="recommend", task_runner=ThreadPoolTaskRunner(max_workers=2))
 def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  # noqa: B008 - settings are frozen
-    """The best items for every active user, as Parquet with scores, model version and reasons, and a page to look at.
+    """Recommend items to every active user, as Parquet with scores, model version and reasons, and as a page.
 
-    A reason is a fact, or a sentence that a writer wrote and that passed all checks. Each user once, also when it is
-    killed and run again. With the same interactions and the same models there is nothing to do.
+    A reason is a fact, or a sentence of the writer that passed all checks. Each user appears once, also if a run is
+    killed and repeated. With the same interactions and models there is nothing to do.
 
     Args:
-        config: Whose choices, which models, how many items.
+        config: The interactions, the models, and the number of items.
     """
     without_tracebacks()
     model, writer = resolve.resolve_model(config.model), resolve.resolve_model(config.writer) if config.writer else None
@@ -93,7 +93,8 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
 def make(
     key: Key, users: pd.DataFrame, config: RecommendConfig, model: ResolvedModel, writer: ResolvedModel | None
 ) -> Artifact:
-    """All users' recommendations, put together from parts of `batch_users`, which are scratch: kept until all are."""
+    """Return the recommendations of all users, joined from parts of `batch_users` users. Parts are kept until all are
+    made."""
 
     def build(out: Path) -> dict[str, Any]:
         parts = []
@@ -113,7 +114,7 @@ def make(
 
 
 def draw(key: Key, made: Artifact, users: pd.DataFrame, model: ResolvedModel, writer: ResolvedModel | None) -> Artifact:
-    """The page of recommendations, as HTML and, in short, as Markdown."""
+    """Draw the page of recommendations as HTML, and a short one as Markdown."""
 
     def build(out: Path) -> None:
         table = pd.read_parquet(made.file("recommendations.parquet"))

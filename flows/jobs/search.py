@@ -1,4 +1,4 @@
-"""A search for better fine-tuning settings: candidates on Ray, the best as a file that the pipeline takes."""
+"""Search for better fine-tuning settings: candidates on Ray, and the best as a YAML file for the pipeline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gpt2.training_job import Job
 
 @task(name="search", task_run_name="search {config.task}")
 def search_task(search: SearchPlan, config: SearchConfig) -> Artifact:
-    """Prepare the task's examples, try the candidates, and keep what they told."""
+    """Prepare the task's examples, train the candidates, and keep their results as an artifact."""
     name, settings = config.task, search.candidates[0].settings
     examples = prepare_examples(name, settings, search.plan)
 
@@ -60,7 +60,7 @@ def search_task(search: SearchPlan, config: SearchConfig) -> Artifact:
 
 
 def jobs_of(search: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
-    """A job for each candidate, which sees no file of the test split."""
+    """Return a job for each candidate, without the files of the test split."""
     name = search.config.task
     base = store().require("base", search.plan.base.id)
     tokenizer = store().require("tokenizer", search.plan.tokenizer.id)
@@ -83,17 +83,17 @@ def jobs_of(search: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
 
 @flow(name="search", flow_run_name="search-{config.task}", task_runner=ThreadPoolTaskRunner(max_workers=4), **HOOKS)
 def search(config: SearchConfig) -> Any:
-    """Better fine-tuning settings of a task, by its validation loss; the test split is not looked at. What is done
-    already is not done again.
+    """Search better fine-tuning settings of a task, by its validation loss. The test split is not used. Finished work
+    is not repeated.
 
     Args:
-        config: The task, what may change, and how many candidates are tried.
+        config: The task, the settings that may change, and the number of candidates.
     """
     return carry_out(lambda: SearchPlan.of(config), searched, publish)
 
 
 def searched(search: SearchPlan) -> dict[str, Any]:
-    """The flow's body."""
+    """Run the search and show it; return the path of the best settings and the figures."""
     with turn(), parent_of_all():
         with politely():
             made = search_task(search, search.config)
@@ -103,7 +103,7 @@ def searched(search: SearchPlan) -> dict[str, Any]:
 
 
 def publish(search: SearchPlan) -> None:
-    """The table of all candidates, and a page with the picture and the best settings, of this flow run."""
+    """Show a table of all candidates, and a page with their figure and the best settings, on this flow run."""
     made = store().require(search.key.kind, search.key.id)
     name, results = search.config.task, json.loads(made.file("candidates.json").read_text())
     title = f"Candidates of the search for {name}"
@@ -115,7 +115,7 @@ def publish(search: SearchPlan) -> None:
 
 
 def how_to_go_on(search: SearchPlan, best: Path) -> str:
-    """Markdown: which fields of which forms take the best settings."""
+    """Return Markdown that says which fields of which forms take the best settings."""
     name, preset = search.config.task, search.config.preset
     text = f"In the form of `pipeline`: Preset `{preset}`, File `{best}`.\n"
     if command := COMMANDS.get(name):

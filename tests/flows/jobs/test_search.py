@@ -52,7 +52,7 @@ def test_the_first_is_the_preset_and_no_two_are_alike():
     )
     assert more[:12] == found
     assert len(tried({"train.batch_size": [4, 8]})) == 2  # all that there are, once
-    with pytest.raises(InvalidConfig, match="all that it has is the preset's own"):
+    with pytest.raises(InvalidConfig, match="has no settings but the preset's own"):
         tried({"train.batch_size": [8]})
 
 
@@ -169,7 +169,7 @@ def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
         for task, schema in of_file.items():
             own = {k: v for k, v in given.items() if k in schema.model_fields}
             if task != name and number:
-                with pytest.raises(InvalidConfig, match=f"these are settings of {name}, but {task} learns here"):
+                with pytest.raises(InvalidConfig, match=f"these are settings of {name}; give"):
                     settings(schema, own, file, ())
         own = {k: v for k, v in given.items() if k in of_file[name].model_fields}
         learned = getattr(OwnDataPlan(settings(of_file[name], own, file, ()), None, 5000).settings.tasks, name)
@@ -219,7 +219,7 @@ def test_the_best_came_to_its_end():
     assert [axes.get_xlabel() for axes in drawn.axes] == ["step", "learning_rate"]
     assert len(drawn.axes[0].lines) == 4  # the last told nothing
     assert len(plots.search([{**row, "settings": {}} for row in told], 0).axes) == 1
-    with pytest.raises(ValueError, match="no candidate came to its end"):
+    with pytest.raises(ValueError, match="no candidate finished"):
         best_of(told[1:2])
 
 
