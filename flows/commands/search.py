@@ -1,4 +1,4 @@
-"""The command `gpt2 search`: better fine-tuning settings of a task, as a file for `gpt2 run`."""
+"""The command `gpt2 search`: search better fine-tuning settings of a task, as a file for `gpt2 run`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def search(
 ):
     """Search better fine-tuning settings of a task, by its validation loss; weak candidates are stopped early.
 
-    The best become a file that `--config` of `gpt2 run` and of the task's own command takes, and the form. The test
-    split is not looked at.
+    The best settings become a file for `--config` of `gpt2 run` and of the task's own command, and for the form. The
+    test split is not used.
 
     Example: gpt2 search sentiment --trials 8 --set 'space={train.batch_size: [16, 32, 64]}'
 
     Args:
         task: sentiment, recommendation, reasons, support, or one of yours.
         preset: settings to start from, as for `gpt2 run`; they are the first candidate.
-        trials: how many candidates.
+        trials: number of candidates.
         max_steps: steps of a candidate that is not stopped early.
         config: a YAML file of settings (`flows.jobs.search_plan`).
         set_: a setting, as in seed=1 or parallel=1; may be given several times.

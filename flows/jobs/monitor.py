@@ -224,9 +224,7 @@ def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -
     without_tracebacks()
     with claim(f"monitor-{config.name}") as holder:
         if holder is not None:
-            return Completed(
-                name="Duplicate", message=f"{holder['run']} is monitoring the same; this run leaves it to it"
-            )
+            return Completed(name="Duplicate", message=f"{holder['run']} is monitoring the same, so this run ends")
         try:
             return watch(config, note)
         finally:

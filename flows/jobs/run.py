@@ -76,7 +76,7 @@ def run(
 
     Args:
         stage: The part to run: all stages, one stage, or `refresh`, which continues the champion's training on new
-        documents.
+            documents.
         preset: Settings to start from: `laptop` takes minutes on two cores, `smoke` is the smallest, the others are
             the published sizes and need GPUs.
         main: The settings that are changed most. Empty fields keep the preset's value.

@@ -1,4 +1,4 @@
-"""What a registered model says of itself: its card, and the record from which it can be made again."""
+"""The texts kept with a registered model: its card, and the record from which it can be made again."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gpt2.tasks.task import kind
 
 RECORD = "provenance.json"
 NEEDED = {"model", "artifact", "config", "stages", "environment"}
-"""What a record holds."""
+"""Fields that a record must have."""
 IMPORT = "import"
-"""What records of imported models call the flow that was asked for."""
+"""Name of the requested flow in records of imported models."""
 
 
 def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any]) -> dict[str, str]:
-    """The texts that go with a model's files: its card, and `provenance.json`."""
+    """Return the texts that are kept among a model's files: its card, and `provenance.json`."""
     recorded = record(name, config, plan, model)
     return {
         CARD: model_card(name, config, plan, model, report, recorded),
@@ -37,7 +37,7 @@ def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report
 
 
 def keys_of(name: str, plan: Plan) -> list[tuple[str, Key]]:
-    """(what, key) of each artifact that the model comes from, in order, and at the end its own."""
+    """Return (what, key) of each artifact that the model comes from, in order; the model itself is the last."""
     keys_in_order = [(what, key) for stage, what, key in plan.by_stage() if stage in ("tokenize", "pretrain")]
     if keys := plan.tasks.get(name):
         keys_in_order += [(f"{name} examples", keys.data), (f"{name} model", keys.model)]
@@ -45,7 +45,7 @@ def keys_of(name: str, plan: Plan) -> list[tuple[str, Key]]:
 
 
 def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> dict[str, Any]:
-    """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
+    """Return the record that `gpt2 reproduce` uses: data ids, configuration, code versions, seeds and environment."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
     given: dict[str, Any] = (
@@ -71,8 +71,10 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
 
 
 def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
-    """The record, with settings and stages of the registered base model that learned, where that is another run's: its
-    text is not what this version's own settings name. `ValueError` where it has no record any more."""
+    """Return the record, with settings and stages of the registered base model if another run trained it.
+
+    In that case this version's own settings name another text. Raises `ValueError` if the base model has no record.
+    """
     base = version.tags.get("gpt2.base_version")
     if base is None or not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
         return recorded
@@ -91,8 +93,8 @@ def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
 def model_card(
     name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any], recorded: dict[str, Any]
 ) -> str:
-    """The model's card."""
-    tuned = config.task_settings().get(name)  # None where the model is pretrained
+    """Return the model card, as Markdown."""
+    tuned = config.task_settings().get(name)  # None for the pretrained model
     train, workers = tuned.train if tuned else config.pretrain, config.task_cluster(name)
     data: list[tuple[str, Any]] = [("text", ", ".join(Path(s).name for s in plan.sources))]
     data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens", PLANTED)
@@ -122,6 +124,6 @@ TRAINING_FIGURES = ("steps", "seconds", "tokens_per_second", "train_loss", "vali
 
 
 def figures(key: Key, *names: str) -> Rows:
-    """Counts that an artifact's stage told."""
+    """Return the named counts in an artifact's `info`, as rows of a table."""
     info = store().require(key.kind, key.id).info
     return [(name.replace("_", " "), info[name]) for name in names if name in info]

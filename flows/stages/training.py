@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share: a job on the cluster whose journal goes to the log and to MLflow."""
+"""Pretrain and fine-tune: jobs on the cluster whose journal goes to the log and to MLflow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from gpt2.training_job import Job
 
 
 def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
-    """The task's examples, split."""
+    """Return the task's examples, split into training, validation and test."""
     keys, settings = plan.tasks[name], config.task_settings()[name]
 
     def prepare(out: Path, run: Run) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
 
 @task(name="fine-tune", task_run_name="fine-tune {name}")
 def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
-    """Prepare the task's examples and train from the pretrained model."""
+    """Prepare the task's examples and fine-tune the pretrained model on them; return the model."""
     keys, settings = plan.tasks[name], config.task_settings()[name]
     examples = prepare_examples(name, config, plan)
 
@@ -78,7 +78,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
 
 @flow(name="finetune", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
-    """The pretrained model learns each downstream task.
+    """Fine-tune the pretrained model on each downstream task.
 
     Args:
         config: the pipeline's settings; this stage reads `tasks` and `cluster`.
@@ -87,7 +87,7 @@ def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
 
 
 def finetune_all(config: PipelineConfig, plan: Plan) -> list[str]:
-    """Each task's training, in a flow; ids of the models."""
+    """Fine-tune all tasks, as many at a time as the cluster holds; return the ids of the models."""
     names = list(plan.tasks)
     if all(store().find(k.model) and store().find(k.examples) for k in plan.tasks.values()):
         width = len(names)
@@ -105,7 +105,7 @@ def finetune_all(config: PipelineConfig, plan: Plan) -> list[str]:
 
 @task(name="train base model")
 def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
-    """Pretrain on the token shards."""
+    """Pretrain on the token shards; return the model."""
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         tokens = store().require("tokens", plan.tokens.id)
@@ -128,7 +128,7 @@ def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
 
 @flow(name="pretrain")
 def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
-    """GPT-2 is trained on the token shards.
+    """Train GPT-2 on the token shards.
 
     Args:
         config: the pipeline's settings; this stage reads `model`, `pretrain` and `cluster`.
@@ -138,7 +138,7 @@ def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
 
 
 def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) -> dict[str, Any]:
-    """Train; returns the figures of the last records."""
+    """Train a job, and record it in MLflow and Prefect; return the figures of its last records."""
     output = Path(job.output)
     connect()
     run.tag(ray_tags())
@@ -175,7 +175,7 @@ def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) ->
 
 
 def publish_account(name: str, times: Account, run: Run) -> None:
-    """Where the time of a training went, in the log, in MLflow and as a page of the Prefect run."""
+    """Report how the time of a training was spent: in the log, in MLflow and on the flow run."""
     restarts = f", {len(times.restarts)} restarts" if times.restarts else ""
     say(f"{name}: {times.goodput:.0%} of {times.wall:.0f} s went into steps that count{restarts}")
     for restart in times.restarts:
@@ -187,7 +187,7 @@ def publish_account(name: str, times: Account, run: Run) -> None:
 
 
 def page(name: str, times: Account) -> str:
-    """Return the account as Markdown."""
+    """Return the use of time as Markdown."""
     useful = times.wall * times.goodput
     rows = [("steps that count", useful), *((what, s) for what, s in times.lost.items() if s >= 0.05)]
     lines = [f"# {name}: goodput {times.goodput:.0%}", "", "| time spent | s | share |", "|---|---|---|"]
@@ -204,12 +204,15 @@ def page(name: str, times: Account) -> str:
 
 
 def clock(time: float) -> str:
-    """A time for people."""
+    """Return a time (s since 1970) as local date and time."""
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
-    """Takes a journal's records: a line in the log, metrics to MLflow. A continued run goes on where it stopped."""
+    """Return a function that takes a journal's records, logs them and sends their metrics to MLflow.
+
+    A continued run skips the records that MLflow already has.
+    """
     logged = {"loss": run.last_step("loss"), "validation_loss": run.last_step("validation_loss")}
 
     log = speaker()
@@ -218,7 +221,7 @@ def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], 
         kind = "validation_loss" if "validation_loss" in entry else "loss"
         if entry["step"] <= logged[kind]:
             return
-        values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum comes at the end
+        values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum is sent at the end
         sender.put(values, entry["step"], entry.get("time"))
         if text := describe(name, entry):
             log(text)
@@ -227,8 +230,8 @@ def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], 
 
 
 def announcer(name: str) -> Callable[[dict[str, Any]], None]:
-    """Takes a training's events as they come; Prefect is told of each restart."""
-    begun, context = time.time(), contextvars.copy_context()  # of the run that it happens in
+    """Return a function that takes a training's events, and emits a Prefect event for each restart."""
+    begun, context = time.time(), contextvars.copy_context()  # that of the flow run
     failures: list[dict[str, Any]] = []
 
     def announce(event: dict[str, Any]) -> None:
@@ -244,7 +247,10 @@ def announcer(name: str) -> Callable[[dict[str, Any]], None]:
 
 
 def system_recorder(cluster: ClusterConfig, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
-    """Takes samples of what the processes use; a step is a second. What MLflow has is not sent again."""
+    """Return a function that takes samples of the resources in use and sends them to MLflow; a step is a second.
+
+    Samples that MLflow already has are skipped.
+    """
     processes = ["driver", *(f"rank{rank}" for rank in range(cluster.num_workers))]
     continued = run.last_step("loss") > 0
     known = {who: run.last_step(f"system/{who}/{MEMORY}") if continued else -1 for who in processes}
@@ -262,7 +268,7 @@ def system_recorder(cluster: ClusterConfig, run: Run, sender: Sender) -> Callabl
 
 
 def describe(name: str, entry: dict[str, Any]) -> str | None:
-    """A journal's record for people; None for a step left out, which an event tells."""
+    """Return a sentence on a journal's record; None for a skipped step, which has an event."""
     if "validation_loss" in entry:
         return f"{name}: step {entry['step']}, validation loss {entry['validation_loss']:.3f}"
     if "loss" not in entry:

@@ -9,7 +9,7 @@ import pytest
 from cluster.process_env import configure
 
 RUN = """
-from cluster.home import configure; configure()
+from cluster.process_env import configure; configure()
 from cluster.connect import connect, disconnect
 import ray
 connect()

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROMOTIONS = """
 import sys
-from cluster.home import configure; configure()
+from cluster.process_env import configure; configure()
 from cluster import databases
 from tests.cluster.promoters import rounds
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 PULLS = """
 import os, sys
 from pathlib import Path
-from cluster.home import configure; configure()
+from cluster.process_env import configure; configure()
 import gpt2
 from cluster import promotion, pulling
 from cluster.registry.versions import by_alias
@@ -54,7 +54,7 @@ except RefusedModel:
 
 PROMOTIONS = """
 import sys
-from cluster.home import configure; configure()
+from cluster.process_env import configure; configure()
 from tests.cluster.promoters import rounds
 if __name__ == "__main__":
     rounds(sys.argv[1], "gpt2-turns", 1, False, 5)

@@ -35,7 +35,7 @@ def test_a_used_up_budget_stops_after_a_checkpoint_and_the_training_goes_on_late
         stopping._spent.seconds += 1000
 
     limit = BudgetConfig(max_seconds=1000, price_per_cpu_hour=3600)
-    with pytest.raises(BudgetExceeded, match=r"budget.max_seconds=1000 is used up by .* run the same command to go on"):
+    with pytest.raises(BudgetExceeded, match=r"budget.max_seconds=1000: used up by .* run the same command to go on"):
         train(work, cluster, on_record, print, samples.append, limit)
     with pytest.raises(BudgetExceeded):
         train(work, cluster, on_record, print, samples.append, limit)  # nothing is left for another

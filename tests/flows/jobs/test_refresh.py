@@ -350,7 +350,7 @@ def test_a_night_without_new_data_ends_in_seconds_saying_so(home):
     assert "Nothing to do: no new documents: the champion, gpt2-base version 1, knows all 2 source files." in text
     # The same as a scheduled flow run: a completed one with that message.
     program = f"""
-from cluster.home import configure
+from cluster.process_env import configure
 configure()
 from flows.config import resolve
 from flows.jobs.refresh import refresh

@@ -85,7 +85,7 @@ def test_what_is_not_known_is_said(tmp_path):
 
 AGAIN = """
 import sys
-from cluster.home import configure
+from cluster.process_env import configure
 configure()
 from flows.jobs.retrain import retrain
 state = retrain(sys.argv[1], return_state=True)

@@ -86,7 +86,7 @@ def test_equal_runs_are_known_by_what_they_make(small_changes):
 
 def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
     program = (
-        "import time\nfrom cluster.home import configure\nconfigure()\nfrom flows.runs.locks import claim\n"
+        "import time\nfrom cluster.process_env import configure\nconfigure()\nfrom flows.runs.locks import claim\n"
         "with claim('toy') as holder:\n    print(holder, flush=True)\n    time.sleep(300)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -93,7 +93,7 @@ def test_only_what_an_adaptation_reads_is_drawn_with_it():
         ({"train.micro_batch_size": [1, 2]}, "does not change what is learned"),
         ({"train.log_every.x": [1]}, "does not change what is learned"),
         ({"adaptation.rank": [1, 2]}, r"read with kind=lora only; add adaptation\.kind: \[lora\]"),
-        ({"adaptation.kind": ["lora"], "adaptation.rank": [2, 64]}, "rank=64 is more than"),
+        ({"adaptation.kind": ["lora"], "adaptation.rank": [2, 64]}, "rank=64: is more than"),
         ({"adaptation.kind": ["lorra"]}, "lorra"),
         ({"adaptation.kind": [["full"]]}, r"adaptation\.kind"),
     ],
@@ -188,7 +188,7 @@ def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
 def test_what_is_no_result_of_a_search_is_refused(tmp_path):
     file = tmp_path / "best.yaml"
     for text, told in (
-        ("tasks: {sentiment: {source: b.csv}}", "sentiment has source; only train and adaptation of a search"),
+        ("tasks: {sentiment: {source: b.csv}}", "sentiment has source; give only train and adaptation"),
         ("tasks: {sentiment: 3}", "sentiment has 3; only"),
         ("tasks: {mood: {}}", "these are settings of mood"),
         ("pretrain: {steps: 3}", "pretrain: there is no such setting"),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import os, signal, sys
-from cluster.home import configure; configure()
+from cluster.process_env import configure; configure()
 from prefect import flow
 from cluster.tracking.runs import end_dead
 from flows.runs.ending import HOOKS
@@ -35,7 +35,7 @@ def stage(how: str):
 stage.with_options(**HOOKS)(sys.argv[1])
 """
 REFUSED = """
-from cluster.home import configure; configure()
+from cluster.process_env import configure; configure()
 from prefect import flow
 from flows.runs.ending import or_cancelled
 from flows.runs.stage import without_tracebacks

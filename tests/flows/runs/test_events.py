@@ -82,7 +82,7 @@ def test_drift_starts_the_retraining_of_its_version_and_what_was_switched_off_st
 
 
 def test_automations_need_a_server_and_an_address():
-    with pytest.raises(ValueError, match=r"'example\.org' is not an address"):
+    with pytest.raises(ValueError, match=r"'example\.org': is not an address"):
         create("example.org")
     with pytest.raises(ValueError, match="set PREFECT_API_URL"):
         create("https://example.org/hook")
