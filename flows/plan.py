@@ -1,4 +1,4 @@
-"""What a pipeline will make: every artifact's key follows from the settings and the sources alone, before any run."""
+"""Plan a pipeline: every artifact's key follows from the settings and the sources alone, before any run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModelKeys:
     report: Key
     contamination: Key
     data: Key
-    """What it learns from and is measured on: the tokens, or a task's examples."""
+    """The data that it is trained and measured on: the tokens, or a task's examples."""
     registered: str
     """The registry's name for the model."""
     teacher: str | None = None

@@ -75,8 +75,8 @@ def unsearched(root: Store, base: str | None) -> list[str]:
     if source is None:
         return []
     return [
-        f"The base model was imported from {source}: what it learned from there is not known here and was not searched "
-        f"for what is held out."
+        f"The base model was imported from {source}: its training data are unknown, so held-out texts could not be "
+        f"checked for contamination."
     ]
 
 

@@ -38,10 +38,10 @@ def run(
 ) -> list[Curve]:
     """Train the candidates, `parallel` at a time; return their curves of validation loss, in order.
 
-    After 1 / reduction² and 1 / reduction of all steps, a candidate goes on if it is among the best 1 / reduction of
-    those that came so far. A candidate's curve depends on its job alone. Which candidates are stopped early depends on
-    which came first: with `parallel` 1 on their order, else partly on chance. A search that was killed resumes from the
-    curves of its candidates.
+    Candidates are compared after a ninth and a third of all steps (with `reduction` 3). One goes on if it is among
+    the best third of those that came so far. A candidate's curve depends on its job alone. Which candidates are
+    stopped early depends on which came first: with `parallel` 1 on their order, else partly on chance. A search that
+    was killed resumes from the curves of its candidates.
     """
     connect()
     parallel, cpus = shares(parallel, len(jobs), cluster)

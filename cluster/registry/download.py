@@ -50,7 +50,7 @@ def find(address: str) -> ModelVersion:
             return client().get_model_version_by_alias(name, alias)
         return client().get_model_version(name, number)
     except MlflowException as error:
-        remedy = "`gpt2 models` lists what there is" if error.error_code in ABSENT else f"is {tracking_uri()} up?"
+        remedy = "`gpt2 models` lists the models" if error.error_code in ABSENT else f"is {tracking_uri()} up?"
         raise ValueError(f"{address}: {error.message}; {remedy}") from None
 
 

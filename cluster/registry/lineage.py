@@ -63,7 +63,7 @@ def champion_lineage() -> Lineage:
     name = registered_name(BASE_NAME)
     champion = versions.by_alias(name, versions.CHAMPION)
     if champion is None:
-        raise ValueError(f"{name} has no champion to go on from; make one with the whole pipeline: gpt2 run")
+        raise ValueError(f"{name} has no champion to continue from; make one with the whole pipeline: gpt2 run")
     return registered_lineage(champion)
 
 

@@ -118,7 +118,7 @@ def rollback(name: str, reason: str = "") -> tuple[ModelVersion, ModelVersion]:
     """
     champion = by_alias(name, CHAMPION)
     if champion is None:
-        raise ValueError(f"{name} has no champion; `gpt2 models` lists what there is")
+        raise ValueError(f"{name} has no champion; `gpt2 models` lists the models")
     target, passed_over = before(champion, check_files=True)
     if target is None:
         why = "; ".join(passed_over) or "it was the first"

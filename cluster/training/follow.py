@@ -40,7 +40,7 @@ def describe_event(event: dict[str, Any]) -> str | None:
         case "remark":
             return f"worker {event['rank']}: {event['level']}: {event['text']}"
         case "preempted":
-            return f"asked to stop: saved at step {event['step']}"
+            return f"stopped by request: saved at step {event['step']}"
     return None
 
 

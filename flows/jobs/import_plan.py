@@ -143,7 +143,7 @@ class ImportPlan:
         return versions.row(version) if versions.judged(version) or described else None
 
     def nothing(self) -> str | None:
-        """Why there is nothing to do; None where there is something. Starts nothing."""
+        """Return why there is nothing to do; None if there is something to do. Starts nothing."""
         row = self.registered()
         return in_words(row) if row else None
 

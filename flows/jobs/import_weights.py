@@ -85,7 +85,7 @@ def register(weights: ImportPlan, base: Artifact, champion: Lineage | str) -> di
             say(f"{NAME} version {version.version}: not judged: {champion}")
         if weights.config.champion:
             promotion.promote(NAME, version.version, f"imported from {weights.source} to be the champion", force=True)
-            say(f"{NAME} version {version.version}: champion, as was asked for")
+            say(f"{NAME} version {version.version}: champion, as requested")
     gate.publish(version)
     version = versions.by_artifact(NAME, base.id)
     assert version is not None

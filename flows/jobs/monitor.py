@@ -144,7 +144,7 @@ def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedMod
         arrived, monitoring_scored.batches(store(), config), model.identity, model.address, config
     )
     if len(posts) > new:
-        say(f"{len(posts) - new:,} earlier posts are scored again by {model.address}, to be its history")
+        say(f"{len(posts) - new:,} earlier posts are scored again by {model.address}, for its history")
     if len(posts):
         scoring.score(store(), posts, config, model, known, say)
     return new
