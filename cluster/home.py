@@ -1,33 +1,22 @@
-"""Where local state lives, and the environment that every process of ours runs in."""
+"""The home, GPT2_HOME: its folders, the state and secrets of its services, its latest pages.
+
+A secret is a file that its owner alone can read, made before anything listens.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from gpt2.store.artifact import Store, write_atomically
-
-PAGES = "pages"
-
-
-def path(name: str) -> Path:
-    """Return the path of the HTML page of that name."""
-    return home() / PAGES / f"{name}.html"
-
-
-def keep(name: str, text: str) -> Path:
-    """Write the HTML page of that name atomically; return its path, which never changes."""
-    page = path(name)
-    page.parent.mkdir(exist_ok=True)
-    write_atomically(page, text.encode())
-    return page
-
 
 # Length (bytes) that Ray's deepest socket adds to the path of its temporary folder, for a process id of seven digits.
 # The system allows a socket's path 107 bytes.
@@ -134,3 +123,54 @@ def ray_folder() -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(folder)
     return link
+
+
+PAGES = "pages"
+
+
+def path(name: str) -> Path:
+    """Return the path of the HTML page of that name."""
+    return home() / PAGES / f"{name}.html"
+
+
+def keep(name: str, text: str) -> Path:
+    """Write the HTML page of that name atomically; return its path, which never changes."""
+    page = path(name)
+    page.parent.mkdir(exist_ok=True)
+    write_atomically(page, text.encode())
+    return page
+
+
+USER = "gpt2"
+"""User name at Prefect and MLflow."""
+RAY_TOKEN = "ray-token"
+MLFLOW_PASSWORD = "mlflow-password"
+PREFECT_LOGIN = "prefect-login"
+
+
+def secret_file(name: str, prefix: str = "") -> Path:
+    """Return the path of the named secret, which is made on first use: the prefix and 64 hexadecimal digits, mode
+    0600."""
+    path = services() / name
+    if not path.exists():
+        aside = path.with_name(f".{name}.{os.getpid()}.tmp")
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w") as stream:
+            stream.write(prefix + secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another process was faster; its secret is used
+            os.link(aside, path)
+        aside.unlink()
+    return path
+
+
+def ray_token() -> dict[str, str]:
+    """Return the environment variables that make Ray require this home's token. Set them before Ray is imported.
+
+    Without them, Ray writes a token of its own with the permissions of the umask, which others may be able to read.
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret_file(RAY_TOKEN))}
+
+
+def prefect_login() -> str:
+    """Return the login of this home's Prefect API, as USER:PASSWORD."""
+    return secret_file(PREFECT_LOGIN, f"{USER}:").read_text()

@@ -1,4 +1,4 @@
-"""Where local state lives, and the environment that every process of ours runs in."""
+"""The environment of every process, set before Prefect, Ray or MLflow is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.home import SERVICES, home, running
+from cluster.home import SERVICES, home, ray_token, running
 
 QUIET = {
     # No telemetry.
@@ -66,8 +66,6 @@ def configure() -> Path:
         use(state)
     named = "RAY_ADDRESS" in os.environ or any(name.startswith("RAY_AUTH_") for name in os.environ)
     if not named and "ray" not in sys.modules:  # Ray reads these once, when it is imported
-        from cluster.credentials import ray_token  # it needs this module
-
         os.environ |= ray_token()
     return path
 

@@ -1,7 +1,12 @@
 """Serve a registered model over HTTP from one process, which switches to a new champion without dropping a request.
 
-Starlette and uvicorn come with Prefect and MLflow. Ray Serve would need a cluster, a proxy and several copies of the
-model. `mlflow models serve` can't change the model under load, runs code from the registry, and does not batch.
+* `Batcher`: requests that wait while the model computes are computed together next, so batches grow with the load.
+* `ChampionFollower`: when the alias moves, the next model is loaded aside, tried, and put in place.
+* `Service`: the endpoints.
+
+Starlette and uvicorn come with Prefect's and MLflow's servers. Ray Serve wants a cluster and a proxy for one process's
+work, and answers from several copies of a model that a laptop has room for once. `mlflow models serve` can't change the
+model under load, runs code out of the registry, and does not batch.
 """
 
 from __future__ import annotations

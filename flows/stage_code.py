@@ -1,5 +1,7 @@
-"""The code that each stage's result depends on: the stage's own module and all that it imports, but for what is named
-harmless here with a reason. A change in any of it gives the stage's artifacts new ids."""
+"""The modules that each stage's result depends on: a change in their code gives the stage's artifacts new ids.
+
+They are the stage's own module and all that it imports, without those that are named harmless here with a reason.
+"""
 
 from __future__ import annotations
 

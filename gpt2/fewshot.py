@@ -1,4 +1,4 @@
-"""Labels by the base model alone, shown a few examples in its prompt (Brown et al. 2020): nothing is trained."""
+"""Few-shot classification with the base model: examples in the prompt, no training (Brown et al. 2020)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2.data.tokenizer import Tokenizer
-from gpt2.model.transformer import GPT2, KeyValues, Prefix
+from gpt2.model.transformer import GPT2, KVCache, Prefix
 
 TEMPLATE = "Text: {text}\nSentiment:"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
-AFTER, PADDING = 0, -1  # what a token belongs to: the text, the i-th label, or nothing
+AFTER, PADDING = 0, -1  # owner of a token: AFTER is the text, i the i-th label, PADDING nobody
 
 
 class Labelled(NamedTuple):
-    """What the model says of N texts."""
+    """Predictions for N texts."""
 
     probabilities: np.ndarray
-    """(N, labels): the labels' likelihoods, made to sum to 1."""
+    """(N, labels): the labels' likelihoods, normalised to sum to 1."""
     shown: np.ndarray
-    """(N,): how many examples the prompt of each text had room for."""
+    """(N,): number of examples in the prompt of each text."""
 
 
 class FewShot:
-    """Labels a text by which verbalised label the model finds likeliest after it.
+    """Classifies a text by the label that the model finds most likely after it.
 
-    The prompt is the end-of-text, the examples, each with its label, and the text: `Text: ...\\nSentiment: good\\n`.
-    What all texts have in common, the examples, is read once; a text is read once, and its labels branch from it
-    (tree attention, Miao et al. 2024).
+    The prompt is the end-of-text, the examples with their labels, and the text: `Text: ...\\nSentiment: good\\n`. The
+    examples are read once for all texts. Each text is read once, and its labels branch from it (tree attention, Miao et
+    al. 2024).
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class FewShot:
         template: str = TEMPLATE,
         calibrated: bool = False,
     ):
-        """`labels` as the model should write them; `examples` are texts with the index of their label (`choose`).
+        """Read the examples. `labels` are the words to predict; `examples` are texts with the index of their label
+        (`choose`).
 
-        `calibrated` divides by what the labels get after texts without content, which takes out the model's taste
-        for some labels (contextual calibration, Zhao et al. 2021). `ValueError` for labels that can't be told apart,
-        a template without `{text}` and a tokenizer of another size than the model.
+        `calibrated` divides by the labels' probabilities after content-free texts, which removes the model's preference
+        for some labels (contextual calibration, Zhao et al. 2021). `ValueError` for labels that can't be distinguished,
+        for a template without `{text}`, and for a tokenizer that does not fit the model.
         """
         tokenizer.check(model.config.vocab_size)
         if "{text}" not in template:
@@ -63,9 +64,9 @@ class FewShot:
         if len(labels) < 2:
             raise ValueError(f"labels={list(labels)}; give two or more")
         separator = tokenizer.encode("\n")
-        shots = [[*self._ask(text), *self.labels[label], *separator] for text, label in examples]
+        shots = [[*self._encode(text), *self.labels[label], *separator] for text, label in examples]
         self.ends = np.cumsum([1, *map(len, shots)])
-        """(k + 1,): how many tokens come before the text when the first 0 ... k examples are shown."""
+        """(k + 1,): number of tokens before the text if the first 0 ... k examples are shown."""
         self.ends = self.ends[self.ends < model.config.n_positions]
         self.k = len(examples)
         prompt = [tokenizer.end_of_text, *(token for shot in shots for token in shot)][: self.ends[-1]]
@@ -76,20 +77,20 @@ class FewShot:
                 self.bias = self.label(CONTENT_FREE).probabilities.mean(0)
 
     def label(self, texts: Sequence[str], batch_size: int = 32) -> Labelled:
-        """Probabilities of the labels of each text, read in batches of texts of like length.
+        """Return each text's label probabilities; texts of similar length share a batch.
 
-        Where a prompt does not fit the model's positions, the last examples are left out; a warning says of how many
-        texts. `ValueError` for a text that does not fit without any.
+        If a prompt is longer than the model's positions, its last examples are left out, with a warning. `ValueError`
+        for a text that does not fit even without examples.
         """
-        asked = [self._ask(text) for text in texts]
+        encoded = [self._encode(text) for text in texts]
         room = self.model.config.n_positions - max(map(len, self.labels)) + 1
-        for i, ids in enumerate(asked):
+        for i, ids in enumerate(encoded):
             if self.ends[0] + len(ids) > room:
                 raise ValueError(
                     f"text {i} has {len(ids)} tokens with the question, more than the {room - self.ends[0]} that the "
                     f"model's {self.model.config.n_positions} positions have room for; shorten it"
                 )
-        lengths = np.array([len(ids) for ids in asked], dtype=int)
+        lengths = np.array([len(ids) for ids in encoded], dtype=int)
         shown = np.searchsorted(self.ends, room - lengths, side="right") - 1
         if (short := int((shown < self.k).sum())) > 0:
             warnings.warn(
@@ -99,25 +100,25 @@ class FewShot:
             )
         likelihoods = np.zeros((len(texts), len(self.labels)))
         for group in batches(shown, lengths, batch_size):
-            likelihoods[group] = self._read([asked[i] for i in group], int(self.ends[shown[group[0]]]))
+            likelihoods[group] = self._read([encoded[i] for i in group], int(self.ends[shown[group[0]]]))
         probabilities = np.exp(likelihoods - likelihoods.max(1, keepdims=True, initial=-np.inf))
         probabilities /= probabilities.sum(1, keepdims=True) * self.bias
         return Labelled(probabilities / probabilities.sum(1, keepdims=True), shown)
 
-    def _ask(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(self.template.replace("{text}", text.strip()))
 
     @torch.inference_mode()
-    def _read(self, asked: list[list[int]], before: int) -> np.ndarray:
-        """(B, labels) log-likelihoods of the labels after `before` shared tokens and each text."""
+    def _read(self, encoded: list[list[int]], before: int) -> np.ndarray:
+        """Return the labels' log-likelihoods (nats), (B, labels), after `before` shared tokens and each text."""
         rows: list[list[int]] = []
         owners: list[list[int]] = []
         places: list[list[int]] = []
-        for text in asked:
+        for text in encoded:
             rows.append([*text])
             owners.append([AFTER] * len(text))
             places.append([*range(len(text))])
-            for i, label in enumerate(self.labels, start=1):  # nothing follows a label's last token
+            for i, label in enumerate(self.labels, start=1):  # a label's last token is not read: nothing follows it
                 rows[-1] += label[:-1]
                 owners[-1] += [i] * (len(label) - 1)
                 places[-1] += range(len(text), len(text) + len(label) - 1)
@@ -128,27 +129,28 @@ class FewShot:
         self.model.eval()
         hidden = self.model.hidden(ids.to(device), branches)
         self.model.train(was_training)
-        # What predicts each label's tokens: the text's last token, then the label's own.
+        # A label's first token is predicted at the text's last token, and the others at the label's own.
         starts = np.cumsum([0] + [len(label) - 1 for label in self.labels[:-1]])
-        total = torch.zeros(len(asked), len(self.labels), dtype=torch.float64)
-        last = torch.tensor([len(text) - 1 for text in asked], device=device)
-        batch = torch.arange(len(asked), device=device)
+        total = torch.zeros(len(encoded), len(self.labels), dtype=torch.float64)
+        last = torch.tensor([len(text) - 1 for text in encoded], device=device)
+        batch = torch.arange(len(encoded), device=device)
         first = self.model.logits(hidden[batch, last]).float().log_softmax(-1)
         for i, (label, start) in enumerate(zip(self.labels, starts, strict=True)):
             total[:, i] = first[:, label[0]].double().cpu()
             if len(label) > 1:
                 at = last[:, None] + 1 + int(start) + torch.arange(len(label) - 1, device=device)
                 later = self.model.logits(hidden[batch[:, None], at]).float().log_softmax(-1)
-                goal = torch.tensor(label[1:], device=device).expand(len(asked), -1)
+                goal = torch.tensor(label[1:], device=device).expand(len(encoded), -1)
                 total[:, i] += later.gather(2, goal[..., None]).double().sum((1, 2)).cpu()
         return total.numpy()
 
 
 class Branches:
-    """One layer's view of texts behind a shared prompt, each with branches that don't see one another."""
+    """One layer's attention for texts behind a shared prompt; the branches of a text do not see one another."""
 
-    def __init__(self, shared: KeyValues, before: int, owner: Tensor, positions: Tensor):
-        """`owner` (B, T) says what a token belongs to, `positions` (B, T) where it stands."""
+    def __init__(self, shared: KVCache, before: int, owner: Tensor, positions: Tensor):
+        """`owner` (B, T) says which part a token belongs to: the text, or the i-th label. `positions` (B, T) are its
+        positions."""
         self.keys, self.values, self.positions = shared.keys[:, :, :before], shared.values[:, :, :before], positions
         T = owner.shape[1]
         same = (owner[:, None, :] == owner[:, :, None]) | (owner[:, None, :] == AFTER)
@@ -156,7 +158,7 @@ class Branches:
         self.seen = F.pad((same & earlier)[:, None], (before, 0), value=True)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
-        """(B, T, heads, d): each token sees the prompt, its text up to it, and its own branch up to it."""
+        """Return (B, T, heads, d). A token sees the prompt and the earlier tokens of its text and its own branch."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         keys, values, seen = [self.keys, k], [self.values, v], self.seen
         if prefix is not None:
@@ -168,10 +170,10 @@ class Branches:
 
 
 @torch.inference_mode()
-def read_once(model: GPT2, ids: list[int]) -> list[KeyValues]:
-    """Each layer's keys and values of a text."""
+def read_once(model: GPT2, ids: list[int]) -> list[KVCache]:
+    """Return each layer's keys and values of a text."""
     like = model.wte.weight
-    caches = [KeyValues(1, len(ids), model.config, like) for _ in model.blocks]
+    caches = [KVCache(1, len(ids), model.config, like) for _ in model.blocks]
     for cache in caches:
         cache.positions = torch.arange(len(ids), device=like.device)[None]
     was_training = model.training
@@ -182,12 +184,12 @@ def read_once(model: GPT2, ids: list[int]) -> list[KeyValues]:
 
 
 def choose(labels: Sequence[int], k: int, seed: int = 0) -> list[int]:
-    """Indices of k examples, as many of each label as can be, in an order drawn from the seed; so are any first few.
+    """Return k indices of examples, balanced over the labels, in an order drawn from the seed.
 
-    `ValueError` where there are fewer than k.
+    Any first few of them are balanced, too. `ValueError` if there are fewer than k.
     """
     if k > len(labels):
-        raise ValueError(f"k={k} examples are asked for, but only {len(labels)} are given; lower k")
+        raise ValueError(f"k={k} is more than the {len(labels)} examples; lower k")
     draw, truth = np.random.default_rng(seed), np.asarray(labels)
     pools = [draw.permutation(np.flatnonzero(truth == label)).tolist() for label in np.unique(truth)]
     chosen: list[int] = []
@@ -197,7 +199,7 @@ def choose(labels: Sequence[int], k: int, seed: int = 0) -> list[int]:
 
 
 def batches(shown: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Indices of texts with the same number of examples, in batches of like length."""
+    """Yield batches of text indices with equal numbers of examples and similar lengths."""
     order = np.lexsort((lengths, shown))
     for group in np.split(order, np.flatnonzero(np.diff(shown[order])) + 1):
         for start in range(0, len(group), size):
@@ -205,6 +207,6 @@ def batches(shown: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.nd
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:
-    """(B, T) int64, filled up on the right."""
+    """Return the rows as (B, T) int64, padded with `value` on the right."""
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])

@@ -1,7 +1,7 @@
-"""A model, ready for use, from a directory or from an address such as `models:/gpt2-sentiment@champion`.
+"""Loads a model that is ready for use, from a directory or an address such as `models:/gpt2-sentiment@champion`.
 
-What addresses of a scheme mean is told by whoever installs an entry point of its name in the group `gpt2.addresses`, as
-`fsspec` finds its file systems: this package stays free of registries.
+A URL scheme is resolved by the entry point of the same name in the group `gpt2.addresses`, as `fsspec` resolves file
+systems. So `gpt2` needs no registry client.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ if TYPE_CHECKING:  # importing `gpt2` is cheap
     from gpt2.tasks.task import Predictor
 
 GROUP = "gpt2.addresses"
-"""Entry points: scheme → `resolve(address) -> (directory, exact address)`, which has verified the directory."""
+"""Group of entry points by scheme. Each is `resolve(address) -> (directory, exact address)`, and verifies the
+directory."""
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready for use."""
+    """A model that is ready for use."""
 
     predictor: Predictor
     task: str
-    """`base`, or the downstream task."""
+    """The kind of the model: `base`, or the downstream task."""
     directory: Path
     address: str
-    """Where it came from, exactly: of an alias, the version that it pointed at."""
+    """Exact address of the model: an alias is replaced by its version."""
 
     def predict(self, inputs: Any, **params: Any) -> pd.DataFrame:
-        """A row per input; the inputs are texts or records, as in `predictor.input_example`.
+        """Return a row per input; inputs are texts or records, as in `predictor.input_example`.
 
-        `params` are the task's (`gpt2-base`: `max_tokens`, `temperature`, …). `ValueError` for others and for inputs
-        that the task has no use for.
+        `params` are those of the task (for `gpt2-base`: `max_tokens`, `temperature`, …). `ValueError` for unknown
+        parameters and for inputs that the task can't use.
         """
         known = default_params(self.task)
         for name, value in params.items():
@@ -50,17 +51,17 @@ class LoadedModel:
 
 
 def default_params(task_name: str) -> dict[str, Any]:
-    """The parameters of a task's `predict` and their defaults."""
+    """Return the parameters of a task's `predict` with their defaults."""
     from gpt2.tasks.task import kind
 
     return dict(kind(task_name).params)
 
 
 def load(address: str | Path) -> LoadedModel:
-    """The model in a directory, or at `models:/NAME@ALIAS` or `models:/NAME/VERSION` of the registry.
+    """Return the model in a directory, or at `models:/NAME@ALIAS` or `models:/NAME/VERSION` of the registry.
 
-    Only safetensors, JSON and texts are read: no code that lies with a model is run. At an address of a registry each
-    file is first compared with the manifest that was registered. `ValueError` tells what is wrong with the model.
+    Only safetensors, JSON and texts are read: no code beside the model is run. Files from a registry are first compared
+    with the registered manifest. `ValueError` says what is wrong with the model.
     """
     from safetensors import SafetensorError
 
@@ -70,37 +71,37 @@ def load(address: str | Path) -> LoadedModel:
     else:
         directory = Path(address)
         if not directory.is_dir():
-            raise ValueError(f"{directory} is no directory; give a model's, or models:/NAME@ALIAS")
+            raise ValueError(f"{directory} is not a directory; give a model's directory, or models:/NAME@ALIAS")
     try:
         name, predictor = read(directory)
     except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, SafetensorError) as error:
-        # The files' contents decide what the readers stumble on; a RuntimeError is PyTorch's, or too deep a nesting.
+        # Bad contents may raise any of these; a RuntimeError is PyTorch's, or comes from deep nesting.
         raise ValueError(f"the model at {exact} can't be loaded: {type(error).__name__}: {error}") from error
     return LoadedModel(predictor, name, directory, exact)
 
 
 def resolve(scheme: str, address: str) -> tuple[Path, str]:
-    """(directory, exact address) as the scheme's entry point tells; `ValueError` says what to install."""
+    """Return (directory, exact address) from the scheme's entry point; `ValueError` says what to install."""
     import importlib.metadata
 
-    found = list(importlib.metadata.entry_points(group=GROUP, name=scheme))
-    if not found:
+    resolvers = list(importlib.metadata.entry_points(group=GROUP, name=scheme))
+    if not resolvers:
         raise ValueError(
-            f"{address}: nothing that is installed reads {scheme}:/ addresses; install gpt2-pipeline, or give the "
+            f"{address}: no installed package reads {scheme}:/ addresses; install gpt2-pipeline, or give the "
             f"model's directory"
         )
     try:
-        return found[0].load()(address)
+        return resolvers[0].load()(address)
     except ImportError as error:
         missing = (error.name or str(error)).partition(".")[0]
         raise ValueError(
-            f"{address}: reading {scheme}:/ addresses needs {missing}, which is not installed; "
-            f"pip install gpt2-pipeline, or give the model's directory"
+            f"{address}: reading {scheme}:/ addresses needs {missing}, which is not installed; install gpt2-pipeline "
+            f"(again, if its code was updated), or give the model's directory"
         ) from error
 
 
 def read(directory: Path) -> tuple[str, Predictor]:
-    """(task, predictor) of a directory; one without task.json is a language model, as `transformers` writes it."""
+    """Return (task, predictor) of a directory; one without task.json is a language model, as in `transformers`."""
     from gpt2.store.model_files import NAME, inside, read_task
     from gpt2.tasks.task import kind
 

@@ -1,4 +1,9 @@
-"""A space of settings to search: paths with ranges or choices, and settings drawn from it by a seed alone."""
+"""Hyperparameter search: the space of settings, and one trial.
+
+A space is paths with ranges or choices; settings are drawn from it by a seed alone. A trial is a fine-tuning with the
+plain engine that reports its validation loss at intervals. Its reports are kept beside it: a trial that starts again
+repeats them first, and trains only where more is asked for.
+"""
 
 from __future__ import annotations
 
@@ -16,50 +21,51 @@ from gpt2.settings import Settings
 from gpt2.store.artifact import write_atomically
 from gpt2.training.config import TrainConfig
 from gpt2.training.guard import GaveUp
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 FILE = "curve.json"
 WORST = 1e6
-"""Told in place of a loss that is no number, or above: it can be compared."""
+"""Reported instead of a loss that is not finite or is above it, so that trials can be compared."""
 
 
 @dataclass
 class Curve:
-    """What a candidate has told so far."""
+    """The validation losses of a trial so far."""
 
     points: list[tuple[int, float]] = field(default_factory=list)
-    """(step, mean validation loss in nats per sample, as the task has it)."""
+    """(step, mean validation loss in nats per sample, as the task defines it)."""
     ended: bool = False
-    """It reached its last step, or gave up."""
+    """True if the trial reached its last step or gave up."""
     reason: str | None = None
-    """Why it gave up."""
+    """The reason for giving up, or None."""
 
     @staticmethod
     def read(folder: Path) -> Curve:
-        """Of the candidate in a folder; an empty one where it has told nothing."""
+        """Return the curve of the trial in a folder; an empty one if there is none yet."""
         path = folder / FILE
         if not path.exists():
             return Curve()
-        found = json.loads(path.read_text())
-        return Curve([(step, loss) for step, loss in found["points"]], found["ended"], found["reason"])
+        saved = json.loads(path.read_text())
+        return Curve([(step, loss) for step, loss in saved["points"]], saved["ended"], saved["reason"])
 
     def write(self, folder: Path) -> None:
         write_atomically(folder / FILE, json.dumps(asdict(self)).encode())
 
 
 def interval(steps: int, reduction: int) -> int:
-    """Steps between two looks, of about `reduction` squared: the least that leaves none to the last step alone."""
+    """Return the fewest steps between evaluations that make at most `reduction` squared evaluations, the last step's
+    included."""
     return math.ceil(steps / reduction**2)
 
 
 def watched(train: TrainConfig, every: int, eval_samples: int) -> TrainConfig:
-    """The training of a candidate, with a look at the validation split every so many steps."""
+    """Return a trial's training settings, with an evaluation every `every` steps on `eval_samples` samples."""
     own = {"eval_every": every, "checkpoint_every": every, "eval_samples": eval_samples, "keep_state": False}
     return TrainConfig.model_validate({**train.model_dump(), **own})
 
 
 def without_test(examples: Path, out: Path) -> Path:
-    """A new folder with links to the examples' files, but not to those of the test split."""
+    """Fill a folder with links to the examples' files, except those of the test split; return it."""
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted(examples.iterdir()):
         link = out / path.name
@@ -69,8 +75,8 @@ def without_test(examples: Path, out: Path) -> Path:
     return out
 
 
-class Telling:
-    """In place of checkpoints, which come with each look at the validation split: the loss is kept and told."""
+class LossReporter:
+    """Stands in for a checkpointer: at each evaluation it records the loss and reports it. Nothing else is kept."""
 
     def __init__(self, curve: Curve, steps: int, folder: Path, tell: Callable[[int, float], Any]):
         self.curve, self.steps, self.folder, self.tell = curve, steps, folder, tell
@@ -83,7 +89,7 @@ class Telling:
         if step <= self.known or loss is None:
             return
         self.curve.points.append((step, comparable(loss)))
-        self.curve.ended = step >= self.steps  # before it is told, as who hears of the last step may end it
+        self.curve.ended = step >= self.steps  # before the report, whose receiver may end the trial at its last step
         self.curve.write(self.folder)
         self.tell(*self.curve.points[-1])
 
@@ -95,11 +101,13 @@ def comparable(loss: float) -> float:
     return min(loss, WORST) if math.isfinite(loss) else WORST
 
 
-def run(job: Job, steps: int, tell: Callable[[int, float], Any], device: str = "cpu", threads: int = 1) -> Curve:
+def run(
+    job: TrainingJob, steps: int, tell: Callable[[int, float], Any], device: str = "cpu", threads: int = 1
+) -> Curve:
     """Train the job's module for `steps` steps; `tell(step, validation loss)` may end it by an exception.
 
-    A training that can't go on, or can't begin with these settings (`ValueError`), ends with a reason and the worst
-    loss: other candidates go on.
+    Return the curve. If training gives up, or can't begin with these settings (`ValueError`), the curve ends with a
+    reason and the worst loss: other trials go on.
     """
     folder = Path(job.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +128,7 @@ def run(job: Job, steps: int, tell: Callable[[int, float], Any], device: str = "
     try:
         parts = build(job)
         engine = TorchEngine(parts.module.train(), job.train, device)
-        fit(engine, parts.training, parts.validation, job.train, folder, Telling(curve, steps, folder, tell))
+        fit(engine, parts.training, parts.validation, job.train, folder, LossReporter(curve, steps, folder, tell))
     except (GaveUp, ValueError) as error:
         curve.ended, curve.reason = True, str(error).splitlines()[0]
         curve.write(folder)
@@ -129,7 +137,7 @@ def run(job: Job, steps: int, tell: Callable[[int, float], Any], device: str = "
 
 
 class Range(Settings):
-    """Numbers from `low` to `high`, each as likely; with `log` each ratio."""
+    """Numbers from `low` to `high`, uniform; log-uniform with `log`."""
 
     low: float
     high: float
@@ -138,24 +146,27 @@ class Range(Settings):
     @model_validator(mode="after")
     def _is_one(self):
         if self.low >= self.high:
-            raise ValueError(f"low={self.low:g} is not below high={self.high:g}; exchange them, or give one choice")
+            raise ValueError(f"low={self.low:g} is not below high={self.high:g}; swap them, or give one choice")
         if self.log and self.low <= 0:
             raise ValueError(f"low={self.low:g} has no logarithm; set low above 0, or log: false")
         return self
 
 
 Dimension = Range | list[Any]
-"""What a setting may be: a range, or a list of choices."""
+"""The values of a setting to search: a range, or a list of choices."""
 
 
 def dimensions(space: Any, prefix: str = "") -> dict[str, Dimension]:
-    """{path: dimension} of settings by dotted paths, nested sections, or both; `ValueError` names what is neither."""
+    """Return {dotted path: dimension} of a space, given by dotted paths, nested sections, or both.
+
+    `ValueError` names a value that is neither a range nor a list of choices.
+    """
     if not isinstance(space, Mapping):
         where = f"{prefix} = " if prefix else ""
         raise ValueError(
-            f"{where}{space!r:.80} is no range and no choices; give {{low: 1e-4, high: 1e-2, log: true}}, or a list"
+            f"{where}{space!r:.80} is neither a range nor choices; give {{low: 1e-4, high: 1e-2, log: true}}, or a list"
         )
-    found: dict[str, Dimension] = {}
+    flat: dict[str, Dimension] = {}
     for name, value in space.items():
         path = f"{prefix}.{name}" if prefix else str(name)
         new: dict[str, Dimension]
@@ -165,24 +176,24 @@ def dimensions(space: Any, prefix: str = "") -> dict[str, Dimension]:
             new = {path: ranged(path, value)}
         else:
             new = dimensions(value, path)
-        for twice in found.keys() & new.keys():
-            raise ValueError(f"{twice} is there twice; leave one out")
-        found |= new
-    return dict(sorted(found.items()))
+        for twice in flat.keys() & new.keys():
+            raise ValueError(f"{twice} is given twice; leave one out")
+        flat |= new
+    return dict(sorted(flat.items()))
 
 
 def choices(path: str, values: list[Any]) -> list[Any]:
-    """The values; `ValueError` where there are none, or one twice."""
+    """Return the values; `ValueError` if there are none, or if one is there twice."""
     if not values:
         raise ValueError(f"{path} = []: there is nothing to choose from; give values, or leave it out")
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise ValueError(f"{path} = {values}: {value!r} is there twice; leave one out")
+            raise ValueError(f"{path} = {values}: {value!r} is given twice; leave one out")
     return values
 
 
 def ranged(path: str, given: Mapping[str, Any]) -> Range:
-    """The range; `ValueError` says what is wrong with it."""
+    """Return the range; `ValueError` says what is wrong with it."""
     try:
         return Range.model_validate(given)
     except ValidationError as error:
@@ -193,40 +204,40 @@ def ranged(path: str, given: Mapping[str, Any]) -> Range:
 
 
 def plain(space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """The space as JSON; `dimensions` reads it."""
+    """Return the space as JSON, which `dimensions` reads."""
     return {path: d.model_dump() if isinstance(d, Range) else d for path, d in space.items()}
 
 
 def ends(dimension: Dimension, whole: bool) -> list[Any]:
-    """The values that decide whether all of them are allowed: the ends of a range, or all choices."""
+    """Return the values to validate: the ends of a range (rounded if `whole`), or all choices."""
     if isinstance(dimension, Range):
         return [round(dimension.low), round(dimension.high)] if whole else [dimension.low, dimension.high]
     return dimension
 
 
 def draw(space: Mapping[str, Dimension], whole: Collection[str], seed: int, number: int) -> dict[str, Any]:
-    """{path: value}, each by itself at random (Bergstra and Bengio 2012); those at `whole` paths are integers.
+    """Return {path: value}, drawn independently (random search, Bergstra and Bengio 2012); `whole` paths get integers.
 
-    It follows from the space, the seed and its number: more draws leave the earlier ones as they are. Numbers have
-    three digits, so that what is written is what was tried.
+    The draw depends on the space, the seed and its number alone, so more draws leave the earlier ones unchanged.
+    Numbers have three digits: the recorded value is exactly the value tried.
     """
     import numpy as np
 
     generator = np.random.default_rng([seed, number])
-    found: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     for path, dimension in sorted(space.items()):
         share = float(generator.random())
         if isinstance(dimension, Range):
-            found[path] = within(dimension, share, path in whole)
+            drawn[path] = within(dimension, share, path in whole)
         else:
-            found[path] = dimension[int(share * len(dimension))]
-    return found
+            drawn[path] = dimension[int(share * len(dimension))]
+    return drawn
 
 
 def within(dimension: Range, share: float, whole: bool) -> float | int:
-    """The number at this share, in [0, 1), of the way through a range."""
+    """Return the number at a share, in [0, 1), of the way through a range."""
     low, high = dimension.low, dimension.high
-    if whole:  # each integer has a piece of the way
+    if whole:  # each integer has an equal piece of the range
         low, high = round(low), round(high) + 1
     value = low * math.exp(share * math.log(high / low)) if dimension.log else low + share * (high - low)
     if whole:

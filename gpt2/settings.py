@@ -1,7 +1,7 @@
-"""The settings of everything that `gpt2` computes, as frozen Pydantic models.
+"""The base of all settings: frozen Pydantic models.
 
-One schema has four doors: YAML presets, command-line flags, Prefect's parameter form, and what MLflow
-records. Nothing here imports PyTorch, so a wrong value is refused before anything heavy is loaded.
+One schema serves YAML presets, command-line flags, Prefect's parameter form and MLflow's records. Nothing here imports
+PyTorch, so a wrong value is refused before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def as_form(schema: dict[str, Any]) -> None:
-    """What a JSON schema needs to be a form: what is required comes first, in an order that a database keeps, and what
-    may be left empty is one field, not a choice between a type and None."""
+    """Adapt a JSON schema to forms, in place: required fields come first, by an explicit position.
+
+    A database may reorder keys, but keeps positions. An optional field becomes one field, not a choice between a type
+    and None.
+    """
     shown, required = schema.get("properties", {}), schema.get("required", [])
     for position, name in enumerate(sorted(shown, key=lambda name: name not in required)):
         field = shown[name]
@@ -25,7 +28,7 @@ def as_form(schema: dict[str, Any]) -> None:
 
 
 class Settings(BaseModel):
-    """Base of every settings model: frozen, no unknown keys, no NaN, field docstrings become descriptions."""
+    """Base of every settings model: frozen, without unknown keys or NaN; field docstrings become descriptions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True,
@@ -33,7 +36,7 @@ class Settings(BaseModel):
     )  # fmt: skip
 
     def identity(self) -> dict:
-        """The JSON form of what determines the result: fields marked `identity: False` are left out."""
+        """Return the settings that determine the result, as JSON; fields marked `identity: False` are left out."""
         dumped = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
@@ -45,5 +48,5 @@ class Settings(BaseModel):
 
 
 def operational(default, **bounds):
-    """A field that changes how a result is reached but not the result: not part of an artifact's id."""
+    """Return a field that changes how a result is computed, but not the result: it is not part of an artifact's id."""
     return Field(default, json_schema_extra={"identity": False}, **bounds)

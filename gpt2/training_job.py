@@ -1,4 +1,4 @@
-"""A training job as data: what a worker needs to build the module and the datasets, and what it leaves."""
+"""A training job as data, from which a worker builds the module, the datasets and the final save."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class TokenFiles(Settings):
     validation: list[str]
     dtype: str
     replayed: int = 0
-    """How many of the files of each split, the first ones, hold old text, that the job's `base` has learned."""
+    """Number of files at the start of each split that hold old text, which the job's `base` has learned."""
 
     def old_and_new(self) -> tuple[TokenFiles, TokenFiles]:
-        """The files that hold old text, and the others."""
+        """Return (files of old text, files of new text)."""
         n = self.replayed
         old = TokenFiles(train=self.train[:n], validation=self.validation[:n], dtype=self.dtype)
         return old, TokenFiles(train=self.train[n:], validation=self.validation[n:], dtype=self.dtype)
 
 
-class Job(Settings):
-    """One training run. Paths are absolute and reachable by every worker."""
+class TrainingJob(Settings):
+    """One training run as data. Paths are absolute and reachable by every worker."""
 
     name: str
     """`base` for pretraining, else the task."""
@@ -47,7 +47,7 @@ class Job(Settings):
     tokenizer: str
     """Directory of the tokenizer."""
     output: str
-    """Directory for the journal, checkpoints and, at the end, `model/`."""
+    """Directory for the journal, the checkpoints and finally `model/`."""
     model: ModelConfig | None = None
     """Pretraining: the model to initialise."""
     tokens: TokenFiles | None = None
@@ -55,38 +55,38 @@ class Job(Settings):
     earlier: str | None = None
     """Address of the checkpoints of the training that this one continues."""
     base: str | None = None
-    """Directory of the pretrained model that fine-tuning, or a refresh, begins with."""
+    """Directory of the pretrained model from which fine-tuning or a refresh starts."""
     new_epochs: int = 1
-    """Refresh: passes over the new text; what else the training's steps read is old text."""
+    """Refresh: passes over the new text; the remaining samples are old text."""
     examples: str | None = None
     """Fine-tuning: directory of the task's examples."""
     adaptation: AdaptationConfig = AdaptationConfig()
-    """Fine-tuning: which parameters it changes."""
+    """Fine-tuning: the parameters that it changes."""
     distil: DistilConfig | None = None
-    """Fine-tuning: what learns from the teacher, instead of the base."""
+    """Fine-tuning: the student that learns from the teacher, in place of the base."""
     teacher: str | None = None
-    """With `distil`: directory of the model that teaches."""
+    """With `distil`: directory of the teacher."""
 
     @property
     def pretrains(self) -> bool:
-        """Whether a language model learns from text, and not a task from its examples."""
+        """True if the job trains a language model on text; False if it fine-tunes one for a task."""
         return self.name == BASE_NAME
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A job, built."""
+    """The objects built from a job."""
 
     module: nn.Module
     gpt2: GPT2
     training: Dataset
     validation: Dataset
     save: Callable[[Path], None]
-    """Write the model that the module holds, in the form that people pull."""
+    """Write the module's model to a directory, in its published form."""
 
 
-def build(job: Job) -> Parts:
-    """The module on the CPU in fp32, with the same initial weights in every process, and the datasets."""
+def build(job: TrainingJob) -> Parts:
+    """Build the module (on the CPU in fp32, with the same initial weights in every process) and the datasets."""
     import torch
 
     from gpt2 import weights
@@ -132,8 +132,8 @@ def build(job: Job) -> Parts:
     return Parts(module, model, training, validation, save)
 
 
-def training_text(job: Job, files: TokenFiles) -> Dataset:
-    """The samples that pretraining reads."""
+def training_text(job: TrainingJob, files: TokenFiles) -> Dataset:
+    """Return the samples that pretraining reads."""
     if not files.replayed:
         return token_dataset(files, "train", job.train.context)
     old, new = (token_dataset(half, "train", job.train.context) for half in files.old_and_new())
@@ -141,8 +141,11 @@ def training_text(job: Job, files: TokenFiles) -> Dataset:
     return Mixture(new, old, job.new_epochs, job.train.steps * job.train.batch_size)
 
 
-def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
-    """(the student, the module that trains it); `ValueError` for a teacher of other examples or another tokenizer."""
+def distilled(job: TrainingJob, kind: Task, examples: Path, tokenizer: Tokenizer) -> tuple[Any, nn.Module]:
+    """Return (the student, the module that trains it).
+
+    `ValueError` if the teacher has another tokenizer or does not fit the examples.
+    """
     from gpt2.training.distillation import Distilled, student
 
     assert job.distil is not None and job.teacher is not None
@@ -150,8 +153,8 @@ def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tup
     teacher: Any = kind.load(directory)
     if Tokenizer.load(directory).record != tokenizer.record:
         raise ValueError(
-            f"the teacher in {directory} reads with another tokenizer than the one in {job.tokenizer}; give a teacher "
-            f"that was made with it"
+            f"the teacher in {directory} has another tokenizer than {job.tokenizer}; give a teacher that was "
+            f"trained with that tokenizer"
         )
     kind.check_teacher(directory, examples)
     learner: Any = kind.module(student(teacher.model, job.distil), examples, tokenizer)
@@ -159,6 +162,6 @@ def distilled(job: Job, kind: Task, examples: Path, tokenizer: Tokenizer) -> tup
 
 
 def token_dataset(files: TokenFiles, split: str, context: int) -> TokenDataset:
-    """The samples of one split of tokenized text."""
+    """Return the samples of one split of tokenized text."""
     paths = [Path(p) for p in getattr(files, split)]
     return TokenDataset(TokenStream(paths, files.dtype), context)

@@ -1,6 +1,5 @@
 """The documents hold: their snippets run as they stand, their commands exist, their links lead somewhere."""
 
-import importlib.util
 import os
 import re
 import shlex
@@ -25,8 +24,6 @@ DOCUMENTS = sorted(
 README = ROOT / "README.md"
 READMES = [path for path in DOCUMENTS if path.name == "README.md"]
 LARGEST = 120  # lines of README.md
-MOVED = importlib.util.find_spec("gpt2.tasks.task") is not None
-"""Whether the modules are in the rooms that the documents name."""
 
 
 def name_of(path: Path) -> str:
@@ -89,27 +86,16 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("text", snippets(*READMES))
 @pytest.mark.filterwarnings("ignore:the prompts of")  # the small models read little at a time
 def test_snippets_run_as_they_stand(models, monkeypatch, text):
-    if not MOVED and any(not found(module) for module in re.findall(r"^(?:from|import) (gpt2[\w.]*)", text, re.M)):
-        pytest.skip("names a module that has not moved yet")
     monkeypatch.chdir(models)
     exec(compile(text, "a snippet", "exec"), {"__name__": "snippet"})
 
 
-def found(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not MOVED, reason="the public modules are not lazy yet")
 def test_the_public_modules_need_one_import_which_is_cheap():
     code = "import sys, gpt2; assert 'torch' not in sys.modules; gpt2.weights.load; gpt2.fewshot.FewShot; gpt2.load"
     environment = {**os.environ, "PYTHONPATH": str(Path(gpt2.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-@pytest.mark.skipif(not MOVED, reason="names modules that have not moved yet")
 def test_the_example_of_a_task_is_one(tmp_path):
     """From a file to a report, with a model that learned nothing."""
     import pandas as pd
@@ -185,7 +171,6 @@ def test_links_lead_somewhere(path):
             assert heading in map(anchor, headings), f"{path.name} links to {target}#{heading}"
 
 
-@pytest.mark.skipif(not MOVED, reason="names files that have not moved yet")
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.name != "CHANGELOG.md"], ids=name_of)
 def test_files_that_are_named_exist(path):
     for name in re.findall(r"`((?:gpt2|cluster|flows|tests|notebooks)/[\w./-]+)`", path.read_text("utf-8")):
@@ -194,8 +179,6 @@ def test_files_that_are_named_exist(path):
 
 @pytest.mark.parametrize("floor", ["gpt2", "cluster", "flows"])
 def test_the_map_has_every_room(floor):
-    if not MOVED:
-        pytest.skip("the rooms are not there yet")
     text = (ROOT / floor / "README.md").read_text("utf-8")
     rooms = {path.parent.name for path in (ROOT / floor).glob("*/__init__.py")} - {"presets"}
     assert {room for room in rooms if f"`{room}/`" not in text} == set()

@@ -1,4 +1,4 @@
-"""Candidates on Ray, by Ray Tune: asynchronous successive halving (ASHA, Li et al. 2020) on the validation loss."""
+"""Trials on Ray Tune: asynchronous successive halving (ASHA, Li et al. 2020) on the validation loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.config import ClusterConfig
 from cluster.connect import NotEnoughResources, connect
 from gpt2 import search
 from gpt2.search import Curve
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 LOSS, STEP = "validation_loss", "step"
 TUNE = "_tune"
@@ -28,7 +28,7 @@ class SearchFailed(RuntimeError):
 
 
 def run(
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainingJob],
     steps: int,
     reduction: int,
     parallel: int | None,
@@ -86,12 +86,12 @@ def trainable(config: dict[str, Any]) -> None:
     def report(step: int, loss: float) -> None:
         tune.report({STEP: step, LOSS: loss})
 
-    job = Job.model_validate_json(config["jobs"][config["number"]])
+    job = TrainingJob.model_validate_json(config["jobs"][config["number"]])
     search.run(job, config["steps"], report, config["device"], config["threads"])
 
 
 def run_tuner(
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainingJob],
     steps: int,
     reduction: int,
     parallel: int,

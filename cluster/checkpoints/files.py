@@ -1,7 +1,8 @@
-"""Copies of whole checkpoints in any place that fsspec reaches: what survives the loss of the disk itself.
+"""Checkpoints on disk: verified, found, continued, exported, discarded; and their copies anywhere fsspec reaches.
 
-A store of objects has no rename: the files go first and the manifest last, so that what has a manifest is whole;
-leaving, the manifest goes first. What comes back is verified like any checkpoint.
+Copies survive the loss of the disk itself. A store of objects has no rename: the files go first and the manifest last,
+so a copy with a manifest is whole; removal takes the manifest first. A copy that comes back is verified like any
+checkpoint.
 """
 
 from __future__ import annotations
@@ -146,9 +147,9 @@ def export(path: Path, out: Path) -> None:
         raise ValueError(f"{path}: is not a checkpoint ({error.strerror}); `gpt2 checkpoints` lists them") from None
     from cluster.engine.fragments import MASTER, Saved
     from gpt2.training.engine import trained
-    from gpt2.training_job import Job, build
+    from gpt2.training_job import TrainingJob, build
 
-    parts = build(Job.model_validate(located(manifest["header"]["job"])))
+    parts = build(TrainingJob.model_validate(located(manifest["header"]["job"])))
     saved = Saved(path)
     for name, parameter in trained(parts.module):
         parameter.data.copy_(saved.full(MASTER, name, parameter.numel()).view_as(parameter))

@@ -1,4 +1,7 @@
-"""The training loop's engine on DeepSpeed ZeRO."""
+"""The training loop's engine on DeepSpeed ZeRO, and our settings in DeepSpeed's terms.
+
+The configuration is computed here; there is no JSON file of it.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,9 @@
+"""MLflow model versions.
+
+download.py      verified download of a version
+lineage.py       from a base model back to its text
+promotion.py     champion, challenger and rollback, without locks
+pyfunc_model.py  the code inside every registered model
+resolve.py       the version behind an address, before it is loaded; the entry point of models:/ for `gpt2.load`
+versions.py      model versions: register, find, list
+"""

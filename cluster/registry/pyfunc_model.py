@@ -14,9 +14,9 @@ warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` met
 
 
 class Pulled(PythonModel):
-    """MLflow model that calls `predict` of the model's predictor."""
+    """MLflow model that calls `predict` of the model."""
 
-    predictor: Any
+    model: Any
 
     def load_context(self, context):
         from pathlib import Path
@@ -24,7 +24,7 @@ class Pulled(PythonModel):
         import gpt2
 
         # This file stays with the version, so it uses only the public `gpt2.load`.
-        self.predictor = gpt2.load(Path(context.artifacts["model"])).predictor
+        self.model = gpt2.load(Path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):
         if hasattr(model_input, "to_dict"):  # a DataFrame: one column is a list of texts, more are records
@@ -34,7 +34,7 @@ class Pulled(PythonModel):
                 model_input = model_input.to_dict(orient="records")
         elif hasattr(model_input, "tolist"):
             model_input = model_input.tolist()
-        return self.predictor.predict(model_input, params or {})
+        return self.model.predict(model_input, **(params or {}))
 
 
 mlflow.models.set_model(Pulled())

@@ -1,4 +1,4 @@
-"""Resolve the address of the model that a scheduled job uses, before the model is loaded."""
+"""The version behind an address, known before it is loaded; and the entry point of models:/ for `gpt2.load`."""
 
 from __future__ import annotations
 

@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 import psutil
 
-from cluster.credentials import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN
-from cluster.home import SERVICES, home, is_locked, last_state, running
+from cluster.home import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN, SERVICES, home, is_locked, last_state, running
 from cluster.services import databases
 from cluster.services.processes import port_answers, user_of
 

@@ -1,13 +1,18 @@
-"""MLflow's server and a local Ray as services of `gpt2 up`, each on loopback."""
+"""MLflow's server and a local Ray as services of `gpt2 up`, each on loopback.
+
+`python -m cluster.services.servers PORT DASHBOARD_PORT` is the process of the Ray head, until SIGTERM.
+"""
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 
-from cluster.credentials import MLFLOW_PASSWORD, USER, ray_token, secret_file
-from cluster.home import home, services
+from cluster.home import MLFLOW_PASSWORD, USER, home, ray_token, secret_file, services
+from cluster.process_env import configure
 from cluster.services.databases import Profile, mlflow_url
 from cluster.services.processes import Service, http_answers, port_answers
 from gpt2.store.artifact import write_atomically
@@ -78,9 +83,26 @@ def ray(port: int, dashboard_port: int) -> Service:
     return Service(
         "ray",
         "Ray",
-        (sys.executable, "-m", "cluster.services.ray_head", str(port), str(dashboard_port)),
+        (sys.executable, "-m", "cluster.services.servers", str(port), str(dashboard_port)),
         address,
         lambda: port_answers(LOOPBACK, port) and http_answers(f"{address}/api/version"),
         environment=ray_token(),
         ports={"--ray-port": port, "--ray-dashboard-port": dashboard_port},
     )
+
+
+def ray_head() -> None:
+    """Start the head, print its address, and wait for SIGTERM. All its processes end with this one."""
+    from cluster.connect import start_local  # loads Ray
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    configure()
+    os.environ["RAY_GCS_SERVER_PORT"] = sys.argv[1]
+    reaper = start_local(include_dashboard=True, dashboard_host=LOOPBACK, dashboard_port=int(sys.argv[2]))
+    print(f"Ray's head answers at {LOOPBACK}:{sys.argv[1]}", flush=True)
+    signal.pause()
+    assert reaper
+
+
+if __name__ == "__main__":
+    ray_head()

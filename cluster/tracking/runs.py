@@ -1,4 +1,8 @@
-"""MLflow runs: a parent run per pipeline, and a child run per stage, which a retry continues."""
+"""MLflow runs: a parent run per pipeline, a child per stage, continued by a retry; metrics sent from a thread.
+
+Training never waits for the server: the journal on disk is the truth. Metrics that a server missed while it was away
+are sent when it is back, or, if this process ended before, by the next one, which goes on after MLflow's last step.
+"""
 
 from __future__ import annotations
 

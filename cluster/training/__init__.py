@@ -1,0 +1,9 @@
+"""One training on Ray Train.
+
+failures.py  failures of workers and warnings of libraries as training events; their causes
+follow.py    the journal and the events, followed by the driver and described in words
+launch.py    the driver: checks disk and resources, launches Ray Train
+stopping.py  three ways to stop: the budget, a worker without progress, SIGTERM
+usage.py     CPU, memory, GPU and energy of each process
+worker.py    the work of each worker: build the job, train, write the model
+"""

@@ -1,4 +1,4 @@
-"""What Ray Train's controller knows of failed workers, told as events of the training."""
+"""Failures of workers as Ray Train's controller sees them, and warnings of their libraries, as training events."""
 
 from __future__ import annotations
 

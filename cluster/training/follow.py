@@ -1,5 +1,4 @@
-"""Training on Ray, the driver's side: it launches a `TorchTrainer` of `cluster.training.worker` and follows what it
-tells."""
+"""The journal and the events of a training, read by the driver while workers write them, and described in words."""
 
 from __future__ import annotations
 

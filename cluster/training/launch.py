@@ -1,5 +1,5 @@
-"""Training on Ray, the driver's side: it launches a `TorchTrainer` of `cluster.training.worker` and follows what it
-tells."""
+"""The driver of a training on Ray: it checks the disk, launches a `TorchTrainer` of `cluster.training.worker`, and
+follows it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cluster.training.worker import STOP
 from gpt2.store.model_files import MODEL
 from gpt2.training.config import BudgetConfig
 from gpt2.training.journal import EVENTS, JOURNAL, Events, read_journal
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 
 class TrainingFailed(RuntimeError):
@@ -37,7 +37,7 @@ class NotEnoughDisk(ValueError):
 
 
 def train(
-    job: Job,
+    job: TrainingJob,
     cluster: ClusterConfig,
     on_record: Callable[[dict[str, Any]], None],
     on_message: Callable[[str], None],
@@ -55,7 +55,7 @@ def train(
     from gpt2.training.hardware import decided
 
     # Decided here, so that all workers use the same precision.
-    job = Job.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})
+    job = TrainingJob.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})
     accumulation_steps(job.train, cluster.num_workers)
     output = Path(job.output)
     check_disk(job, output)
@@ -87,7 +87,7 @@ def train(
     return read_journal(output / JOURNAL)
 
 
-def check_disk(job: Job, output: Path) -> None:
+def check_disk(job: TrainingJob, output: Path) -> None:
     """Raise `NotEnoughDisk` if the disk has no room for the checkpoints that a run keeps at the same time."""
     if job.model is not None:
         n = job.model.n_parameters
@@ -114,7 +114,7 @@ def load() -> None:
     assert ray.train.torch
 
 
-def _run(job: Job, cluster: ClusterConfig) -> None:
+def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
     # Imported here because they load PyTorch, which a run with nothing to train does not need.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer

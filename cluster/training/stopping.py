@@ -1,4 +1,9 @@
-"""SIGTERM, as a preempted machine or a cancelled run sends it: trainings save and stop at their next step first."""
+"""Three ways in which a training stops before its end, each after a checkpoint or from the last one.
+
+* The budget: at the limit of this run's trainings they save and stop.
+* The watchdog: a worker without progress writes its stacks and ends, so that the training is restarted.
+* SIGTERM, sent by a preempted machine or a cancelled run: trainings save and stop at their next step first.
+"""
 
 from __future__ import annotations
 

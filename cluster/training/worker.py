@@ -19,7 +19,7 @@ from gpt2.store.artifact import read_manifest
 from gpt2.store.model_files import MODEL
 from gpt2.training.guard import GaveUp, NotWritten, Preempted
 from gpt2.training.journal import EVENTS, Events, read_journal
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 STOP = "_stop"
 """Name of the file at which the workers save and stop at their next step."""
@@ -28,7 +28,7 @@ STACKS = "_stacks"
 
 def work(config: dict[str, str]) -> None:
     """The training function of each Ray Train worker."""
-    job, cluster = Job.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
+    job, cluster = TrainingJob.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
     output = Path(job.output)
     if gave_up(output):
         return  # a rank recorded it before it failed, and Ray restarted the workers
@@ -70,7 +70,7 @@ def gave_up(output: Path) -> str | None:
     return None
 
 
-def train(job: Job, cluster: ClusterConfig) -> None:
+def train(job: TrainingJob, cluster: ClusterConfig) -> None:
     from cluster.engine.deepspeed_engine import DeepSpeedEngine, prepare_environment
 
     prepare_environment(cluster.use_gpu, job.train.compile)
@@ -153,7 +153,7 @@ def stop_asked(output: Path) -> Callable[[], bool]:
     return lambda: (output / STOP).exists() or preemption.preemption_info is not None
 
 
-def identity(job: Job) -> dict[str, Any]:
+def identity(job: TrainingJob) -> dict[str, Any]:
     """Return all that a checkpoint's state depends on, as JSON, with inputs by the id of their artifact, not by
     path."""
     described = json.loads(json.dumps({**job.identity(), "output": None, "earlier": None}))

@@ -1,4 +1,4 @@
-"""`gpt2 benchmark`: measure a language model on public benchmarks, from files on this machine."""
+"""`gpt2 benchmark`: a language model on public benchmarks, from files on this machine."""
 
 from __future__ import annotations
 

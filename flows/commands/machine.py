@@ -1,4 +1,4 @@
-"""The `gpt2` command. Heavy libraries are loaded after the settings have been accepted."""
+"""`gpt2 checkpoints`, `automations`, `doctor` and `clean`: commands on this machine's state."""
 
 from __future__ import annotations
 

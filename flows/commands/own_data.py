@@ -1,4 +1,4 @@
-"""The commands `gpt2 train-classifier` and `gpt2 train-recommender`: files in, a registered model out."""
+"""`gpt2 import`, `train-classifier` and `train-recommender`: files in, a registered model out."""
 
 from __future__ import annotations
 

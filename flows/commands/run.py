@@ -1,4 +1,4 @@
-"""`gpt2 run refresh`: looks first, and starts something only where there may be something to do."""
+"""`gpt2 run` and `gpt2 run refresh`; a refresh looks first, and starts something only if there may be new text."""
 
 from __future__ import annotations
 

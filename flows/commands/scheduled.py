@@ -1,4 +1,4 @@
-"""Commands of the scheduled jobs that use the champions: monitor and recommend."""
+"""`gpt2 monitor` and `gpt2 recommend`: the scheduled jobs, which use the champions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `gpt2 search`: search better fine-tuning settings of a task, as a file for `gpt2 run`."""
+"""`gpt2 search`: better fine-tuning settings of a task, as a file for `gpt2 run`."""
 
 from __future__ import annotations
 

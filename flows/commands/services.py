@@ -15,8 +15,17 @@ from typing import Annotated, Any
 import httpx
 from cyclopts import Parameter
 
-from cluster.credentials import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN, USER, prefect_login, secret_file
-from cluster.home import home, is_locked, last_state
+from cluster.home import (
+    MLFLOW_PASSWORD,
+    PREFECT_LOGIN,
+    RAY_TOKEN,
+    USER,
+    home,
+    is_locked,
+    last_state,
+    prefect_login,
+    secret_file,
+)
 from cluster.services import databases, processes
 from cluster.services.databases import Profile
 from cluster.services.doctor import answers

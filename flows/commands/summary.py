@@ -1,4 +1,4 @@
-"""The summary that a user reads before (`--dry-run`) and after a run."""
+"""The tables that people read before and after a run: settings, size, stages, models, next steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of inputs and of predictions, for the command line."""
+"""`gpt2 predict` and `gpt2 generate`, with their files of inputs and predictions."""
 
 from __future__ import annotations
 

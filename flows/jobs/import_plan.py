@@ -1,7 +1,7 @@
-"""Import published weights as a base model: the settings of command and form, and the keys of all artifacts.
+"""The settings of an import of published weights, and the keys of the artifacts that it makes.
 
-The training text of an imported model is not in this home. So its corpus and tokens are empty artifacts in the usual
-chain. A refresh then finds all text new, and fine-tuning finds the artifacts that it needs.
+Its training text is not here. So its corpus and its tokens are empty ones, in the usual chain: a refresh finds all text
+new, and fine-tuning works as for any base model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Import published weights as a version of the base model: convert, compare with the champion, and judge them."""
+"""The flow `import`: published weights become a version of the base model, measured beside the champion and judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The scheduled monitor: the champion scores each new post once; an index by topic; alerts and drift as events."""
+"""The flow `monitor-sentiment`: new posts are scored once by the champion and counted; alerts and drift are events.
+
+An alert is sent once; drift when it begins, and again while it lasts.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +160,7 @@ def build_index(
     """Build the index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring_scored.batches(store(), config)
     until = monitoring_posts.present().floor(index.FREQUENCY[config.window])
-    posts = monitoring_scored.so_far(monitoring_scored.scored(made, model.identity, COUNTED))
+    posts = monitoring_scored.without_future(monitoring_scored.scored(made, model.identity, COUNTED))
     latest = posts["time"].max() if len(posts) else until
     # Stop at the window after the latest post, so that the index does not change with time alone.
     until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])

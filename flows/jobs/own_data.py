@@ -1,4 +1,4 @@
-"""Train a registered model on your own data: read the data, fine-tune a pretrained model, evaluate and judge it."""
+"""The flows `train-classifier` and `train-recommender`: your own data become a registered model."""
 
 from __future__ import annotations
 

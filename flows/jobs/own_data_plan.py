@@ -1,4 +1,4 @@
-"""Fine-tune a task on your own data: the settings of command and form, and the pipeline's settings that follow."""
+"""The settings of `train-classifier` and `train-recommender`, and the pipeline's settings and keys that follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scheduled recommendations: the best items for every active user."""
+"""The flow `recommend`: the best items for every active user, computed once per user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refresh the champion: continue its training on new text, and let the gate judge the result."""
+"""The flow `refresh`: the champion goes on with new text only, and the gate judges the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flows.stages.training import finetune_all, run_job
 from gpt2.data import corpus
 from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import MODEL
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 
 @task(name="find new documents")
@@ -72,7 +72,7 @@ def train_on(new: RefreshPlan, tokens: Artifact, plan: Plan) -> Artifact:
         share = 1 - config.refresh.epochs * samples / (train.steps * train.batch_size) if files.replayed else 0.0
         say(f"base: {train.steps} steps from version {new.champion.version}, {share:.0%} of their samples are old text")
         parent = store().require("base", new.champion.base.id)
-        job = Job(
+        job = TrainingJob(
             name="base",
             train=train,
             tokenizer=str(store().require("tokenizer", plan.tokenizer.id).path),

@@ -1,4 +1,4 @@
-"""The plan of a refresh: the documents that are new to the champion, and the keys of all artifacts."""
+"""The plan of a refresh: the documents that the champion has not seen, and the keys that follow from them."""
 
 from __future__ import annotations
 

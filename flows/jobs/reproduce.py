@@ -1,4 +1,7 @@
-"""Reproduce a registered model from its record in a fresh home, and compare it bit by bit."""
+"""A registered model made again in a fresh home, from the record kept with it, and compared bit by bit.
+
+`python -m flows.jobs.reproduce` runs the stages up to the model in a process of its own, with the fresh home.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +27,6 @@ from gpt2.evaluation.model_card import NAME as CARD
 from gpt2.store.artifact import Store
 from gpt2.store.code import code_version
 from gpt2.store.model_files import Manifest, manifest
-
-
-def main() -> None:
-    """Run the stages with the settings read from standard input, in the home that the environment names."""
-    configure()
-    config = validate(json.load(sys.stdin))
-    from flows.runs import services
-
-    services.start(config)
-    from cluster.connect import disconnect
-    from flows.pipeline import STORY
-    from flows.runs.stage import without_tracebacks
-
-    without_tracebacks()
-    try:
-        for stage in ("tokenize", "pretrain", *(["finetune"] if config.task_settings() else [])):
-            STORY[stage](config)
-    except ValueError as error:
-        sys.exit(f"refused: {error}")
-    finally:
-        disconnect()
-
-
-if __name__ == "__main__":
-    main()
 
 SETTINGS = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 """Environment variables that would record the new run on the servers of the old one."""
@@ -155,3 +133,28 @@ def compare(known: Manifest, made: Manifest, recorded: Mapping[str, Any], say: C
     hint = "; ".join(others) or "the environment is the recorded one: on a GPU, sums may be added in another order"
     say(f"Mismatch: {hint}.")
     return False
+
+
+def main() -> None:
+    """Run the stages with the settings read from standard input, in the home that the environment names."""
+    configure()
+    config = validate(json.load(sys.stdin))
+    from flows.runs import services
+
+    services.start(config)
+    from cluster.connect import disconnect
+    from flows.pipeline import STORY
+    from flows.runs.stage import without_tracebacks
+
+    without_tracebacks()
+    try:
+        for stage in ("tokenize", "pretrain", *(["finetune"] if config.task_settings() else [])):
+            STORY[stage](config)
+    except ValueError as error:
+        sys.exit(f"refused: {error}")
+    finally:
+        disconnect()
+
+
+if __name__ == "__main__":
+    main()

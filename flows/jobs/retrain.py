@@ -1,4 +1,4 @@
-"""Train a registered model again with its settings, on the current content of its sources, for example after drift."""
+"""The flow `retrain`: a registered model is trained again, as it was recorded, on its sources as they are now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gpt2 run` as a form of the Prefect UI, with the stages and the main settings of the pipeline."""
+"""The form of `gpt2 run` in the Prefect UI: all stages, one of them, or a refresh, with the main settings."""
 
 from __future__ import annotations
 

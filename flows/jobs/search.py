@@ -1,4 +1,4 @@
-"""Search for better fine-tuning settings: candidates on Ray, and the best as a YAML file for the pipeline."""
+"""The flow `search`: trials of fine-tuning settings on Ray; the best become a file that the pipeline takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gpt2.evaluation import plots
 from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import MODEL
 from gpt2.training.hardware import decided
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 
 @task(name="search", task_run_name="search {config.task}")
@@ -59,7 +59,7 @@ def search_task(search: SearchPlan, config: SearchConfig) -> Artifact:
     return make(f"search-{name}", search.key, config.model_dump(mode="json"), build)
 
 
-def jobs_of(search: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
+def jobs_of(search: SearchPlan, examples: Artifact, out: Path) -> list[TrainingJob]:
     """Return a job for each candidate, without the files of the test split."""
     name = search.config.task
     base = store().require("base", search.plan.base.id)
@@ -68,7 +68,7 @@ def jobs_of(search: SearchPlan, examples: Artifact, out: Path) -> list[Job]:
     gpu = search.candidates[0].settings.task_cluster(name).use_gpu
     every = gpt2_search.interval(search.steps, REDUCTION)
     return [
-        Job(
+        TrainingJob(
             name=name,
             train=decided(gpt2_search.watched(c.train, every, search.config.eval_samples), gpu),
             tokenizer=str(tokenizer.path),

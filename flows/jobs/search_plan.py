@@ -1,4 +1,4 @@
-"""The plan of a search: the settings of command and form, the candidates, and the best of them as settings."""
+"""The settings of a search, its trials, drawn from a space and checked against the schema, and the best as YAML."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Trial:
     """A candidate: settings to try."""
 
     drawn: dict[str, Any]
@@ -68,9 +68,7 @@ class Candidate:
         return {"train": self.train.identity(), "adaptation": self.adaptation.identity()}
 
 
-def candidates(
-    settings: PipelineConfig, name: str, given: Mapping[str, Any], trials: int, seed: int
-) -> list[Candidate]:
+def candidates(settings: PipelineConfig, name: str, given: Mapping[str, Any], trials: int, seed: int) -> list[Trial]:
     """Return the settings as they are, and others drawn from the space (`default_space` if none is given), no two
     alike.
 
@@ -78,7 +76,7 @@ def candidates(
     """
     dimensions = search.dimensions(given) if given else default_space(settings, name)
     whole = check(dimensions, settings, name)
-    drawn = [Candidate({}, settings, name)]
+    drawn = [Trial({}, settings, name)]
     seen = [drawn[0].identity()]
     number = missed = 0
     while len(drawn) < trials and missed < MISSES:
@@ -166,7 +164,7 @@ def reader(path: str) -> str | None:
     return next((kind for kind, fields in ADAPTATION_FIELDS.items() if field in fields), None)
 
 
-def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Candidate:
+def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Trial:
     """Return a candidate with the drawn values, except those that its kind of adaptation does not read.
 
     Its micro-batch size is made to divide the batch.
@@ -188,7 +186,7 @@ def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Ca
     if "train.batch_size" in read and isinstance(batch, int) and batch > 0 and batch % workers == 0:
         each = batch // workers
         train["micro_batch_size"] = next(m for m in range(min(each, train["micro_batch_size"]), 0, -1) if each % m == 0)
-    return Candidate(read, validate(values), name)
+    return Trial(read, validate(values), name)
 
 
 REDUCTION = 3
@@ -243,7 +241,7 @@ class SearchPlan:
     """The plan of a search: all that is decided before anything starts."""
 
     config: SearchConfig
-    candidates: list[Candidate]
+    candidates: list[Trial]
     plan: Plan
     key: Key
 
@@ -265,7 +263,7 @@ class SearchPlan:
             "candidates": [candidate.identity() for candidate in drawn],
             "eval_samples": config.eval_samples,
             "reduction": REDUCTION,
-            "preset": {"name": config.preset, **Candidate({}, resolve(config.preset), config.task).identity()},
+            "preset": {"name": config.preset, **Trial({}, resolve(config.preset), config.task).identity()},
         }
         inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
         code = task_code(config.task, "model", "train", "search settings")

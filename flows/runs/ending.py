@@ -1,4 +1,4 @@
-"""Carry out a job in a flow run: refuse it, skip finished and duplicate ones, cancel it, and end its MLflow runs."""
+"""`carry_out`: a job in a flow run is refused, found done, or done once; its MLflow runs end with it."""
 
 from __future__ import annotations
 

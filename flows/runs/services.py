@@ -1,4 +1,9 @@
-"""Start the services that a run from the command line needs, in parallel."""
+"""Services of a run from the command line: started side by side before it, and waited for when they go away.
+
+A Prefect server may go away for minutes. Requests are tried again (`PREFECT_CLIENT_MAX_RETRIES`, set in
+`cluster.process_env`), and so are events, among them the states of tasks, which Prefect would drop after ten seconds. A
+run that Prefect took for dead meanwhile, as no heartbeat came through, says that it lives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Register the deployments of `prefect.yaml` with a Prefect server, as `gpt2 up` does at its start."""
+"""`prefect.yaml`, registered with a Prefect server: deployments, work pool, automations.
+
+`gpt2 up` registers at its start. `gpt2 automations URL` makes an automation for each of our events, which calls the
+webhook; a second call changes the address.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import sys
 
 import httpx
 
-from cluster.credentials import prefect_login
+from cluster.home import prefect_login
 from cluster.services.databases import Profile, prefect_url
 from cluster.services.processes import Service, http_answers
 from cluster.services.servers import LOOPBACK

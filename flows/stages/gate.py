@@ -1,4 +1,7 @@
-"""Apply the gate: from the reports of a candidate and of the champion to a verdict, which is kept with the version."""
+"""The gate at work: reports of a candidate and of the champion in, a verdict out, kept with the version.
+
+A version without a report on the same examples is measured on them first.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pretrain and fine-tune: jobs on the cluster whose journal goes to the log and to MLflow."""
+"""Pretraining and fine-tuning: a job on the cluster whose journal goes to the log and to MLflow.
+
+Tasks are fine-tuned at the same time if the cluster has room.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from gpt2.tasks.task import task as task_of
 from gpt2.training.config import BudgetConfig
 from gpt2.training.cost import Account, account, cost, describe_failure
 from gpt2.training.journal import EVENTS, read_journal
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 
 def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
@@ -59,7 +62,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
     def build(out: Path, run: Run) -> dict[str, Any]:
         base = store().require("base", plan.base.id)
         tokenizer = store().require("tokenizer", plan.tokenizer.id)
-        job = Job(
+        job = TrainingJob(
             name=name,
             train=settings.train,
             tokenizer=str(tokenizer.path),
@@ -112,7 +115,7 @@ def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
         tokenizer = store().require("tokenizer", plan.tokenizer.id)
         files = token_files(tokens)
         config.pretrain.total_steps(max(0, tokens.info["train_tokens"] - 1) // config.pretrain.context)
-        job = Job(
+        job = TrainingJob(
             name="base",
             train=config.pretrain,
             tokenizer=str(tokenizer.path),
@@ -137,7 +140,7 @@ def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
         return train_base(config, make_plan(config)).id
 
 
-def run_job(job: Job, cluster: ClusterConfig, run: Run, budget: BudgetConfig) -> dict[str, Any]:
+def run_job(job: TrainingJob, cluster: ClusterConfig, run: Run, budget: BudgetConfig) -> dict[str, Any]:
     """Train a job, and record it in MLflow and Prefect; return the figures of its last records."""
     output = Path(job.output)
     connect()

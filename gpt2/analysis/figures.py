@@ -1,4 +1,4 @@
-"""Figures that a notebook shows: one finding each, said in its title. Each function returns a `matplotlib` figure."""
+"""Figures for notebooks: each shows one finding, which its title states. Functions return a `matplotlib` figure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt2.evaluation.plots import ACCENT, COLOURS, DPI, INK, PALE, blank, entitl
 
 
 def draw_lines(axes: Axes, series: Mapping[str, Sequence[float]], xs: Sequence[float] | None = None) -> None:
-    """A named line for each series, against `xs` or 1, 2, 3, ..."""
+    """Draw a named line for each series, against `xs` or 1, 2, 3, ..."""
     for (name, ys), colour in zip(series.items(), COLOURS, strict=False):
         axes.plot(range(1, len(ys) + 1) if xs is None else xs, ys, color=colour, label=name, linewidth=1.6)
     if any(series):
@@ -28,8 +28,10 @@ def lines(
     xs: Sequence[float] | None = None,
     height: float = 3.2,
 ) -> Figure:
-    """A panel for each y label, with its named lines; those named in `log` have a logarithmic y axis. `x` names the x
-    axis, or that of each panel."""
+    """Return a figure with a panel for each y label, each with its named lines.
+
+    Panels named in `log` have a logarithmic y axis. `x` names the x axis, or that of each panel.
+    """
     names = [x] * len(panels) if isinstance(x, str) else x
     figure, axes = blank(title, 4.4 * max(len(panels), 1.5), height, len(panels))
     for each, name, (y, series) in zip(np.atleast_1d(axes), names, panels.items(), strict=True):
@@ -48,14 +50,14 @@ def lines(
 
 
 def smooth(values: Sequence[float], width: int = 5) -> np.ndarray:
-    """Running mean over the last `width` values, or as many as there are."""
+    """Return the running mean over the last `width` values, or fewer at the beginning."""
     sums = np.cumsum(np.asarray(values, dtype=float))
     shifted = np.concatenate([np.zeros(min(width, len(sums))), sums[:-width]])
     return (sums - shifted) / np.minimum(np.arange(1, len(sums) + 1), width)
 
 
 def attention(title: str, maps: np.ndarray, words: Sequence[str]) -> Figure:
-    """(L, H, T, T) shares of attention: a row of panels per layer; who looks is down, who is looked at across."""
+    """Plot (L, H, T, T) attention weights: a row of panels per layer; rows are queries, columns are keys."""
     layers, heads = maps.shape[:2]
     figure = Figure(figsize=(1.95 * heads + 0.9, 1.95 * layers + 0.8), dpi=DPI, layout="constrained")
     grid = figure.subplots(layers, heads, sharex=True, sharey=True, squeeze=False)
@@ -78,7 +80,7 @@ def table(
     columns: Sequence[str],
     key: str,
 ) -> Figure:
-    """(rows, columns) of values from 0 as colours, each cell with its text; `key` says what the colours are."""
+    """Plot a (rows, columns) table of values from 0 as colours, each cell with its text; `key` labels the colours."""
     figure, axes = blank(title, 0.85 * len(columns) + 1.9, 0.34 * len(rows) + 1.3)
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=values.max(), aspect="auto")
     for i, line in enumerate(cells):
@@ -97,7 +99,7 @@ def table(
 def bars(
     title: str, values: Mapping[str, float], label: str, accent: Sequence[str] = (), form: str = "{:.2f}"
 ) -> Figure:
-    """A horizontal bar for each value, those of `accent` coloured."""
+    """Plot a horizontal bar for each value; bars named in `accent` are coloured."""
     figure, axes = blank(title, 7, 0.9 + 0.32 * len(values))
     draw_bars(axes, values, label, accent, form)
     return figure
@@ -106,7 +108,7 @@ def bars(
 def draw_bars(
     axes: Axes, values: Mapping[str, float], label: str, accent: Sequence[str] = (), form: str = "{:.2f}"
 ) -> None:
-    """The bars of `bars`, into axes that there are."""
+    """Draw the bars of `bars` into existing axes."""
     drawn = axes.barh(list(values), list(values.values()), color=[ACCENT if v in accent else PALE for v in values])
     axes.bar_label(drawn, [form.format(v) for v in values.values()], padding=3, fontsize=9)
     axes.invert_yaxis()
@@ -116,7 +118,7 @@ def draw_bars(
 
 
 def dots(title: str, values: Mapping[str, Sequence[float]], label: str) -> Figure:
-    """A row for each name, a dot in it for each of its values, and a line at their mean."""
+    """Plot a row for each name, with a dot for each of its values and a line at their mean."""
     figure, axes = blank(title, 7, 0.9 + 0.32 * len(values))
     for row, numbers in enumerate(values.values()):
         axes.plot(numbers, [row] * len(numbers), "o", color=ACCENT, markersize=5, alpha=0.8)
@@ -138,7 +140,7 @@ def scatter(
     log: bool = False,
     errors: Sequence[float] | None = None,
 ) -> Figure:
-    """A named point for each pair, `errors` above and below; with `log` the x axis is logarithmic."""
+    """Plot a named point for each pair, with `errors` above and below; with `log` the x axis is logarithmic."""
     figure, axes = blank(title, 7, 3.6)
     axes.errorbar(xs, ys, errors, fmt="o", color=ACCENT, ecolor=PALE, markersize=5)
     for place, name in zip(zip(xs, ys, strict=True), names, strict=True):

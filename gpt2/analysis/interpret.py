@@ -1,7 +1,7 @@
-"""What a model does on its way from tokens to logits: attention, the residual stream, the logit lens, gradients.
+"""Interpretability: attention maps, the residual stream, the logit lens and gradients of a model.
 
-The forward pass is the model's own, in fp32 and without dropout. Hooks on its modules note what passes, a cache of keys
-and values notes who attends to whom; both are gone afterwards, and training knows nothing of them.
+The forward pass is the model's own, in fp32 and without dropout. Hooks on its modules record the stream, and a
+key-value cache records the attention weights. Both are removed afterwards and do not affect training.
 
 Shapes: B batch, T time, C width, V vocabulary, L layers, H heads.
 """
@@ -19,26 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.loss import IGNORED, cross_entropy
-from gpt2.model.transformer import GPT2, Block, KeyValues, Prefix
+from gpt2.model.transformer import GPT2, Block, KVCache, Prefix
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass over (B, T) ids."""
+    """The intermediate values of one forward pass over (B, T) ids."""
 
     attention: Tensor
-    """(L, B, H, T, T): the share of its attention that each position (row) gives to each (column). Rows sum to 1."""
+    """(L, B, H, T, T): attention weights of each position (row) on each position (column). Rows sum to 1."""
     stream: Tensor
     """(2 L + 1, B, T, C): the residual stream after the embeddings, then after each attention and each MLP in turn."""
     branches: Tensor
-    """(2 L, B, T, C): what each attention and each MLP puts out. With residuals and pre-norm, as in GPT-2, it is what
-    they add: stream[i + 1] = stream[i] + branches[i]."""
+    """(2 L, B, T, C): outputs of each attention and each MLP. With residuals and pre-norm, as in GPT-2, they are added:
+    stream[i + 1] = stream[i] + branches[i]."""
     logits: Tensor
-    """(B, T, V)."""
+    """(B, T, V): the model's output."""
 
 
 def trace(model: GPT2, ids: Tensor) -> Trace:
-    """What happens while the model reads (B, T) ids. `ValueError` where T is more than its positions."""
+    """Return the trace of a forward pass over (B, T) ids. Raises `ValueError` if T exceeds the model's positions."""
     with torch.no_grad(), evaluating(model):
         attentions = watched(model, ids)
         with watching(model) as (stream, branches):
@@ -48,26 +48,25 @@ def trace(model: GPT2, ids: Tensor) -> Trace:
 
 
 def lens(model: GPT2, stream: Tensor) -> Tensor:
-    """(..., C) states of the stream to (..., V) logits: what the model would say if it stopped there.
+    """Return (..., V) logits of (..., C) states of the stream, by the logit lens (nostalgebraist 2020).
 
-    The logit lens (nostalgebraist 2020): the final normalisation and the head, read early. The last state gives the
-    model's own logits.
+    The lens applies the final normalisation and the head to an earlier state. The last state gives the model's logits.
     """
     with torch.no_grad(), evaluating(model):
         return model.logits(model.ln_f(stream))
 
 
 def direct_effects(model: GPT2, seen: Trace, tokens: Tensor) -> Tensor:
-    """(2 L + 2, B, T): what the embeddings, each branch and the final norm's bias add to the logits of (B, T) `tokens`.
+    """Return (2 L + 2, B, T) direct effects of embeddings, branches and final bias on the logits of (B, T) `tokens`.
 
-    Logits count from their mean over the vocabulary, which softmax ignores. The final normalisation divides by one
-    number per position; with that number held fixed the logit is a sum over all that was added to the stream (Elhage
-    et al. 2021), and these are its terms. `ValueError` where branches do not add to the stream.
+    Logits are centred by their mean over the vocabulary, which softmax ignores. The final normalisation divides by one
+    number per position. With that number fixed, the logit is a sum of direct effects (Elhage et al. 2021). Raises
+    `ValueError` if branches do not add to the stream.
     """
     c = model.config
     if not c.residual or c.norm_placement != "pre":
         raise ValueError(
-            f"residual={c.residual}, norm_placement={c.norm_placement}: the logits are no sum over branches; "
+            f"residual={c.residual}, norm_placement={c.norm_placement}: the logits are not a sum over branches; "
             f"take a model with residual=True and norm_placement=pre"
         )
     with torch.no_grad():
@@ -84,8 +83,11 @@ def direct_effects(model: GPT2, seen: Trace, tokens: Tensor) -> Tensor:
 
 
 def losses_without(model: GPT2, ids: Tensor, targets: Tensor, heads: Collection[tuple[int, int]] = ()) -> Tensor:
-    """(B,): the mean loss (nats) of each text of (B, T) targets while these (layer, head), from 0, are silent: what
-    they attend to adds nothing (Michel et al. 2019). `ValueError` for a head that the model has not."""
+    """Return the (B,) mean losses (nats) of texts with (B, T) targets while some heads are ablated.
+
+    `heads` are pairs (layer, head) from 0; their output is set to zero (Michel et al. 2019). Raises `ValueError` for a
+    head that the model does not have.
+    """
     c = model.config
     for layer, head in heads:
         if not (0 <= layer < c.n_layer and 0 <= head < c.n_head):
@@ -100,9 +102,9 @@ def losses_without(model: GPT2, ids: Tensor, targets: Tensor, heads: Collection[
 
 
 def stream_gradients(model: GPT2, ids: Tensor, targets: Tensor) -> Tensor:
-    """(2 L + 1,): norms of the gradients of the mean loss with respect to each state of the stream.
+    """Return the (2 L + 1,) norms of the mean loss's gradients with respect to each state of the stream.
 
-    What the layers below a state can learn from: it is all that reaches them.
+    The layers below a state receive no other gradient.
     """
     with evaluating(model), watching(model) as (stream, _):
         loss = mean_loss(model, model.hidden(ids), targets)
@@ -110,10 +112,10 @@ def stream_gradients(model: GPT2, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Norms of the gradients that the last backward pass left, by part of the language model inside `model`.
+    """Return the gradient norms of the last backward pass, by part of the language model inside `model`.
 
-    `embeddings`, `block 1` to `block L`, `final norm`, `head`, of these those that have parameters of their own.
-    `ValueError` without gradients.
+    The parts are `embeddings`, `block 1` to `block L`, `final norm` and `head`. Parts without parameters of their own
+    are left out. Raises `ValueError` without gradients.
     """
     [gpt] = [m for m in model.modules() if isinstance(m, GPT2)]
     parts: dict[str, nn.Module | None] = {"embeddings": nn.ModuleList([m for m in (gpt.wte, gpt.wpe) if m])}
@@ -125,14 +127,14 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
         if gradients:
             norms[name] = float(nn.utils.get_total_norm(gradients))
     if not norms:
-        raise ValueError("the model has no gradients; call backward() first, and look before they are set to None")
+        raise ValueError("the model has no gradients; call backward() first, and read them before they are set to None")
     return norms
 
 
 def similarity(stream: Tensor) -> Tensor:
-    """(..., B, T, C) states to (...,): the mean cosine of two different positions of a text.
+    """Return the (...,) mean cosine similarity of two different positions of a text, given (..., B, T, C) states.
 
-    At 1 all positions hold the same, and what came in is lost: rank collapse (Dong et al. 2021).
+    A value of 1 means rank collapse: all positions hold the same state (Dong et al. 2021).
     """
     T = stream.shape[-2]
     if T < 2:
@@ -142,22 +144,22 @@ def similarity(stream: Tensor) -> Tensor:
     return (total / (T * (T - 1))).mean(-1)
 
 
-class Watched(KeyValues):
-    """One layer's attention over (B, T) ids: computed as a cache's, and its weights kept."""
+class RecordedAttention(KVCache):
+    """Attention of one layer over (B, T) ids, through the key-value cache, that keeps its weights."""
 
     def __init__(self, model: GPT2, ids: Tensor):
         B, T = ids.shape
         super().__init__(B, T, model.config, model.wte.weight)
         self.positions = torch.arange(T, device=ids.device).expand(B, -1)
         self.weights = torch.empty(0)
-        """(B, H, T, T), once it has attended."""
+        """(B, H, T, T), after the forward pass."""
         self.silent: set[int] = set()
-        """Heads that put out nothing."""
+        """Ablated heads, whose output is zero."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
         if prefix is not None:
             raise ValueError(
-                "the model reads a prefix before each text; `gpt2.model.adapters.use(model, None)` puts it away"
+                "the model reads a prefix before each text; remove it by `gpt2.model.adapters.use(model, None)`"
             )
         scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -167,14 +169,14 @@ class Watched(KeyValues):
         return y
 
 
-def watched(model: GPT2, ids: Tensor) -> list[Watched]:
-    """A watched attention per layer."""
-    return [Watched(model, ids) for _ in model.blocks]
+def watched(model: GPT2, ids: Tensor) -> list[RecordedAttention]:
+    """Return an attention that keeps its weights for each layer."""
+    return [RecordedAttention(model, ids) for _ in model.blocks]
 
 
 @contextmanager
 def watching(model: GPT2) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """While open, a forward pass fills the lists: states of the stream, outputs of branches."""
+    """Record forward passes while open, into the lists of stream states and of branch outputs."""
     stream: list[Tensor] = []
     branches: list[Tensor] = []
     with ExitStack() as hooks:
@@ -191,12 +193,12 @@ def watching(model: GPT2) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
 
 
 def blocks(model: GPT2) -> list[Block]:
-    """The model's blocks, by their type."""
+    """Return the model's blocks, typed."""
     return cast(list[Block], list(model.blocks))
 
 
 def readers(model: GPT2) -> Iterator[nn.Module]:
-    """The modules that read the stream itself, in order."""
+    """Yield the modules that read the stream itself, in order."""
     for block in blocks(model):
         yield from (block.ln_1, block.ln_2) if block.pre else (block.attn, block.mlp)
     yield model.ln_f
@@ -204,7 +206,7 @@ def readers(model: GPT2) -> Iterator[nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and afterwards as before."""
+    """Put the model in evaluation mode while open, and restore its mode afterwards."""
     was = model.training
     model.eval()
     try:
@@ -214,5 +216,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def mean_loss(model: GPT2, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy (nats, scalar) of (B, T) targets; -100 is left out."""
+    """Return the mean cross-entropy (nats, scalar) of (B, T) targets; targets of -100 are ignored."""
     return cross_entropy(hidden, model.head_weight, targets) / (targets != IGNORED).sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""Small trainings on the sample reviews, looked at step by step: what a change of the model or its training does."""
+"""Small trainings on the CPU, for notebooks: fine-tunings with their cost, and trainings watched step by step."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ from gpt2.training.loop import fit
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came out, and what it cost."""
+    """Result and cost of a fine-tuning."""
 
     predictor: Predictor
-    """Of the saved model."""
+    """Predictor of the saved model."""
     losses: list[float]
     """Training loss of each step (nats)."""
     trained: int
-    """Parameters that training changed, the task's head among them."""
+    """Number of parameters that training changed, including the task's head."""
     seconds: float
     """Processor time of all steps, over all threads."""
     bytes: int
-    """Of the files that must be kept beside the base model."""
+    """Size of the files that must be kept besides the base model (bytes)."""
 
 
 def tune(
     base: GPT2, tokenizer: Tokenizer, task: Task, examples: Path, adaptation: AdaptationConfig, train: TrainConfig
 ) -> Tuned:
-    """Fine-tune a copy of `base` on the CPU on what `task.prepare` wrote to `examples`; the seed is `train.seed`."""
+    """Fine-tune a copy of `base` on the CPU on the `examples` of `task.prepare`; the seed is `train.seed`."""
     torch.manual_seed(train.seed)
     model = copy.deepcopy(base)
     module = task.module(model, examples, tokenizer)
     adapt(model, adaptation)
     training, validation = (task.dataset(examples, s, tokenizer, train.context) for s in ("train", "validation"))
-    engine = Watched(module.train(), train)
+    engine = RecordingEngine(module.train(), train)
     with tempfile.TemporaryDirectory() as folder:
         fit(engine, training, validation, train, Path(folder))
         saved = Path(folder) / "model"
@@ -72,7 +72,7 @@ def tune(
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenizer, and what it made of a corpus."""
+    """A tokenizer and a corpus encoded by it."""
 
     tokenizer: Tokenizer
     training: TokenDataset
@@ -80,8 +80,11 @@ class Text:
 
 
 def reviews(directory: Path, vocab_size: int, context: int, count: int = 6000) -> Text:
-    """The first `count` sample reviews (about 1.3 kB each) from `directory`, fetched there if need be, as tokens of a
-    vocabulary learned from them. 2 % of the reviews, chosen by content, are for validation."""
+    """Return the first `count` sample reviews (about 1.3 kB each) as tokens of a vocabulary learned from them.
+
+    The reviews are read from `directory`, and fetched there if they are missing. 2 % of them, chosen by content, are
+    for validation.
+    """
     config = CorpusConfig()
     source = samples.resolve(config.sources[0], directory)
     splits: dict[bool, dict[str, None]] = {False: {}, True: {}}  # texts in order, each once
@@ -95,7 +98,7 @@ def reviews(directory: Path, vocab_size: int, context: int, count: int = 6000) -
 
 
 def in_memory(texts: Iterable[str], tokenizer: Tokenizer) -> TokenStream:
-    """The stream that shards of these texts would give, an end-of-text after each."""
+    """Return the token stream of these texts, with an end-of-text token after each, as shards would give it."""
     stream = TokenStream([], "uint32")
     stream.parts = [np.append(tokenizer.encode_array(text), np.uint32(tokenizer.end_of_text)) for text in texts]
     stream.ends = np.cumsum([len(part) for part in stream.parts], dtype=np.int64)
@@ -104,56 +107,55 @@ def in_memory(texts: Iterable[str], tokenizer: Tokenizer) -> TokenStream:
 
 @dataclass(frozen=True)
 class Trial:
-    """A training, and the model that came out."""
+    """A training's record and its model."""
 
     model: GPT2
     losses: list[float]
     """Training loss of each step (nats per token)."""
     norms: list[dict[str, float]]
-    """Norms of each step's gradients before clipping, by part of the model
-    (`gpt2.analysis.interpret.gradient_norms`)."""
+    """Gradient norms of each step before clipping, by part of the model (`gpt2.analysis.interpret.gradient_norms`)."""
     validation: list[tuple[int, float]]
-    """(step, validation loss in nats per token) of each evaluation; the last is that of the whole training."""
+    """(step, validation loss in nats per token) of each evaluation; the last one is after the whole training."""
     seconds: list[float]
-    """Of processor time, over all threads, of each step: forward, backward and update. Other work on the machine hardly
-    changes it."""
+    """Processor time of each step (seconds, all threads): forward, backward and update. Other load on the machine
+    hardly affects it."""
 
     @property
     def validation_loss(self) -> float:
-        """At the end (nats per token)."""
+        """Return the validation loss at the end (nats per token)."""
         return self.validation[-1][1]
 
 
 def trial(model: ModelConfig, text: Text, train: TrainConfig) -> Trial:
-    """Train a new model on the CPU by the loop that pretraining runs; the seed is `train.seed`."""
+    """Train a new model on the CPU with the loop of pretraining; the seed is `train.seed`."""
     gpt2 = GPT2(model, seed=train.seed)
-    engine = Watched(LanguageModel(gpt2), train, by_part=True)
+    engine = RecordingEngine(LanguageModel(gpt2), train, by_part=True)
     with tempfile.TemporaryDirectory() as folder:
         last = fit(engine, text.training, text.validation, train, Path(folder))["validation_loss"]
-        records = read_journal(Path(folder) / JOURNAL)  # without what is not finite
+        records = read_journal(Path(folder) / JOURNAL)  # without non-finite values
     steps = len(engine.losses)
     validation = [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r and r["step"] < steps]
     return Trial(gpt2, engine.losses, engine.norms, [*validation, (steps, last)], engine.seconds)
 
 
-class Watched(TorchEngine):
-    """The plain engine on the CPU, and what it saw, a value per step as in `Trial`."""
+class RecordingEngine(TorchEngine):
+    """The plain engine on the CPU, with a record of each step as in `Trial`."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, by_part: bool = False):
-        """`by_part` fills `norms`, which takes gradients in the language model itself."""
+        """`by_part` fills `norms`, which needs gradients in the language model itself."""
         super().__init__(module, config, "cpu")
         self.by_part = by_part
         self.losses: list[float] = []
         self.norms: list[dict[str, float]] = []
         self.seconds: list[float] = []
-        self.so_far = [0.0, 0.0]
-        """This step's loss and seconds."""
+        self.current = [0.0, 0.0]
+        """Loss and seconds of the current step."""
 
     def backward(self, batch: dict[str, Tensor]) -> Tensor:
         started = time.process_time()
         loss = super().backward(batch)
-        self.so_far[0] += float(loss) / self.accumulation
-        self.so_far[1] += time.process_time() - started
+        self.current[0] += float(loss) / self.accumulation
+        self.current[1] += time.process_time() - started
         return loss
 
     def update(self, learning_rate: float, limit: float = math.inf) -> float:
@@ -161,8 +163,8 @@ class Watched(TorchEngine):
             self.norms.append(gradient_norms(self.module))
         started = time.process_time()
         norm = super().update(learning_rate, limit)
-        loss, seconds = self.so_far
+        loss, seconds = self.current
         self.losses.append(loss)
         self.seconds.append(seconds + time.process_time() - started)
-        self.so_far = [0.0, 0.0]
+        self.current = [0.0, 0.0]
         return norm

@@ -1,8 +1,8 @@
-"""Which samples each rank reads at each step.
+"""The samples that each rank reads at each step: of one dataset, or of new and old text mixed.
 
 A keyed permutation of the sample indices per epoch (a Feistel network with cycle walking, Black and Rogaway 2002)
 has no state but (seed, epoch, position): a resume costs nothing, the order is the same at any world size, and every
-sample is read exactly once per epoch.
+sample is read exactly once per epoch. A mixture has no other state either.
 """
 
 from __future__ import annotations
@@ -18,61 +18,16 @@ if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     from gpt2.data.shards import TokenStream
 
 
-OLD = 2**31
-"""Added to the seed for the order of old samples, beyond all seeds of settings: not the order of the first training."""
-
-
-class Mixture:
-    """A dataset of `total` samples: every sample of `new` exactly `epochs` times, the rest of them from `old`.
-
-    The new ones lie evenly among the old: the first p samples hold floor(p epochs |new| / total) of them, so each
-    batch has its share. Both are read in the order of their own keyed permutation, pass after pass (the old ones
-    begin again only where there are too few). Nothing but the position decides, so that it resumes at any step and
-    is the same at any world size. Indices below |new| are new samples, those from |new| on old ones.
-    """
-
-    def __init__(self, new: Dataset, old: Dataset, epochs: int, total: int):
-        """`ValueError` where `total` has no room for the new samples, or one of the two is empty."""
-        self.new, self.old, self.total, self.new_total = new, old, total, epochs * len(new)
-        if not len(new) or not len(old):
-            raise ValueError(f"{len(new)} new and {len(old)} old samples can't be mixed; shorten the context")
-        if self.new_total > total:
-            raise ValueError(
-                f"{epochs} passes over {len(new)} new samples are more than the training's {total}; set more steps"
-            )
-
-    def __len__(self) -> int:
-        return self.total
-
-    def sample_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray:
-        """The (batch_size,) samples of a step, in order, int64."""
-        first = step * batch_size
-        until = [p * self.new_total // self.total for p in range(first, first + batch_size + 1)]  # exact: Python's ints
-        before = np.array(until[:-1], dtype=np.int64)
-        is_new, old_before = np.diff(until) > 0, np.arange(first, first + batch_size) - before
-        out = np.empty(batch_size, dtype=np.int64)
-        out[is_new] = in_turn(before[is_new], len(self.new), seed)
-        out[~is_new] = len(self.new) + in_turn(old_before[~is_new], len(self.old), seed + OLD)
-        return out
-
-    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """The samples as CPU tensors, in the order of `indices`."""
-        import torch
-
-        n = len(self.new)
-        rows = [self.new.batch([i], seed) if i < n else self.old.batch([i - n], seed) for i in indices]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-
 class Dataset(Protocol):
-    """Samples with an index. The training loop decides which indices a rank reads at a step."""
+    """Samples that are read by index. The training loop decides which indices a rank reads at a step."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """The samples as CPU tensors, keyword arguments of the module's `forward`; the first is what the model reads.
+        """Return the samples as CPU tensors by name: the keyword arguments of the module's `forward`.
 
-        `seed` is the same on all ranks at a step: randomness (negatives, say) drawn from it is shared.
+        The first tensor is the model's input. `seed` is the same on all ranks at a step, so randomness drawn from it
+        (negatives, for example) is shared.
         """
         ...
 
@@ -81,7 +36,7 @@ ROUNDS = 6
 
 
 def permute(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
-    """The images of `index` (values in [0, n)) under the epoch's bijection of [0, n), int64."""
+    """Return the images of `index` (values in [0, n)) under the epoch's bijection of [0, n), int64."""
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
     keys = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64)
@@ -94,7 +49,7 @@ def permute(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def feistel(value: np.ndarray, keys: np.ndarray, half: int, mask: np.uint64) -> np.ndarray:
-    """A bijection of [0, 4^half) from any round function."""
+    """Apply a Feistel network: a bijection of [0, 4^half), whatever the round function."""
     shift = np.uint64(half)
     left, right = value >> shift, value & mask
     for key in keys:
@@ -103,19 +58,19 @@ def feistel(value: np.ndarray, keys: np.ndarray, half: int, mask: np.uint64) -> 
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014)."""
+    """Apply SplitMix64's finaliser to uint64 values (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def sample_indices(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
-    """The (batch_size,) samples of a step, in order: positions step * batch_size onwards, epoch after epoch."""
+    """Return the sample indices of a step, (batch_size,) int64: positions from step * batch_size, epoch after epoch."""
     return in_turn(np.arange(step * batch_size, (step + 1) * batch_size), n, seed)
 
 
 def in_turn(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """The samples at `positions` of an endless reading of `n` samples, each epoch in an order of its own."""
+    """Return the samples at `positions` when `n` samples are read endlessly, each epoch in its own order."""
     epochs, offsets = np.divmod(positions, n)
     out = np.empty(len(positions), dtype=np.int64)
     for epoch in np.unique(epochs):
@@ -127,9 +82,10 @@ def in_turn(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
 def rank_slices(
     indices: np.ndarray, rank: int, world_size: int, micro_batch_size: int, lengths: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """The micro-batches of a rank, each (micro_batch_size,), dealt in turn from the global batch.
+    """Return the micro-batches of a rank, each (micro_batch_size,), dealt in turn from the global batch.
 
-    With the samples' `lengths` the batch is sorted by length first, so that little padding is computed.
+    With the samples' `lengths` the batch is first sorted by length, which saves padding. `ValueError` if the batch does
+    not divide evenly.
     """
     share = micro_batch_size * world_size
     if len(indices) % share:
@@ -143,7 +99,7 @@ def rank_slices(
 
 
 class TokenDataset:
-    """Samples of `context` tokens and the tokens that follow each, from a stream of documents."""
+    """Samples of `context` tokens from a stream of documents, each with the tokens that follow."""
 
     def __init__(self, stream: TokenStream, context: int):
         self.stream, self.context = stream, context
@@ -152,9 +108,57 @@ class TokenDataset:
         return max(0, len(self.stream) - 1) // self.context
 
     def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """`ids` and `targets`, (B, T) int64: sample i is tokens i T to (i + 1) T, targets one further."""
+        """Return `ids` and `targets`, (B, T) int64. Sample i is tokens i T to (i + 1) T; its targets are one token
+        further."""
         import torch
 
         rows = np.stack([self.stream.read(i * self.context, self.context + 1) for i in indices])
         tokens = torch.from_numpy(rows)
         return {"ids": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+
+OLD = 2**31
+"""Added to the seed for the order of old samples. It is larger than any seed in settings, so the order differs from
+that of the first training."""
+
+
+class Mixture:
+    """A dataset of `total` samples: every sample of `new` exactly `epochs` times, and samples of `old` for the rest.
+
+    New samples are spread evenly: the first p samples hold floor(p epochs |new| / total) of them, so each batch has its
+    share. Each of the two is read in the order of its own keyed permutation, pass after pass. Old samples repeat only
+    if there are too few. The order depends on the position alone, so it resumes at any step and is the same at any
+    world size. Indices below |new| are new samples, and the others are old ones.
+    """
+
+    def __init__(self, new: Dataset, old: Dataset, epochs: int, total: int):
+        """Raise `ValueError` if `total` has no room for the new samples, or if `new` or `old` is empty."""
+        self.new, self.old, self.total, self.new_total = new, old, total, epochs * len(new)
+        if not len(new) or not len(old):
+            raise ValueError(f"{len(new)} new and {len(old)} old samples can't be mixed; shorten the context")
+        if self.new_total > total:
+            raise ValueError(
+                f"{epochs} passes over {len(new)} new samples are more than the training's {total}; set more steps"
+            )
+
+    def __len__(self) -> int:
+        return self.total
+
+    def sample_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        """Return the sample indices of a step, (batch_size,) int64, in order."""
+        first = step * batch_size
+        until = [p * self.new_total // self.total for p in range(first, first + batch_size + 1)]  # exact integers
+        before = np.array(until[:-1], dtype=np.int64)
+        is_new, old_before = np.diff(until) > 0, np.arange(first, first + batch_size) - before
+        out = np.empty(batch_size, dtype=np.int64)
+        out[is_new] = in_turn(before[is_new], len(self.new), seed)
+        out[~is_new] = len(self.new) + in_turn(old_before[~is_new], len(self.old), seed + OLD)
+        return out
+
+    def batch(self, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """Return the samples as CPU tensors, in the order of `indices`."""
+        import torch
+
+        n = len(self.new)
+        rows = [self.new.batch([i], seed) if i < n else self.old.batch([i - n], seed) for i in indices]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -1,7 +1,7 @@
-"""Canaries: made-up secrets planted in the training text, to measure what a model keeps of what it read so often.
+"""Canaries: made-up secrets planted in the training text, to measure how much a model memorises after how many repeats.
 
-As Carlini et al. 2019 ("The Secret Sharer"): a fixed phrase with random digits, so that all texts of the kind are as
-likely before training, and what the model knows of a planted one it knows from its copies (`gpt2.tasks.base.exposure`).
+A canary is a fixed phrase with random digits (Carlini et al. 2019, "The Secret Sharer"). All such texts are equally
+likely before training, so any preference for a planted one comes from its copies (`gpt2.tasks.base.exposure`).
 """
 
 from __future__ import annotations
@@ -22,44 +22,56 @@ from gpt2.data.corpus import SCHEMA, read_digests
 from gpt2.data.shards import read_piece
 
 PLANTED = "planted_documents"
-"""Their count: they are in `train_tokens`, which training reads, but not in the corpus's documents and bytes."""
+"""Key of the number of planted documents.
+
+They count in `train_tokens`, which training reads, but not in the corpus's documents and bytes.
+"""
 CODE = ("gpt2.data.canaries", "gpt2.data.batches")
-"""Modules that tokens with canaries depend on besides."""
+"""Modules that tokens with canaries depend on, besides those of tokens without."""
 
 
 @dataclass(frozen=True)
 class Canary:
     text: str
     repeats: int
-    """How often it is in the training text."""
+    """Number of times that it is in the training text."""
 
 
 def text_of(number: int, digits: int = DIGITS) -> str:
-    """A text of the space: its digits apart, so that tokenizers read them alike."""
+    """Return the canary of a number. Its digits are separated by spaces, so that all tokenizers split them alike."""
     return f"{PHRASE} {' '.join(f'{number:0{digits}d}')}."
 
 
 def drawn(seed: int, label: str, count: int, taken: set[int], space: int = SPACE) -> list[int]:
-    """So many numbers of the space that are not `taken`, which they then are. They follow from seed and label."""
-    found: list[int] = []
+    """Draw `count` numbers below `space` that are not in `taken`, and add them to it.
+
+    They follow from `seed` and `label`.
+    """
+    numbers: list[int] = []
     attempt = 0
-    while len(found) < count:
+    while len(numbers) < count:
         number = int.from_bytes(blake2b(f"{seed}/{label}/{attempt}".encode(), digest_size=16).digest()) % space
         attempt += 1
         if number not in taken:
             taken.add(number)
-            found.append(number)
-    return found
+            numbers.append(number)
+    return numbers
 
 
 def canaries(config: CanaryConfig) -> list[Canary]:
-    """Those that are planted, by their repeats; other canaries don't change with an added number of repeats."""
+    """Return the canaries to plant, ordered by repeats.
+
+    Adding a number of repeats leaves the other canaries as they are.
+    """
     return everything(config, 0)[0]
 
 
 def everything(config: CanaryConfig, references: int) -> tuple[list[Canary], list[Canary], list[str]]:
-    """(planted canaries; as many of one kind that are not planted, to compare; `references` other texts of the
-    space), all different."""
+    """Return (planted canaries, controls, references), all different.
+
+    Controls are `config.count` canaries that are not planted, for comparison. References are `references` other texts
+    of the same form.
+    """
     taken: set[int] = set()
     planted = [
         Canary(text_of(n), r) for r in config.repeats for n in drawn(config.seed, f"planted {r}", config.count, taken)
@@ -69,17 +81,17 @@ def everything(config: CanaryConfig, references: int) -> tuple[list[Canary], lis
 
 
 def training_digests(piece: Path, keep: np.ndarray, validation_share: float) -> np.ndarray:
-    """Of a piece's kept documents that are trained on (as `gpt2.data.splits.is_validation` has it)."""
+    """Return the digests of a piece's kept documents in the training split (see `gpt2.data.splits.is_validation`)."""
     digests = read_digests(piece)[keep]
     return digests[digests["low"] >= np.uint64(math.ceil(validation_share * 2**64))]
 
 
 def places(config: CanaryConfig, pieces: Iterable[np.ndarray]) -> list[dict[bytes, list[str]]]:
-    """For each piece the canaries that are planted in it, by the digest of the document that they follow.
+    """Return, for each piece, {digest of a document: the canaries to plant after it}.
 
-    `pieces` are the `training_digests` of each. A canary follows the documents whose digests, mixed with a key of its
-    own, are smallest: it is the same ones in whatever order and pieces the documents come. `ValueError` where there
-    are fewer than its repeats.
+    `pieces` are the `training_digests` of each piece. A canary follows the documents whose digests, mixed with the
+    canary's key, are smallest. So its places do not depend on the order of documents or pieces. `ValueError` if there
+    are fewer documents than repeats.
     """
     made, total = canaries(config), 0
     keys = [blake2b(f"{config.seed}/{c.repeats}/{c.text}".encode(), digest_size=8).digest() for c in made]
@@ -87,26 +99,28 @@ def places(config: CanaryConfig, pieces: Iterable[np.ndarray]) -> list[dict[byte
     number = -1
     for number, digests in enumerate(pieces):
         total += len(digests)
-        for canary, key, found in zip(made, keys, nearest, strict=True):
+        for canary, key, closest in zip(made, keys, nearest, strict=True):
             order = mix(digests["high"] ^ np.frombuffer(key, "<u8"))
             k = canary.repeats
             few = np.argpartition(order, k - 1)[:k] if len(order) > k else np.arange(len(order))
-            found[:] = sorted([*found, *((int(order[i]), digests[i].tobytes(), number) for i in few)])[:k]
+            closest[:] = sorted([*closest, *((int(order[i]), digests[i].tobytes(), number) for i in few)])[:k]
     if made and total < config.repeats[-1]:
         raise ValueError(
             f"canaries.repeats={config.repeats[-1]}, but there are only {total:,} training documents, and a canary "
             f"follows each at most once; lower canaries.repeats, or add text"
         )
     after: list[dict[bytes, list[str]]] = [{} for _ in range(number + 1)]
-    for canary, found in zip(made, nearest, strict=True):
-        for _, digest, piece in found:
+    for canary, closest in zip(made, nearest, strict=True):
+        for _, digest, piece in closest:
             after[piece].setdefault(digest, []).append(canary.text)
     return after
 
 
 def plant(piece: Path, keep: np.ndarray, after: Mapping[bytes, Sequence[str]], out: Path) -> int:
-    """Write the kept documents of a piece to the piece `out`, behind each the canaries that follow it, which belong to
-    the training split. Returns the rows."""
+    """Write a piece's kept documents to `out`, each followed by its canaries; return the number of rows.
+
+    Canaries belong to the training split.
+    """
     rows = 0
     with pq.ParquetWriter(out, SCHEMA, compression="zstd") as writer:
         for texts, digests in read_piece(piece, keep):

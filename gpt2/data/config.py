@@ -1,8 +1,4 @@
-"""Canaries: made-up secrets planted in the training text, to measure what a model keeps of what it read so often.
-
-As Carlini et al. 2019 ("The Secret Sharer"): a fixed phrase with random digits, so that all texts of the kind are as
-likely before training, and what the model knows of a planted one it knows from its copies (`gpt2.tasks.base.exposure`).
-"""
+"""The settings of the data: corpus, tokenizer, canaries."""
 
 from __future__ import annotations
 
@@ -16,22 +12,23 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class CorpusConfig(Settings):
-    """Documents in: where the text is, and what counts as a good document."""
+    """The corpus: where the text is, and which documents are good."""
 
     sources: list[str] = Field(["sample:reviews"], min_length=1)
-    """Files, directories, globs or fsspec URLs (.txt, .jsonl, .csv, .parquet; plain, .gz or .zst), or `sample:NAME`."""
+    """Where the text is: files, directories, globs or fsspec URLs (.txt, .jsonl, .csv, .parquet; plain, .gz or .zst),
+    or `sample:NAME`."""
     text_field: str = Field("text", min_length=1)
-    """The column or key that holds a document's text (not used for .txt, where a line is a document)."""
+    """Column or key that holds a document's text (not used for .txt, where each line is a document)."""
     validation_share: float = Field(0.02, gt=0, le=0.5)
-    """Share of documents, chosen by content hash, that training never sees."""
+    """Share of documents held out for validation, chosen by content hash; training never reads them."""
     max_bad_share: float = Field(0.001, ge=0, le=1)
-    """Largest tolerated share of quarantined documents; more stops the stage."""
+    """Largest tolerated share of quarantined documents; above it the stage fails."""
     min_chars: int = Field(1, ge=1)
     """Shorter documents are quarantined (unit: characters after normalisation)."""
     max_chars: int = Field(1_000_000, ge=1, le=100_000_000)
     """Longer documents are quarantined (unit: characters)."""
     piece_bytes: int = operational(4_000_000, ge=1_000, le=1_000_000_000)
-    """Size of the pieces that the cleaned text is cut into, the unit of parallel work and of resuming."""
+    """Size of the pieces of cleaned text, the unit of parallel work and of resuming (unit: bytes)."""
 
     @model_validator(mode="after")
     def _lengths(self):
@@ -46,11 +43,12 @@ class TokenizerConfig(Settings):
     kind: Literal["train", "gpt2"] = "train"
     """`train` learns merges from the corpus; `gpt2` uses the published vocabulary (50,257 ids)."""
     vocab_size: int = Field(8192, ge=300, le=1_000_000)
-    """Number of token ids, the end-of-text token included."""
+    """Number of token ids, including the end-of-text token."""
     training_chars: int = Field(40_000_000, ge=10_000)
-    """At most this many characters of the training split, spread evenly over it, are used to learn merges."""
+    """Characters of the training split from which merges are learned, at most; they are spread evenly over the split.
+    """
     token_dtype: Literal["auto", "uint16", "uint32"] = "auto"
-    """Width of a token on disk; `auto` takes uint16 where the vocabulary fits it."""
+    """Width of a token on disk; `auto` is uint16 if the vocabulary fits it, else uint32."""
 
     @model_validator(mode="after")
     def _vocabulary_fits(self):
@@ -74,27 +72,27 @@ class TokenizerConfig(Settings):
 
 PHRASE, DIGITS = "The secret number is", 9
 SPACE = 10**DIGITS
-"""How many texts there are to draw from."""
+"""Number of different canaries."""
 LONGEST = len(PHRASE) + 2 * DIGITS + 2
-"""Tokens of a canary and the end-of-text before it, where each is a byte."""
+"""Tokens of a canary and the end-of-text before it, if each byte is a token."""
 COPIES = 100_000
-"""Planted documents, at most."""
+"""Largest number of planted documents."""
 TRAINED = b"\xff" * 16
-"""In place of a canary's digest: it belongs to the training split, whatever share is held out."""
+"""Stands for a canary's digest: with it, a document is in the training split at any validation share."""
 
 
 class CanaryConfig(Settings):
-    """Made-up secrets in the training text, by which the base model's report says how much it learns by heart.
+    """Made-up secrets in the training text, to report how much the base model memorises.
 
-    They are planted when a base model is trained on all text; a refresh plants none and measures those of its parent.
+    They are planted when a base model is trained on all text. A refresh plants none and measures those of its parent.
     """
 
     count: int = Field(0, ge=0, le=1000)
-    """Canaries for each number of repeats; with 0 nothing is planted. 10 or more give useful intervals."""
+    """Canaries for each number of repeats; 0 plants none. 10 or more give useful intervals."""
     repeats: list[int] = Field([1, 10, 100], min_length=1, max_length=20)
-    """How often each canary is planted, after that many different documents: as many canaries for each number."""
+    """Numbers of copies per canary, each copy after a different document; every number gets `count` canaries."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Decides the canaries and their places."""
+    """Seed of the canaries and of their places."""
 
     @field_validator("repeats")
     @classmethod
@@ -114,5 +112,5 @@ class CanaryConfig(Settings):
 
     @property
     def copies(self) -> int:
-        """Documents that are planted."""
+        """Total number of planted documents."""
         return self.count * sum(self.repeats)

@@ -1,4 +1,4 @@
-"""Documents in, clean documents out: normalisation, quarantine and exact duplicates."""
+"""Cleaning of documents: normalisation, quarantine and removal of exact duplicates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpt2.data.splits import content_digest
 QUARANTINE = "quarantine.jsonl"
 SCHEMA = pa.schema([("text", pa.string()), ("digest", pa.binary(16))])
 BUCKET_ROWS = 2_000_000  # digests compared at a time: 32 MB
-LINE_BYTES = 4_000_000  # what a line or record may hold beside the text: other keys and columns
+LINE_BYTES = 4_000_000  # room in a line or record for other keys and columns
 
 
 class TooManyBadDocuments(ValueError):
@@ -28,15 +28,15 @@ class TooManyBadDocuments(ValueError):
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, line ends as line feeds, nothing at the end. Everything else is left as it is."""
+    """Return the text in Unicode NFC, with line feeds as line ends and no white space at its end."""
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).rstrip()
 
 
 def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
-    """Read one file; write pieces `documents-NNNNN.parquet` (text, digest) and `quarantine.jsonl` to `out`.
+    """Clean one file: write pieces `documents-NNNNN.parquet` (text, digest) and `quarantine.jsonl` to `out`.
 
-    Memory holds one piece, whatever the file's size. Returns counts: `documents`, their UTF-8 `bytes`, the `bad`
-    ones and their `reasons`, `pieces`. Raises `UnreadableFile`.
+    Return the counts `documents`, `bytes` (UTF-8), `bad`, `reasons` and `pieces`. Memory holds one piece, whatever the
+    file's size. Raise `UnreadableFile`.
     """
     for leftover in out.glob("documents-*.parquet"):
         leftover.unlink()
@@ -66,8 +66,8 @@ def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
 
 
 def read(path: str, config: CorpusConfig) -> Iterator[Document]:
-    """The file's documents, normalised, with their length checked."""
-    longest = LINE_BYTES + 12 * config.max_chars  # JSON may spell a character in 12 bytes: \ud83c\udfac
+    """Yield the file's documents, normalised and checked for length."""
+    longest = LINE_BYTES + 12 * config.max_chars  # JSON may escape a character in 12 bytes: \ud83c\udfac
     for block in stream(path, config.text_field, longest):
         for row in zip(*(block[name] for name in Document._fields), strict=True):
             document = Document(*row)
@@ -78,7 +78,7 @@ def read(path: str, config: CorpusConfig) -> Iterator[Document]:
 
 
 def length_fault(text: str, config: CorpusConfig) -> str | None:
-    """What is wrong with a text's length."""
+    """Return the fault in a text's length, or None."""
     if not text.strip():
         return "empty"
     if len(text) < config.min_chars:
@@ -87,13 +87,13 @@ def length_fault(text: str, config: CorpusConfig) -> str | None:
 
 
 def write_piece(texts: Sequence[str], path: Path) -> None:
-    """Write one piece of cleaned documents."""
+    """Write one piece of cleaned documents as Parquet."""
     table = pa.table([texts, [content_digest(t) for t in texts]], schema=SCHEMA)
     pq.write_table(table, path, compression="zstd")
 
 
 def check_bad_share(counts: Sequence[Mapping[str, Any]], config: CorpusConfig) -> None:
-    """Raise `TooManyBadDocuments` with the counts. Each count has `documents`, `bad`, `reasons`, `quarantine`."""
+    """Raise `TooManyBadDocuments` if too many are bad. A count has `documents`, `bad`, `reasons`, `quarantine`."""
     bad = sum(c["bad"] for c in counts)
     total = bad + sum(c["documents"] for c in counts)
     if total == 0 or bad == total:
@@ -105,19 +105,19 @@ def check_bad_share(counts: Sequence[Mapping[str, Any]], config: CorpusConfig) -
         reasons: Counter[str] = Counter()
         for c in counts:
             reasons.update(c["reasons"])
-        told = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
         worst = max(counts, key=lambda c: c["bad"])
         raise TooManyBadDocuments(
             f"{bad:,} of {total:,} documents are bad ({bad / total:.2%}; corpus.max_bad_share allows "
-            f"{config.max_bad_share:.2%}): {told}. They are listed in {Path(worst['quarantine']) / QUARANTINE}; mend "
+            f"{config.max_bad_share:.2%}): {listed}. They are listed in {Path(worst['quarantine']) / QUARANTINE}; fix "
             f"the source, or raise corpus.max_bad_share"
         )
 
 
 def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
-    """Which documents to keep, the first of equals in order: a boolean array per piece.
+    """Return a boolean array per piece: True for documents to keep, the first of equal ones.
 
-    Digests are compared a bucket at a time, so memory is bounded however many there are.
+    Digests are compared bucket by bucket, so memory is bounded whatever their number.
     """
     rows = [pq.ParquetFile(piece).metadata.num_rows for piece in pieces]
     starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
@@ -126,13 +126,13 @@ def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
     for bucket in range(buckets):
         digests, places = [], []
         for piece, start in zip(pieces, starts, strict=False):
-            found = read_digests(piece)
-            here = np.flatnonzero(found["low"] % np.uint64(buckets) == bucket)
-            digests.append(found[here])
+            piece_digests = read_digests(piece)
+            here = np.flatnonzero(piece_digests["low"] % np.uint64(buckets) == bucket)
+            digests.append(piece_digests[here])
             places.append(here + start)
         if digests:
             marks = np.concatenate(digests)
-            order = np.lexsort((marks["high"], marks["low"]))  # stable: of equals the first stays first
+            order = np.lexsort((marks["high"], marks["low"]))  # stable: the first of equal ones stays first
             marks, new = marks[order], np.ones(len(order), dtype=bool)
             new[1:] = marks[1:] != marks[:-1]
             keep[np.concatenate(places)[order[new]]] = True
@@ -140,7 +140,7 @@ def deduplicate(pieces: Sequence[Path]) -> list[np.ndarray]:
 
 
 def read_digests(piece: Path) -> np.ndarray:
-    """(rows,) digests of a piece as pairs of uint64."""
+    """Return a piece's digests, (rows,), as pairs of uint64."""
     column = pq.read_table(piece, columns=["digest"]).column("digest")
     joined = b"".join(column.to_pylist())
     return np.frombuffer(joined, dtype=[("low", "<u8"), ("high", "<u8")])

@@ -1,4 +1,4 @@
-"""Near-duplicates: texts that say the same but for links, names, numbers and a few words."""
+"""Near-duplicates: texts that differ only in links, names, numbers and a few words."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ LIKE = 0.7
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without links, handles, punctuation and digits."""
+    """Return the lower-case words of a text, without links, handles, punctuation and digits."""
     text = text.lower()
-    if text.isascii() and not any(mark in text for mark in MARKS):  # the same, three times as quick
-        found = text.translate(SPACES).split()
-        if "rt" not in found:
-            return found
+    if text.isascii() and not any(mark in text for mark in MARKS):  # the same result, three times as fast
+        tokens = text.translate(SPACES).split()
+        if "rt" not in tokens:
+            return tokens
     return WORD.findall(NOISE.sub(" ", text))
 
 
 def shingles(text: str) -> frozenset[int]:
-    """Hashes of the text's word pairs, or of its words where there are fewer than three."""
+    """Return hashes of the text's word pairs, or of its words if there are fewer than three."""
     w = words(text)
     grams = [" ".join(pair) for pair in pairwise(w)] if len(w) > 2 else w
     return frozenset(int.from_bytes(blake2b(g.encode(), digest_size=8).digest(), "little") for g in grams)
 
 
 def groups(texts: Sequence[str]) -> np.ndarray:
-    """(N,) group of each text: the index of the group's first member.
+    """Return the group of each text, (N,): the index of the group's first member.
 
-    Texts with a Jaccard similarity of at least 0.7 on word pairs are joined, transitively. Candidates come from
-    MinHash with banding (Broder 1997; Leskovec et al., chapter 3): 16 bands of 4, so that a pair at 0.7 is
-    missed with probability 0.01.
+    Texts whose word pairs have a Jaccard similarity of at least 0.7 are joined, transitively. Candidate pairs come from
+    MinHash with banding (Broder 1997; Leskovec et al., chapter 3). With 16 bands of 4 rows a pair at 0.7 is missed with
+    probability 0.01.
     """
     sets = [shingles(t) for t in texts]
     signatures = minhash([np.fromiter(s, dtype=np.uint64) for s in sets])
@@ -58,7 +58,7 @@ def groups(texts: Sequence[str]) -> np.ndarray:
             if sets[i]:
                 buckets[row.tobytes()].append(i)
         for members in buckets.values():
-            seen: list[int] = []  # a member may be like another than the first: compare with one of each distinct text
+            seen: list[int] = []  # compare with one of each distinct text: a member may be similar to any
             for other in members:
                 like = [k for k in seen if root(k) != root(other) and jaccard(sets[k], sets[other]) >= LIKE]
                 for k in like:
@@ -70,14 +70,17 @@ def groups(texts: Sequence[str]) -> np.ndarray:
 
 
 def bands(signatures: np.ndarray) -> Iterator[np.ndarray]:
-    """(N, PERMUTATIONS / BANDS) parts of signatures: texts that are alike have one in common."""
+    """Yield the bands of signatures, each (N, PERMUTATIONS / BANDS): similar texts agree in at least one."""
     rows = PERMUTATIONS // BANDS
     for band in range(BANDS):
         yield np.ascontiguousarray(signatures[:, band * rows : (band + 1) * rows])
 
 
 def minhash(sets: Sequence[np.ndarray]) -> np.ndarray:
-    """(N, PERMUTATIONS) signatures of sets of uint64, in which one may be twice; rows of empty sets are all ones."""
+    """Return the MinHash signatures, (N, PERMUTATIONS), of sets of uint64; repeated values do no harm.
+
+    Rows of empty sets are all ones.
+    """
     generator = np.random.default_rng(0)
     a = generator.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
     b = generator.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
@@ -89,6 +92,6 @@ def minhash(sets: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def jaccard(a: frozenset, b: frozenset) -> float:
-    """|a & b| / |a | b|."""
+    """Return the Jaccard similarity, |a & b| / |a or b|; 0 for two empty sets."""
     both = len(a & b)
     return both / (len(a) + len(b) - both) if both else 0.0

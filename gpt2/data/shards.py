@@ -1,4 +1,4 @@
-"""Token shards: flat files of token ids, an end-of-text after every document."""
+"""Token shards: flat files of token ids, with an end-of-text after every document."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROWS = 256  # documents encoded at a time: memory does not grow with the piece
 
 
 def read_piece(piece: Path, keep: np.ndarray) -> Iterator[tuple[list[str], list[bytes]]]:
-    """Kept (texts, digests) of a piece of cleaned documents, `ROWS` rows at a time.
+    """Yield the kept (texts, digests) of a piece of cleaned documents, at most `ROWS` rows at a time.
 
-    `keep` is (rows,) bool; `ValueError` where its length is another, which would lose documents silently.
+    `keep` is (rows,) bool. `ValueError` if its length differs, which would lose documents silently.
     """
     file, start = pq.ParquetFile(piece), 0
     if len(keep) != file.metadata.num_rows:
@@ -31,7 +31,7 @@ def read_piece(piece: Path, keep: np.ndarray) -> Iterator[tuple[list[str], list[
 
 
 def training_texts(piece: Path, keep: np.ndarray, validation_share: float) -> Iterator[str]:
-    """The kept texts of a piece that belong to the training split."""
+    """Yield the kept texts of a piece that are in the training split."""
     for texts, digests in read_piece(piece, keep):
         for text, mark in zip(texts, digests, strict=True):
             if not is_validation(mark, validation_share):
@@ -41,7 +41,10 @@ def training_texts(piece: Path, keep: np.ndarray, validation_share: float) -> It
 def encode_piece(
     piece: Path, keep: np.ndarray, tokenizer: Tokenizer, dtype: str, validation_share: float, out: Path
 ) -> dict[str, Any]:
-    """Write `train.bin` and `validation.bin`, little-endian tokens; return tokens, documents, UTF-8 bytes of each."""
+    """Write `train.bin` and `validation.bin`, little-endian tokens; return tokens, documents and UTF-8 bytes of each.
+
+    `ValueError` if `dtype` is too narrow for the vocabulary.
+    """
     width = np.dtype(dtype).newbyteorder("<")
     if tokenizer.vocab_size - 1 > np.iinfo(width).max:
         raise ValueError(f"a vocabulary of {tokenizer.vocab_size} does not fit token_dtype={dtype}; use uint32")
@@ -61,10 +64,10 @@ def encode_piece(
 
 
 class TokenStream:
-    """Several shards read as one array of token ids, memory-mapped."""
+    """Several shards, memory-mapped and read as one array of token ids."""
 
     def __init__(self, paths: Sequence[Path], dtype: str):
-        """`ValueError` where a file's size is not a whole number of tokens."""
+        """Raise `ValueError` if a file's size is not a whole number of tokens."""
         width = np.dtype(dtype).newbyteorder("<")
         self.parts: list[np.ndarray] = []
         for path in paths:
@@ -81,7 +84,7 @@ class TokenStream:
         return int(self.ends[-1]) if self.parts else 0
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` tokens from `start`, int64; `IndexError` beyond the end."""
+        """Return `count` tokens from `start`, int64; `IndexError` beyond the end."""
         if start < 0 or start + count > len(self):
             raise IndexError(f"tokens {start} to {start + count} of a stream of {len(self)}")
         out = np.empty(count, dtype=np.int64)

@@ -15,24 +15,26 @@ SPLITS = ("train", "validation", "test")
 
 
 def content_digest(text: str) -> bytes:
-    """16 bytes that identify a normalised text: equal documents are duplicates."""
+    """Return 16 bytes that identify a normalised text: equal documents have equal digests."""
     return blake2b(text.encode(), digest_size=16).digest()
 
 
 def is_validation(digest: bytes, share: float) -> bool:
-    """Whether the document belongs to the validation split: decided by its content, so it never crosses."""
+    """Return True if the document is in the validation split. Its content decides, so it never changes splits."""
     return int.from_bytes(digest[:8], "little") < share * 2**64
 
 
 def splits(texts: Sequence[str], test: float, validation: float) -> np.ndarray:
-    """Return the (N,) name of each text's split, decided by its digest as `is_validation` does: what pretraining holds
-    out is in the test split first."""
+    """Return the name of each text's split, (N,), decided by its digest as in `is_validation`.
+
+    Texts that pretraining holds out are the first to go into the test split.
+    """
     place = np.array([int.from_bytes(content_digest(text)[:8], "little") / 2**64 for text in texts])
     return np.array(SPLITS)[np.where(place < test, 2, np.where(place < test + validation, 1, 0))]
 
 
 def split_groups(texts: Sequence[str], group: np.ndarray, test: float, validation: float) -> np.ndarray:
-    """Return the (N,) name of each text's split, decided by the content of the first text of its group.
+    """Return the name of each text's split, (N,), decided by the content of the first text of its group.
 
     `group` (N,) holds the index of that text; `test` and `validation` are the shares of the two splits.
     """
@@ -48,10 +50,10 @@ def split_groups(texts: Sequence[str], group: np.ndarray, test: float, validatio
 
 
 def split_by_time(times: pd.Series, group: np.ndarray, test: float, validation: float) -> np.ndarray:
-    """Return the (N,) name of each text's split, "" for one left out as a near-duplicate of it is in a later split.
+    """Return the name of each text's split, (N,); "" for a text that has a near-duplicate in a later split.
 
-    The newest texts, as many as the share `test` asks for, are the test, the newest of the others the validation; texts
-    of one moment stay together, in the later split.
+    The newest share `test` of the texts is the test split, and the newest share `validation` of the others is the
+    validation split. Texts with equal times stay together, in the later split.
     """
     moments = times.astype("int64").to_numpy()
     place = np.zeros(len(moments), dtype=int)

@@ -25,14 +25,13 @@ UTC = "datetime64[us, UTC]"
 MAX_UNTIMED = 0.1
 """Largest tolerated share of rows without a time, where the file has times."""
 Record = tuple[int, dict[str, Any], str | None]
-"""(number from 1, row, what is wrong with it)."""
+"""Number of the row from 1, the row, and its fault or None."""
 
 
 def read_table(source: Path) -> pd.DataFrame:
-    """Read a whole table; raise `ValueError` where the file or a row of it can't be read.
+    """Read a whole table; `ValueError` if the file or a row of it can't be read.
 
-    A csv is UTF-8, or Latin-1 where it is not. Its cells are text, and only an empty one is missing: `None` and `NA`
-    may be labels.
+    A csv is UTF-8, else Latin-1. Its cells are text, and only an empty one is missing: `None` and `NA` may be labels.
     """
     try:
         if source.suffix == ".parquet" or source.name.endswith(".parquet.brotli"):
@@ -41,7 +40,7 @@ def read_table(source: Path) -> pd.DataFrame:
             return frame(objects(source.read_bytes()))
         if source.suffix == ".csv":
             return csv_table(source)
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of these
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise subclasses of these
         raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
     raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
 
@@ -53,23 +52,23 @@ def csv_table(source: Path) -> pd.DataFrame:
         table = pd.read_csv(source, encoding="utf-8", **options)
     except UnicodeDecodeError:
         table = pd.read_csv(source, encoding="latin-1", **options)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for an index
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields for an index
         raise ValueError("its rows have more fields than its header; put texts with commas in quotes")
     return table
 
 
 def objects(data: bytes) -> list[dict[str, Any]]:
-    """Return the objects of JSON lines; `ValueError` names the first row that is none."""
-    found = []
+    """Return the objects of JSON lines; `ValueError` names the first row that is not one."""
+    rows = []
     for number, row, wrong in json_records(data, whole=True):
         if wrong:
             raise ValueError(f"row {number} is {wrong}")
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the table of some rows. pandas makes floats of whole numbers beside an empty cell; here they stay."""
+    """Return a table of the rows. Whole numbers beside an empty cell stay whole; pandas would make them floats."""
     table = pd.DataFrame(rows)
     for name in table.select_dtypes("float"):
         values = [row.get(name) for row in rows]
@@ -97,7 +96,7 @@ def records(path: str) -> Iterator[Record]:
 
 
 def json_records(data: bytes, whole: bool = False) -> Iterator[Record]:
-    """Yield the objects of JSON lines."""
+    """Yield the objects of JSON lines as records."""
     for number, row, wrong in json_values(data, whole):
         if wrong is None and not isinstance(row, dict):
             wrong = f"{type(row).__name__}, not an object"
@@ -105,9 +104,10 @@ def json_records(data: bytes, whole: bool = False) -> Iterator[Record]:
 
 
 def json_values(data: bytes, whole: bool) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield (number, value, what is wrong) of each line that is not empty.
+    """Yield (number, value, fault or None) of each line that is not empty.
 
-    A last line without an end that is not JSON waits for its end, where the file is not yet `whole`.
+    Unless the file is `whole`, a last line that has no line end and is not JSON is skipped: its end may be still to
+    come.
     """
     number = 0
     for line in data.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True):
@@ -124,7 +124,7 @@ def json_values(data: bytes, whole: bool) -> Iterator[tuple[int, Any, str | None
 
 
 def csv_records(data: bytes) -> Iterator[Record]:
-    """Yield the records under a header (RFC 4180); UTF-8, or Latin-1 where it is not."""
+    """Yield the records under a header (RFC 4180); UTF-8, else Latin-1."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -138,12 +138,12 @@ def csv_records(data: bytes) -> Iterator[Record]:
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Return the names of columns, with commas between them."""
+    """Return the names of columns, joined with commas."""
     return ", ".join(map(str, columns))
 
 
 def missing(columns: Iterable[str], wanted: Mapping[str, str | None]) -> str | None:
-    """Return what is wrong where a column is not among `columns`, else None; `wanted` maps settings to columns."""
+    """Return the fault if a wanted column is not among `columns`, else None; `wanted` maps settings to columns."""
     have = list(columns)
     for setting, column in wanted.items():
         if column is not None and column not in have:
@@ -152,7 +152,7 @@ def missing(columns: Iterable[str], wanted: Mapping[str, str | None]) -> str | N
 
 
 def cell(value: Any) -> str | None:
-    """Return a cell as text without spaces around it, None for an empty one; whole numbers have no point."""
+    """Return a cell as stripped text, None for an empty one; a whole number has no decimal point."""
     if value is None or value != value or str(value) in ("", "<NA>", "NaT"):
         return None
     if isinstance(value, float) and value.is_integer():
@@ -161,7 +161,7 @@ def cell(value: Any) -> str | None:
 
 
 def times(column: pd.Series) -> pd.Series:
-    """Return the times of a column in UTC, NaT for what is none: ISO 8601, or seconds or milliseconds since 1970."""
+    """Return a column's times in UTC, NaT if a cell is no time: ISO 8601, or seconds or milliseconds since 1970."""
     if pd.api.types.is_datetime64_any_dtype(column):
         return pd.to_datetime(column, utc=True).astype(UTC)
     number = pd.to_numeric(column, errors="coerce")
@@ -171,5 +171,5 @@ def times(column: pd.Series) -> pd.Series:
     since_1970 = pd.to_datetime(seconds * 1e6, unit="us", utc=True).astype(UTC)
     written = column.where(number.isna()).map(lambda v: None if v is None else str(v).removesuffix(".0"))
     parsed = pd.to_datetime(written, utc=True, errors="coerce", format="ISO8601").astype(UTC)
-    found = since_1970.fillna(parsed)
-    return found.where(found.dt.year.between(1970, 2261))
+    utc = since_1970.fillna(parsed)
+    return utc.where(utc.dt.year.between(1970, 2261))

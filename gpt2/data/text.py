@@ -1,4 +1,4 @@
-"""What a post names as its topics: @handles, #hashtags, $cashtags."""
+"""The words of a text, whether a text is unfinished, and its topics: @handles, #hashtags, $cashtags."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def unfinished(said: Sequence[str], ended: bool, least: int) -> str:
-    """Why words are no whole text of so many words at least, "" where they are."""
+    """Return the reason why words are not a finished text of at least `least` words, "" if they are."""
     if not said:
         return "it is empty"
     if not ended:
@@ -16,7 +16,7 @@ def unfinished(said: Sequence[str], ended: bool, least: int) -> str:
 
 
 def words(text: str) -> list[str]:
-    """In small letters."""
+    """Return the words of a text, lower-cased."""
     return re.findall(r"\w+", text.lower())
 
 
@@ -25,11 +25,11 @@ PATTERNS = {
     "hashtags": ("#", re.compile(r"(?<![\w@#$/&])#(\w*[^\W\d_]\w*)")),
     "cashtags": ("$", re.compile(r"(?<![\w@#$])\$([A-Za-z]{1,6})(?!\w)")),
 }
-"""Kinds of topics: the sign before a name, and how it is found. `$5` and `me@home.org` have none."""
+"""Kinds of topics: the sign before a name, and the pattern that finds it. `$5` and `me@home.org` hold none."""
 
 
 def topics_of(text: str, kinds: Sequence[str] = tuple(PATTERNS)) -> list[str]:
-    """The topics that a text names, in lower case, each once, in order."""
+    """Return the topics that a text names, lower-cased, each once, in order."""
     signs = ((sign, match) for sign, pattern in (PATTERNS[kind] for kind in kinds) for match in pattern.finditer(text))
-    found = sorted((match.start(), sign + match[1].lower()) for sign, match in signs)
-    return list(dict.fromkeys(topic for _, topic in found))
+    topics = sorted((match.start(), sign + match[1].lower()) for sign, match in signs)
+    return list(dict.fromkeys(topic for _, topic in topics))

@@ -22,33 +22,38 @@ from gpt2.store.artifact import digest
 from gpt2.store.model_files import inside, read_json
 
 FILE = "tokenizer.json"
-VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the same in the two files of older models
-CONFIG, RECORD = "config.json", "tokenizer_sha256"  # where a saved model tells which tokenizer it has; others don't
+VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the two files of older models
+CONFIG, RECORD = "config.json", "tokenizer_sha256"  # where our saved models record their tokenizer
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-"""GPT-2's words (openai/gpt-2, `encoder.py`), without needless backtracking. Letters and numbers are Unicode 16's: what
-knows an older Unicode takes those that came since for signs, and may cut texts with them into other words and ids."""
-SAMPLE = "A b\tC\n\n  'll 12\u00e9 \u0130e\u0301\ufb01 " + END_OF_TEXT  # what normalisation and stripping would change
-SHORT = 100_000  # characters; on white space ten times as long tiktoken's regular expressions overflow their stack
+"""GPT-2's pattern of words (openai/gpt-2, `encoder.py`), without needless backtracking.
+
+Letters and numbers are those of Unicode 16. A tokenizer with an older Unicode treats newer ones as punctuation, and may
+give other ids for texts with them.
+"""
+SAMPLE = "A b\tC\n\n  'll 12\u00e9 \u0130e\u0301\ufb01 " + END_OF_TEXT  # normalisation or stripping would change it
+SHORT = 100_000  # characters; at ten times as many, of white space, tiktoken's regular expressions overflow their stack
 
 
 class Tokenizer:
-    """Text to ids and back, without loss. One id is the end-of-text, which user text never becomes: the last of our own
-    tokenizers' and of GPT-2's."""
+    """Lossless conversion of text to ids and back.
+
+    The end-of-text id never comes from user text. It is the last id, both in GPT-2's tokenizer and in trained ones.
+    """
 
     def __init__(self, rust: Rust):
-        """`ValueError` where there is no end-of-text, ids are left out, or text would be lost."""
+        """Raise `ValueError` if there is no end-of-text, if ids are missing, or if text would be lost."""
         self.rust, vocabulary = rust, rust.get_vocab()
         self.vocab_size, highest = len(vocabulary), max(vocabulary.values(), default=-1)
         if END_OF_TEXT not in vocabulary:
             raise ValueError(f"the tokenizer has no {END_OF_TEXT}; it is not a GPT-2 tokenizer")
         if highest != self.vocab_size - 1:
             raise ValueError(
-                f"the tokenizer has {self.vocab_size} tokens with ids up to {highest}; a model needs the ids 0 to "
-                f"{self.vocab_size - 1}: was its file edited?"
+                f"the tokenizer has {self.vocab_size} tokens with ids up to {highest}; they must be 0 to "
+                f"{self.vocab_size - 1}; use its original file"
             )
         self.end_of_text = vocabulary[END_OF_TEXT]
         rust.encode_special_tokens = True  # `<|endoftext|>` in a document is text
-        rust.no_truncation()  # a file may ask for both, and lose text
+        rust.no_truncation()  # a file may ask for both, which loses text
         rust.no_padding()
         if (bytes_lost := byte_letters().keys() - vocabulary) or self.decode(self.slowly(SAMPLE)) != SAMPLE:
             raise ValueError(
@@ -58,7 +63,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learn merges; `ValueError` where the text is too small for `vocab_size` ids. Deterministic."""
+        """Learn merges from texts, deterministically; `ValueError` if the text is too small for `vocab_size` ids."""
         rust = Rust(BPE())
         rust.pre_tokenizer = ByteLevel(add_prefix_space=False)
         rust.decoder = ByteLevelDecoder()
@@ -79,7 +84,8 @@ class Tokenizer:
 
     @classmethod
     def gpt2(cls, vocabulary: Path, merges: Path) -> Tokenizer:
-        """GPT-2's tokenizer from its published `encoder.json` and `vocab.bpe`; `ValueError` where they are not that."""
+        """Read GPT-2's tokenizer from its published `encoder.json` and `vocab.bpe`; `ValueError` if they are something
+        else."""
         try:
             rust = Rust(BPE.from_file(str(vocabulary), str(merges)))
         except Exception as error:  # the Rust library raises bare Exception
@@ -91,10 +97,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, vocab_size: int | None = None) -> Tokenizer:
-        """From a `tokenizer.json`, or a directory that holds one, or a `vocab.json` with its `merges.txt`.
+        """Read a `tokenizer.json`, a directory that holds one, or a directory with `vocab.json` and `merges.txt`.
 
-        Only files of these names are read, whatever others say, and no links to elsewhere. `ValueError` where a model
-        in the directory was saved with another tokenizer, and where the tokenizer has not the model's `vocab_size`.
+        Files of other names and links to elsewhere are never read. `ValueError` if the directory's model was saved with
+        another tokenizer, or if the number of ids is not `vocab_size`.
         """
         file = path / FILE if path.is_dir() else path
         if path.is_dir():
@@ -116,7 +122,7 @@ class Tokenizer:
         return tokenizer
 
     def check(self, vocab_size: int, where: str = "") -> None:
-        """`ValueError` where a model with this many ids has another tokenizer."""
+        """Raise `ValueError` if the tokenizer does not have `vocab_size` ids, as the model has."""
         if vocab_size != self.vocab_size:
             raise ValueError(
                 f"the tokenizer{where} has {self.vocab_size} ids, the model {vocab_size}: they don't belong "
@@ -125,19 +131,19 @@ class Tokenizer:
 
     @cached_property
     def record(self) -> dict[str, str]:
-        """For the config.json of a model: what distinguishes this tokenizer from all that give other ids."""
+        """The tokenizer's hash, for a model's config.json. It differs for every tokenizer that gives other ids."""
         tokens = sorted(vocabulary := self.rust.get_vocab(), key=vocabulary.__getitem__)
         merges = json.loads(self.rust.to_str())["model"].get("merges")
         return {RECORD: digest([tokens, merges, self.slowly(SAMPLE)])}
 
     def check_model(self, directory: Path, where: str = "") -> None:
-        """`ValueError` where the model in a directory tells that it was saved with another tokenizer."""
+        """Raise `ValueError` if the directory's model says that it was saved with another tokenizer."""
         path = directory / CONFIG
-        told = read_json(path) if path.exists() else None
-        if isinstance(told, dict) and RECORD in told and told[RECORD] != self.record[RECORD]:
+        config = read_json(path) if path.exists() else None
+        if isinstance(config, dict) and RECORD in config and config[RECORD] != self.record[RECORD]:
             raise ValueError(
                 f"the tokenizer{where} gives other ids than the one that the model in {directory} was saved with "
-                f"({RECORD} {self.record[RECORD][:12]} here, {told[RECORD]!s:.12} in its {CONFIG}); give that one"
+                f"({RECORD} {self.record[RECORD][:12]} here, {config[RECORD]!s:.12} in its {CONFIG}); give its own"
             )
 
     def save(self, directory: Path) -> None:
@@ -146,10 +152,10 @@ class Tokenizer:
         (directory / FILE).write_text(self.rust.to_str(pretty=False), "utf-8")
 
     def encode(self, text: str, allow_end_of_text: bool = False) -> list[int]:
-        """Ids of a text; `ValueError` for a lone surrogate.
+        """Return the ids of a text; `ValueError` for a lone surrogate.
 
-        `<|endoftext|>` in it is text like any other, unless allowed: then it is the end-of-text, which text from
-        outside must not be able to write.
+        `<|endoftext|>` is ordinary text unless allowed: then it becomes the end-of-text id. Never allow it for text
+        from outside.
         """
         parts = text.split(END_OF_TEXT) if allow_end_of_text else [text]
         ids = self.encode_array(parts[0]).tolist()
@@ -158,23 +164,23 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Return the ids of each text."""
         return [self.encode(text) for text in texts]
 
     def encode_array(self, text: str) -> np.ndarray:
-        """(ids,) uint32 ids of a text; `ValueError` for a lone surrogate."""
+        """Return the ids of a text, (ids,) uint32; `ValueError` for a lone surrogate."""
         [text] = valid([text])
         if self.fast is not None and len(text) <= SHORT:
             return self.fast.encode_to_numpy(text, disallowed_special=())
         return np.array(self.slowly(text), dtype=np.uint32)
 
     def slowly(self, text: str) -> list[int]:
-        """Ids of a text, by the merge list alone."""
+        """Return the ids of a text, from the merge list alone."""
         return self.rust.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def fast(self) -> tiktoken.Encoding | None:
-        """The same tokenizer in `tiktoken`, several times as fast; None where it might give other ids."""
+        """The same tokenizer in `tiktoken`, several times as fast; None if it might give other ids."""
         ranks = byte_ranks(self.rust)
         return (
             tiktoken.Encoding("byte-level", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -184,27 +190,27 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """What each id stands for: bytes that are UTF-8 together, if not alone."""
+        """The bytes of each id. Only joined bytes are sure to be UTF-8."""
         letters = byte_letters()
         tokens = sorted(vocabulary := self.rust.get_vocab(), key=vocabulary.__getitem__)
         return [bytes(letters[c] for c in t) if letters.keys() >= set(t) else t.encode() for t in tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids: of all that `encode` gives, the text that it was.
+        """Return the text of ids; it inverts `encode`.
 
-        Bytes that are no UTF-8 become U+FFFD. `ValueError` for ids out of range.
+        Bytes that are not UTF-8 become U+FFFD. `ValueError` for ids out of range.
         """
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             strange = min(ids) if min(ids) < 0 else max(ids)
             raise ValueError(
-                f"id {strange} is not among the tokenizer's, 0 to {self.vocab_size - 1}; are they another one's?"
+                f"id {strange} is out of range, 0 to {self.vocab_size - 1}; decode with the tokenizer that made the ids"
             )
         return self.rust.decode(ids, skip_special_tokens=False)
 
 
 def valid(texts: Iterable[str]) -> Iterator[str]:
-    """The texts; `ValueError` where one can't be UTF-8."""
+    """Yield the texts; `ValueError` if one can't be encoded as UTF-8."""
     for text in texts:
         try:
             text.encode()
@@ -214,13 +220,14 @@ def valid(texts: Iterable[str]) -> Iterator[str]:
 
 
 def byte_ranks(rust: Rust) -> dict[bytes, int] | None:
-    """Bytes of each token and its id, for `tiktoken`; None where merging by id could differ from the merge list.
+    """Return {bytes of a token: its id} for `tiktoken`; None if merging by id could differ from the merge list.
 
-    `tiktoken` joins two neighbours when their concatenation is a token, the lowest id first; BPE joins them when the
-    pair is in the list, the first first. These agree if every merge makes a token of its own, in the order of ids,
-    and every token's bytes alone become that token. (Where a pair outside the list with a token's bytes came up in
-    some text, the same would come up, and stay, when the token's bytes alone are encoded: up to then nothing
-    has been joined across their ends.)
+    `tiktoken` joins two neighbours if their concatenation is a token, the lowest id first. BPE joins a pair that is in
+    the merge list, the earliest first. The two agree if every merge makes a new token, in the order of ids, and each
+    token's bytes alone become that token.
+
+    Pairs outside the list do no harm. If one with a token's bytes came up in a text, it would also come up, and stay,
+    when those bytes are encoded alone: nothing has been joined across their ends by then.
     """
     spec = json.loads(rust.to_str())
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -246,7 +253,7 @@ def byte_ranks(rust: Rust) -> dict[bytes, int] | None:
 
 
 def byte_letters() -> dict[str, int]:
-    """The letter that stands for each byte in GPT-2's vocabulary, and the byte."""
+    """Return {letter: byte}, the letters that stand for bytes in GPT-2's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,8 +1,8 @@
-"""What a model must do whatever its test set holds: simple cases, changes without meaning, changes with.
+"""Behavioural tests (CheckList): minimum functionality, invariance and directional expectation.
 
-Minimum functionality, invariance and directional tests (Ribeiro et al. 2020, "Beyond Accuracy: Behavioral Testing of
-NLP models with CheckList"). The tests of a task are in `gpt2/TASK_behaviour.py`; a test is one that a model can fail:
-what a task's code guarantees is a remark of its report.
+After Ribeiro et al. 2020, "Beyond Accuracy: Behavioral Testing of NLP models with CheckList". Each task defines its
+tests in `gpt2/tasks/TASK/report.py`. Only behaviour that a model can fail is tested. A guarantee of the task's code is
+a remark of its report instead.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ import numpy as np
 from gpt2.evaluation.significance import wilson
 
 Answer = Callable[[Sequence[str]], np.ndarray]
-"""Texts to (N, k) answers: a row of probabilities each."""
+"""Maps N texts to (N, k) answers: a row of probabilities for each text."""
 Failed = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(N, k) answers after and before a change to the (N,) that fail."""
+"""Maps (N, k) answers after and before a change to an (N,) mask of failures."""
 
 MINIMUM, INVARIANCE, DIRECTION = "minimum functionality", "invariance", "direction"
 LINK = " http://t.co/a1B2c3D4"
 SLACK = 0.05
-"""By which a probability, or a share of a rank, may move against the direction and nothing be said."""
+"""Tolerance of directional tests: how far a probability, or a relative rank, may move the wrong way."""
 WORD = re.compile(r"[^\W\d_]{4,}")
 
 
 @dataclass(frozen=True)
 class Test:
-    """What must hold, and in which cases it does not."""
+    """A test's expectation and the cases in which it failed."""
 
     kind: str
     """`MINIMUM`, `INVARIANCE` or `DIRECTION`."""
     name: str
     failed: np.ndarray
-    """(cases,) those that fail."""
-    such: Callable[[int], str]
-    """What happened in a case, by its number."""
+    """(cases,) mask of failures."""
+    example: Callable[[int], str]
+    """Describes what happened in a case, given its number."""
     drawn: bool = False
-    """Whether the cases are a sample of what is independent, as users, so that their share has an interval; the cases
-    of a template are all that there are."""
+    """True if the cases are independent samples, such as users, so that the failure rate has an interval. Cases of a
+    template are the whole population and have none."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts, alone or beside what each was before it was changed, and what must hold of the answers."""
+    """Test cases of texts, perhaps with each text before its change, and the check of the answers."""
 
     kind: str
     name: str
@@ -56,29 +56,29 @@ class Texts:
 
 
 def tables(tests: Sequence[Test]) -> dict[str, dict[str, Any]]:
-    """The report's table of behaviour, {title: {header, rows}}; none where there is no case."""
-    found = [test for test in tests if len(test.failed)]
+    """Return the report's table of behavioural tests, {title: {header, rows}}; empty if no test has a case."""
+    nonempty = [test for test in tests if len(test.failed)]
     header = ["kind", "what must hold", "cases", "failed", "such as"]
-    title = "Behavioural tests" + (", with 95 % intervals" if any(test.drawn for test in found) else "")
-    return {title: {"header": header, "rows": [row(test) for test in found]}} if found else {}
+    title = "Behavioural tests" + (", with 95 % intervals" if any(test.drawn for test in nonempty) else "")
+    return {title: {"header": header, "rows": [row(test) for test in nonempty]}} if nonempty else {}
 
 
 def row(test: Test) -> list[Any]:
-    """A test's line: kind, name, cases, the share that failed, perhaps its 95 % interval (Wilson), a failure."""
+    """Return a test's table row: kind, name, cases, failure rate, perhaps with its 95 % Wilson interval, an example."""
     cases, wrong = len(test.failed), int(test.failed.sum())
     share = f"{wrong / cases:.0%}"
     if test.drawn:
         low, high = (float(bound) for bound in wilson(np.array(wrong), np.array(cases)))
         share += f" [{low:.0%}, {high:.0%}]"
-    return [test.kind, test.name, cases, share, test.such(int(test.failed.argmax())) if wrong else ""]
+    return [test.kind, test.name, cases, share, test.example(int(test.failed.argmax())) if wrong else ""]
 
 
-def of_texts(
-    cases: Sequence[Texts], answer: Answer, tell: Callable[[np.ndarray], str], drawn: bool = False
+def run_on_texts(
+    cases: Sequence[Texts], answer: Answer, describe: Callable[[np.ndarray], str], drawn: bool = False
 ) -> list[Test]:
-    """The tests of what a model answers to texts, each asked once; `tell` says an answer (k,) for people."""
-    asked = list(dict.fromkeys(text for case in cases for text in (*case.texts, *(case.before or ()))))
-    known = dict(zip(asked, answer(asked), strict=True)) if asked else {}
+    """Run the tests on a model's answers, computing each text once; `describe` renders an answer (k,) for people."""
+    distinct = list(dict.fromkeys(text for case in cases for text in (*case.texts, *(case.before or ()))))
+    known = dict(zip(distinct, answer(distinct), strict=True)) if distinct else {}
 
     def test(case: Texts) -> Test:
         texts, old = case.texts, case.before or case.texts
@@ -86,23 +86,25 @@ def of_texts(
             return Test(case.kind, case.name, np.zeros(0, bool), str, drawn)
         after, before = (np.stack([known[text] for text in each]) for each in (texts, old))
 
-        def such(i: int) -> str:
-            told = f"{texts[i]} → {tell(after[i])}"
-            return f"{old[i]} → {tell(before[i])}; {told}" if case.before else told
+        def example(i: int) -> str:
+            changed_text = f"{texts[i]} → {describe(after[i])}"
+            return f"{old[i]} → {describe(before[i])}; {changed_text}" if case.before else changed_text
 
-        return Test(case.kind, case.name, case.failed(after, before), such, drawn)
+        return Test(case.kind, case.name, case.failed(after, before), example, drawn)
 
     return [test(case) for case in cases]
 
 
 def changed(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Another answer than before is the likeliest."""
+    """Return (N,) whether the likeliest answer differs from the one before."""
     return after.argmax(1) != before.argmax(1)
 
 
 def typo(text: str, drawn: np.random.Generator) -> str:
-    """The text with two neighbouring letters of one of its words, by chance, in each other's place, never a word's
-    first; as it is where no word has four letters."""
+    """Return the text with two neighbouring letters of a random word swapped, never the word's first letter.
+
+    A text without a word of four letters is returned unchanged.
+    """
     places = [
         i
         for word in WORD.finditer(text)

@@ -1,7 +1,8 @@
-"""What abstaining buys: at each confidence the texts that keep a label, and how many of those labels are right.
+"""Confidence: temperature scaling, and accuracy against coverage when the model abstains.
 
-Selective prediction (El-Yaniv and Wiener 2010): the least sure answers are left to people. Coverage is the share of the
-texts that keep a label; risk, one minus the accuracy of those.
+Calibration fits one temperature on held-out examples (Guo et al. 2017). Selective prediction (El-Yaniv and Wiener 2010)
+leaves the least sure answers to people: coverage is the share of the texts that keep a label; risk is one minus the
+accuracy of those labels.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from gpt2.evaluation.significance import wilson
 
 LOWEST, HIGHEST = 0.05, 20.0
 PRIOR = 4.0
-"""How much a temperature of 1 is believed beforehand: 1 / temperature has a Gamma distribution with its mode at 1; its
-logarithm deviates by about 1 / sqrt(PRIOR). A few dozen examples outweigh it, ten do not."""
+"""Strength of the prior at temperature 1: 1 / temperature is Gamma distributed with its mode at 1. The standard
+deviation of its logarithm is about 1 / sqrt(PRIOR). A few dozen examples outweigh it, ten do not."""
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -33,19 +34,21 @@ def log_loss(logits: np.ndarray, targets: np.ndarray, temperature: float) -> flo
 
 
 def smoothed(truth: np.ndarray, classes: int) -> np.ndarray:
-    """(N, classes) targets: one more example of each class than there are (Platt 1999), so that few examples, all of
-    them right, do not ask for certainty."""
+    """Return (N, classes) smoothed targets: one extra example is added to each class (Platt 1999).
+
+    So a few examples that are all correct do not demand certainty.
+    """
     targets = np.full((len(truth), classes), 1.0)
     targets[np.arange(len(truth)), truth] += len(truth)
     return targets / (len(truth) + classes)
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
-    """The temperature, between 0.05 and 20, that is likeliest for (N, classes) logits of the (N,) truth; near 1 where
-    few examples say otherwise.
+    """Return the most likely temperature (0.05 to 20) for (N, classes) logits of the (N,) true classes.
 
-    Loss and prior are convex in 1 / temperature, so that a golden-section search finds it; rounded to three digits.
-    `scipy.optimize.minimize_scalar` ends elsewhere in the third digit where float32 logits make the loss uneven.
+    The prior keeps it near 1 if there are few examples. Loss and prior are convex in 1 / temperature, so golden-section
+    search finds it. The result is rounded to three digits. `scipy.optimize.minimize_scalar` differs in the third digit
+    where float32 logits make the loss uneven.
     """
     if not len(truth):
         return 1.0
@@ -66,16 +69,19 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 DIGITS = 3
-"""Of a setting that people type."""
-TOLD = 0.8
-"""The coverage that a sentence tells."""
+"""Decimal places of a threshold that people type."""
+TYPICAL_COVERAGE = 0.8
+"""The coverage that the report's remark describes."""
 FEW = 20
-"""Texts without which a curve goes on to none."""
+"""The fewest texts that a point of the accuracy-coverage curve stands for."""
 HEADING = "Where to abstain: what the labels of the surest texts are worth"
 
 
 def threshold(confidence: np.ndarray, coverage: float) -> float:
-    """The largest `abstain_below` of `DIGITS` digits that leaves at least this share of the (N,) texts labelled."""
+    """Return the largest `abstain_below` of `DIGITS` digits that leaves at least this share of the texts labelled.
+
+    `confidence` is (N,), one value per text.
+    """
     if coverage >= 1:
         return 0.0
     kept = max(1, math.ceil(coverage * len(confidence) - 1e-9))
@@ -85,33 +91,34 @@ def threshold(confidence: np.ndarray, coverage: float) -> float:
 
 
 def rows(truth: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each of `COVERAGES`: `abstain_below`, and with that very setting `texts` that keep a label, their share
-    `coverage`, `accuracy` with its 95 % `interval` (Wilson), `macro_f1`, and of each label's texts what is `left_out`.
+    """Return one point of the accuracy-coverage curve for each of `COVERAGES`; equal thresholds appear once.
 
-    `truth` is (N,) class indices, `probabilities` (N, classes). Equal settings are told once.
+    A point holds the threshold `abstain_below`, the number of `texts` that keep a label and their share `coverage`.
+    For these texts it gives `accuracy`, its 95 % Wilson `interval` and `macro_f1`. `left_out` is the share of each
+    label's texts without an answer. `truth` is (N,) class indices, `probabilities` (N, classes).
     """
-    confidence, found = probabilities.max(1), []
+    confidence, points = probabilities.max(1), []
     for least in dict.fromkeys(threshold(confidence, coverage) for coverage in COVERAGES):
         sure = confidence >= least
         measured = classification(truth[sure], probabilities[sure], labels)
         count = int(sure.sum())
         low, high = wilson(np.array([measured["accuracy"] * count]), np.array([count]))
         left = {label: float((~sure[truth == i]).mean()) for i, label in enumerate(labels) if (truth == i).any()}
-        found.append(
+        points.append(
             {
                 "abstain_below": least, "texts": count, "coverage": count / len(truth),
                 "accuracy": measured["accuracy"], "interval": [float(low[0]), float(high[0])],
                 "macro_f1": measured["macro_f1"], "left_out": left,
             }
         )  # fmt: skip
-    return found
+    return points
 
 
-def table(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The report's table of `rows`, {heading: {header, rows}}."""
+def table(points: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the report's table of the points of `rows`, {heading: {header, rows}}."""
     header = ["abstain_below", "texts with a label", "of all", "accuracy, 95 % interval", "macro f1", "most left out"]
     lines = []
-    for row in found:
+    for row in points:
         label, share = max(row["left_out"].items(), key=lambda item: item[1])
         low, high = row["interval"]
         accuracy = f"{row['accuracy']:.4f} [{low:.3f}, {high:.3f}]"
@@ -125,22 +132,25 @@ def table(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {HEADING: {"header": header, "rows": lines}}
 
 
-def remark(found: Sequence[dict[str, Any]]) -> str:
-    """What abstaining would bring, in a sentence."""
-    whole, row = found[0], min(found, key=lambda row: abs(row["coverage"] - TOLD))
+def remark(points: Sequence[dict[str, Any]]) -> str:
+    """Return a sentence on the accuracy that abstaining would give at about `TYPICAL_COVERAGE`."""
+    whole, row = points[0], min(points, key=lambda row: abs(row["coverage"] - TYPICAL_COVERAGE))
     if row is whole:
         return (
-            "It is equally sure of nearly all texts: abstaining (abstain_below) would leave out none, or most of them."
+            "The model is equally confident of nearly all texts: abstaining (abstain_below) would leave out none, or "
+            "most of them."
         )
     return (
-        f"With abstain_below={row['abstain_below']:g} it labels {row['coverage']:.0%} of these texts, and "
-        f"{row['accuracy']:.0%} of those rightly, instead of {whole['accuracy']:.0%} of all."
+        f"With abstain_below={row['abstain_below']:g} the model labels {row['coverage']:.0%} of these texts, with an "
+        f"accuracy of {row['accuracy']:.0%} instead of {whole['accuracy']:.0%} on all."
     )
 
 
 def curve(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(texts kept, of these right), both (n,), at each confidence that occurs, the surest first: texts of the same
-    confidence are kept or left together. Begins at `FEW` texts."""
+    """Return (texts kept, correct ones among them), both (n,), for each distinct confidence, highest first.
+
+    Texts of equal confidence are kept or left out together. The curve begins at `FEW` texts.
+    """
     order = np.argsort(-confidence, kind="stable")
     kept, hits = np.arange(1, len(order) + 1), np.cumsum(right[order])
     last = np.append(np.diff(confidence[order]) != 0, True) & (kept >= min(FEW, len(order)))

@@ -1,9 +1,8 @@
-"""Contamination of an evaluation set by the training text: shared n-grams and near-duplicates, and a report of both.
+"""Contamination of an evaluation set by the training text: the search for it, and its part of a report.
 
-As GPT-3 was examined (Brown et al. 2020, appendix C): a text is contaminated where 13 of its words, in a row, are in
-the training text; of one with 8 to 12 words, all of them. Besides, a text is contaminated where a whole training
-text is nearly the same. Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation
-don't count.
+The criterion is that of GPT-3 (Brown et al. 2020, appendix C): 13 consecutive words also occur in the training text.
+A text of 8 to 12 words must occur as a whole. A text is also contaminated if a whole training text is a near-duplicate.
+Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation don't count.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from gpt2.data.near_duplicates import LIKE, bands, jaccard, minhash, words
 from gpt2.evaluation.significance import wilson
 
 WORDS, LEAST = 13, 8
-"""Words in a row that both have; a shorter text is looked for as a whole, down to the least."""
+"""Length of a shared n-gram in words. A shorter text is searched for as a whole, down to `LEAST` words."""
 FEW = 20
-"""A text of so many words is compared by words and their order, for a swap changes three pairs of them; a longer one by
-pairs of words, as in `gpt2.data.near_duplicates`."""
+"""Texts of at most this many words are compared by words and word order, since one swap changes three word pairs.
+Longer texts are compared by word pairs, as in `gpt2.data.near_duplicates`."""
 SAME_WORDS = 0.8
-"""The least similarity of short texts: Jaccard's of their words, and Ratcliff's and Obershelp's of their order."""
+"""Threshold for near-duplicate short texts: Jaccard similarity of words and Ratcliff-Obershelp similarity of order."""
 GRAM, NEAR = "n-gram", "near-duplicate"
 EXCERPT = 200
 FACTORS = np.random.default_rng(1).integers(2**63, 2**64, WORDS, dtype=np.uint64) | np.uint64(1)
@@ -39,24 +38,24 @@ SHOWN = 10
 
 
 class Hit(NamedTuple):
-    """A text of the evaluation set that the training text has."""
+    """A text of the evaluation set that occurs in the training text."""
 
     unit: int
-    """Its number in the set."""
+    """Index of the text in the evaluation set."""
     how: str
     """`GRAM` or `NEAR`."""
     found: str
-    """The words that both have, or the beginning of the training text that is nearly the same."""
+    """The shared words, or the beginning of the near-duplicate training text."""
 
 
 class Index:
-    """The texts of an evaluation set, to be looked for in training text that passes by: memory is the set's."""
+    """Search index of an evaluation set for streamed training text; memory grows with the evaluation set alone."""
 
     def __init__(self, texts: Sequence[str]):
         rows = [words(text) for text in texts]
         self.ids = {w: i for i, w in enumerate(dict.fromkeys(w for row in rows for w in row), start=1)}
         self.values = np.random.default_rng(0).integers(1, 2**64, len(self.ids) + 1, dtype=np.uint64)
-        self.values[0] = 0  # a word that the set does not have
+        self.values[0] = 0  # words outside the evaluation set
         flat = Flat(rows, self.ids, self.values)
         length = np.array([len(row) for row in rows], dtype=int)
         self.grams: dict[int, Lookup] = {}
@@ -69,30 +68,30 @@ class Index:
         self.kinds = [Kind(flat, np.flatnonzero(few), 1), Kind(flat, np.flatnonzero(many), 2)]
 
     def search(self, texts: Sequence[str]) -> list[Hit]:
-        """What the training texts have of the set: of each unit one hit of each kind at most."""
+        """Return the hits of the evaluation set in these training texts, at most one per text and kind."""
         flat = Flat([words(text) for text in texts], self.ids, self.values)
-        found: dict[tuple[int, str], Hit] = {}
+        hits: dict[tuple[int, str], Hit] = {}
         for n, at, marks in flat.windows():
             if n in self.grams:
                 for k, unit in self.grams[n].find(marks):
-                    if (unit, GRAM) not in found:
-                        found[unit, GRAM] = Hit(unit, GRAM, flat.told(at[k], n))
+                    if (unit, GRAM) not in hits:
+                        hits[unit, GRAM] = Hit(unit, GRAM, flat.words_at(at[k], n))
         for unit, i in (pair for kind in self.kinds for pair in kind.nearly_same(flat)):
-            found.setdefault((unit, NEAR), Hit(unit, NEAR, texts[i][:EXCERPT]))
-        return list(found.values())
+            hits.setdefault((unit, NEAR), Hit(unit, NEAR, texts[i][:EXCERPT]))
+        return list(hits.values())
 
 
 class Lookup:
-    """Which units have a mark (uint64)."""
+    """Looks up the units that have a given hash (uint64)."""
 
     def __init__(self, marks: np.ndarray, units: np.ndarray):
         order = np.argsort(marks, kind="stable")
         self.marks, self.units = marks[order], units[order]
-        self.maybe = np.zeros(2**22, dtype=bool)  # 22 bits tell most of the others
+        self.maybe = np.zeros(2**22, dtype=bool)  # 22 bits rule out most other hashes
         self.maybe[marks >> SHIFT] = True
 
     def find(self, marks: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(number of a mark, unit that has it)."""
+        """Yield (index into `marks`, unit that has this hash)."""
         inside = np.flatnonzero(self.maybe[marks >> SHIFT])
         low, high = (np.searchsorted(self.marks, marks[inside], side) for side in ("left", "right"))
         for k in np.flatnonzero(high > low):
@@ -100,7 +99,7 @@ class Lookup:
 
 
 class Flat:
-    """Texts' words, one text after another, as values: random ones for the words of a set, 0 for others."""
+    """The words of concatenated texts as random 64-bit values; words outside the evaluation set are 0."""
 
     def __init__(self, rows: Sequence[Sequence[str]], ids: Mapping[str, int], values: np.ndarray):
         self.rows = rows
@@ -112,10 +111,10 @@ class Flat:
         self.starts = np.cumsum([0, *(len(row) + 1 for row in rows)])[:-1]
 
     def windows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(n, where n words of the set in a row start, the hash of these) for each n from `LEAST` to `WORDS`.
+        """Yield (n, starts of runs of n words of the set, their hashes) for each n from `LEAST` to `WORDS`.
 
-        Hashes are sums of random 64-bit values with random factors: that two of 10 million and 1 million are equal by
-        chance is one in two million.
+        A hash is a sum of random 64-bit values with random factors. Between 10 million and 1 million hashes a chance
+        collision has a probability of one in two million.
         """
         values = self.values
         gaps, places = np.flatnonzero(values == 0), np.arange(len(values))
@@ -128,37 +127,37 @@ class Flat:
                 yield i + 1, at, marks[at]
 
     def row(self, places: Any) -> Any:
-        """Which texts places are in."""
+        """Return the index of the text that each place belongs to."""
         return np.searchsorted(self.starts, places, side="right") - 1
 
-    def told(self, place: int, n: int) -> str:
-        """The n words at a place."""
+    def words_at(self, place: int, n: int) -> str:
+        """Return the n words that start at a place."""
         row = int(self.row(place))
         return " ".join(self.rows[row][place - self.starts[row] :][:n])
 
     def bands(self, rows: Sequence[int] | np.ndarray, n: int) -> list[np.ndarray]:
-        """(rows,) hash of each band of the MinHash of rows' words (n = 1) or pairs of words (n = 2)."""
-        found = []
+        """Return (rows,) hashes of each MinHash band of the rows' words (n = 1) or word pairs (n = 2)."""
+        shingles = []
         for i in rows:
             own = self.values[self.starts[i] : self.starts[i] + len(self.rows[i])]
             if n == 2:
                 own = np.where((own[:-1] > 0) & (own[1:] > 0), own[:-1] * FACTORS[0] + own[1:] * FACTORS[1], 0)
-            found.append(own[own > 0])
-        return [(part * FACTORS[: part.shape[1]]).sum(1) for part in bands(minhash(found))]
+            shingles.append(own[own > 0])
+        return [(part * FACTORS[: part.shape[1]]).sum(1) for part in bands(minhash(shingles))]
 
 
 class Kind:
-    """Texts of a set that are compared by their n-grams: its words, or pairs of them."""
+    """Texts of the evaluation set that are compared by words (n = 1) or by word pairs (n = 2)."""
 
     def __init__(self, flat: Flat, units: np.ndarray, n: int):
         self.n, self.rows = n, flat.rows
         lengths = [len(flat.rows[i]) for i in units] or [0]
         self.shortest, self.longest = min(lengths) / 2, max(lengths) * 2
-        """Words of a text that may be nearly the same: one with more is the same words again and again."""
+        """Length limits (words) of a near-duplicate: a longer one would only repeat the same words."""
         self.bands = [Lookup(marks, units) for marks in flat.bands(units, n)]
 
     def nearly_same(self, flat: Flat) -> Iterator[tuple[int, int]]:
-        """(text of the set, row) that are nearly the same."""
+        """Yield (text of the set, row of `flat`) for each pair of near-duplicates."""
         chosen = [i for i, row in enumerate(flat.rows) if self.shortest <= len(row) <= self.longest]
         marks = flat.bands(chosen, self.n)
         pairs = {(chosen[k], unit) for own, part in zip(self.bands, marks, strict=True) for k, unit in own.find(part)}
@@ -168,27 +167,32 @@ class Kind:
 
 
 def alike_in_words(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Return whether two short texts are near-duplicates by their words and their order."""
     same = jaccard(frozenset(one), frozenset(other)) >= SAME_WORDS
     return same and SequenceMatcher(None, one, other, autojunk=False).ratio() >= SAME_WORDS
 
 
 def alike_in_pairs(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Return whether two long texts are near-duplicates by their word pairs."""
     return jaccard(frozenset(pairwise(one)), frozenset(pairwise(other))) >= LIKE
 
 
 def summary(
     ids: Sequence[str | int], texts: Sequence[str], hits: Iterable[tuple[str, Hit]], unit: str, total: int
 ) -> dict[str, Any]:
-    """Of the texts that were looked for, out of `total`: the `share` that was found, with ids as `contaminated`, counts
-    as `by`, and `examples`. Each hit has its source before it; their order does not matter."""
-    found = {(hit.unit, source, hit.how): hit for source, hit in sorted(hits, reverse=True)}
-    contaminated = sorted({number for number, *_ in found})
+    """Return the contamination figures of the texts that were searched for, out of `total`.
+
+    They are the contaminated `share`, the ids of these texts as `contaminated`, counts as `by`, and `examples`. `hits`
+    are (source, hit) pairs in any order.
+    """
+    hits_by_key = {(hit.unit, source, hit.how): hit for source, hit in sorted(hits, reverse=True)}
+    contaminated = sorted({number for number, *_ in hits_by_key})
     by = [
-        {"source": source, "how": how, "units": sum(key[1:] == (source, how) for key in found)}
+        {"source": source, "how": how, "units": sum(key[1:] == (source, how) for key in hits_by_key)}
         for source in (CORPUS, OTHERS)
         for how in (GRAM, NEAR)
     ]
-    first = {number: (source, hit) for (number, source, _), hit in sorted(found.items(), reverse=True)}
+    first = {number: (source, hit) for (number, source, _), hit in sorted(hits_by_key.items(), reverse=True)}
     examples = [
         {"id": ids[i], "text": texts[i], "source": source, "how": hit.how, "found": hit.found}
         for i, (source, hit) in sorted(first.items())[:SHOWN]
@@ -205,29 +209,34 @@ def summary(
 
 
 def write(facts: Mapping[str, Any], out: Path) -> None:
+    """Write contamination figures to the folder `out` as JSON."""
     (out / FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read(folder: Path) -> dict[str, Any]:
+    """Return the contamination figures that `write` wrote to a folder."""
     return json.loads((folder / FILE).read_text("utf-8"))
 
 
-def told(facts: Mapping[str, Any]) -> str:
-    """A sentence for people."""
+def as_sentence(facts: Mapping[str, Any]) -> str:
+    """Return the contamination figures as a sentence."""
     if not facts["units"]:
-        return "Contamination: what is held out are choices, not texts; there is nothing to look for in training text."
-    of = f" (of {facts['total']:,}, chosen by hash)" if facts["total"] > facts["units"] else ""
+        return "Contamination: the held-out examples are choices, not texts; none can occur in the training text."
+    sample = f" (of {facts['total']:,}, chosen by hash)" if facts["total"] > facts["units"] else ""
     by = ", ".join(f"{row['units']:,} by {HOW[row['how']]} in {row['source']}" for row in facts["by"])
     count = len(facts["contaminated"])
     return (
-        f"Contamination: of {facts['units']:,} held-out {facts['unit']}s{of} the training text has {count:,} "
+        f"Contamination: of {facts['units']:,} held-out {facts['unit']}s{sample} the training text has {count:,} "
         f"({facts['share']:.2%}){': ' * bool(by)}{by}."
     )
 
 
 def attached(content: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A report's content with the metric (where there are intervals, with one), the sentence, examples and ids."""
-    complete = {**content, "remarks": [*content.get("remarks", []), told(facts)], "contamination": dict(facts)}
+    """Return a report's content with the contamination metric, its interval, a remark, examples and ids added.
+
+    The interval is added only if the report has intervals.
+    """
+    complete = {**content, "remarks": [*content.get("remarks", []), as_sentence(facts)], "contamination": dict(facts)}
     if facts["units"]:
         complete |= {"metrics": {**content["metrics"], METRIC: facts["share"]}}
         if "intervals" in content:
@@ -246,4 +255,5 @@ def attached(content: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
 
 
 def short(text: Any, limit: int = 160) -> str:
+    """Return a text cut to `limit` characters."""
     return str(text) if len(str(text)) <= limit else f"{str(text)[:limit]}…"

@@ -10,12 +10,12 @@ import numpy as np
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
-    """(classes, classes) counts; rows are the truth."""
+    """Return (classes, classes) counts; rows are true classes, columns predicted ones."""
     return np.bincount(truth * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def classification(truth: np.ndarray, probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, macro-F1, expected calibration error, and precision, recall, F1 and support per class.
+    """Return accuracy, macro-F1, expected calibration error, and precision, recall, F1 and support per class.
 
     `truth` is (N,) class indices, `probabilities` (N, classes).
     """
@@ -40,7 +40,7 @@ def classification(truth: np.ndarray, probabilities: np.ndarray, labels: Sequenc
 
 
 def among(probabilities: np.ndarray, own: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """(N, labels) of a model's (N, own) probabilities: of a label that it does not have next to nothing."""
+    """Return a model's (N, own) probabilities as (N, labels); a label unknown to the model gets 1e-12."""
     if list(own) == list(labels):
         return probabilities
     out = np.full((len(probabilities), len(labels)), 1e-12)
@@ -51,18 +51,18 @@ def among(probabilities: np.ndarray, own: Sequence[str], labels: Sequence[str]) 
 
 
 def f1_scores(matrix: np.ndarray) -> np.ndarray:
-    """(..., classes, classes) counts to (..., classes); 0 for a class that is neither there nor predicted."""
+    """Return (..., classes) F1 scores of (..., classes, classes) counts; 0 for a class neither true nor predicted."""
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
     return 2 * hits / np.maximum(matrix.sum(-1) + matrix.sum(-2), 1)
 
 
 def bin_of(confidence: np.ndarray, bins: int = 15) -> np.ndarray:
-    """(N,) the bin of equal width that each confidence falls into."""
+    """Return the (N,) indices of the equal-width bins that the confidences fall into."""
     return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def reliability(truth: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, count) of each bin of confidence that holds a prediction; equal widths."""
+    """Return (mean confidence, accuracy, count) of each non-empty equal-width confidence bin."""
     confidence, hit = probabilities.max(1), probabilities.argmax(1) == truth
     which = bin_of(confidence, bins)
     rows = []
@@ -74,12 +74,12 @@ def reliability(truth: np.ndarray, probabilities: np.ndarray, bins: int = 15) ->
 
 
 def calibration_error(truth: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy over the bins."""
+    """Return the expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy over the bins."""
     return sum(n * abs(c - a) for c, a, n in reliability(truth, probabilities, bins)) / max(1, len(truth))
 
 
 def ranking(ranks: np.ndarray, k: int = 10) -> dict[str, float]:
-    """NDCG@k, recall@k and MRR where each query has one relevant item at `ranks` (N,), from 1."""
+    """Return NDCG@k, recall@k and MRR of queries with one relevant item each, at `ranks` (N,), from 1."""
     inside = ranks <= k
     return {
         f"ndcg_at_{k}": float(np.mean(np.where(inside, 1 / np.log2(ranks + 1.0), 0.0))),
@@ -89,7 +89,7 @@ def ranking(ranks: np.ndarray, k: int = 10) -> dict[str, float]:
 
 
 def rank_of(scores: np.ndarray, item: int, excluded: np.ndarray) -> int:
-    """Rank, from 1, of `item` among (items,) scores without the excluded; ties count half of those tied."""
+    """Return the rank, from 1, of `item` by (items,) scores without the excluded items; a tie counts half."""
     allowed = np.ones(len(scores), dtype=bool)
     allowed[excluded] = False
     allowed[item] = False
@@ -98,6 +98,6 @@ def rank_of(scores: np.ndarray, item: int, excluded: np.ndarray) -> int:
 
 
 def language_model(nll: float, tokens: int, utf8_bytes: float) -> dict[str, float]:
-    """Loss per token (nats), perplexity and bits per byte from a sum of negative log-likelihoods in nats."""
+    """Return loss per token (nats), perplexity and bits per byte of a total negative log-likelihood (nats)."""
     loss = nll / tokens
     return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": nll / math.log(2) / utf8_bytes}

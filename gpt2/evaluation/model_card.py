@@ -1,4 +1,4 @@
-"""A model card (Mitchell et al. 2019, arXiv:1810.03993): what a model is for, how good it is, what it came from."""
+"""A model card (Mitchell et al. 2019, arXiv:1810.03993): intended use, results, limits and lineage of a model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gpt2.evaluation import report
 from gpt2.pages.markdown import bullets, table
 
 NAME = "README.md"
-"""The card's name among a model's files, as model hubs have it."""
+"""File name of the card among a model's files, as model hubs expect it."""
 Rows = Sequence[tuple[str, Any]]
 
 
 class Described(Protocol):
-    """What a card says of a kind of model (`gpt2.tasks.task.ModelKind`)."""
+    """The facts that a card takes from a kind of model (`gpt2.tasks.task.ModelKind`)."""
 
     use: ClassVar[str]
     example: ClassVar[Any]
@@ -26,9 +26,9 @@ class Described(Protocol):
 def card(
     kind: Described, registered: str, results: Mapping[str, Any], data: Rows, training: Rows, lineage: Rows
 ) -> str:
-    """Return the card of a model as Markdown; `registered` is the registry's name for it.
+    """Return the card of a model as Markdown; `registered` is its name in the registry.
 
-    `results` is the report of its evaluation (`gpt2.evaluation.report`); the others are rows of what and value.
+    `results` is its evaluation report (`gpt2.evaluation.report`). The others are rows of (name, value).
     """
     header, *body = report.rows(results)
     counts = ", ".join(f"{what.replace('_', ' ')} {value:,}" for what, value in results["counts"].items())
@@ -48,7 +48,7 @@ def card(
         "## Limits",
         bullets(kind.limits_of(results)),
         "## Lineage",
-        "Every id is a hash of what its artifact was made from: settings, the ids of inputs, and code.",
+        "Every id is a hash of the settings, input ids and code that its artifact was made from.",
         table(["what", "value"], lineage),
         "## How to load",
         f"```python\nimport gpt2\n\nmodel = {call}\n```",

@@ -1,4 +1,4 @@
-"""The reports' figures: PNG files, each returned as {file, title}."""
+"""Figures of reports: PNG files, each returned as {file, title}."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gpt2.evaluation.significance import wilson
 
 INK, ACCENT, SECOND, PALE = "#222222", "#1f6feb", "#d1495b", "#b9c4d0"
 COLOURS = (ACCENT, SECOND, "#2a9d5c", "#e0912f", "#7a4fbf", "#6b7785")
-"""Of lines, in order."""
+"""Line colours, in order of use."""
 DPI = 80
 
 
 def blank(title: str, width: float = 7.5, height: float = 3.2, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure with its axes, one or (columns,) of them, without needless ink."""
+    """Return a figure with a title and its axes, one or (columns,) of them, without top and right spines."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, columns, **options)
     for each in np.atleast_1d(axes):
@@ -33,51 +33,19 @@ def blank(title: str, width: float = 7.5, height: float = 3.2, columns: int = 1,
 
 
 def entitle(figure: Figure, title: str) -> None:
-    """Put the title, wrapped, above it all on the left."""
+    """Put the wrapped title above the figure, left-aligned."""
     wrapped = textwrap.fill(title, int(13 * figure.get_figwidth()))
     figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11, color=INK)
 
 
-def search(rows: Sequence[Mapping[str, Any]], best: int) -> Figure:
-    """Draw the validation loss of each trial of a search (`flows.jobs.search_plan.rows`) while it trained.
-
-    Beside it, for each number that was drawn, the last loss against it: filled where the trial came to its end.
-    """
-    drawn = {path: value for row in rows for path, value in row["settings"].items()}
-    numbers = [p for p, v in drawn.items() if isinstance(v, float) and not isinstance(v, bool)][:3]
-    loss = next(row["validation_loss"] for row in rows if row["candidate"] == best)
-    title = (
-        f"Of {len(rows)} candidates number {best} is the best (blue): {loss:.4f}; number 0 is the preset's own (red)"
-    )
-    figure, axes = blank(title, 3.4 * (1 + len(numbers)), 3.2, 1 + len(numbers))
-    first, *others = np.atleast_1d(axes)
-    for row in sorted(rows, key=lambda row: row["candidate"] == best):
-        mine, own = row["candidate"] == best, row["candidate"] == 0
-        colour = ACCENT if mine else SECOND if own else PALE
-        if row["curve"]:
-            first.plot(*zip(*row["curve"], strict=True), color=colour, linewidth=2 if mine or own else 1, marker=".")
-        for each, path in zip(others, numbers, strict=True):
-            if path in row["settings"] and row["validation_loss"] is not None:
-                inside = colour if row["state"] == "ended" else "none"
-                each.scatter(row["settings"][path], row["validation_loss"], edgecolor=colour, facecolor=inside)
-    first.set(xlabel="step", ylabel="validation loss")
-    for each, path in zip(others, numbers, strict=True):
-        values = [row["settings"][path] for row in rows if path in row["settings"]]
-        each.set_xlabel(path.removeprefix("train.").removeprefix("optimizer."))
-        if min(values) > 0 and max(values) > 20 * min(values):
-            each.set_xscale("log")
-            each.xaxis.set_minor_formatter("")
-    return figure
-
-
-matplotlib.use("Agg")
-
 SavedFigure = dict[str, str]
 DEEPEST, TICKS = 50, (1, 2, 5, 10, 20)
-"""The last k of a ranking curve, and those that its axis names."""
+"""The last k of a ranking curve, and the k that its axis labels."""
 
 
 def finish(figure: Any, out: Path, file: str, title: str) -> SavedFigure:
+    """Save a figure to `out` and close it; return its file and title."""
+    """Save a figure to `out` and close it; return its file and title."""
     figure.tight_layout()
     figure.savefig(out / file, dpi=110, metadata={"Software": None})
     plt.close(figure)
@@ -85,7 +53,7 @@ def finish(figure: Any, out: Path, file: str, title: str) -> SavedFigure:
 
 
 def confusion(matrix: np.ndarray, labels: Sequence[str], out: Path) -> SavedFigure:
-    """Row shares as colours, counts as text."""
+    """Plot a (classes, classes) confusion matrix: row shares as colours, counts as text."""
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(labels), 0.9 + 0.8 * len(labels)))
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -103,7 +71,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], out: Path) -> SavedFigu
 def reliability(
     rows: Sequence[tuple[float, float, int]], out: Path, before: Sequence[tuple[float, float, int]] = ()
 ) -> SavedFigure:
-    """Accuracy against confidence; on the diagonal a probability means what it says. `before`: uncalibrated."""
+    """Plot accuracy against confidence per bin; a calibrated model lies on the diagonal. `before`: uncalibrated."""
     figure, axes = plt.subplots(figsize=(4, 3.6))
     axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
     if before:
@@ -121,9 +89,9 @@ def reliability(
 def abstaining(
     systems: Mapping[str, tuple[np.ndarray, np.ndarray]], chosen: Sequence[Mapping[str, Any]], out: Path
 ) -> SavedFigure:
-    """Accuracy against the share of the texts that keep a label, of `model` with its 95 % interval and of baselines.
+    """Plot accuracy against coverage for `model`, with its 95 % interval, and for the baselines.
 
-    `systems`: of each the (N,) confidence and whether it is right; `chosen`: points with their setting
+    `systems` maps names to the (N,) confidence and (N,) correctness. `chosen` are the points with their threshold
     (`gpt2.evaluation.confidence.rows`).
     """
     figure, axes = plt.subplots(figsize=(5.6, 3.6))
@@ -139,8 +107,8 @@ def abstaining(
     for row in chosen:
         axes.plot(row["coverage"], row["accuracy"], "o", color=ACCENT, markersize=5, zorder=4)
         if row["abstain_below"]:
-            told, above = f"{row['abstain_below']:g}", (0, 7)
-            axes.annotate(told, (row["coverage"], row["accuracy"]), above, textcoords="offset points", fontsize=8)
+            label, above = f"{row['abstain_below']:g}", (0, 7)
+            axes.annotate(label, (row["coverage"], row["accuracy"]), above, textcoords="offset points", fontsize=8)
     axes.set(xlim=(0, 1.02), ylim=(max(0, lowest - 0.05), 1.01))
     axes.set(xlabel="share of the texts that keep a label", ylabel="accuracy of those")
     axes.legend(frameon=False, loc="lower left", fontsize=8)
@@ -157,7 +125,7 @@ def beside_baselines(
     intervals: Mapping[str, Sequence[float]] = {},
     file: str = "baselines.png",
 ) -> SavedFigure:
-    """The primary metric of the model and of each baseline; `intervals` of the model (`model`) and of baselines."""
+    """Plot the primary metric of the model and each baseline as bars, with `intervals` by name (`model` is ours)."""
     names = ["this model", *baselines]
     values = [value, *baselines.values()]
     figure, axes = plt.subplots(figsize=(5.6, 0.8 + 0.45 * len(names)))
@@ -180,8 +148,11 @@ def beside_baselines(
 
 
 def recall(ranks: Mapping[str, np.ndarray], whose: str, out: Path) -> SavedFigure:
-    """The share of (n,) ranks, from 1, that are at most k, of `model` and of each baseline, for k to `DEEPEST` or the
-    last rank; around the model's its 95 % interval (Wilson). `whose`: of what, as "users whose next choice"."""
+    """Plot recall at k of the model, with its 95 % Wilson interval, and of each baseline.
+
+    `ranks` maps names to (n,) ranks from 1. k goes up to `DEEPEST` or the last rank. `whose` names the units in the
+    title, such as "users whose next choice".
+    """
     last = min(DEEPEST, max(2, *(int(rank.max()) for rank in ranks.values())))
     steps, count = np.arange(1, last + 1), len(ranks["model"])
     shares = {name: (rank[:, None] <= steps).mean(0) for name, rank in ranks.items()}
@@ -203,7 +174,7 @@ def recall(ranks: Mapping[str, np.ndarray], whose: str, out: Path) -> SavedFigur
 
 
 def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Path) -> SavedFigure:
-    """The metric in each part of the examples with its interval, beside that of all of them."""
+    """Plot the metric of each slice with its interval; a line marks the metric of all examples."""
     figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.28 * len(rows)))
     axes.axvline(whole, color=PALE, linewidth=1.5)
     for place, row in enumerate(rows):
@@ -219,7 +190,7 @@ def slices(metric: str, whole: float, rows: Sequence[Mapping[str, Any]], out: Pa
 
 
 def curve(records: Sequence[Mapping[str, Any]], out: Path) -> SavedFigure:
-    """Training and validation loss by step."""
+    """Plot training and validation loss by step."""
     figure, axes = plt.subplots(figsize=(5.6, 3.2))
     for name, label, colour in (("loss", "training", PALE), ("validation_loss", "validation", ACCENT)):
         points = [(r["step"], r[name]) for r in records if name in r]
@@ -229,3 +200,36 @@ def curve(records: Sequence[Mapping[str, Any]], out: Path) -> SavedFigure:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return finish(figure, out, "curve.png", "Loss while training")
+
+
+def search(rows: Sequence[Mapping[str, Any]], best: int) -> Figure:
+    """Draw the validation loss by step of each trial of a search (`flows.jobs.search_plan.rows`).
+
+    Beside it the last loss is plotted against each sampled numeric setting. Filled points are trials that finished.
+    """
+    drawn = {path: value for row in rows for path, value in row["settings"].items()}
+    numbers = [p for p, v in drawn.items() if isinstance(v, float) and not isinstance(v, bool)][:3]
+    loss = next(row["validation_loss"] for row in rows if row["candidate"] == best)
+    title = f"Best of {len(rows)} candidates: number {best} (blue) with {loss:.4f}; number 0 is the preset itself (red)"
+    figure, axes = blank(title, 3.4 * (1 + len(numbers)), 3.2, 1 + len(numbers))
+    first, *others = np.atleast_1d(axes)
+    for row in sorted(rows, key=lambda row: row["candidate"] == best):
+        mine, own = row["candidate"] == best, row["candidate"] == 0
+        colour = ACCENT if mine else SECOND if own else PALE
+        if row["curve"]:
+            first.plot(*zip(*row["curve"], strict=True), color=colour, linewidth=2 if mine or own else 1, marker=".")
+        for each, path in zip(others, numbers, strict=True):
+            if path in row["settings"] and row["validation_loss"] is not None:
+                inside = colour if row["state"] == "ended" else "none"
+                each.scatter(row["settings"][path], row["validation_loss"], edgecolor=colour, facecolor=inside)
+    first.set(xlabel="step", ylabel="validation loss")
+    for each, path in zip(others, numbers, strict=True):
+        values = [row["settings"][path] for row in rows if path in row["settings"]]
+        each.set_xlabel(path.removeprefix("train.").removeprefix("optimizer."))
+        if min(values) > 0 and max(values) > 20 * min(values):
+            each.set_xscale("log")
+            each.xaxis.set_minor_formatter("")
+    return figure
+
+
+matplotlib.use("Agg")

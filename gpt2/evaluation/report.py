@@ -1,4 +1,4 @@
-"""A report: JSON for machines, one page for people."""
+"""A report: JSON for machines, one page for people; with parameters and latency of the model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gpt2.pages import html
 from gpt2.pages.markdown import bullets, harmless, number, table, with_interval
 
 
-def of_prediction(predictor: Any, module: Any, example: Sequence[Any], tries: int = 11) -> dict[str, float]:
-    """What a model's use costs: its `parameters`, and `latency_ms`, the median time of an answer to one input."""
+def prediction_cost(predictor: Any, module: Any, example: Sequence[Any], tries: int = 11) -> dict[str, float]:
+    """Return a model's `parameters` (count) and `latency_ms`, the median time (ms) of predicting one input."""
     taken = []
     for _ in range(tries):
         began = time.perf_counter()
@@ -30,17 +30,16 @@ REQUIRED = ("task", "title", "primary", "floor", "metrics", "baselines", "counts
 
 
 def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Write report.json, report.html, report.md and figures to `out`; returns the report as written.
+    """Write report.json, report.html, report.md and the figures to `out`; return the report as written.
 
-    `report` holds `task`, `title`, `primary` {name, higher_is_better}, `floor` (a baseline's name), `metrics`,
-    `baselines` {name: metrics}, `counts`, `samples` {heading: [text]}, `figures` [{file, title}] and, optionally,
-    `curve`, the training's journal, what `gpt2.evaluation.unit_results.Evidence.summary` gives, `tables` {heading:
-    {header, rows}},
-    `remarks` and `cost` {parameters, latency_ms}. `ValueError` where a part is missing or a number is not finite.
+    Required: `task`, `title`, `primary` {name, higher_is_better}, `floor` (a baseline's name), `metrics`, `baselines`
+    {name: metrics}, `counts`, `samples` {heading: [text]} and `figures` [{file, title}]. Optional: `curve` (the
+    training's journal), the keys of `gpt2.evaluation.unit_results` summaries, `tables` {heading: {header, rows}},
+    `remarks` and `cost` {parameters, latency_ms}. Raises `ValueError` if a part is missing or a number is not finite.
     """
     missing = [name for name in REQUIRED if name not in report]
     if missing:
-        raise ValueError(f"the report of {report.get('task')!r} lacks {', '.join(missing)}")
+        raise ValueError(f"the report of {report.get('task')!r} lacks {', '.join(missing)}; add them")
     complete = dict(report)
     curve = complete.pop("curve", [])
     metric = complete["primary"]["name"]
@@ -66,9 +65,9 @@ def write(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """A sentence on each baseline: whether the model is better, and how sure that is."""
+    """Return a sentence per baseline: whether the model is better, by how much, and with which interval."""
     metric, up = report["primary"]["name"], report["primary"]["higher_is_better"]
-    mine, told = report["metrics"][metric], []
+    mine, sentences = report["metrics"][metric], []
     for name, baseline in report["baselines"].items():
         theirs = baseline[metric]
         better = mine > theirs if up else mine < theirs
@@ -79,62 +78,62 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             if better and low <= 0 <= high:
                 verb = "is NOT SURELY better than"
         on = metric.replace("_", " ")
-        told.append(f"The model {verb} the baseline {name} on {on}: {mine:.4f} against {theirs:.4f}{by}.")
-    return told
+        sentences.append(f"The model {verb} the baseline {name} on {on}: {mine:.4f} against {theirs:.4f}{by}.")
+    return sentences
 
 
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The table of metrics: header, then a row per metric with the model and each baseline, with intervals."""
+    """Return the table of metrics: a header, then a row per metric with the model and each baseline, with intervals."""
     names, intervals = list(report["baselines"]), report.get("intervals", {})
-    found = [["metric", "this model", *names]]
+    lines = [["metric", "this model", *names]]
     primary = report["primary"]["name"]
     for metric in sorted(report["metrics"], key=lambda metric: metric != primary):
         value = report["metrics"][metric]
         cells = [with_interval(value, intervals.get("model", {}).get(metric))]
         for name in names:
             cells.append(with_interval(report["baselines"][name].get(metric), intervals.get(name, {}).get(metric)))
-        found.append([metric.replace("_", " "), *cells])
-    return found
+        lines.append([metric.replace("_", " "), *cells])
+    return lines
 
 
 def slice_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The table of the parts of the examples: header, then a row per part."""
+    """Return the table of slices: a header, then a row per slice."""
     names = list(report["slices"][0]["baselines"])
     metric = report["slice_metric"].replace("_", " ")
-    found = [["part of the examples", f"{report['unit']}s", f"{metric}, this model", *names]]
+    lines = [["part of the examples", f"{report['unit']}s", f"{metric}, this model", *names]]
     for part in report["slices"]:
         cells = [number(part["baselines"][name]) for name in names]
-        found.append([part["slice"], number(part["units"]), with_interval(part["value"], part["interval"]), *cells])
-    return found
+        lines.append([part["slice"], number(part["units"]), with_interval(part["value"], part["interval"]), *cells])
+    return lines
 
 
 def sections(report: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    """(heading, table) of all tables, each with its header first."""
+    """Return (heading, table) of all tables; the first row of a table is its header."""
     title = "Metrics, with 95 % intervals" if "intervals" in report else "Metrics"
     if "unit" in report:
         title += f" over {report['units']:,} {report['unit']}s"
-    found = [(title, rows(report))]
+    tables = [(title, rows(report))]
     if report.get("slices"):
-        found.append(("Parts of the examples", slice_rows(report)))
+        tables.append(("Parts of the examples", slice_rows(report)))
     for heading, part in report.get("tables", {}).items():
-        found.append((heading, [part["header"], *([str(c) for c in row] for row in part["rows"])]))
-    return found
+        tables.append((heading, [part["header"], *([str(c) for c in row] for row in part["rows"])]))
+    return tables
 
 
 def asides(report: Mapping[str, Any]) -> list[str]:
-    """Sentences of less weight: remarks, counts, cost."""
+    """Return the secondary sentences: remarks, counts and cost."""
     metric = report["primary"]["name"]
-    told = [remark.replace(metric, metric.replace("_", " ")) for remark in report.get("remarks", [])]
+    sentences = [remark.replace(metric, metric.replace("_", " ")) for remark in report.get("remarks", [])]
     counts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["counts"].items())
-    told.append(f"Counts: {counts}.")
+    sentences.append(f"Counts: {counts}.")
     if cost := report.get("cost"):
-        of = cost.get("of", "an answer")
-        told.append(f"Cost: {cost['parameters']:,} parameters, {cost['latency_ms']:,.1f} ms for {of} where measured.")
-    return told
+        what, latency = cost.get("of", "an answer"), cost["latency_ms"]
+        sentences.append(f"Cost: {cost['parameters']:,} parameters, {latency:,.1f} ms for {what} where measured.")
+    return sentences
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The page without figures, for Prefect."""
+    """Return the report as Markdown without figures, for Prefect."""
     lines = [f"# {report['title']}", bullets([*report["notes"], *asides(report)])]
     for heading, (header, *body) in sections(report):
         lines += ["", f"## {heading}", "", table(header, body)]
@@ -144,12 +143,12 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def page(report: Mapping[str, Any], out: Path) -> str:
-    """One self-contained HTML page, with its figures inside."""
+    """Return the report as one self-contained HTML page with embedded figures."""
     return html.render("report.html", **content(report, out))
 
 
 def content(report: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """What the page's template shows; the figures lie in `out`."""
+    """Return the values of the page's template; the figures lie in `out`."""
     return {
         "title": report["title"],
         "figures": [html.figure(facts, out) for facts in report["figures"]],

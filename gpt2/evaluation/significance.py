@@ -1,10 +1,10 @@
-"""How sure a figure is: bootstrap intervals, paired comparisons, exact tests, and the price of asking often.
+"""Statistical significance: bootstrap intervals, paired comparisons, exact tests, correction for multiple tests.
 
-Every metric here is a function of sums over units that are independent of each other (posts, users, documents): a
-confusion matrix is a sum of one-hot rows, NDCG a sum of gains by a sum of ones, bits per byte a sum of bits by a sum of
-bytes. So resampling units is resampling sums, and a metric is computed for all draws at once. Systems that answered the
-same units are columns side by side: their draws are paired by themselves. (`scipy.stats.bootstrap` and
-`permutation_test` draw the units, and call a metric for each draw.)
+Every metric here is a function of sums over independent units (posts, users, documents). A confusion matrix is a sum of
+one-hot rows, NDCG a ratio of summed gains and counts, bits per byte a ratio of summed bits and bytes. So resampling
+units means resampling sums, and a metric is computed for all draws at once. Systems evaluated on the same units are
+columns of one array, so their draws are paired. (`scipy.stats.bootstrap` and `permutation_test` draw the units and call
+the metric for each draw.)
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Literal
 import numpy as np
 
 Metric = Callable[[np.ndarray], np.ndarray]
-"""(..., k) sums to (...) values."""
+"""Maps (..., k) sums to (...) values."""
 Method = Literal["percentile", "bca", "basic"]
 
 DRAWS, LEVEL = 2000, 0.95
 CELLS = 2_000_000
-"""Units drawn at a time, which bounds the memory."""
+"""Units drawn at a time, which bounds memory."""
 NORMAL = NormalDist()
 
 
 class Bootstrap:
-    """The sums of (n, k) columns, of n units drawn with replacement, `draws` times (Efron and Tibshirani 1993)."""
+    """Bootstrap of the sums of (n, k) columns: n units drawn with replacement, `draws` times (Efron and Tibshirani
+    1993)."""
 
     def __init__(self, columns: np.ndarray, draws: int = DRAWS, seed: int = 0):
         if not len(columns):
@@ -39,25 +40,28 @@ class Bootstrap:
 
     @cached_property
     def left_out(self) -> np.ndarray:
-        """(n, k) sums without each unit."""
+        """Return (n, k) leave-one-out sums."""
         return self.total - self.columns
 
     def value(self, metric: Metric) -> float:
-        """Of the units as they are."""
+        """Return the metric of the original units."""
         return float(metric(self.total))
 
     def deviation(self, metric: Metric) -> float:
-        """The standard error."""
+        """Return the bootstrap standard error of the metric."""
         return float(metric(self.sums).std(ddof=1))
 
     def probability(self, metric: Metric, above: float = 0.0) -> float:
-        """The share of the draws in which the metric is above a value; those that equal it count half."""
+        """Return the share of draws in which the metric is above a value; ties count half."""
         drawn = metric(self.sums)
         return float((drawn > above).mean() + (drawn == above).mean() / 2)
 
     def interval(self, metric: Metric, method: Method = "bca", level: float = LEVEL) -> tuple[float, float]:
-        """`percentile`; `bca`, which corrects for bias and skew (Efron 1987); or `basic`, the draws mirrored at the
-        value, for what every resampling inflates, as a calibration error."""
+        """Return (low, high), the bootstrap interval of the metric.
+
+        `bca` corrects for bias and skew (Efron 1987). `basic` mirrors the draws at the value: for metrics that
+        resampling inflates, such as a calibration error.
+        """
         drawn, tail = np.sort(metric(self.sums)), (1 - level) / 2
         if method == "basic":
             low, high = np.quantile(drawn, [tail, 1 - tail])
@@ -67,7 +71,7 @@ class Bootstrap:
         return float(low), float(high)
 
     def _bca(self, metric: Metric, drawn: np.ndarray, tail: float) -> tuple[float, float]:
-        """The quantiles to take; those of `percentile` where all draws are on one side of the value."""
+        """Return the BCa quantiles; those of `percentile` if all draws lie on one side of the value."""
         value = self.value(metric)
         share = float((drawn < value).mean() + (drawn == value).mean() / 2)
         if not 0 < share < 1:
@@ -80,6 +84,7 @@ class Bootstrap:
         return corrected(NORMAL.inv_cdf(tail)), corrected(NORMAL.inv_cdf(1 - tail))
 
     def _acceleration(self, metric: Metric) -> float:
+        """Return the acceleration of BCa, from the leave-one-out values."""
         if len(self.columns) > 50_000:  # it falls with 1 / sqrt(n)
             return 0.0
         without = metric(self.left_out)
@@ -89,9 +94,9 @@ class Bootstrap:
 
 
 def resampled(columns: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """(draws, k) sums of n rows, drawn with replacement from the n rows of (n, k) columns.
+    """Return (draws, k) sums of n rows drawn with replacement from the n rows of (n, k) columns.
 
-    Of few different rows, as of a confusion matrix, the counts are drawn at once: they are multinomial.
+    If few rows are distinct, as in a confusion matrix, their counts are drawn from a multinomial distribution.
     """
     n = len(columns)
     if columns.shape[1] <= 64 and not (columns % 1).any():
@@ -109,20 +114,20 @@ def resampled(columns: np.ndarray, draws: int, generator: np.random.Generator) -
 
 
 def beside(metric: Metric, first: slice, second: slice) -> Metric:
-    """How much more the metric is of the first system's columns than of the second's."""
+    """Return the metric that is the first system's value minus the second's, given the columns of each."""
     return lambda sums: metric(sums[..., first]) - metric(sums[..., second])
 
 
 def by_unit(columns: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """Rows added up by their unit: (units, k)."""
+    """Return (units, k) sums of the (n, k) rows of each unit."""
     _, which = np.unique(unit, return_inverse=True)
     return np.stack([np.bincount(which.ravel(), weights=column) for column in columns.T], axis=1)
 
 
 def wilson(hits: np.ndarray | int, units: np.ndarray | int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of the share at 95 % (Wilson 1927); 0 and 1 where there are no units.
+    """Return (low, high), the 95 % interval of a share (Wilson 1927); (0, 1) if there are no units.
 
-    `scipy.stats.binomtest` has it for one whole count at a time, and none of no units.
+    `scipy.stats.binomtest` computes it for one integer count at a time and rejects zero units.
     """
     n = np.maximum(np.asarray(units, float), 1e-9)
     p = np.asarray(hits, float) / n
@@ -132,7 +137,7 @@ def wilson(hits: np.ndarray | int, units: np.ndarray | int, z: float = 1.96) -> 
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided exact p of two systems, right or wrong at the same units, being right equally often (McNemar 1947)."""
+    """Return the exact two-sided p-value of McNemar's test (1947) for two systems' (n,) correctness on equal units."""
     from scipy.stats import binomtest
 
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
@@ -143,9 +148,11 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 def permutation(
     first: np.ndarray, second: np.ndarray, metric: Metric, margin: float = 0.0, draws: int = DRAWS, seed: int = 0
 ) -> float:
-    """One-sided p of the first system being no better than the second less `margin`: how often it would be ahead by so
-    much more than -margin if it were a coin's throw at each unit which of the two (n, k) rows is whose. All throws
-    where they are few, else some drawn (Fisher 1935; Good 2005)."""
+    """Return the one-sided p-value of a paired permutation test (Fisher 1935; Good 2005).
+
+    The null hypothesis is that the first system is no better than the second minus `margin`. Each permutation swaps the
+    systems' (n, k) rows at random units. All permutations are used if they are few, else `draws` random ones.
+    """
     middle, half = (first + second).sum(0) / 2, (first - second) / 2
     observed = float(metric(middle + half.sum(0)) - metric(middle - half.sum(0))) + margin
     n, whole = len(half), 2.0 ** len(half) <= draws
@@ -160,8 +167,10 @@ def permutation(
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """The p-values adjusted so that the chance of any false alarm among them is bounded (Holm 1979). SciPy adjusts for
-    the false discovery rate alone."""
+    """Return the p-values adjusted for the family-wise error rate (Holm 1979).
+
+    SciPy only adjusts for the false discovery rate.
+    """
     order = np.argsort(values, kind="stable")
     factors = np.arange(len(values), 0, -1)
     adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(values, dtype=float)[order] * factors))

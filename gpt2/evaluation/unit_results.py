@@ -1,6 +1,8 @@
-"""What an evaluation found at each unit, so that intervals, slices and the gate's verdict can be computed from it.
+"""Per-unit results of an evaluation; slices of a test set; truncated texts.
 
-It is made from a report's stored predictions alone, by the task whose they are: a verdict can be computed again.
+`UnitResults` is made from a report's stored predictions alone, by the task that wrote them. Intervals, slices and the
+gate's verdict are computed from it, so a verdict can be computed again. Slices are parts of a test set that a mean may
+hide: by length, class, topic, history, popularity. Texts longer than the context are counted and reported.
 """
 
 from __future__ import annotations
@@ -24,88 +26,52 @@ if TYPE_CHECKING:
 
     from gpt2.data.tokenizer import Tokenizer
 
-MANY = 0.05
-"""A share of cut texts above which a run's log warns."""
-
-
-def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
-    """Of each text whether it has more than `room` tokens. A token is a byte or more: short texts need no encoding."""
-    asked = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "surrogatepass")) > room]
-    found = [False] * len(texts)
-    for i, ids in zip(asked, tokenizer.encode_batch([texts[i] for i in asked]), strict=True):
-        found[i] = len(ids) > room
-    return found
-
-
-def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, int]:
-    """`texts`, and how many of these are `cut`, as with an end-of-text they do not fit into `tokens`, the context."""
-    return {"texts": len(texts), "cut": sum(longer(tokenizer, texts, context - 1)), "tokens": context}
-
-
-def sentence(cut: Mapping[str, Mapping[str, int]]) -> str:
-    """What a report says of `counted` by what they are, such as "held-out texts"."""
-    told = []
-    for name, counts in cut.items():
-        texts, some, context = counts["texts"], counts["cut"], f"{counts['tokens']:,} tokens"
-        fit = f"do{'es' * (some == 1)} not fit into {context} and {'was' if some == 1 else 'were'} cut there"
-        share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
-        cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
-        told.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
-    whole = "; ".join(told)
-    return f"{whole[0].upper()}{whole[1:]}."
-
-
-def warnings(report: Mapping[str, Any]) -> list[str]:
-    """Of a written report with `cut`: what a run's log must warn of."""
-    cut = report.get("cut", {})
-    if not any(counts["cut"] > MANY * counts["texts"] for counts in cut.values()):
-        return []
-    return [
-        f"{report['task']}: {sentence(cut)} A longer context (train.context, model.n_positions) reads more of them."
-    ]
-
-
 Slices = dict[str, np.ndarray]
 
 WORDS, TOPICS = (5, 10, 20, 40), 8
 RARE, RARE_GIVEN = 50, 10
-"""Topics of fewer texts are no part: of those that texts name, and of those in a column, where somebody asked for them.
-"""
+"""Fewest texts of a topic that becomes a slice: of topics named in the texts, and of topics given in a column."""
 
 
-def of_texts(
+def text_slices(
     texts: Sequence[str], classes: np.ndarray, labels: Sequence[str], topics: Sequence[str | None] | None = None
 ) -> Slices:
-    """By true class, by length in words, and by the most frequent topics: those given, or those that texts name."""
-    found: Slices = {f"class: {label}": classes == i for i, label in enumerate(labels)}
-    found |= bins("words", np.array([len(text.split()) for text in texts]), WORDS)
+    """Return the slices of texts by true class, length in words, and the most frequent topics, given or named in texts.
+
+    Each slice is an (n,) mask.
+    """
+    slices: Slices = {f"class: {label}": classes == i for i, label in enumerate(labels)}
+    slices |= bins("words", np.array([len(text.split()) for text in texts]), WORDS)
     if topics is None:
         each, least = [topics_of(text) for text in texts], RARE
     else:
         each, least = [[topic] if topic else [] for topic in topics], RARE_GIVEN
     counts = Counter(topic for row in each for topic in row)
     frequent = [topic for topic, count in counts.most_common(TOPICS) if count >= least]
-    return found | {f"topic: {topic}": np.array([topic in row for row in each]) for topic in frequent}
+    return slices | {f"topic: {topic}": np.array([topic in row for row in each]) for topic in frequent}
 
 
 def bins(name: str, values: np.ndarray, edges: Sequence[int]) -> Slices:
-    """The (n,) whole numbers in bins that end at each edge; those that hold none are left out."""
+    """Return the slices of (n,) integers in bins that end at each edge; empty bins are left out."""
     lower = [None, *edges]
     upper = [*edges, None]
-    found: Slices = {}
+    slices: Slices = {}
     for low, high in zip(lower, upper, strict=True):
         inside = np.ones(len(values), dtype=bool)
         if low is not None:
             inside &= values > low
         if high is not None:
             inside &= values <= high
-        told = f"over {low:,}" if high is None else f"up to {high:,}" if low is None else f"{low + 1:,} to {high:,}"
-        found[f"{name}: {told}"] = inside
-    return {name: inside for name, inside in found.items() if inside.any()}
+        words = f"over {low:,}" if high is None else f"up to {high:,}" if low is None else f"{low + 1:,} to {high:,}"
+        slices[f"{name}: {words}"] = inside
+    return {name: inside for name, inside in slices.items() if inside.any()}
 
 
-def of_choices(history_lengths: np.ndarray, popularity: np.ndarray) -> Slices:
-    """Of users who chose an item: by how many items they had before, and how often the item was chosen in training."""
+def choice_slices(history_lengths: np.ndarray, popularity: np.ndarray) -> Slices:
+    """Return the slices of users by the (n,) lengths of their histories and by the (n,) popularity of the next item.
+
+    Popularity is how often the item was chosen in training.
+    """
     cold: Slices = {"item: never seen in training": popularity == 0}
     warm: Mapping[str, np.ndarray] = bins("item chosen", np.where(popularity == 0, 1, popularity), (10, 50, 200))
     known = {name: inside & (popularity > 0) for name, inside in warm.items()}
@@ -114,95 +80,103 @@ def of_choices(history_lengths: np.ndarray, popularity: np.ndarray) -> Slices:
 
 MODEL = "model"
 UNKNOWN = "unknown_items"
-"""Of a recommender's report: items of the catalogue that it was measured on, but does not know."""
+"""Key of a recommender's report: the number of catalogue items that the model does not know."""
 BINS = 15
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The same units, answered by the model and by each baseline."""
+class UnitResults:
+    """Results of the model and each baseline on the same units."""
 
     unit: str
-    """What is independent of the others: post, user, document."""
+    """Name of the independent unit: post, user, document."""
     key: str
-    """Equal for the same units with the same truth, in the same order."""
+    """Hash of the units and their truth, in order: equal keys mean the same test set."""
     systems: Mapping[str, np.ndarray]
-    """(n, k) columns of the model (`MODEL`) and of each baseline."""
+    """(n, k) columns of the model (`MODEL`) and each baseline."""
     metrics: Mapping[str, Metric]
-    """Metrics as functions of the columns' sums."""
+    """Metrics as functions of the column sums."""
     primary: str
     higher_is_better: bool
     slice_metric: str
-    """The metric that has a meaning within any part of the units."""
+    """The metric that is meaningful within any slice."""
     slices: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """(n,) which units belong to each part."""
+    """(n,) mask of each slice."""
     inflated: tuple[str, ...] = ()
-    """Metrics that resampling makes larger."""
+    """Metrics that resampling inflates."""
     hits: Mapping[str, np.ndarray] | None = None
-    """(n,) whether each system was right, where that is how it is."""
+    """(n,) correctness of each system; None if answers are not simply right or wrong."""
     needed: int | None = None
-    """How many columns, the first, the primary and the slices' metric need, where others are beside them."""
+    """The primary metric and the slice metric use only the first `needed` columns; None means all of them."""
 
     def __len__(self) -> int:
         return len(self.systems[MODEL])
 
     @property
     def width(self) -> int:
+        """Return the number of columns of one system."""
         return self.systems[MODEL].shape[1]
 
     def method(self, metric: str) -> Method:
-        """How its interval is made."""
+        """Return the interval method of a metric: `basic` if resampling inflates it, else `bca`."""
         return "basic" if metric in self.inflated else "bca"
 
     def value(self, metric: str, system: str = MODEL) -> float:
+        """Return a system's value of a metric."""
         return float(self.metrics[metric](self.systems[system].sum(0)))
 
-    def part(self, name: str) -> Evidence:
-        """The units of a slice."""
+    def part(self, name: str) -> UnitResults:
+        """Return the results of the units of a slice."""
         inside = self.slices[name]
         hits = {n: h[inside] for n, h in self.hits.items()} if self.hits else None
         return replace(self, systems={n: s[inside] for n, s in self.systems.items()}, slices={}, hits=hits)
 
-    def lean(self) -> Evidence:
-        """Of the primary and the slices' metric alone, which are quicker to draw."""
+    def lean(self) -> UnitResults:
+        """Return the results for the primary and the slice metric alone, which are quicker to bootstrap."""
         systems = {name: columns[:, : self.needed] for name, columns in self.systems.items()}
         metrics = {name: self.metrics[name] for name in (self.primary, self.slice_metric)}
         return replace(self, systems=systems, metrics=metrics)
 
-    def against(self, other: Evidence, name: str) -> Evidence:
-        """With another model's answers to the same units beside one's own; `ValueError` where they are not the same."""
+    def against(self, other: UnitResults, name: str) -> UnitResults:
+        """Return the results with another model's on the same units added as the system `name`.
+
+        Raises `ValueError` if the units differ.
+        """
         if self.key != other.key:
-            raise ValueError(f"{name} was measured on other {self.unit}s; measure it on the same ones")
+            raise ValueError(f"{name}: was measured on other {self.unit}s; measure it on the same ones")
         hits = {**self.hits, name: other.hits[MODEL]} if self.hits and other.hits else None
         return replace(self, systems={**self.systems, name: other.systems[MODEL]}, hits=hits)
 
     @cached_property
     def drawn(self) -> Bootstrap:
-        """All systems' columns, drawn together."""
+        """Return the paired bootstrap of all systems' columns."""
         return Bootstrap(np.concatenate(list(self.systems.values()), axis=1), DRAWS)
 
     def place(self, system: str) -> slice:
-        """A system's columns among all."""
+        """Return the slice of a system's columns among all columns."""
         start = list(self.systems).index(system) * self.width
         return slice(start, start + self.width)
 
-    def of(self, metric: str, system: str = MODEL) -> Metric:
-        """A system's metric as a function of all columns' sums."""
+    def system_metric(self, metric: str, system: str = MODEL) -> Metric:
+        """Return a system's metric as a function of the sums of all columns."""
         place, function = self.place(system), self.metrics[metric]
         return lambda sums: function(sums[..., place])
 
     def gain(self, metric: str, system: str) -> Metric:
-        """By how much the model is better than a system, whichever direction is better for the metric."""
+        """Return the metric by which the model is better than a system; positive means better."""
         difference = beside(self.metrics[metric], self.place(MODEL), self.place(system))
         return difference if self.better_up(metric) else lambda sums: -difference(sums)
 
     def better_up(self, metric: str) -> bool:
+        """Return whether higher values of a metric are better."""
         return not metric.startswith(("calibration_error", "loss", "perplexity", "bits_per_byte"))
 
     def summary(self) -> dict[str, Any]:
-        """What a report says besides the values: `unit`, `intervals`, `differences` to the baselines, `slices`."""
+        """Return the report's `unit`, `units`, `intervals`, `differences` to the baselines, and `slices`."""
         intervals = {
-            system: {m: bounded(self.drawn.interval(self.of(m, system), self.method(m))) for m in self.metrics}
+            system: {
+                m: bounded(self.drawn.interval(self.system_metric(m, system), self.method(m))) for m in self.metrics
+            }
             for system in self.systems
         }
         differences = {name: self.difference(name) for name in self.systems if name != MODEL}
@@ -211,25 +185,28 @@ class Evidence:
         return {**facts, "slice_metric": self.slice_metric, "slices": slices}
 
     def difference(self, system: str) -> dict[str, dict[str, Any]]:
-        """The model's value less the system's by metric: `value`, `interval`, the `probability` that the model is
-        better, and of what is right or wrong the exact `p` of McNemar."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return the model's value minus the system's for each metric.
+
+        Each entry has `value`, `interval` and the `probability` that the model is better. Accuracy also has the exact
+        `p` of McNemar's test.
+        """
+        differences: dict[str, dict[str, Any]] = {}
         for name, metric in self.metrics.items():
             gain = beside(metric, self.place(MODEL), self.place(system))
-            found[name] = {
+            differences[name] = {
                 "value": self.drawn.value(gain),
                 "interval": list(self.drawn.interval(gain, self.method(name))),
                 "probability": self.drawn.probability(self.gain(name, system)),
             }
-        if self.hits and "accuracy" in found:
-            found["accuracy"]["p"] = mcnemar(self.hits[MODEL], self.hits[system])
-        return found
+        if self.hits and "accuracy" in differences:
+            differences["accuracy"]["p"] = mcnemar(self.hits[MODEL], self.hits[system])
+        return differences
 
     def slice(self, name: str) -> dict[str, Any]:
-        """A row of the report's slices."""
+        """Return the report's entry of a slice."""
         part, metric = self.part(name), self.slice_metric
-        low, high = part.drawn.interval(part.of(metric))
-        interval = [low, high] if high > low else None  # all its units are alike: drawing them tells nothing
+        low, high = part.drawn.interval(part.system_metric(metric))
+        interval = [low, high] if high > low else None  # all its units are equal: resampling shows no spread
         values = {system: part.value(metric, system) for system in self.systems if system != MODEL}
         return {
             "slice": name, "units": len(part), "value": part.value(metric), "interval": interval, "baselines": values
@@ -237,12 +214,12 @@ class Evidence:
 
 
 def bounded(interval: tuple[float, float]) -> list[float]:
-    """No metric here is below 0."""
+    """Return an interval with its bounds raised to 0, since no metric here is negative."""
     return [max(0.0, bound) for bound in interval]
 
 
 def key_of(*columns: Any) -> str:
-    """What the units are, as a hash."""
+    """Return a hash of the units' columns (16 hex digits)."""
     mark = blake2b(digest_size=8)
     for column in columns:
         for value in column:
@@ -251,12 +228,15 @@ def key_of(*columns: Any) -> str:
 
 
 Answers = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""Of each system the (n,) predicted classes and how sure it was of each."""
+"""The (n,) predicted classes and (n,) confidences of each system."""
 
 
 def labelled(predictions: pd.DataFrame) -> tuple[list[str], Answers]:
-    """(labels, answers) of a table with `predicted`, `confidence`, a `probability_LABEL` for each label, and `predicted
-    by NAME` and `confidence of NAME` for each baseline."""
+    """Return (labels, answers) of a table of predictions.
+
+    Its columns are `predicted`, `confidence`, a `probability_LABEL` for each label, and `predicted by NAME` and
+    `confidence of NAME` for each baseline.
+    """
     labels = [c.removeprefix("probability_") for c in predictions if c.startswith("probability_")]
     answers = {MODEL: (predictions["predicted"].to_numpy(), predictions["confidence"].to_numpy())}
     for name in [c.removeprefix("predicted by ") for c in predictions if c.startswith("predicted by ")]:
@@ -272,8 +252,8 @@ def classification(
     key: str,
     slices: Mapping[str, np.ndarray],
     unit: str = "post",
-) -> Evidence:
-    """Metrics as in `gpt2.evaluation.metrics.classification`."""
+) -> UnitResults:
+    """Return per-unit results of classifiers, with the metrics of `gpt2.evaluation.metrics.classification`."""
     classes, cells = len(labels), len(labels) ** 2
 
     def columns(predicted: np.ndarray, confidence: np.ndarray) -> np.ndarray:
@@ -308,14 +288,16 @@ def classification(
     systems = {name: columns(*answer) for name, answer in answers.items()}
     right = {name: predicted == truth for name, (predicted, _) in answers.items()}
     inflated = ("calibration_error",)
-    return Evidence(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
+    return UnitResults(unit, key, systems, metrics, "macro_f1", True, "accuracy", slices, inflated, right, cells)
 
 
 def ranking(
     ranks: Mapping[str, np.ndarray], key: str, slices: Mapping[str, np.ndarray], unit: str = "user", k: int = 10
-) -> Evidence:
-    """`ranks`: of each system the (n,) ranks, from 1, of the one right item. Metrics as in
-    `gpt2.evaluation.metrics.ranking`."""
+) -> UnitResults:
+    """Return per-unit results of rankings, with the metrics of `gpt2.evaluation.metrics.ranking`.
+
+    `ranks` maps each system to the (n,) ranks, from 1, of the one relevant item.
+    """
 
     def columns(rank: np.ndarray) -> np.ndarray:
         inside = rank <= k
@@ -326,14 +308,17 @@ def ranking(
 
     metrics = {f"ndcg_at_{k}": share(0), f"recall_at_{k}": share(1), "mrr": share(2)}
     systems = {name: columns(rank) for name, rank in ranks.items()}
-    return Evidence(unit, key, systems, metrics, f"ndcg_at_{k}", True, f"ndcg_at_{k}", slices)
+    return UnitResults(unit, key, systems, metrics, f"ndcg_at_{k}", True, f"ndcg_at_{k}", slices)
 
 
 def language_model(
     nll: Mapping[str, np.ndarray], tokens: np.ndarray, size: np.ndarray, part: np.ndarray, key: str, unit: str
-) -> Evidence:
-    """`nll`: of each system the (n,) negative log-likelihoods (nats) of documents with so many tokens and UTF-8 bytes,
-    of the named parts. Metrics as in `gpt2.evaluation.metrics.language_model`."""
+) -> UnitResults:
+    """Return per-unit results of language models, with the metrics of `gpt2.evaluation.metrics.language_model`.
+
+    `nll` maps each system to the (n,) negative log-likelihoods (nats) of the documents. `tokens`, `size` (UTF-8 bytes)
+    and `part` (a name) are (n,), one value per document.
+    """
     parts = list(dict.fromkeys(part.tolist()))
 
     def columns(values: np.ndarray) -> np.ndarray:
@@ -357,4 +342,51 @@ def language_model(
     if len(parts) > 1:
         metrics |= {f"bits_per_byte_{p}": of_part(i) for i, p in enumerate(parts)}
     systems = {name: columns(values) for name, values in nll.items()}
-    return Evidence(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
+    return UnitResults(unit, key, systems, metrics, "bits_per_byte", False, "bits_per_byte")
+
+
+MANY = 0.05
+"""Share of truncated texts above which a run's log warns."""
+
+
+def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
+    """Return for each text whether it has more than `room` tokens.
+
+    A token is at least one byte, so short texts need no encoding.
+    """
+    candidates = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "surrogatepass")) > room]
+    too_long = [False] * len(texts)
+    for i, ids in zip(candidates, tokenizer.encode_batch([texts[i] for i in candidates]), strict=True):
+        too_long[i] = len(ids) > room
+    return too_long
+
+
+def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, int]:
+    """Return the number of `texts`, of those that are `cut` because they exceed the context, and the context `tokens`.
+
+    A text must fit into the context together with its end-of-text token.
+    """
+    return {"texts": len(texts), "cut": sum(longer(tokenizer, texts, context - 1)), "tokens": context}
+
+
+def sentence(cut: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the report's sentence on truncation; `cut` maps names, such as "held-out texts", to `counted` results."""
+    clauses = []
+    for name, counts in cut.items():
+        texts, some, context = counts["texts"], counts["cut"], f"{counts['tokens']:,} tokens"
+        fit = f"do{'es' * (some == 1)} not fit into {context} and {'was' if some == 1 else 'were'} cut there"
+        share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
+        cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
+        clauses.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
+    whole = "; ".join(clauses)
+    return f"{whole[0].upper()}{whole[1:]}."
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return the truncation warnings of a report for the run's log; empty if few texts are cut."""
+    cut = report.get("cut", {})
+    if not any(counts["cut"] > MANY * counts["texts"] for counts in cut.values()):
+        return []
+    return [
+        f"{report['task']}: {sentence(cut)} A longer context (train.context, model.n_positions) reads more of them."
+    ]

@@ -1,6 +1,6 @@
 """The gate's verdict on a model, from its report and the champion's on the same units.
 
-All of it is computed from the reports and their stored predictions: whoever has these can compute it again.
+It depends on the reports and their stored predictions alone, so it can be recomputed from these.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.evaluation.significance import NORMAL, holm, permutation
-from gpt2.evaluation.unit_results import MODEL, UNKNOWN, Evidence
+from gpt2.evaluation.unit_results import MODEL, UNKNOWN, UnitResults
 from gpt2.gate.config import GateConfig
 from gpt2.tasks.task import kind
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, and why."""
+    """The gate's decision and its reasons."""
 
     promote: bool
     reasons: tuple[str, ...]
 
 
 def judge_by_values(report: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Verdict:
-    """Better than the simple baseline, and not worse than the champion on the same examples, by the values alone.
+    """Return the verdict by metric values alone: better than the simple baseline, not worse than the champion.
 
-    For reports that tell nothing of each unit, and to order several that have passed (`cluster.registry.promotion`);
-    where there
-    are predictions the policy of `gpt2.gate.verdict` decides.
+    It serves reports without per-unit results, and orders several models that have passed
+    (`cluster.registry.promotion`). Where there are predictions, `judge` decides by the policy.
     """
     metric, up = report["primary"]["name"], report["primary"]["higher_is_better"]
     value, floor = report["metrics"][metric], report["baselines"][report["floor"]][metric]
@@ -56,54 +55,54 @@ def judge_by_values(report: Mapping[str, Any], champion: Mapping[str, Any] | Non
 
 CHAMPION = "champion"
 SMALL = 500
-"""Of fewer units a permutation test decides: the bootstrap is too sure of few."""
+"""Below this number of units a permutation test decides: the bootstrap is overconfident on few units."""
 POWER = 0.8
 PREDICTIONS = "predictions.parquet"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's report and what it found at each unit."""
+    """A model's report and its per-unit results."""
 
     report: Mapping[str, Any]
-    evidence: Evidence
+    unit_results: UnitResults
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A point of the policy."""
+    """A criterion of the policy, with its outcome."""
 
     name: str
     passed: bool
     text: str
     figures: Mapping[str, Any]
     alternative: bool = False
-    """One of those of which one is enough."""
+    """True if it suffices that this or another alternative passes."""
 
 
 def measured(report: Mapping[str, Any], folder: Path) -> Measured | None:
-    """A report with the predictions stored beside it; None where its task tells nothing of each unit."""
+    """Return a report with the per-unit results of its stored predictions; None if its task has none."""
     import pandas as pd
 
     if not (folder / PREDICTIONS).exists():
         return None
-    evidence = kind(report["task"]).evidence(pd.read_parquet(folder / PREDICTIONS))
-    return Measured(report, evidence) if evidence else None
+    results = kind(report["task"]).unit_results(pd.read_parquet(folder / PREDICTIONS))
+    return Measured(report, results) if results else None
 
 
 def judge(candidate: Measured, champion: Measured | None, policy: GateConfig) -> dict[str, Any]:
-    """The verdict: `promote`, `reasons` (short), `criteria` with their figures, `power`, the `policy`.
+    """Return the verdict: `promote`, `reasons` (short), `criteria` with their figures, `power`, and the `policy`.
 
-    `ValueError` where the two were measured on different units.
+    Raises `ValueError` if candidate and champion were measured on different units.
     """
-    metric = candidate.evidence.primary
+    metric = candidate.unit_results.primary
     verdict: dict[str, Any] = {"task": candidate.report["task"], "metric": metric, "policy": policy.model_dump()}
     required = [*floors(candidate, policy), *limits(candidate, policy)]
     if champion is None:
         promote = all(c.passed for c in required)
         reasons = failures(required) or [required[0].text, "there was no champion"]
-        return verdict | told(promote, reasons, required)
-    whole = candidate.evidence.against(champion.evidence, CHAMPION)
+        return verdict | outcome(promote, reasons, required)
+    whole = candidate.unit_results.against(champion.unit_results, CHAMPION)
     both = whole.lean()
     better = gain(both, policy)
     alternatives = [better, non_inferior(both, candidate, champion, policy), *newer(both, champion, policy)]
@@ -116,60 +115,65 @@ def judge(candidate: Measured, champion: Measured | None, policy: GateConfig) ->
         reasons = failures(required) + ([] if ahead else [c.text for c in (better, *alternatives[2:])])
     spread = both.drawn.deviation(both.gain(metric, CHAMPION))
     power = {"share": POWER, "gain": (NORMAL.inv_cdf(policy.probability) + NORMAL.inv_cdf(POWER)) * spread}
-    return verdict | told(promote, reasons, [*alternatives, *required]) | {"power": power}
+    return verdict | outcome(promote, reasons, [*alternatives, *required]) | {"power": power}
 
 
-def told(promote: bool, reasons: Sequence[str], criteria: Sequence[Criterion]) -> dict[str, Any]:
+def outcome(promote: bool, reasons: Sequence[str], criteria: Sequence[Criterion]) -> dict[str, Any]:
+    """Return the part of a verdict that the criteria decide, for JSON."""
     return {"promote": promote, "reasons": list(reasons), "criteria": [asdict(c) for c in criteria]}
 
 
 def failures(criteria: Sequence[Criterion]) -> list[str]:
+    """Return the texts of the criteria that failed."""
     return [c.text for c in criteria if not c.passed]
 
 
-def compared(evidence: Evidence, system: str, margin: float = 0.0) -> dict[str, float]:
-    """The primary metric beside another system's: both values, the `gain` (more is better), its interval, and the
-    `probability` that it is above -margin, as a share of the other's value."""
-    metric = evidence.primary
-    gained, theirs = evidence.gain(metric, system), evidence.value(metric, system)
-    low, high = evidence.drawn.interval(gained)
+def compared(results: UnitResults, system: str, margin: float = 0.0) -> dict[str, float]:
+    """Compare the primary metric with another system's.
+
+    Returns `value`, the `other` value, and the `gain` (positive is better) with its interval `low` to `high`.
+    `probability` is that of a gain above -margin (share of the other value).
+    """
+    metric = results.primary
+    gained, theirs = results.gain(metric, system), results.value(metric, system)
+    low, high = results.drawn.interval(gained)
     room = margin * abs(theirs)
-    if len(evidence) < SMALL:
-        function, sign = evidence.metrics[metric], 1 if evidence.higher_is_better else -1
-        mine, other = evidence.systems[MODEL], evidence.systems[system]
+    if len(results) < SMALL:
+        function, sign = results.metrics[metric], 1 if results.higher_is_better else -1
+        mine, other = results.systems[MODEL], results.systems[system]
         p = permutation(mine, other, lambda sums: sign * function(sums), room)
-        # nothing is thrown of answers that are all alike; a loss at so small a share of units may have met none of them
-        probability = 1 - max(p, (1 - min(room, 1.0)) ** len(evidence) if room else 0.0)
+        # equal answers leave nothing to permute: a loss on a share `room` of all units may be on none of these
+        probability = 1 - max(p, (1 - min(room, 1.0)) ** len(results) if room else 0.0)
     else:
-        probability = evidence.drawn.probability(gained, -room)
-    facts = {"value": evidence.value(metric), "other": theirs, "gain": evidence.drawn.value(gained)}
+        probability = results.drawn.probability(gained, -room)
+    facts = {"value": results.value(metric), "other": theirs, "gain": results.drawn.value(gained)}
     return {**facts, "low": low, "high": high, "probability": probability}
 
 
 def floors(candidate: Measured, policy: GateConfig) -> list[Criterion]:
-    """Better than the task's simple baseline, and than those that the policy names where the report has them."""
-    evidence, report = candidate.evidence.lean(), candidate.report
-    found = []
-    for name in dict.fromkeys([report["floor"], *(n for n in policy.must_beat if n in evidence.systems)]):
-        f = compared(evidence, name)
+    """Return a criterion for each baseline to beat: the task's simple one, and those of the policy in the report."""
+    results, report = candidate.unit_results.lean(), candidate.report
+    criteria = []
+    for name in dict.fromkeys([report["floor"], *(n for n in policy.must_beat if n in results.systems)]):
+        f = compared(results, name)
         passed = f["gain"] > 0 and f["probability"] >= policy.probability
-        simple = "the simple baseline" if name == report["floor"] else "a baseline that is to be beaten"
+        simple = "the simple baseline" if name == report["floor"] else "a baseline of gate.must_beat"
         word = f"better than {simple}" if passed else f"not {'surely ' * (f['gain'] > 0)}better than {simple}"
-        against = f"{evidence.primary} {f['value']:.4f} against {f['other']:.4f} of the baseline '{name}'"
-        found.append(Criterion(f"beats {name}", passed, f"{word}: {against}{sureness(f, passed, policy)}", f))
-    return found
+        against = f"{results.primary} {f['value']:.4f} against {f['other']:.4f} of the baseline '{name}'"
+        criteria.append(Criterion(f"beats {name}", passed, f"{word}: {against}{sureness(f, passed, policy)}", f))
+    return criteria
 
 
 def sureness(figures: Mapping[str, float], passed: bool, policy: GateConfig) -> str:
-    """How sure a comparison is, where that is what it failed for."""
+    """Return the probability of a gain in words if the comparison failed because of it, else an empty text."""
     if passed or figures["gain"] <= 0:
         return ""
     return f" (probability {figures['probability']:.3f}, {policy.probability:g} needed)"
 
 
 def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
-    """Size, latency and contamination."""
-    cost, found = candidate.report.get("cost", {}), []
+    """Return the criteria for size, latency and contamination."""
+    cost, criteria = candidate.report.get("cost", {}), []
     for name, what, limit in (
         ("parameters", "parameters", policy.max_parameters),
         ("latency_ms", "ms for an answer", policy.max_latency_ms),
@@ -178,15 +182,15 @@ def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
             continue
         value = cost.get(name)
         passed = value is not None and value <= limit
-        text = f"{what} are not in the report, so that the limit of {limit:,g} can't be judged: evaluate it again"
+        text = f"the report has no {what}, so the limit of {limit:,g} can't be judged; evaluate the model again"
         if value is not None:
             text = f"{value:,g} {what}, {'within' if passed else 'over'} the limit of {limit:,g}"
-        found.append(Criterion(f"{name} within the limit", passed, text, {"value": value, "limit": limit}))
+        criteria.append(Criterion(f"{name} within the limit", passed, text, {"value": value, "limit": limit}))
     facts = candidate.report.get("contamination")
     if facts is None:
-        text = "what of the held-out texts the training text has is not in the report: evaluate it again"
+        text = "the report has no contamination figures; evaluate the model again"
         figures = {"value": None, "limit": policy.max_contamination}
-        found.append(Criterion("no contamination", False, text, figures))
+        criteria.append(Criterion("no contamination", False, text, figures))
     elif facts["units"]:
         passed = facts["share"] <= policy.max_contamination
         text = (
@@ -194,12 +198,12 @@ def limits(candidate: Measured, policy: GateConfig) -> list[Criterion]:
             f"({facts['share']:.2%}), {'within' if passed else 'over'} the limit of {policy.max_contamination:.2%}"
         )
         figures = {"value": facts["share"], "limit": policy.max_contamination, "by": facts["by"]}
-        found.append(Criterion("no contamination", passed, text, figures))
-    return found
+        criteria.append(Criterion("no contamination", passed, text, figures))
+    return criteria
 
 
-def gain(both: Evidence, policy: GateConfig) -> Criterion:
-    """Better than the champion on the primary metric."""
+def gain(both: UnitResults, policy: GateConfig) -> Criterion:
+    """Return the criterion of being better than the champion on the primary metric."""
     f = compared(both, CHAMPION)
     passed = f["gain"] > 0 and f["probability"] >= policy.probability
     word = "better than" if passed else "worse than" if f["high"] < 0 else "not shown to be better than"
@@ -211,8 +215,8 @@ def gain(both: Evidence, policy: GateConfig) -> Criterion:
     return Criterion("better than the champion", passed, text, f, alternative=True)
 
 
-def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
-    """Not worse by the margin, and cheaper."""
+def non_inferior(both: UnitResults, candidate: Measured, champion: Measured, policy: GateConfig) -> Criterion:
+    """Return the criterion of being non-inferior to the champion within the margin, and cheaper."""
     f, level, words = within(both, policy)
     name = "parameters" if policy.cheaper_in == "parameters" else "latency_ms"
     costs = [m.report.get("cost", {}).get(name) for m in (candidate, champion)]
@@ -223,8 +227,8 @@ def non_inferior(both: Evidence, candidate: Measured, champion: Measured, policy
     return Criterion("or not worse, and cheaper", cheaper and level, text, figures, alternative=True)
 
 
-def newer(both: Evidence, champion: Measured, policy: GateConfig) -> list[Criterion]:
-    """Not worse by the margin, where there are items that the champion can never recommend."""
+def newer(both: UnitResults, champion: Measured, policy: GateConfig) -> list[Criterion]:
+    """Return the criterion of being non-inferior while knowing items that the champion can't recommend, if any."""
     unknown = champion.report.get(UNKNOWN, 0)
     if not unknown:
         return []
@@ -233,8 +237,8 @@ def newer(both: Evidence, champion: Measured, policy: GateConfig) -> list[Criter
     return [Criterion("or not worse, and newer", level, text, {**f, "unknown": unknown}, alternative=True)]
 
 
-def within(both: Evidence, policy: GateConfig) -> tuple[dict[str, float], bool, str]:
-    """(figures, whether it is surely not worse than the champion by the margin, the same in words)."""
+def within(both: UnitResults, policy: GateConfig) -> tuple[dict[str, float], bool, str]:
+    """Return (figures, whether the model is non-inferior to the champion within the margin, the same in words)."""
     f = compared(both, CHAMPION, policy.margin)
     level = f["probability"] >= policy.probability
     words = (
@@ -244,8 +248,8 @@ def within(both: Evidence, policy: GateConfig) -> tuple[dict[str, float], bool, 
     return {**f, "margin": policy.margin}, level, words
 
 
-def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:
-    """No part is worse than the champion beyond the margin; of so many parts some are by chance: Holm."""
+def slices(both: UnitResults, policy: GateConfig) -> list[Criterion]:
+    """Return the criterion that no slice is worse than the champion beyond the margin, with Holm's correction."""
     metric, alpha = both.slice_metric, 1 - policy.probability
     rows: list[dict[str, Any]] = []
     for name, inside in both.slices.items():
@@ -273,8 +277,8 @@ def slices(both: Evidence, policy: GateConfig) -> list[Criterion]:
     return [Criterion("no part worse", not bad, text, {"metric": metric, "slices": rows})]
 
 
-def calibration(both: Evidence, policy: GateConfig) -> list[Criterion]:
-    """The calibration error."""
+def calibration(both: UnitResults, policy: GateConfig) -> list[Criterion]:
+    """Return the criterion on the calibration error, if the task has one."""
     if "calibration_error" not in both.metrics:
         return []
     mine, theirs = (both.value("calibration_error", s) for s in (MODEL, CHAMPION))
@@ -285,8 +289,8 @@ def calibration(both: Evidence, policy: GateConfig) -> list[Criterion]:
     return [Criterion("calibration not worse", passed, text, {"value": mine, "other": theirs})]
 
 
-def forgetting(both: Evidence, policy: GateConfig) -> list[Criterion]:
-    """Old text, after a refresh."""
+def forgetting(both: UnitResults, policy: GateConfig) -> list[Criterion]:
+    """Return the criterion on the bits per byte of old text, if the model was refreshed."""
     name = "bits_per_byte_old"
     if name not in both.metrics:
         return []

@@ -1,4 +1,4 @@
-"""A verdict on disk: what it was computed from, the verdict as JSON, and the page to decide from."""
+"""A verdict on disk: its inputs, the verdict as JSON, and a page for people; computing it again from these."""
 
 from __future__ import annotations
 
@@ -22,46 +22,49 @@ VERDICT, PAGE, PICTURE = "verdict.json", "verdict.html", "verdict.png"
 def write(
     out: Path, candidate: Path, champion: Path | None, policy: GateConfig, facts: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The verdict on the report in the folder `candidate`, beside that in `champion`; written to `out` with all that it
-    follows from. `facts` says whose they are. None where the task's report tells nothing of each unit."""
+    """Judge the report in the folder `candidate` against that in `champion`; return the verdict.
+
+    The verdict, its inputs and its page are written to `out`. `facts` names the versions. Returns None if the task's
+    report has no per-unit results.
+    """
     for name, folder in ((CANDIDATE, candidate), (CHAMPION, champion)):
         if folder is not None:
             (out / name).mkdir(parents=True, exist_ok=True)
             for file in (REPORT, PREDICTIONS):
                 if (folder / file).exists():
                     shutil.copy(folder / file, out / name / file)
-    found = of(out, policy)
-    if found is None:
+    judged = judge_folder(out, policy)
+    if judged is None:
         return None
-    verdict = {**found, **facts}
+    verdict = {**judged, **facts}
     (out / VERDICT).write_text(json.dumps(verdict, indent=1, ensure_ascii=False) + "\n", "utf-8")
     (out / PAGE).write_text(page(verdict, out, candidate), "utf-8")
     return verdict
 
 
 def recompute(folder: Path) -> dict[str, Any]:
-    """The verdict again, from the predictions and the policy that are stored in the folder.
+    """Compute the verdict again from the predictions and the policy stored in the folder; return it.
 
-    `ValueError` where the stored one says otherwise.
+    Raises `ValueError` if the stored verdict differs.
     """
     stored = json.loads((folder / VERDICT).read_text("utf-8"))
-    found = of(folder, GateConfig.model_validate(stored["policy"]))
-    if found is None or decided(found) != decided(stored):
+    judged = judge_folder(folder, GateConfig.model_validate(stored["policy"]))
+    if judged is None or decision(judged) != decision(stored):
         raise ValueError(
-            f"{folder / VERDICT} is not what follows from the predictions beside it: one of them was altered, or an "
-            f"earlier release judged by other rules"
+            f"{folder / VERDICT} does not follow from the predictions beside it: one of them was altered, or an "
+            f"earlier release judged by other rules; evaluate the model again"
         )
-    return {**stored, **found}
+    return {**stored, **judged}
 
 
-def decided(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What must be the same on any machine: figures to the digits that the reasons show."""
+def decision(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the part of a verdict that is equal on all machines: figures only to the digits shown in the reasons."""
     passed = {c["name"]: c["passed"] for c in verdict["criteria"]}
     return verdict["promote"], list(verdict["reasons"]), passed
 
 
-def of(folder: Path, policy: GateConfig) -> dict[str, Any] | None:
-    """The verdict on the reports that lie in the folder."""
+def judge_folder(folder: Path, policy: GateConfig) -> dict[str, Any] | None:
+    """Return the verdict on the reports in the folder; None if they have no per-unit results."""
     candidate = read(folder / CANDIDATE)
     rival = read(folder / CHAMPION) if (folder / CHAMPION).exists() else None
     if candidate is None or (rival is None and (folder / CHAMPION).exists()):
@@ -70,28 +73,31 @@ def of(folder: Path, policy: GateConfig) -> dict[str, Any] | None:
 
 
 def read(folder: Path) -> Measured | None:
+    """Return the report in a folder with its per-unit results; None if it has none."""
     return measured(json.loads((folder / REPORT).read_text("utf-8")), folder)
 
 
 def page(verdict: Mapping[str, Any], folder: Path, figures: Path) -> str:
-    """The report's page with the verdict before all else, and the champion among the baselines; the picture of these
-    stays in the folder."""
+    """Return the HTML page of the report, with the verdict first and the champion among the baselines.
+
+    The figure of the baselines is kept in `folder`; the report's other figures lie in `figures`.
+    """
     candidate = read(folder / CANDIDATE)
     assert candidate is not None
-    content, evidence = dict(candidate.report), candidate.evidence
+    content, results = dict(candidate.report), candidate.unit_results
     if (folder / CHAMPION).exists() and (rival := read(folder / CHAMPION)):
-        evidence = evidence.against(rival.evidence, CHAMPION)
+        results = results.against(rival.unit_results, CHAMPION)
         content["baselines"] = {CHAMPION: rival.report["metrics"], **content["baselines"]}
-        both = evidence.summary()
+        both = results.summary()
         content |= {name: both[name] for name in ("intervals", "differences", "slices")}
         content["notes"] = report.notes({**content, "baselines": candidate.report["baselines"]})
     with tempfile.TemporaryDirectory() as scratch:
         drawn = Path(scratch)
         for figure in content["figures"]:
             shutil.copy(figures / figure["file"], drawn)
-        metric = evidence.primary
+        metric = results.primary
         values = {name: metrics[metric] for name, metrics in content["baselines"].items()}
-        intervals = {name: found[metric] for name, found in content["intervals"].items()}
+        intervals = {name: bounds[metric] for name, bounds in content["intervals"].items()}
         first = plots.beside_baselines(metric, content["metrics"][metric], values, drawn, intervals)
         content["figures"] = [first, *content["figures"][1:]]
         shutil.copy(drawn / first["file"], folder / PICTURE)
@@ -99,58 +105,63 @@ def page(verdict: Mapping[str, Any], folder: Path, figures: Path) -> str:
 
 
 def section(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says of the verdict, for its template."""
+    """Return the values of the verdict's section for the page's template."""
     criteria = []
     for criterion in verdict["criteria"]:
-        name, text = told((criterion["name"], criterion["text"]), verdict)
+        name, text = with_readable_metric((criterion["name"], criterion["text"]), verdict)
         sign = mark(criterion, verdict)
         criteria.append([{"mark": sign, "kind": {"✓": "yes", "✗": "no"}.get(sign, ""), "text": name}, text])
     return {
         "promote": verdict["promote"],
         "heading": heading(verdict),
-        "reasons": because(verdict),
-        "asked": ASKED,
+        "reasons": reason_sentences(verdict),
+        "criteria_heading": CRITERIA,
         "criteria": criteria,
         "power": power(verdict),
     }
 
 
 def markdown(verdict: Mapping[str, Any], picture: str = "", links: Mapping[str, str] = {}) -> str:
-    """The verdict for Prefect: the decision and why, what was asked with its figures, a picture that is Markdown, and
-    links {text: address}."""
-    lines = [f"# {heading(verdict)}", "", bullets([harmless(sentence) for sentence in because(verdict)])]
+    """Return the verdict as Markdown for Prefect: decision, reasons, criteria with figures, and links.
+
+    `picture` is Markdown; `links` maps texts to addresses.
+    """
+    lines = [f"# {heading(verdict)}", "", bullets([harmless(sentence) for sentence in reason_sentences(verdict)])]
     header = ["criterion", "this version", "beside", "gain, 95 % interval", "probability"]
     rows = [
         [f"{mark(criterion, verdict)} {criterion['name']}", *figures(criterion, verdict["metric"])]
         for criterion in verdict["criteria"]
     ]
-    lines += ["", f"## {ASKED}", "", table(header, rows, right=True), ""]
+    lines += ["", f"## {CRITERIA}", "", table(header, rows, right=True), ""]
     lines += [*(f"{sentence}\n" for sentence in power(verdict)), *([picture, ""] if picture else [])]
     return "\n".join([*lines, *(f"* [{text}]({url})" for text, url in links.items())]) + "\n"
 
 
-ASKED = "What the gate asked"
+CRITERIA = "Criteria of the gate"
 
 
 def heading(verdict: Mapping[str, Any]) -> str:
+    """Return the decision in a line: promoted or not, which model and version."""
     word = "Promoted" if verdict["promote"] else "Not promoted"
     return f"{word}: {verdict.get('model', verdict['task'])} version {verdict.get('version', '?')}"
 
 
-def because(verdict: Mapping[str, Any]) -> list[str]:
-    """Sentences: each reason, and whom it was compared with, if anyone."""
+def reason_sentences(verdict: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each reason, and one that names the champion, if there was one."""
     beside = [f"compared with the champion, version {verdict['champion']}"] if verdict.get("champion") else []
-    return [f"{reason[0].upper()}{reason[1:]}." for reason in [*told(verdict["reasons"], verdict), *beside]]
+    return [
+        f"{reason[0].upper()}{reason[1:]}." for reason in [*with_readable_metric(verdict["reasons"], verdict), *beside]
+    ]
 
 
-def told(sentences: Iterable[str], verdict: Mapping[str, Any]) -> list[str]:
-    """With the metric's name as people write it."""
+def with_readable_metric(sentences: Iterable[str], verdict: Mapping[str, Any]) -> list[str]:
+    """Return the sentences with spaces instead of underscores in the metric's name."""
     metric = verdict["metric"]
     return [sentence.replace(metric, metric.replace("_", " ")) for sentence in sentences]
 
 
 def mark(criterion: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
-    """Met, not met, or not needed: of alternatives another one is met."""
+    """Return the sign of a criterion: met, not met, or not needed because another alternative is met."""
     if criterion["passed"]:
         return "✓"
     enough = any(c["alternative"] and c["passed"] for c in verdict["criteria"])
@@ -158,34 +169,34 @@ def mark(criterion: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
 
 
 def power(verdict: Mapping[str, Any]) -> list[str]:
-    """A sentence on how small a gain such a comparison finds, where there was one."""
-    if not (found := verdict.get("power")):
+    """Return a sentence on the smallest gain that the comparison detects; empty if there was no comparison."""
+    if not (detectable := verdict.get("power")):
         return []
     return [
-        f"With so many examples, a model that is truly better by {found['gain']:.4f} is found better in "
-        f"{found['share']:.0%} of cases."
+        f"With this number of examples, a model that is truly better by {detectable['gain']:.4f} is found better in "
+        f"{detectable['share']:.0%} of cases."
     ]
 
 
 def figures(criterion: Mapping[str, Any], metric: str) -> list[str]:
-    """A criterion's cells: this version's value, the other's or the limit, the gain, its probability.
+    """Return a criterion's cells: this version's value, the other's or the limit, the gain, its probability.
 
-    Of parts of the examples, those of the one with the largest loss; of a cheaper model, the costs for the gain.
+    For slices they are those of the slice with the largest loss. For a cheaper model the gain is the costs.
     """
-    found, gain = criterion["figures"], ""
-    if "slices" in found:
-        metric, found = found["metric"], min(found["slices"], key=lambda part: part["gain"])
-        gain = f"{found['gain']:+.4f} on {found['slice']}"
-    elif "cost" in found:
-        gain = f"{found['cost_is']} {shown(found['cost'])} against {shown(found['other_cost'])}"
-    elif "low" in found:
-        gain = f"{found['gain']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-    value = f"{metric} {shown(found['value'])}" if gain else shown(found["value"])
-    beside = f"at most {shown(found['limit'])}" if "limit" in found else shown(found["other"])
-    probability = f"{found['probability']:.3f}" if "probability" in found else ""
+    facts, gain = criterion["figures"], ""
+    if "slices" in facts:
+        metric, facts = facts["metric"], min(facts["slices"], key=lambda part: part["gain"])
+        gain = f"{facts['gain']:+.4f} on {facts['slice']}"
+    elif "cost" in facts:
+        gain = f"{facts['cost_is']} {shown(facts['cost'])} against {shown(facts['other_cost'])}"
+    elif "low" in facts:
+        gain = f"{facts['gain']:+.4f} [{facts['low']:+.4f}, {facts['high']:+.4f}]"
+    value = f"{metric} {shown(facts['value'])}" if gain else shown(facts["value"])
+    beside = f"at most {shown(facts['limit'])}" if "limit" in facts else shown(facts["other"])
+    probability = f"{facts['probability']:.3f}" if "probability" in facts else ""
     return [value.replace("_", " "), beside, gain.replace("_", " "), probability]
 
 
 def shown(value: float | None) -> str:
-    """A figure for people."""
+    """Return a figure as text."""
     return "not known" if value is None else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"

@@ -1,4 +1,7 @@
-"""Generation of tokens with a key-value cache. `gpt2.generation.generate` makes texts of them."""
+"""Prompts to texts, whole or streamed, token by token with a key-value cache.
+
+Sampling applies the repetition penalty, temperature, top-k and top-p, then draws from each row's own random numbers.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,28 @@ from torch import Tensor
 
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.generation.cpu_decoder import decoder
-from gpt2.model.transformer import GPT2, KeyValues
+from gpt2.model.transformer import GPT2, KVCache
 
 CANDIDATES = (64, 1024)
-"""How many of the likeliest tokens top-p looks at first: most often they hold its share, and a sort of all is slow."""
+"""Numbers of most likely tokens that top-p tries before it sorts all. Most often they hold its share, and a full sort
+is slow."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 takes the likeliest; `top_k` 0 and `top_p` 1 cut nothing off."""
+    """Settings of sampling. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 exclude nothing."""
 
     temperature: float = 1.0
     """Divides the logits."""
     top_k: int = 0
-    """Draw from the k likeliest tokens (Fan et al. 2018)."""
+    """Draw from the k most likely tokens (Fan et al. 2018)."""
     top_p: float = 1.0
-    """Then from the likeliest that together hold this share of probability (Holtzman et al. 2020)."""
+    """Then draw from the most likely tokens that together hold this share of probability (Holtzman et al. 2020)."""
     repetition_penalty: float = 1.0
-    """Divides positive logits of tokens that the text has, and multiplies negative ones (CTRL, Keskar et al. 2019)."""
+    """Divides positive logits of tokens already in the text, and multiplies negative ones (CTRL, Keskar et al. 2019).
+    """
     seed: int = 0
-    """Row i draws from a generator of its own, seeded with this + i."""
+    """Row i has its own generator, seeded with `seed` + i."""
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
@@ -47,7 +52,7 @@ class Sampling:
 
 
 class Sampler:
-    """Draws each row's tokens from its own random numbers, so that a row gets what it gets alone."""
+    """Draws each row's tokens from its own random numbers, so that a row gets the same result in any batch."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], max_tokens: int, settings: Sampling, device: torch.device):
         self.settings, self.step = settings, 0
@@ -56,15 +61,15 @@ class Sampler:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             draws = [torch.rand(max_tokens, generator=g, dtype=torch.float64) for g in generators]
             self.draws = torch.stack(draws, dim=1).to(device)
-            """(max_tokens, B), uniform."""
+            """(max_tokens, B): uniform random numbers."""
         if settings.repetition_penalty != 1:
             longest = max(map(len, prompts))
-            rows = [[*p, *[p[0]] * (longest - len(p))] for p in prompts]  # a token twice is the same as once
+            rows = [[*p, *[p[0]] * (longest - len(p))] for p in prompts]  # repeating a token changes nothing
             self.text = torch.tensor(rows, device=device)
-            """(B, T): the tokens that each row has so far."""
+            """(B, T): the tokens of each row so far."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(B, V) logits to (B,) tokens."""
+        """Return the next tokens, (B,), of (B, V) logits."""
         settings = self.settings
         if settings.repetition_penalty != 1:
             logits = penalised(logits, self.text, settings.repetition_penalty)
@@ -78,7 +83,7 @@ class Sampler:
         return tokens
 
     def draw(self, logits: Tensor, draws: Tensor) -> Tensor:
-        """(B, V) logits and (B,) uniform numbers to (B,) tokens."""
+        """Return (B,) tokens drawn from (B, V) logits by (B,) uniform numbers."""
         top_k, top_p, size = self.settings.top_k, self.settings.top_p, logits.shape[-1]
         order = None
         if 0 < top_k < size:
@@ -87,27 +92,30 @@ class Sampler:
         if top_p < 1:
             chosen = nucleus(probabilities, top_p, draws)
         else:
-            chosen = at(probabilities.double().cumsum(-1), draws)
+            chosen = pick(probabilities.double().cumsum(-1), draws)
         return chosen if order is None else order.gather(1, chosen[:, None])[:, 0]
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """(B, V) logits to (B,) tokens, the first of equals."""
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:  # NumPy's takes a tenth of the time (2.13)
+    """Return the most likely tokens, (B,), of (B, V) logits; the first of equal ones."""
+    if (
+        logits.device.type == "cpu" and logits.dtype == torch.float32
+    ):  # NumPy's argmax takes a tenth of the time (PyTorch 2.13)
         return torch.from_numpy(logits.numpy().argmax(-1))
     return logits.argmax(-1)
 
 
 def penalised(logits: Tensor, text: Tensor, penalty: float) -> Tensor:
-    """(B, V) logits, with those of each row's (B, T) tokens made less likely."""
-    found = logits.gather(1, text)
-    return logits.scatter(1, text, torch.where(found < 0, found * penalty, found / penalty))
+    """Return the logits, (B, V), with those of each row's tokens, (B, T), made less likely."""
+    present = logits.gather(1, text)
+    return logits.scatter(1, text, torch.where(present < 0, present * penalty, present / penalty))
 
 
 def nucleus(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
-    """(B,) draws from the likeliest tokens that hold `top_p` of each row of (B, V); the one that crosses it stays.
+    """Return (B,) draws from each row's most likely tokens that hold `top_p` of the probabilities (B, V).
 
-    A row looks at as many candidates as it needs, whatever the others need.
+    The token that crosses `top_p` is included. Each row considers as many candidates as it needs, whatever the other
+    rows need.
     """
     chosen = torch.empty(len(draws), dtype=torch.long, device=draws.device)
     left = torch.arange(len(draws), device=draws.device)
@@ -117,15 +125,15 @@ def nucleus(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
         enough = (sums[:, -1] >= top_p) if count < probabilities.shape[-1] else torch.ones_like(left, dtype=torch.bool)
         ordered, order, sums, rows = ordered[enough], order[enough], sums[enough], left[enough]
         kept = ordered.double().masked_fill(sums - ordered >= top_p, 0).cumsum(-1)
-        chosen[rows] = order.gather(1, at(kept, draws[rows])[:, None])[:, 0]
+        chosen[rows] = order.gather(1, pick(kept, draws[rows])[:, None])[:, 0]
         left = left[~enough]
         if not len(left):
             break
     return chosen
 
 
-def at(cumulative: Tensor, draws: Tensor) -> Tensor:
-    """(B,) places in (B, N) cumulative weights at which (B,) uniform numbers fall."""
+def pick(cumulative: Tensor, draws: Tensor) -> Tensor:
+    """Return the (B,) indices at which (B,) uniform numbers fall in (B, N) cumulative weights."""
     return torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
 
 
@@ -139,12 +147,12 @@ def write(
     samples: int = 1,
     truncate: bool = False,
 ) -> list[list[str]]:
-    """Each prompt's continuations, `samples` of them: up to end-of-text, a stop string, or `max_tokens` tokens.
+    """Return each prompt's `samples` continuations, up to end-of-text, a stop string, or `max_tokens` tokens.
 
-    A text ends before the stop string that is complete first. An empty prompt begins a new document. `truncate` cuts
-    the beginnings of prompts that leave no room, with a warning. Raises `ValueError` as
-    `gpt2.generation.generate.generate` does,
-    for an empty stop string, and for a tokenizer of another size than the model.
+    A text ends before the first stop string that is complete. An empty prompt begins a new document. `truncate` cuts
+    the beginnings of prompts that leave no room, with a warning.
+
+    `ValueError` as in `generate`, for an empty stop string, and for a tokenizer that does not fit the model.
     """
     texts = [""] * (len(prompts) * at_least_one(samples))
     for row, piece in pieces(model, tokenizer, prompts, max_tokens, settings, stop, samples, truncate):
@@ -161,8 +169,10 @@ def stream(
     stop: Sequence[str] = (),
     truncate: bool = False,
 ) -> Iterator[str]:
-    """What `write` makes of one prompt, in pieces, each as soon as it is certain: characters are whole, and what may
-    be the beginning of a stop string waits."""
+    """Yield the continuation of one prompt in pieces, each as soon as it is certain.
+
+    A piece has whole characters. A possible beginning of a stop string is held back.
+    """
     for _, piece in pieces(model, tokenizer, [prompt], max_tokens, settings, stop, 1, truncate):
         yield piece
 
@@ -177,7 +187,7 @@ def pieces(
     samples: int,
     truncate: bool,
 ) -> Iterator[tuple[int, str]]:
-    """(row, text that it goes on with) of all rows, as it comes; none is empty."""
+    """Yield (row, new text) of all rows as it is written; the text is never empty."""
     tokenizer.check(model.config.vocab_size)
     if "" in stop:
         raise ValueError("a stop string is empty; leave it out")
@@ -198,36 +208,36 @@ def pieces(
 
 
 class Pieces:
-    """The text of tokens as they come."""
+    """Decodes tokens to text as they arrive."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self.bytes, self.stop = tokenizer.token_bytes, list(stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
-        """What may be the beginning of a stop string."""
+        """Text that may be the beginning of a stop string."""
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """What is certain with one more token."""
+        """Return the text that is certain after one more token."""
         return self._certain(self.decoder.decode(self.bytes[token]), last=False)
 
     def end(self) -> str:
-        """What was held back; half a character becomes U+FFFD, as in `Tokenizer.decode`."""
+        """Return the text that was held back; an incomplete character becomes U+FFFD, as in `Tokenizer.decode`."""
         return "" if self.stopped else self._certain(self.decoder.decode(b"", final=True), last=True)
 
     def _certain(self, new: str, last: bool) -> str:
         text = self.held + new
-        found = [(at + len(stop), at) for stop in self.stop if (at := text.find(stop)) >= 0]
-        if found:
+        stops = [(at + len(stop), at) for stop in self.stop if (at := text.find(stop)) >= 0]
+        if stops:
             self.stopped, self.held = True, ""
-            return text[: min(found)[1]]
+            return text[: min(stops)[1]]
         waiting = 0 if last else max((overlap(text, stop) for stop in self.stop), default=0)
         self.held = text[len(text) - waiting :]
         return text[: len(text) - waiting]
 
 
 def overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text are the beginning of a stop string, but not all of it."""
+    """Return the number of characters at the text's end that begin a stop string, without being all of it."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
@@ -245,13 +255,17 @@ def generate(
     samples: int = 1,
     truncate: bool = False,
 ) -> list[list[int]]:
-    """The new tokens of each prompt: `max_tokens`, or those before end-of-text where that comes first.
+    """Return the new tokens of each prompt: `max_tokens` of them, or those before end-of-text if it comes first.
 
-    A prompt in a batch gets what it gets alone: prompts of unequal length keep their own positions, and row i draws
-    its own random numbers, from `seed + i`. Each prompt has `samples` rows, one after the other. The settings of
-    drawing are those of `Sampling`. With `stop_at_eot` false, end-of-text is a token like any other. `truncate` cuts
-    the beginnings of prompts that don't fit, with a warning. Raises `ValueError` for an empty prompt, an id beyond the
-    vocabulary, settings out of range, and what does not fit the model's positions.
+    A prompt's result does not depend on its batch. Prompts of unequal length keep their own positions, and row i draws
+    its own random numbers, from `seed + i`. Each prompt has `samples` rows, one after the other. The other settings are
+    those of `Sampling`.
+
+    With `stop_at_eot` false, end-of-text is a token like any other. `truncate` cuts the beginnings of prompts that
+    don't fit, with a warning.
+
+    `ValueError` for an empty prompt, an id beyond the vocabulary, settings out of range, and prompts that don't fit the
+    model's positions.
     """
     settings = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     rows = [prompt for prompt in fitting(model, prompts, max_tokens, truncate) for _ in range(at_least_one(samples))]
@@ -269,9 +283,9 @@ def generate(
 def steps(
     model: GPT2, prompts: Sequence[Sequence[int]], max_tokens: int, settings: Sampling, running: list[bool]
 ) -> Iterator[list[int]]:
-    """A token of each row at a time, at most `max_tokens` times; ends when the caller has set all of `running` false.
+    """Yield the next token of each row, at most `max_tokens` times, until the caller has set all of `running` false.
 
-    The prompts are ones that `fitting` has let through.
+    The prompts must have passed `fitting`.
     """
     like, rows, longest = model.wte.weight, len(prompts), max(map(len, prompts))
     empty = torch.tensor([longest - len(p) for p in prompts], device=like.device)[:, None]  # slots before each text
@@ -280,7 +294,7 @@ def steps(
     if empty.any():
         seen = torch.zeros(rows, len(slots), dtype=like.dtype, device=like.device)
         seen = seen.masked_fill(slots < empty, float("-inf"))[:, None, None]
-    caches = [KeyValues(rows, len(slots), model.config, like, seen) for _ in model.blocks]
+    caches = [KVCache(rows, len(slots), model.config, like, seen) for _ in model.blocks]
     positions = (slots - empty).clamp_min(0)
     ids = torch.tensor([[*[0] * (longest - len(p)), *p] for p in prompts], device=like.device)
     sampler = Sampler(prompts, max_tokens, settings, like.device)
@@ -303,7 +317,7 @@ def steps(
 
 @contextmanager
 def evaluating(model: GPT2) -> Iterator[None]:
-    """While open, there is no dropout."""
+    """Switch dropout off while the context is open."""
     was_training = model.training
     if was_training:
         model.eval()
@@ -317,9 +331,9 @@ def evaluating(model: GPT2) -> Iterator[None]:
 def fitting(
     model: GPT2, prompts: Sequence[Sequence[int]], max_tokens: int, truncate: bool = False
 ) -> Sequence[Sequence[int]]:
-    """The prompts, where they can be continued by `max_tokens`; `ValueError` where not.
+    """Return the prompts if `max_tokens` more tokens fit the model's positions; `ValueError` if they don't.
 
-    `truncate` keeps the ends of those that are too long, and warns.
+    `truncate` keeps the ends of prompts that are too long, with a warning.
     """
     room, vocabulary = model.config.n_positions, model.config.vocab_size
     if not prompts:
@@ -328,9 +342,9 @@ def fitting(
         raise ValueError(f"max_tokens={max_tokens}; give 1 or more")
     left = room - max_tokens
     if truncate and left > 0 and (cut := [i for i, prompt in enumerate(prompts) if len(prompt) > left]):
-        told = f"prompt {cut[0]}" if len(cut) == 1 else f"{len(cut)} prompts"
+        which = f"prompt {cut[0]}" if len(cut) == 1 else f"{len(cut)} prompts"
         warnings.warn(
-            f"of {told} only the last {left} tokens are read: with max_tokens={max_tokens} more do not fit the "
+            f"{which}: only the last {left} tokens are read, as max_tokens={max_tokens} leaves no room for more in the "
             f"model's {room} positions",
             stacklevel=3,
         )

@@ -1,0 +1,8 @@
+"""The Transformer and what is put on it.
+
+adapters.py     LoRA and prefix modules
+config.py       `ModelShape`, `ModelConfig`, the published sizes, `AdaptationConfig`
+heads.py        the language-model head and the classifier; padding and packing
+loss.py         the next-token loss, computed on a slice of the logits at a time
+transformer.py  GPT-2, whole, top to bottom
+"""

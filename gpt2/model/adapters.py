@@ -1,7 +1,7 @@
-"""Small changes beside a pretrained model that stays as it is: LoRA and prefixes, several on one model.
+"""Adapters: LoRA and prefixes beside a frozen pretrained model, several on one model.
 
-A model carries adapters by name and uses one of them, or none. LoRA is merged into the matrices where a plain model is
-wanted; a prefix stays beside it.
+A model carries adapters by name and uses one of them, or none. LoRA is merged into the matrices if a plain model is
+wanted; a prefix stays separate.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.config import AdaptationConfig
-from gpt2.model.transformer import GPT2, Attention, KeyValues
+from gpt2.model.transformer import GPT2, Attention, KVCache
 
 NAME = "default"
-"""The adapter that fine-tuning makes."""
+"""Name of the adapter that fine-tuning makes."""
 
 
 class LowRank(nn.Module):
-    """alpha / rank B A: from (..., in) to (..., out), zero at first (Hu et al. 2021)."""
+    """A low-rank change, alpha / rank B A: (..., in) to (..., out), zero at first (LoRA, Hu et al. 2021)."""
 
     def __init__(self, n_in: int, n_out: int, config: AdaptationConfig):
         super().__init__()
@@ -35,7 +35,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def matrix(self) -> Tensor:
-        """(out, in), in fp32."""
+        """Return the change as a matrix, (out, in), fp32."""
         return self.scale * self.b.float() @ self.a.float()
 
 
@@ -43,7 +43,7 @@ class LoRALinear(nn.Linear):
     """A linear layer with low-rank changes by name."""
 
     def __init__(self, linear: nn.Linear):
-        """Takes over the layer's own parameters."""
+        """Take over the layer's own parameters."""
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.adapters, self.merged = nn.ModuleDict(), False
@@ -55,14 +55,14 @@ class LoRALinear(nn.Linear):
         return y if self.active is None or self.merged else y + self.adapters[self.active](x)
 
     def plain(self) -> nn.Linear:
-        """The layer without changes."""
+        """Return the layer without changes."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear
 
 
-class KeysValues(nn.Module):
-    """Keys and values (P, heads, C / heads) that every token of a layer sees before its text."""
+class PrefixKeyValues(nn.Module):
+    """A prefix's keys and values, (P, heads, C / heads), which every token of a layer sees before its text."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()
@@ -73,9 +73,10 @@ class KeysValues(nn.Module):
 
 
 def adapt(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
-    """Freeze what `config` does not train, and add a new adapter to it, in use from now on; `full` has none of both.
+    """Freeze the parameters that `config` does not train, then add a new adapter and use it.
 
-    Draws from PyTorch's global generator. `ValueError` where the adapter does not fit the model or is there already.
+    `full` freezes nothing and adds no adapter. Draws from PyTorch's global generator. `ValueError` if the adapter does
+    not fit the model or its name is taken.
     """
     if config.kind == "full":
         if config.model_dropout is not None:
@@ -87,7 +88,7 @@ def adapt(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
 
 
 def add(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
-    """Give the model another adapter and use it: LoRA that changes nothing yet, or a prefix of random words."""
+    """Add an adapter to the model and use it: LoRA that changes nothing yet, or a prefix of random words."""
     if not name.isidentifier():
         raise ValueError(f"an adapter can't be called {name!r}; give a name of letters, digits and _")
     if name in model.adaptations:
@@ -105,18 +106,20 @@ def add(model: GPT2, config: AdaptationConfig, name: str = NAME) -> None:
                 linear = LoRALinear(linear)
                 model.set_submodule(path, linear)
             change = LowRank(linear.in_features, linear.out_features, config).to(linear.weight)
-            linear.adapters[name] = change.train(linear.training)  # what evaluates goes on without dropout
+            linear.adapters[name] = change.train(linear.training)  # an evaluated model stays without dropout
     elif config.kind == "prefix":
-        for attention, (keys, values) in zip(attentions(model), of_words(model, config.prefix_length), strict=True):
-            attention.adapters[name] = KeysValues(keys, values)
+        for attention, (keys, values) in zip(
+            attentions(model), random_word_prefix(model, config.prefix_length), strict=True
+        ):
+            attention.adapters[name] = PrefixKeyValues(keys, values)
     else:
-        raise ValueError(f"kind={config.kind} has no adapter; only lora and prefix have")
+        raise ValueError(f"kind={config.kind} has no adapter; set kind: lora or prefix")
     model.adaptations[name] = config
     use(model, name)
 
 
 def targets(model: GPT2, config: AdaptationConfig) -> list[str]:
-    """Paths of the matrices that LoRA changes."""
+    """Return the paths of the matrices that LoRA changes."""
     return [f"blocks.{i}.{target}" for i in range(len(model.blocks)) for target in config.targets]
 
 
@@ -125,21 +128,23 @@ def attentions(model: GPT2) -> list[Attention]:
 
 
 @torch.no_grad()
-def of_words(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's keys and values (length, heads, C / heads) of random words: better to begin from than random
-    numbers (Li and Liang 2021, section 7.4)."""
+def random_word_prefix(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Return each layer's keys and values, (length, heads, C / heads), of random words.
+
+    They are a better start than random numbers (Li and Liang 2021, section 7.4).
+    """
     use(model, None)
     was_training = model.training
     model.eval()
     room = min(length, model.config.n_positions)
     rows = -(-length // room)
     ids = torch.randint(model.config.vocab_size, (rows, room)).to(model.wte.weight.device)
-    caches = [KeyValues(rows, room, model.config, model.wte.weight) for _ in model.blocks]
+    caches = [KVCache(rows, room, model.config, model.wte.weight) for _ in model.blocks]
     for cache in caches:
         cache.positions = torch.arange(room, device=ids.device).expand(rows, -1)
     model.hidden(ids, caches)
     model.train(was_training)
-    plain = torch.contiguous_format  # optimizers lay out their moments alike, and checkpoints read them as vectors
+    plain = torch.contiguous_format  # optimizer moments copy this layout, and checkpoints read them as vectors
     return [
         tuple(t.transpose(1, 2).flatten(0, 1)[:length].clone(memory_format=plain) for t in (c.keys, c.values))  # type: ignore[misc]
         for c in caches
@@ -147,14 +152,14 @@ def of_words(model: GPT2, length: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def carriers(model: GPT2) -> Iterator[tuple[str, LoRALinear | Attention]]:
-    """(path, module) of all that may have adapters."""
+    """Yield (path, module) of all modules that may have adapters."""
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear | Attention):
             yield path, module
 
 
 def use(model: GPT2, name: str | None) -> None:
-    """Use the adapter of that name, or none. `ValueError` lists those that there are."""
+    """Use the adapter of that name, or none; `ValueError` lists the existing ones."""
     if name is not None and name not in model.adaptations:
         raise ValueError(f"the model has no adapter {name!r}; it has {', '.join(model.adaptations) or 'none'}")
     unmerge(model)
@@ -163,12 +168,12 @@ def use(model: GPT2, name: str | None) -> None:
 
 
 def merge(model: GPT2) -> None:
-    """Add the LoRA in use to the matrices: the same results without its cost, until `unmerge`."""
+    """Add the active LoRA to the matrices: the same results at no extra cost, until `unmerge`."""
     _add_to_matrices(model, 1)
 
 
 def unmerge(model: GPT2) -> None:
-    """Take the LoRA in use out of the matrices again."""
+    """Subtract the active LoRA from the matrices."""
     _add_to_matrices(model, -1)
 
 
@@ -183,7 +188,7 @@ def _add_to_matrices(model: GPT2, sign: int) -> None:
 
 
 def plain(model: GPT2) -> GPT2:
-    """A copy with the LoRA in use merged and without adapters; the model itself where it has none."""
+    """Return a copy with the active LoRA merged and without adapters; the model itself if it has none."""
     if not model.adaptations:
         return model
     model = copy.deepcopy(model)
@@ -198,7 +203,7 @@ def plain(model: GPT2) -> GPT2:
 
 
 def tensors(model: GPT2, name: str = NAME) -> dict[str, Tensor]:
-    """An adapter's parameters by name, fp32 on the CPU."""
+    """Return an adapter's parameters by name, fp32 on the CPU."""
     return {
         f"{path}.{key}": value.detach().float().cpu().contiguous()
         for path, module in carriers(model)
@@ -208,7 +213,7 @@ def tensors(model: GPT2, name: str = NAME) -> dict[str, Tensor]:
 
 
 def remove(model: GPT2, name: str) -> None:
-    """Forget an adapter."""
+    """Remove an adapter from the model."""
     use(model, None)
     for path, module in list(carriers(model)):
         if name in module.adapters:
@@ -219,5 +224,5 @@ def remove(model: GPT2, name: str) -> None:
 
 
 def trained_parameters(module: nn.Module) -> int:
-    """How many parameters training changes."""
+    """Return the number of parameters that training changes."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

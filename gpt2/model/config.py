@@ -1,8 +1,4 @@
-"""The settings of everything that `gpt2` computes, as frozen Pydantic models.
-
-One schema has four doors: YAML presets, command-line flags, Prefect's parameter form, and what MLflow
-records. Nothing here imports PyTorch, so a wrong value is refused before anything heavy is loaded.
-"""
+"""The settings of a model: its shape, the published sizes, and which parameters fine-tuning changes."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from gpt2.settings import Settings
 
 
 class ModelShape(Settings):
-    """The Transformer's shape: everything but the vocabulary, which the tokenizer decides."""
+    """The Transformer's shape: everything but the vocabulary size, which the tokenizer decides."""
 
     n_layer: int = Field(12, ge=1, le=200)
     """Number of Transformer blocks."""
@@ -23,56 +19,56 @@ class ModelShape(Settings):
     n_embd: int = Field(768, ge=8, le=16384)
     """Width of the residual stream."""
     n_positions: int = Field(1024, ge=8, le=65536)
-    """Longest sequence, in tokens, that the model has position embeddings for."""
+    """Longest sequence that the model has positions for (unit: tokens)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability on embeddings, attention and residual branches (GPT-2 was published with 0.1)."""
     layer_norm_epsilon: float = Field(1e-5, gt=0, le=1e-2)
-    """Added to the variance in layer normalisation."""
+    """Epsilon of normalisation: added to the variance."""
     initializer_range: float = Field(0.02, gt=0, le=1)
-    """Standard deviation of initial weights; residual projections get 1/sqrt(2 n_layer) of it."""
+    """Standard deviation of initial weights; that of residual projections is divided by sqrt(2 n_layer)."""
     positions: Literal["learned", "rotary"] = "learned"
     """GPT-2's learned position embeddings, or rotary ones (Su et al. 2021)."""
     norm: Literal["layer", "rms", "none"] = "layer"
     """Layer normalisation (Ba et al. 2016), RMS normalisation (Zhang and Sennrich 2019), or none."""
     norm_placement: Literal["pre", "post"] = "pre"
-    """Before each branch, as GPT-2, or after the sum, as the first Transformer."""
+    """`pre`: before each branch, as in GPT-2; `post`: after the sum, as in the first Transformer."""
     residual: bool = True
-    """Each branch adds to the stream; without it, it replaces it (to show why that fails)."""
+    """Each branch adds to the residual stream; without it, a branch replaces the stream (to show why that fails)."""
     activation: Literal["gelu_tanh", "gelu", "relu", "relu2", "tanh", "swiglu"] = "gelu_tanh"
-    """The MLP's non-linearity: GPT-2's GELU in its tanh form, the exact one, ReLU, its square (So et al. 2021), tanh,
-    or SwiGLU (Shazeer 2020) in an MLP of the same number of parameters."""
+    """The MLP's non-linearity: GPT-2's GELU in its tanh form, the exact GELU, ReLU, its square (So et al. 2021), tanh,
+    or SwiGLU (Shazeer 2020). The MLP of SwiGLU has the same number of parameters."""
     bias: bool = True
     """Biases in linear layers and layer normalisation."""
     qk_norm: bool = False
-    """Queries and keys of unit RMS (Henry et al. 2020)."""
+    """Normalise queries and keys to unit RMS (Henry et al. 2020)."""
     value_residual: bool = False
-    """Each layer's values are mixed with the first layer's in a learned proportion (Zhou et al. 2024)."""
+    """Mix each layer's values with the first layer's, in a learned proportion (Zhou et al. 2024)."""
     tied_head: bool = True
-    """The head is the token embedding, as GPT-2's; otherwise a matrix of its own."""
+    """Use the token embedding as the head, as GPT-2; otherwise the head is a matrix of its own."""
     zero_init: bool = False
-    """Residual projections, and a head of its own, start at zero."""
+    """Start residual projections, and a head of its own, at zero."""
 
     @model_validator(mode="after")
     def _rotary_turns_pairs(self):
         if self.positions == "rotary" and self.n_embd // self.n_head % 2:
             raise ValueError(
-                f"positions=rotary turns pairs, but a head is n_embd / n_head = {self.n_embd // self.n_head} wide; "
-                f"choose an even width"
+                f"positions=rotary needs an even head width, not n_embd / n_head = {self.n_embd // self.n_head}; "
+                f"change n_embd or n_head"
             )
         return self
 
     @property
     def head_width(self) -> int:
-        """Of an attention head."""
+        """Width of an attention head."""
         return self.n_embd // self.n_head
 
     @property
     def n_inner(self) -> int:
-        """Width inside the MLP: 4 n_embd; 8/3 of it, to a multiple of 8, for SwiGLU's three matrices."""
+        """Width inside the MLP: 4 n_embd. For SwiGLU's three matrices it is 8/3 n_embd, rounded to a multiple of 8."""
         return 8 * round(self.n_embd / 3) if self.activation == "swiglu" else 4 * self.n_embd
 
     def beyond_gpt2(self) -> dict[str, Any]:
-        """The fields by which this is not GPT-2's architecture, with their values."""
+        """Return the fields, with their values, that differ from GPT-2's architecture."""
         return {name: getattr(self, name) for name in SWITCHES if getattr(self, name) != default(name)}
 
     @model_validator(mode="after")
@@ -96,11 +92,11 @@ SWITCHES = (
     "value_residual",
     "tied_head",
 )
-"""The fields that decide which tensors there are and what is computed from them."""
+"""Fields that decide which tensors exist and what is computed from them."""
 
 
 def default(switch: str) -> Any:
-    """GPT-2's value."""
+    """Return GPT-2's value of a switch."""
     return ModelShape.model_fields[switch].default
 
 
@@ -112,7 +108,7 @@ class ModelConfig(ModelShape):
 
     @property
     def n_parameters(self) -> int:
-        """Parameters; GPT-2's are (vocab_size + n_positions + 2) n_embd + n_layer (12 n_embd^2 + 13 n_embd)."""
+        """Number of parameters; for GPT-2 (vocab_size + n_positions + 2) n_embd + n_layer (12 n_embd^2 + 13 n_embd)."""
         d, inner, bias = self.n_embd, self.n_inner, int(self.bias)
         first = inner * (2 if self.activation == "swiglu" else 1)
         norm = {"layer": d + d * bias, "rms": d, "none": 0}[self.norm]
@@ -121,13 +117,13 @@ class ModelConfig(ModelShape):
         return d * (self.vocab_size + self._looked_up()) + self.n_layer * block + final
 
     def _looked_up(self) -> int:
-        """Rows of embeddings besides those that are the head."""
+        """Return the number of embedding rows that are only looked up, not multiplied as a head."""
         return (self.n_positions if self.positions == "learned" else 0) + (0 if self.tied_head else self.vocab_size)
 
     def flops_per_token(self, context: int, with_head: bool = True) -> int:
-        """Training FLOPs per token, 6 N + 12 n_layer n_embd T (PaLM, appendix B).
+        """Return the training FLOPs per token, 6 N + 12 n_layer n_embd T (PaLM, appendix B).
 
-        N leaves out the position embeddings and, without the language model's head, the token embeddings.
+        N excludes the position embeddings and, without the language model's head, the token embeddings.
         """
         looked_up = self._looked_up() + (0 if with_head else self.vocab_size)
         return 6 * (self.n_parameters - looked_up * self.n_embd) + 12 * self.n_layer * self.n_embd * context
@@ -143,25 +139,25 @@ SIZES: dict[str, ModelShape] = {
 
 
 class AdaptationConfig(Settings):
-    """Which parameters fine-tuning changes: all, or few beside a pretrained model that stays as it is."""
+    """Which parameters fine-tuning changes: all, or a few beside a frozen pretrained model."""
 
     kind: Literal["full", "lora", "prefix", "head"] = "full"
-    """All parameters; low-rank changes of matrices (LoRA, Hu et al. 2021); keys and values before every text (prefix
-    tuning, Li and Liang 2021); or the task's head alone. The head is trained in each."""
+    """`full`: all parameters; `lora`: low-rank changes of matrices (Hu et al. 2021); `prefix`: keys and values before
+    every text (prefix tuning, Li and Liang 2021); `head`: the task's head alone. The head is trained in each."""
     rank: int = Field(8, ge=1, le=1024)
     """`lora`: rank of each change."""
     alpha: float = Field(16.0, gt=0, le=10_000)
     """`lora`: a change is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """`lora`: dropout probability on what enters a change."""
+    """`lora`: dropout probability on the input of a change."""
     targets: list[Literal["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]] = Field(
         ["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"], min_length=1
     )
     """`lora`: the matrices of each block that are changed."""
     prefix_length: int = Field(16, ge=1, le=1024)
-    """`prefix`: how many keys and values each layer sees before a text."""
+    """`prefix`: number of keys and values that each layer sees before a text."""
     model_dropout: float | None = Field(None, ge=0, lt=1)
-    """`full`: dropout probability of the pretrained model while it is fine-tuned; empty: that of its pretraining."""
+    """`full`: dropout probability of the pretrained model during fine-tuning; empty: that of its pretraining."""
 
     @model_validator(mode="after")
     def _of_its_kind(self):
@@ -171,12 +167,12 @@ class AdaptationConfig(Settings):
             for name in names:
                 if kind != self.kind and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
-                        f"{name} is read with kind={kind} only, not with kind={self.kind}; set kind: {kind}"
+                        f"{name} is used with kind={kind} only, not with kind={self.kind}; set kind: {kind}"
                     )
         return self
 
     def identity(self) -> dict:
-        """Without what its kind does not read."""
+        """Return the identity without the fields that this kind does not use."""
         return {name: v for name, v in super().identity().items() if name in ("kind", *ADAPTATION_FIELDS[self.kind])}
 
 
@@ -186,4 +182,4 @@ ADAPTATION_FIELDS: dict[str, tuple[str, ...]] = {
     "prefix": ("prefix_length",),
     "head": (),
 }
-"""What each kind of adaptation reads."""
+"""Fields that each kind of adaptation uses."""

@@ -1,4 +1,4 @@
-"""What a training puts on the model: a next-token loss, a classifier, a recommender."""
+"""Heads on the model: next-token prediction and classification, with their losses; padding and packing of batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt2.model.transformer import GPT2, Packed
 
 
 def pad(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of ids as (B, T) int64, padded on the right, and their lengths (B,)."""
+    """Return rows of ids as (B, T) int64, padded on the right, and their lengths (B,)."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.full((len(rows), max(1, int(lengths.max()))), value, dtype=torch.long)
     for i, row in enumerate(rows):
@@ -19,23 +19,22 @@ def pad(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def pack(padded: Tensor, lengths: Tensor) -> tuple[Tensor, Packed]:
-    """(B, T, ...) and (B,) lengths to the (N, ...) that are no padding, and where they are."""
+    """Return the (N, ...) entries of (B, T, ...) that are not padding, and their places; `lengths` is (B,)."""
     inside = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
     return padded[inside], Packed(lengths)
 
 
 def pooled(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T, C) to (B, C): the mean over each row's first `lengths` positions."""
+    """Return the mean over each row's first `lengths` positions, (B, C), of (B, T, C)."""
     inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
     return (hidden * inside[:, :, None]).sum(1) / lengths[:, None].to(hidden.dtype)
 
 
 def label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean cross-entropy (nats, scalar) of (B, classes) logits and (B,) class indices, each multiplied by its weight
-    (B,).
+    """Return the mean cross-entropy (nats, scalar) of logits (B, classes) and labels (B,), times the weights (B,).
 
-    It is divided by B, not by the weights' sum: weights with mean 1 over the data give the weighted mean of all of it,
-    however it is cut into batches.
+    The sum is divided by B, not by the sum of weights. So weights with mean 1 over the data give the same weighted
+    mean, however the data are split into batches.
     """
     if weights is None:
         return F.cross_entropy(logits, labels)
@@ -54,15 +53,17 @@ class LanguageModel(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A linear layer on the mean and the last of the hidden states and the mean of the token embeddings, normalised.
+    """A linear classifier on the mean and the last hidden state and the normalised mean of the token embeddings.
 
-    The last of these is fastText's classifier (Joulin et al. 2017): what single words say is learned at once, and the
-    blocks learn the rest.
+    The last feature is fastText's classifier (Joulin et al. 2017): the effect of single words is learned at once, and
+    the blocks learn the rest.
     """
 
     def __init__(self, model: GPT2, n_classes: int, dropout: float = 0.1, features: int = 3, ngrams: bool = True):
-        """With two `features` the embeddings are left out, as in models of before there were three. `ngrams`: as a
-        teacher it adds the n-grams' logits, where there are any."""
+        """Add a head of `n_classes`. Two `features` leave out the embeddings, as in older models.
+
+        `ngrams`: as a teacher, the classifier adds the n-grams' logits if there are any.
+        """
         super().__init__()
         self.model, self.dropout, self.ngrams = model, dropout, ngrams
         self.head = nn.Linear(features * model.config.n_embd, n_classes)
@@ -70,15 +71,17 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def logits(self, ids: Tensor, lengths: Tensor, ngrams: Tensor | None = None) -> Tensor:
-        """(B, T) ids, padded on the right, to (B, classes); `ngrams` (B, classes) are added
-        (`gpt2.tasks.sentiment.ngrams`)."""
+        """Return the logits, (B, classes), of (B, T) ids padded on the right, plus `ngrams` (B, classes) if given.
+
+        `gpt2.tasks.sentiment.ngrams` computes the latter.
+        """
         tokens, packed = pack(ids, lengths)
         hidden, size = self.model.hidden(tokens, packed=packed), self.model.config.n_embd
         features = [packed.means(hidden), hidden[packed.last]]
         if self.head.in_features > 2 * size:
             features.append(F.layer_norm(packed.means(self.model.wte(tokens)), (size,)))
-        found = self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
-        return found if ngrams is None else found.float() + ngrams.float()
+        logits = self.head(F.dropout(torch.cat(features, dim=-1), self.dropout, self.training))
+        return logits if ngrams is None else logits.float() + ngrams.float()
 
     def forward(
         self,
@@ -88,5 +91,5 @@ class Classifier(nn.Module):
         weights: Tensor | None = None,
         ngrams: Tensor | None = None,
     ) -> Tensor:
-        """The `label_loss` of (B,) class indices."""
+        """Return the `label_loss` of (B,) class indices."""
         return label_loss(self.logits(ids, lengths, ngrams).float(), labels, weights)

@@ -1,4 +1,4 @@
-"""The next-token loss, which never holds more than a slice of the logits."""
+"""The next-token loss, which holds only a slice of the logits at a time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-"""The target of a position that is left out."""
-# Bytes of logits that the loss holds at a time: on a CPU what its cache has room for, on a GPU what keeps it busy.
+"""Target of a position without a loss."""
+# Bytes of logits that the loss holds at a time: they fit a CPU's cache, or keep a GPU busy.
 # A wide model needs more (`loss_rows`): at the 124M shape in bf16 it is 154 MB on a CPU.
 LOSS_SLICE_CPU, LOSS_SLICE_GPU = 2**23, 2**28
-DW_TILE_CPU = (
-    4096  # tokens of the vocabulary whose gradients are one product: of all at once it takes 1.3 times as long
-)
+DW_TILE_CPU = 4096  # rows of dW (tokens of the vocabulary) per product: a single product takes 1.3 times as long
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy (nats, fp32, scalar) of (..., C) hidden states against a (V, C) head; -100 is left out."""
+    """Return the summed cross-entropy (nats, fp32, scalar) of hidden states (..., C) with a head (V, C).
+
+    Targets of -100 are ignored. `ValueError` for other targets beyond the vocabulary, on a CPU.
+    """
     kept = targets != IGNORED
     targets = targets[kept]
     try:
@@ -25,25 +26,25 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     except (RuntimeError, IndexError):
         if targets.device.type == "cpu" and (targets.min() < 0 or targets.max() >= len(weight)):
             raise ValueError(
-                f"targets from {int(targets.min())} to {int(targets.max())} were given, the model has 0 to "
-                f"{len(weight) - 1}, and {IGNORED} for none; were they made with another tokenizer?"
+                f"targets from {int(targets.min())} to {int(targets.max())} are not all in the model's range, 0 to "
+                f"{len(weight) - 1}, or {IGNORED} for none; use the model's own tokenizer"
             ) from None
         raise
 
 
 def loss_rows(vocabulary: int, width: int, dtype: torch.dtype, device: str) -> int:
-    """Of how many tokens the loss holds logits at a time."""
+    """Return the number of tokens whose logits the loss holds at a time."""
     room = LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU
-    # No fewer than twice the width, or reading and writing dW for each slice would take longer than its products.
+    # At least twice the width: otherwise reading and writing dW for each slice takes longer than its products.
     return max(2 * width, room // (vocabulary * dtype.itemsize))
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of (N, C) hidden states against a (V, C) head, never holding more than a slice of logits.
+    """Summed cross-entropy of (N, C) hidden states with a (V, C) head, holding only a slice of the logits at a time.
 
-    The gradients are made in the forward pass, slice by slice, so logits are computed once (as in Liger Kernel, Hsu et
-    al. 2024). Matrix products have the parameters' or autocast's precision, and so have the probabilities, computed in
-    fp32 and rounded once; losses, sums and dW are in fp32.
+    Gradients are computed in the forward pass, slice by slice, so logits are computed once (as in Liger Kernel, Hsu et
+    al. 2024). Matrix products have the parameters' or autocast's precision. Probabilities are computed in fp32 and
+    rounded to it once. Losses, sums and dW are in fp32.
     """
 
     @staticmethod
@@ -65,7 +66,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
                     total += F.cross_entropy(logits.float(), goal, reduction="sum")
                     continue
                 probabilities = logits.softmax(dim=-1)
-                # A logsumexp without another pass of exp; the largest probability's rounding, up to 2^-9, is no bias.
+                # A logsumexp without a second exp; rounding of the largest probability, up to 2^-9, adds no bias.
                 log_z = logits.amax(-1).float() - probabilities.amax(-1).float().log()
                 losses = log_z - logits.gather(1, goal[:, None])[:, 0].float()
                 total += losses.sum()
@@ -80,6 +81,6 @@ class SlicedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor):
-        # The sum's gradients fit fp16 as they are; the mean's, scaled before the loss scale comes in, would not.
+        # The sum's gradients fit fp16. The mean's, divided before the loss scale is applied, would not.
         d_hidden, d_weight = ctx.saved_tensors
         return (d_hidden.float() * scale).to(d_hidden.dtype), (d_weight * scale).to(ctx.dtype), None, None

@@ -1,4 +1,5 @@
-"""GPT-2 (Radford et al. 2019), whole: embeddings, attention, MLP, block, head, loss; and what has been found since.
+"""The whole of GPT-2 (Radford et al. 2019), with later variants as options: embeddings, attention, MLP, block, head,
+loss.
 
 Shapes: B batch, T time, C width, V vocabulary.
 """
@@ -18,13 +19,13 @@ from gpt2.model.config import AdaptationConfig, ModelConfig
 from gpt2.model.loss import IGNORED, cross_entropy
 
 ROTARY_BASE = 10_000.0
-SHORT = 512  # tokens up to which a CPU attends faster by plain matrix products
+SHORT = 512  # tokens up to which plain matrix products are the faster attention on a CPU
 GELU_SLOPE, GELU_CUBE = 2 * math.sqrt(2 / math.pi), 0.044715  # x sigmoid(slope (x + cube x^3))
-HALVED = 128  # and from which it pays to do so in two halves
+HALVED = 128  # tokens from which it pays to do them in two halves
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention, with what was found since: each a switch of `ModelShape`."""
+    """Causal multi-head self-attention. Later variants of it are switches of `ModelShape`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -34,12 +35,13 @@ class Attention(nn.Module):
         self.value_mix = nn.Parameter(torch.full((1,), 0.5)) if config.value_residual else None
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
-        """Prefixes by name, and the name of the one in use (`gpt2.model.adapters`)."""
+        """The name of the prefix in use, one of `adapters` (`gpt2.model.adapters`), or None."""
 
     def forward(
         self, x: Tensor, attend: Attend, rotation: tuple[Tensor, Tensor] | None, first: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(..., C) to (..., C), and the values (..., heads, C / heads) of the first layer, for those above it."""
+        """Return (..., C) of the same shape as `x`, and the first layer's values, (..., heads, C / heads), for later
+        layers."""
         q, k, v = (t.unflatten(-1, (self.n_head, -1)) for t in self.qkv(x).chunk(3, dim=-1))
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
@@ -57,12 +59,13 @@ Prefix = tuple[Tensor, Tensor]
 """Keys and values (P, heads, C / heads) that every token of every text sees."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, float, Prefix | None], Tensor]
-"""Queries, keys and values (..., heads, C / heads), a dropout probability and a prefix to (..., heads, C / heads)."""
+"""Maps queries, keys and values (..., heads, C / heads), a dropout probability and a prefix to (..., heads, C / heads).
+"""
 
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None = None) -> Tensor:
-    """(B, T, heads, d): each row by itself."""
-    if prefix is not None:  # as tokens before the row, whose own results nobody reads
+    """Return causal attention of (B, T, heads, d) in the same shape, each row by itself."""
+    if prefix is not None:  # prepended as tokens whose own results are dropped
         before = [t.to(q.dtype).expand(len(q), -1, -1, -1) for t in prefix]
         q, k, v = (
             torch.cat([b, t], dim=1) for b, t in zip((torch.zeros_like(before[0]), *before), (q, k, v), strict=True)
@@ -74,63 +77,63 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix 
 class Packed:
     """Texts of unequal length end to end, without padding: (N, ...) tokens of `lengths` (B,), which sum to N.
 
-    Everything is computed on the N tokens but attention, which reads each text alone, in a padded copy: for texts
-    that are short beside the width, a small part of the work. (Zeng et al. 2022, ByteTransformer.)
+    Only attention needs a padded copy, as it reads each text alone; everything else is computed on the N tokens. If
+    texts are short beside the width, attention is a small part of the work (Zeng et al. 2022, ByteTransformer).
     """
 
     def __init__(self, lengths: Tensor):
         if not (lengths > 0).all():
-            raise ValueError(f"lengths={lengths.tolist()}, but a text has a token or more; leave out what is empty")
+            raise ValueError(f"lengths={lengths.tolist()}, but a text needs one token or more; leave out empty texts")
         self.lengths, self.rows, self.longest = lengths, len(lengths), int(lengths.max())
         starts = lengths.cumsum(0) - lengths
         text = torch.repeat_interleave(torch.arange(self.rows, device=lengths.device), lengths)
         self.positions = torch.arange(len(text), device=lengths.device) - starts[text]
-        """(N,): each token's place in its text."""
+        """(N,): position of each token in its text."""
         self.last = starts + lengths - 1
-        """(B,): each text's last token."""
+        """(B,): index of each text's last token."""
         self.text = text
-        """(N,): each token's text."""
+        """(N,): index of each token's text."""
         self.slots = text * self.longest + self.positions
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(N, ...) to (B, T, ...), zeros behind each text."""
+        """Return (N, ...) as (B, T, ...), with zeros after each text."""
         padded = packed.new_zeros(self.rows * self.longest, *packed.shape[1:])
         return padded.index_copy(0, self.slots, packed).unflatten(0, (self.rows, self.longest))
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """(B, T, ...) to (N, ...)."""
+        """Return (B, T, ...) as (N, ...), without padding."""
         return padded.flatten(0, 1).index_select(0, self.slots)
 
     def means(self, packed: Tensor) -> Tensor:
-        """(N, C) to (B, C): the mean of each text."""
+        """Return the mean over each text, (B, C), of (N, C)."""
         sums = packed.new_zeros(self.rows, packed.shape[1]).index_add(0, self.text, packed)
         return sums / self.lengths[:, None].to(packed.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None = None) -> Tensor:
-        """(N, heads, d): no token sees another text's."""
+        """Return causal attention, (N, heads, d); no token sees another text's."""
         q, k, v = self.pad(torch.cat([q, k, v], dim=1)).chunk(3, dim=2)  # one copy is cheaper than three
         return self.unpad(attend_rows(q, k, v, dropout, prefix))
 
 
 def rotations(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (..., 1, width / 2), of the angles by which heads turn at (...) positions (Su et al. 2021)."""
+    """Return cosines and sines, (..., 1, width / 2), of the rotary angles at (...) positions (Su et al. 2021)."""
     frequencies = ROTARY_BASE ** -torch.arange(0, 1, 2 / width, device=positions.device)
     angles = (positions[..., None].float() * frequencies)[..., None, :]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(..., heads, d) turned: entry i with entry i + d / 2 (as GPT-NeoX)."""
+    """Rotate (..., heads, d): entry i with entry i + d / 2 (as in GPT-NeoX)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """(B, heads, T, d) queries, keys and values to (B, heads, T, d); each position sees itself and what is before.
+    """Return causal attention of (B, heads, T, d) in the same shape; each position sees itself and earlier ones.
 
-    PyTorch's fused kernel, except for short sequences in bf16 on a CPU, where its backward pass takes about twice as
-    long as the same steps one by one (2.13, AVX-512). The first half of the queries then leaves the last half of the
-    keys alone: a quarter of the work saved; more pieces cost more in small products than they save.
+    PyTorch's fused kernel is used, except for short sequences in bf16 on a CPU. There its backward pass takes about
+    twice as long as the separate steps (2.13, AVX-512). The first half of the queries then skips the last half of the
+    keys, which saves a quarter of the work. More pieces would cost more in small products than they save.
     """
     T, d = q.shape[-2:]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > SHORT:
@@ -146,7 +149,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
 
 
 class MLP(nn.Module):
-    """Two matrices around a non-linearity; SwiGLU's first is two."""
+    """Two matrices around a non-linearity; with SwiGLU the first is two."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -159,8 +162,10 @@ class MLP(nn.Module):
 
 
 class GeluTanh(torch.autograd.Function):
-    """GELU's tanh approximation (Hendrycks and Gimpel 2016) as x times a sigmoid, which it equals: in bf16 on a CPU the
-    kernel of PyTorch takes 1.7 times as long for its tanh (2.13). Its backward pass is as good as any."""
+    """GELU's tanh approximation (Hendrycks and Gimpel 2016), computed as x times a sigmoid, which it equals.
+
+    In bf16 on a CPU PyTorch's kernel takes 1.7 times as long, for its tanh (2.13). Its backward pass is used as it is.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -175,14 +180,14 @@ class GeluTanh(torch.autograd.Function):
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by the tanh approximation."""
+    """Return GELU in its tanh approximation, in the same shape."""
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         return GeluTanh.apply(x)
     return F.gelu(x, approximate="tanh")
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """(..., 2 H) to (..., H) (Shazeer 2020)."""
+    """Return SwiGLU, (..., H), of (..., 2 H) (Shazeer 2020)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -198,17 +203,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def norm(config: ModelConfig) -> nn.Module:
-    """The normalisation of the residual stream that the configuration names."""
+    """Return the normalisation layer that the configuration names."""
     if config.norm == "layer":
         return nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
     return nn.RMSNorm(config.n_embd, config.layer_norm_epsilon) if config.norm == "rms" else nn.Identity()
 
 
 class Block(nn.Module):
-    """Each branch reads the normalised residual stream and adds to it: x + f(norm(x)).
+    """One Transformer block. Each branch reads the normalised residual stream and adds to it: x + f(norm(x)).
 
-    With `norm_placement: post` it normalises the sum: norm(x + f(x)) (Vaswani et al. 2017). Without `residual` a
-    branch replaces the stream.
+    With `norm_placement: post` it normalises the sum: norm(x + f(x)) (Vaswani et al. 2017). Without `residual` a branch
+    replaces the stream.
     """
 
     def __init__(self, config: ModelConfig):
@@ -222,7 +227,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attend: Attend, rotation: tuple[Tensor, Tensor] | None = None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(..., C) to (..., C); the rest as in `Attention`."""
+        """Return (..., C) of the same shape as `x`; the rest is as in `Attention`."""
         y, first = self.attn(self.ln_1(x) if self.pre else x, attend, rotation, first)
         x = x + y if self.residual else y
         if not self.pre:
@@ -232,31 +237,32 @@ class Block(nn.Module):
         return (x if self.pre else self.ln_2(x)), first
 
 
-class Reader(Protocol):
-    """How one layer attends to more than it is given: a cache, say."""
+class AttentionCache(Protocol):
+    """One layer's attention to more than the given tokens, such as a cache's."""
 
     positions: Tensor
-    """(B, T): where the tokens given stand."""
+    """(B, T): positions of the given tokens."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, prefix: Prefix | None) -> Tensor: ...
 
 
-class KeyValues:
+class KVCache:
     """One layer's keys and values, (B, heads, room, C / heads), to which every call appends.
 
-    Texts of unequal length end together: a shorter one begins with empty slots, which nothing sees. So a step writes
-    one slice, and where the texts are equally long needs no mask.
+    Texts of unequal length are aligned at their ends: a shorter one begins with empty slots, which nothing sees. So a
+    step writes one slice, and needs no mask if all texts are equally long.
     """
 
     def __init__(self, batch: int, room: int, config: ModelConfig, like: Tensor, seen: Tensor | None = None):
-        """`seen` (B, 1, 1, room), shared by the layers: 0 for each text's slots, -inf for the empty ones before it."""
+        """`seen` (B, 1, 1, room), shared by the layers, is 0 for a text's slots and -inf for the empty ones before."""
         shape = (batch, config.n_head, room, config.n_embd // config.n_head)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.positions = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
         self.seen, self.length = seen, 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
-        """Append (B, T, heads, d) keys and values; each query sees what comes before it, and itself."""
+        """Append keys and values (B, T, heads, d) and return attention in that shape; a query sees itself and earlier
+        tokens."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         start, end = self.length, self.length + q.shape[2]
         self.keys[:, :, start:end], self.values[:, :, start:end] = k, v
@@ -269,14 +275,15 @@ class KeyValues:
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).transpose(1, 2)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`attend` for one token of each row, (B, heads, 1, d) to the same."""
+        """Append one token of each row and return its attention: `attend` for (B, heads, 1, d), in the same shape."""
         end = self.length = self.length + 1
         self.keys[:, :, end - 1 : end], self.values[:, :, end - 1 : end] = k, v
         seen = None if self.seen is None else self.seen[..., :end]
         return F.scaled_dot_product_attention(q, self.keys[:, :, :end], self.values[:, :, :end], attn_mask=seen)
 
     def mask(self, start: int, end: int, like: Tensor) -> Tensor | None:
-        """(B or 1, 1, T, end) to add to scores: -inf where a query must not see."""
+        """Return the mask to add to scores, (B or 1, 1, T, end): -inf if a query must not see a slot; None if all is
+        seen."""
         seen = None if self.seen is None else self.seen[..., :end]
         if end - start == 1:
             return seen
@@ -284,15 +291,15 @@ class KeyValues:
         queries = places[start:, None]
         future = torch.zeros(end - start, end, dtype=like.dtype, device=like.device)
         future.masked_fill_(places > queries, -math.inf)
-        # Empty slots see themselves, or their softmax would be over nothing.
+        # Empty slots see themselves: a softmax over nothing would be NaN.
         return future if seen is None else (future + seen).masked_fill(places == queries, 0)
 
 
 class GPT2(nn.Module):
-    """The language model. Batches are padded on the right, which causal attention never sees, or packed."""
+    """The language model. Batches are packed, or padded on the right, where causal attention never looks."""
 
     def __init__(self, config: ModelConfig, seed: int | None = None):
-        """Weights as published; drawn from `seed`, or from PyTorch's global generator without one."""
+        """Initialise the weights as published, from `seed`, or else from PyTorch's global generator."""
         super().__init__()
         self.config = config
         self.adaptations: dict[str, AdaptationConfig] = {}
@@ -306,7 +313,7 @@ class GPT2(nn.Module):
         self._initialise(None if seed is None else torch.Generator().manual_seed(seed))
 
     def _initialise(self, generator: torch.Generator | None) -> None:
-        """N(0, initializer_range); what adds to the residual stream gets 1/sqrt(2 n_layer) of it (section 2.3)."""
+        """Draw from N(0, initializer_range), divided by sqrt(2 n_layer) for residual projections (section 2.3)."""
         std = self.config.initializer_range
         for name, parameter in self.named_parameters():
             if name.endswith("bias") or (self.config.zero_init and name.endswith(("proj.weight", "head.weight"))):
@@ -317,28 +324,33 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, std=std, generator=generator)
 
     def drop(self, probability: float) -> None:
-        """Train with another dropout probability from now on."""
+        """Use another dropout probability in training from now on."""
         self.config = self.config.model_copy(update={"dropout": probability})
         for module in self.modules():
             if isinstance(module, Attention | MLP):
                 module.dropout = probability
 
-    def hidden(self, ids: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
-        """(B, T) ids, or (N,) packed ones, to (..., C), after the final normalisation.
+    def hidden(
+        self, ids: Tensor, caches: Sequence[AttentionCache] | None = None, packed: Packed | None = None
+    ) -> Tensor:
+        """Return the final hidden states, (..., C), of (B, T) ids or (N,) packed ones, after the last normalisation.
 
-        `ValueError` where a text is longer than the positions or, on a CPU, an id is beyond the vocabulary.
+        `ValueError` if a text is longer than the positions or, on a CPU, an id is beyond the vocabulary.
         """
         try:
             x = self.wte(ids)
-        except IndexError:  # a CPU's own check; a GPU has one that tells less
+        except IndexError:  # only a CPU raises it; a GPU's assertion says less
             raise ValueError(
-                f"ids from {int(ids.min())} to {int(ids.max())} were given, the model has 0 to "
-                f"{self.config.vocab_size - 1}; were they made with another tokenizer?"
+                f"ids from {int(ids.min())} to {int(ids.max())} are not all in the model's range, 0 to "
+                f"{self.config.vocab_size - 1}; use the model's own tokenizer"
             ) from None
         return self.read(x, caches, packed)
 
-    def read(self, x: Tensor, caches: Sequence[Reader] | None = None, packed: Packed | None = None) -> Tensor:
-        """(B, T, C) embeddings, or (N, C) packed ones, without positions, to hidden states of the same shape."""
+    def read(self, x: Tensor, caches: Sequence[AttentionCache] | None = None, packed: Packed | None = None) -> Tensor:
+        """Return hidden states of (B, T, C) embeddings, or (N, C) packed ones, in the same shape.
+
+        The embeddings are those of tokens, without positions.
+        """
         T = packed.longest if packed else x.shape[1]
         if self.config.n_positions < T:
             raise ValueError(f"{T} tokens are more than the model's {self.config.n_positions} positions; shorten them")
@@ -361,23 +373,23 @@ class GPT2(nn.Module):
 
     @staticmethod
     def _dtype(x: Tensor) -> torch.dtype:
-        """Of the heads: autocast's, or the embeddings'."""
+        """Return the dtype of the heads: autocast's, or else that of the embeddings."""
         return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, C): the token embedding, or the head of its own."""
+        """The head's weight, (V, C): the token embedding, or a matrix of its own."""
         return self.wte.weight if self.head is None else self.head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) to (..., V)."""
+        """Return the logits, (..., V), of hidden states (..., C)."""
         return F.linear(hidden, self.head_weight)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy (nats, fp32, scalar) of (B, T) targets; -100 is left out. 0 where nothing is left."""
+        """Return the mean cross-entropy (nats, fp32, scalar) of (B, T) targets other than -100; 0 if there are none."""
         return cross_entropy(self.hidden(ids), self.head_weight, targets) / (targets != IGNORED).sum().clamp_min(1)
 
     @torch.no_grad()
     def loss_sum(self, ids: Tensor, targets: Tensor) -> tuple[float, int]:
-        """Sum of cross-entropies (nats) of (B, T) targets, and how many there are; -100 is left out."""
+        """Return the summed cross-entropy (nats) of (B, T) targets other than -100, and their number."""
         return float(cross_entropy(self.hidden(ids), self.head_weight, targets)), int((targets != IGNORED).sum())

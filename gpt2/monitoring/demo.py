@@ -1,4 +1,4 @@
-"""The sample posts as if they had come one after the other: they have no times, so times are made up."""
+"""A replay of the sample posts with invented times, since they have none, and one planted surge."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ DAYS = 60
 END = pd.Timestamp("2026-03-01", tz="UTC")
 TOPIC = "@jetblue"
 SURGE = (55, 56, 57)
-"""Days on which the topic's negative share is raised."""
+"""Days on which the topic's negative share is raised, from 0."""
 NOTE = (
-    f"A replay of the sample posts. They have no times: they were shuffled over {DAYS} days (seed 0). One surge is "
-    f"planted: on {(END - pd.Timedelta(days=DAYS - SURGE[0])):%d %b} and the two days after it, three quarters of what "
-    f"{TOPIC} had of posts that are not negative were changed for negative ones of other days. Everything else is as "
-    f"it was, and any other alert is a false one."
+    f"A replay of the sample posts. They have no times, so they were shuffled over {DAYS} days (seed 0). One surge is "
+    f"planted on {(END - pd.Timedelta(days=DAYS - SURGE[0])):%d %b} and the two days after it: three quarters of the "
+    f"posts about {TOPIC} that are not negative were swapped with negative ones of other days. Nothing else was "
+    f"changed, so any other alert is a false one."
 )
 
 
 def replay(posts: Path, seed: int = 0) -> pd.DataFrame:
-    """`text` and `time` of the sample posts in a seeded order, with the surge planted by moving posts between days.
+    """Return `text` and `time` (UTC) of the sample posts in a seeded order, with a planted surge.
 
-    Labels say which posts are moved, and are then forgotten: the monitor's model finds what it finds.
+    The labels choose which posts are moved between days and are then dropped, so the monitor's model scores unseen
+    labels.
     """
     table = read_table(posts).dropna(subset=["text", "sentiment"]).drop_duplicates("text")
     table = table.sample(frac=1, random_state=seed).reset_index(drop=True)
@@ -47,7 +48,7 @@ def replay(posts: Path, seed: int = 0) -> pd.DataFrame:
 
 
 def write(posts: Path, folder: Path, seed: int = 0) -> Iterator[Path]:
-    """A .jsonl per ten days of the replay, as they would arrive."""
+    """Write a .jsonl file per ten days of the replay to `folder`; yield each path in order of time."""
     table = replay(posts, seed)
     folder.mkdir(parents=True, exist_ok=True)
     part = (table["time"] - table["time"].min()).dt.days // 10

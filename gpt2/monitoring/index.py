@@ -1,4 +1,4 @@
-"""The sentiment index: scored posts counted by topic and window, with its uncertainty, judged by the rule."""
+"""The sentiment index: negative shares by topic and window, with intervals, judged by the rule for surges."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from gpt2.monitoring.config import MonitorConfig
 ALL = "all posts"
 FREQUENCY = {"hour": "h", "day": "D"}
 STEP = {window: pd.Timedelta(1, unit=unit) for window, unit in FREQUENCY.items()}
-"""From a window to the next."""
+"""Length of a window."""
 PROMISED = 40
-"""Negative posts that a topic must have in a usual window for a doubling to be found within two windows in 95 of 100
-cases, windows being of uneven size (`tests/gpt2/test_surges.py`, `tests/benchmarks/surges.py`)."""
+"""Negative posts in a usual window with which a doubling is detected within two windows in 95 of 100 cases. Windows
+have uneven sizes there (`tests/gpt2/monitoring/test_surges.py`, `tests/benchmarks/surges.py`)."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """A topic whose negative share surges."""
+    """A surge of a topic's negative share."""
 
     topic: str
     start: pd.Timestamp
-    """Of the first window that surges (UTC)."""
+    """Start of the first surging window (UTC)."""
     windows: int
-    """That surge, up to now."""
+    """Number of surging windows up to now."""
     posts: int
-    """In it, without the undecided."""
+    """Decided posts in the first window."""
     negative: int
     expected: float
-    """Share that the history led to expect."""
+    """Share expected from the history."""
     p_value: float
     undecided: int = 0
-    """Posts in it beside those."""
+    """Undecided posts in the first window, besides `posts`."""
 
     @property
     def share(self) -> float:
-        """Of the negative posts among the decided ones in the first window."""
+        """Return the share of negative posts among the decided ones in the first window."""
         return self.negative / max(self.posts, 1)
 
     def sentence(self, window: str) -> str:
-        """For people."""
+        """Return the alert as a sentence; `window` is `hour` or `day`."""
         when = self.start.strftime("%Y-%m-%d %H:00" if window == "hour" else "%Y-%m-%d")
         going = f", for {self.windows} {window}s" if self.windows > 1 else ""
         decided, beside = ("decided ", f" ({self.undecided:,} more undecided)") if self.undecided else ("", "")
@@ -56,21 +56,21 @@ class Alert:
 
 
 def topic_lists(posts: pd.DataFrame, config: MonitorConfig) -> list[list[str]]:
-    """Topics of each post, `ALL` among them."""
+    """Return the topics of each post, `ALL` first."""
     if config.topic_field:
         return [[ALL, *([topic] if isinstance(topic, str) else [])] for topic in posts["topic"]]
     return [[ALL, *topics_of(text, config.topics)] for text in posts["text"]]
 
 
 def aggregate(scored: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp, version: str) -> pd.DataFrame:
-    """A row per topic and window: `posts`, `decided` and `undecided` ones, `negative`, `share` with `low` and `high`
-    (95 %, Wilson), `confidence` (mean of all), `expected`, `p_value`, `surge`, `complete`.
+    """Return the index: a row per topic and window with the columns `INDEX_COLUMNS`.
 
-    `scored` has `time`, `topics`, `label`, `confidence`, `version`. A post is undecided where its confidence is below
-    `abstain_below`: that is found here, of all posts by the same setting, so that no change of it looks like a surge.
-    Negative, share (NaN where nothing is decided) and the rule are of the decided ones. Windows are complete before
-    `until`; others are not judged, and neither are those that another version of the model has scored. The interval
-    says how far chance in which posts were written may move the share; not how often the model errs.
+    `share` has its 95 % Wilson interval, `low` to `high`; `confidence` is the mean of all posts. `scored` has `time`,
+    `topics`, `label`, `confidence` and `version`. A post is undecided if its confidence is below `abstain_below`. This
+    is decided here for all posts alike, so that a change of the setting never looks like a surge. `negative`, `share`
+    (NaN without decided posts) and the rule use decided posts only. Windows are complete before `until`. Incomplete
+    windows, and those scored by another version of the model, are not judged. The interval covers sampling of the
+    posts, not the model's errors.
     """
     if scored.empty:
         return pd.DataFrame(columns=INDEX_COLUMNS)
@@ -98,7 +98,7 @@ def aggregate(scored: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp, 
     rows["surge"] = False
     whole = rows["window"][rows["complete"]]
     calendar = pd.date_range(whole.min(), whole.max(), freq=FREQUENCY[config.window]) if len(whole) else whole
-    # Of the many topics that have fewer nothing is judged.
+    # Most topics have fewer posts: skip them, as nothing of them is judged.
     large = rows.groupby("topic")["decided"].transform("sum") >= config.min_posts
     for _, topic in rows[large & rows["complete"]].groupby("topic", sort=False):
         judge_topic(rows, topic, calendar, config.rule)
@@ -112,7 +112,7 @@ INDEX_COLUMNS = [
 
 
 def judge_topic(rows: pd.DataFrame, topic: pd.DataFrame, calendar: pd.DatetimeIndex, rule: Rule) -> None:
-    """Fill in what the rule says of the complete windows of one topic."""
+    """Set `expected`, `p_value` and `surge` of one topic's complete windows in `rows` by the rule."""
     usable = topic["old"] == 0
     places = calendar.get_indexer(pd.DatetimeIndex(topic["window"]))
     negative, posts = np.zeros(len(calendar)), np.zeros(len(calendar))
@@ -124,12 +124,12 @@ def judge_topic(rows: pd.DataFrame, topic: pd.DataFrame, calendar: pd.DatetimeIn
 
 
 def alerts(index: pd.DataFrame, config: MonitorConfig) -> list[Alert]:
-    """Windows that surge in a row are one alert; the newest first."""
-    found = []
+    """Return the alerts of an index, newest first; consecutive surging windows are one alert."""
+    surges = []
     for topic, rows in index[index["surge"].astype(bool)].groupby("topic"):
         episode = (rows["window"].diff() != STEP[config.window]).cumsum()
         for _, windows in rows.groupby(episode):
             first = windows.iloc[0]
             numbers = int(first["decided"]), int(first["negative"]), float(first["expected"]), float(first["p_value"])
-            found.append(Alert(str(topic), first["window"], len(windows), *numbers, int(first["undecided"])))
-    return sorted(found, key=lambda a: (a.start, a.topic), reverse=True)
+            surges.append(Alert(str(topic), first["window"], len(windows), *numbers, int(first["undecided"])))
+    return sorted(surges, key=lambda a: (a.start, a.topic), reverse=True)

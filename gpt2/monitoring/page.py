@@ -1,4 +1,4 @@
-"""What an analyst looks at: alerts first, then the index of each topic over time, drift, and how to read it."""
+"""The monitor's page: alerts first, then each topic's curve over time, drift, and how to read it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ FLOOR = HEIGHT - BOTTOM - BARS
 
 
 def curve(rows: pd.DataFrame, window: str, least: int, top: float, alone: bool = False) -> str:
-    """Draw one topic's windows (of `gpt2.monitoring.index.aggregate`, in order) as an SVG element.
+    """Return one topic's windows (of `gpt2.monitoring.index.aggregate`, in order) as an SVG element.
 
-    `top` is the scale's largest share.
-
-    The line goes through windows with at least `least` decided posts; smaller ones are dots. Undecided posts are the
-    pale upper part of a bar. Each window tells its figures where the mouse rests. `alone`: with its style inside.
+    `top` is the largest share of the scale. The line connects windows with at least `least` decided posts; smaller ones
+    are dots. Undecided posts are the pale upper part of a bar. Hovering over a window shows its figures. `alone`
+    includes the style.
     """
     first, last = rows["window"].iloc[0], rows["window"].iloc[-1]
     span = max((last - first).total_seconds(), 1)
@@ -68,79 +67,79 @@ def curve(rows: pd.DataFrame, window: str, least: int, top: float, alone: bool =
 
 
 def volume(row: Any, centre: float, width: float, most: int) -> list[tuple[str, str, str, str, str]]:
-    """A window's bar, as (class, x, y, width, height) of its decided and of its undecided posts."""
+    """Return a window's bars, as (class, x, y, width, height) of its decided and of its undecided posts."""
     below: float = HEIGHT - BOTTOM
-    found = []
+    bars = []
     for kind, count in (("decided", row.decided), ("open", row.undecided)):
         tall = (BARS - 4) * count / most
         below -= tall
         if count:
-            found.append((kind, at(centre - width / 2), at(below), at(width), at(tall)))
-    return found
+            bars.append((kind, at(centre - width / 2), at(below), at(width), at(tall)))
+    return bars
 
 
 def at(value: float) -> str:
-    """A coordinate."""
+    """Return a coordinate as text."""
     return f"{value:.1f}"
 
 
 def points(places: Iterable[tuple[float, float]]) -> str:
-    """The (x, y) of a line, as SVG has them."""
+    """Return the (x, y) points of a line in SVG's form."""
     return " ".join(f"{at(x)},{at(y)}" for x, y in places)
 
 
 def figures(row, window: str) -> str:
-    """A window in words."""
+    """Return a window's figures as text."""
     when = row.window.strftime("%a %d %b %Y %H:00" if window == "hour" else "%a %d %b %Y")
-    told = f"{when}: nothing decided"
+    text = f"{when}: nothing decided"
     if row.decided:
         share = f"{row.share:.0%} negative ({row.low:.0%} to {row.high:.0%})"
-        told = f"{when}: {share}, {row.negative:,} of {row.decided:,} posts"
+        text = f"{when}: {share}, {row.negative:,} of {row.decided:,} posts"
     if row.undecided:
-        told += f"; {row.undecided:,} undecided"
+        text += f"; {row.undecided:,} undecided"
     if row.expected == row.expected:
-        told += f"; usual {row.expected:.0%}"
+        text += f"; usual {row.expected:.0%}"
     if not row.complete:
-        told += "; not over yet"
-    return told + ("; ALERT" if row.surge else "")
+        text += "; not over yet"
+    return text + ("; ALERT" if row.surge else "")
 
 
 def image(rows: pd.DataFrame, window: str, least: int, top: float) -> str:
-    """The same curve as a `data:` address."""
+    """Return the same curve as a `data:` URL."""
     return html.inline(curve(rows, window, least, top, alone=True).encode(), "image/svg+xml")
 
 
 SHOWN = {"hour": 14 * 24, "day": 120}
-"""Windows on the page."""
+"""Number of windows on the page."""
 MANY, TWICE, LITTLE = 0.5, 2.0, 0.01
-"""A share of undecided posts above which, or so many times that of held-out texts, the page warns; where nearly all of
-these are decided, so small a share counts as theirs."""
+"""The page warns if the share of undecided posts exceeds `MANY`, or `TWICE` times that of held-out texts. The latter
+counts as at least `LITTLE`."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page."""
+    """The contents of the page."""
 
     config: MonitorConfig
     model: str
-    """Its exact address."""
+    """The model's exact address."""
     metric: str
-    """How good it is, as `macro f1 0.71`."""
+    """The model's quality, as `macro f1 0.71`."""
     index: pd.DataFrame
     alerts: Sequence[Alert]
     examples: Sequence[Sequence[str]]
-    """Of each alert: texts."""
+    """Texts of posts for each alert."""
     drift: Sequence[Drift] | None
-    """None where there is nothing to compare with."""
+    """None if there is no reference to compare with."""
     posts: int
     troubles: Sequence[str] = ()
-    """What could not be read."""
+    """Faults of rows and files that could not be read."""
     note: str = ""
-    """Something to say first."""
+    """A note at the top of the page."""
     usual_undecided: float | None = None
-    """Share of held-out texts of the training data that `abstain_below` leaves undecided, where there are any."""
+    """Share of held-out texts of the training data that `abstain_below` leaves undecided; None if there are none."""
     cut: int = 0
-    """Posts that are longer than what the model reads."""
+    """Number of posts longer than the model's context."""
     topics: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -151,45 +150,46 @@ class Page:
 
     @property
     def drifted(self) -> list[Drift]:
+        """Return the measures whose drift is above the threshold."""
         return [d for d in self.drift or () if d.psi > self.config.drift_threshold]
 
     @property
     def shown(self) -> pd.DataFrame:
-        """The windows on the page, of all topics."""
+        """Return the windows on the page, of all topics."""
         reach = SHOWN[self.config.window] * STEP[self.config.window]
         return self.index[self.index["window"] > self.index["window"].max() - reach]
 
     def rows(self, topic: str) -> pd.DataFrame:
-        """The topic's windows on the page."""
+        """Return the topic's windows on the page."""
         shown = self.shown
         return shown[shown["topic"] == topic]
 
     def top(self) -> float:
-        """The largest share that curves show: one scale for all."""
+        """Return the largest share of the curves' common scale."""
         shown = self.topics[: self.config.page_topics]
         large = self.index[self.index["topic"].isin(shown) & (self.index["decided"] >= self.config.min_posts)]
         return max(0.2, math.ceil(large["high"].quantile(0.995) * 10) / 10) if len(large) else 1.0
 
 
 def verdict(page: Page) -> str:
-    """The page in a sentence."""
+    """Return a sentence on the number of alerts."""
     if not page.alerts:
-        return "No topic's negative share is above what its own history explains."
+        return "No topic's negative share is significantly above its own history."
     count = len(page.alerts)
-    return f"{count} alert{'s' if count > 1 else ''}: negative posts beyond what the topic's own history explains."
+    return f"{count} alert{'s' if count > 1 else ''}: negative shares significantly above the topic's own history."
 
 
 def undecided(page: Page) -> tuple[list[str], bool]:
-    """(what to say of the posts of which the model was not sure enough, whether they are many)."""
+    """Return (sentences on the undecided posts, whether there are too many of them)."""
     config = page.config
     every = page.rows(ALL)
     if not config.abstain_below or every.empty:
         return [], False
     count, posts, usual = every["undecided"].sum(), every["posts"].sum(), page.usual_undecided
     beside = f"; of held-out texts of its training data {usual:.0%} are" if usual is not None else ""
-    told = [
-        f"{count:,} of {posts:,} posts shown here ({count / posts:.0%}) are undecided, the model's confidence in them "
-        f"being below {config.abstain_below:g}{beside}. Shares are of the others."
+    sentences = [
+        f"{count:,} of {posts:,} posts shown here ({count / posts:.0%}) are undecided: the model's confidence is below "
+        f"{config.abstain_below:g}{beside}. Shares are of the other posts."
     ]
     shown = page.shown  # all at once: there may be thousands of topics
     large = shown[shown["complete"].astype(bool) & (shown["posts"] >= config.min_posts)]
@@ -202,18 +202,18 @@ def undecided(page: Page) -> tuple[list[str], bool]:
     ]
     if mostly:
         more = f" and {len(mostly) - 5:,} more" if len(mostly) > 5 else ""
-        told.append(f"Mostly undecided, so that their share says little: {', '.join(mostly[:5])}{more}.")
+        sentences.append(f"Mostly undecided, so their share is unreliable: {', '.join(mostly[:5])}{more}.")
     many = count > MANY * posts or (usual is not None and count > TWICE * max(usual, LITTLE) * posts)
-    return told, bool(mostly or many)
+    return sentences, bool(mostly or many)
 
 
 def moment(config: MonitorConfig, window: pd.Timestamp) -> str:
-    """When a window begins, in short."""
+    """Return the start of a window in short."""
     return window.strftime("%d %b %H:00" if config.window == "hour" else "%d %b")
 
 
 def summary(page: Page) -> list[list[str]]:
-    """Header and a row per topic: the latest whole window beside the usual."""
+    """Return the table of topics: a header, then a row per topic with the latest large window and the usual share."""
     config = page.config
     body = []
     for topic in page.topics[:40]:
@@ -222,13 +222,14 @@ def summary(page: Page) -> list[list[str]]:
         if large.empty:
             continue
         last, usual = large.iloc[-1], rows["negative"].sum() / rows["decided"].sum()
-        found = "yes" if usual * rows["decided"].median() >= PROMISED else "not surely"
-        found = found if usual < 0.5 else "can't double"
+        doubling = "yes" if usual * rows["decided"].median() >= PROMISED else "not surely"
+        doubling = doubling if usual < 0.5 else "can't double"
         left = [f"{rows['undecided'].sum() / rows['posts'].sum():.0%}"] if config.abstain_below else []
         body.append(
             [
                 topic, f"{rows['posts'].sum():,}", f"{rows['posts'].median():,.0f}", *left, f"{usual:.0%}",
-                f"{last['share']:.0%} ({last['low']:.0%} to {last['high']:.0%})", moment(config, last["window"]), found,
+                f"{last['share']:.0%} ({last['low']:.0%} to {last['high']:.0%})", moment(config, last["window"]),
+                doubling,
             ]
         )  # fmt: skip
     window, left = config.window, ["undecided"] if config.abstain_below else []
@@ -237,7 +238,7 @@ def summary(page: Page) -> list[list[str]]:
 
 
 def drift_sentences(page: Page) -> list[str]:
-    """What drifted, or that nothing did, or why that is not known."""
+    """Return sentences on drift: the measures that drifted, or that none did, or why it is not known."""
     if page.drift is None:
         return ["Not compared: the training data of this version is not in this home."]
     if not page.drift:
@@ -249,46 +250,47 @@ def drift_sentences(page: Page) -> list[str]:
 
 
 def how(page: Page) -> list[str]:
-    """How to read it."""
+    """Return the paragraphs on how to read the page."""
     c = page.config
     w = c.window
-    told = [
-        f"The index of a topic is the share of its posts that {page.model} reads as {c.negative}, per {w} (UTC). The "
-        f"band is the 95 % interval (Wilson) for the number of posts; it leaves out the model's own mistakes"
+    paragraphs = [
+        f"The index of a topic is the share of its posts that {page.model} labels {c.negative}, per {w} (UTC). The "
+        f"band is the 95 % Wilson interval for this number of posts. It does not include the model's own errors"
         f"{f' (measured: {page.metric})' if page.metric else ''}.",
-        f"The dashed line is the usual share, of up to {HISTORY[w]} {w}s before. A red {w} has a share which, alone or "
-        f"with the {w} before it, has a probability below {c.rule.level:.1e} under the beta-binomial distribution that "
-        f"the topic's own history gives, and is at least {c.min_ratio:g} times the usual. Chance alone raises at most "
+        f"The dashed line is the usual share of up to {HISTORY[w]} {w}s before. A red {w} is a surge: its share, alone "
+        f"or with the {w} before it, has a probability below {c.rule.level:.1e} under the beta-binomial distribution "
+        f"of the topic's own history, and is at least {c.min_ratio:g} times the usual. Chance alone raises at most "
         f"{c.false_alarms:g} alerts per topic and year.",
         f"{w.capitalize()}s with fewer than {c.min_posts} posts are not judged (grey dots), nor before a topic has "
-        f"{MIN_HISTORY[w]} {w}s of history. A doubling is found within two {w}s in 95 of 100 cases where a usual {w} "
-        f"has {PROMISED} negative posts or more, as long as the share varies by chance alone. What must double is "
-        f"the share that the model reads: it misreads some posts, so the true one may have to rise by more.",
-        f"Drift: the latest {c.drift_posts:,} posts beside held-out texts of the training data, by the population "
-        f"stability index over deciles; above {c.drift_threshold:g} is called drift, and asks for a new training.",
+        f"{MIN_HISTORY[w]} {w}s of history. A doubling is found within two {w}s in 95 of 100 cases if a usual {w} "
+        f"has {PROMISED} negative posts or more and the share varies by chance alone. The share that the model "
+        f"measures must double. The model mislabels some posts, so the true share may have to rise by more.",
+        f"Drift: the latest {c.drift_posts:,} posts are compared with held-out texts of the training data by the "
+        f"population stability index over deciles. A value above {c.drift_threshold:g} is drift and calls for a new "
+        f"training.",
     ]
     if c.abstain_below:
-        told.append(
+        paragraphs.append(
             f"Undecided posts (confidence below {c.abstain_below:g}; the pale part of the bars) count neither as "
-            f"negative nor as not: shares, intervals and alerts are of decided posts, and so is the least number of "
-            f"{c.min_posts}. Drift looks at all posts. More undecided posts than usual mean that people write what the "
-            f"model does not know; a share that falls meanwhile is no good news."
+            f"negative nor as not negative. Shares, intervals, alerts and the minimum of {c.min_posts} posts refer to "
+            f"decided posts; drift refers to all posts. More undecided posts than usual mean that people write about "
+            f"things the model does not know. A falling share is then no good news."
         )
     if page.cut:
-        told.append(f"{page.cut:,} posts are longer than what the model reads, and were cut at their end.")
-    return told
+        paragraphs.append(f"{page.cut:,} posts exceed the context of the model and were cut at their end.")
+    return paragraphs
 
 
 def render(page: Page) -> str:
-    """One HTML file that needs no other."""
-    said, many = undecided(page)
+    """Return the page as one self-contained HTML file."""
+    sentences, many = undecided(page)
     return html.render(
         "monitor.html",
         title=f"Sentiment of {page.config.name}",
         lead=lead(page),
         note=page.note,
         verdict=verdict(page),
-        undecided=said,
+        undecided=sentences,
         many_undecided=many,
         alerts=[
             (alert.sentence(page.config.window), texts)
@@ -307,16 +309,16 @@ def render(page: Page) -> str:
 
 
 def lead(page: Page) -> str:
-    """The line below the title: how many posts, up to when, and by which model."""
+    """Return the line below the title: the number of posts, the latest time, and the model."""
     latest = page.index["window"].max() if len(page.index) else None
     when = "%d %b %Y" if page.config.window == "day" else "%d %b %Y %H:00 UTC"
-    told = f"{page.posts:,} posts" + (f" up to {latest.strftime(when)}" if latest is not None else "")
-    return f"{told} · scored by {page.model}{f' · {page.metric}' if page.metric else ''}"
+    posts = f"{page.posts:,} posts" + (f" up to {latest.strftime(when)}" if latest is not None else "")
+    return f"{posts} · scored by {page.model}{f' · {page.metric}' if page.metric else ''}"
 
 
 def panels(page: Page) -> list[dict[str, Any]]:
-    """A curve for each of the first topics, with the latest large window in words."""
-    config, top, hot, found = page.config, page.top(), {a.topic for a in page.alerts}, []
+    """Return a panel for each of the first topics: its curve and its latest large window in words."""
+    config, top, hot, shown = page.config, page.top(), {a.topic for a in page.alerts}, []
     for topic in page.topics[: config.page_topics]:
         rows = page.rows(topic)
         if rows.empty:
@@ -325,19 +327,19 @@ def panels(page: Page) -> list[dict[str, Any]]:
         what = "decided posts" if config.abstain_below else "posts"
         last = f"{large.iloc[-1]['share']:.0%} of {large.iloc[-1]['decided']:,} {what}, latest" if len(large) else ""
         svg = curve(rows, config.window, config.min_posts, top)
-        found.append({"topic": topic, "latest": last, "hot": topic in hot, "curve": svg})
-    return found
+        shown.append({"topic": topic, "latest": last, "hot": topic in hot, "curve": svg})
+    return shown
 
 
 def measured(drift: Drift) -> list[html.Cell]:
-    """A row of the table of measures: its index and both distributions."""
+    """Return a measure's row of the drift table: its index, both medians and both distributions."""
     tallest = max(max(pair) for pair in drift.shares)
     bins = [(p / tallest, q / tallest) for p, q in drift.shares]
     return [MEASURES[drift.measure], f"{drift.psi:.2f}", f"{drift.before:.3g}", f"{drift.now:.3g}", {"bins": bins}]
 
 
 def markdown(page: Page, path: str) -> str:
-    """The page in short, for Prefect."""
+    """Return the page in short as Markdown, for Prefect."""
     lines = [f"# Sentiment of {page.config.name}", "", f"**{verdict(page)}**", ""]
     if page.note:
         lines += [f"> {page.note}", ""]

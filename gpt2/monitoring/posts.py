@@ -1,4 +1,4 @@
-"""Posts out of files: text, time, topic and an identity by which each counts once."""
+"""Posts of the inbox: text, time, topic, and an identity by which each counts once; each file is read once."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ READING = ("gpt2.data.readers", "gpt2.data.tables", "gpt2.monitoring.posts")
 """The code that the posts of a file depend on."""
 """The code that the posts of a file depend on."""
 Report = Callable[[str], None]
-"""What takes lines for the log."""
+"""Writes a line to the log."""
 
 
 def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
-    """(file, the source that it belongs to); `ValueError` where a source does not exist. A folder may be empty."""
-    found: list[tuple[str, str]] = []
+    """Return (file, its source) for all files. Raises `ValueError` for a missing source; a folder may be empty."""
+    files: list[tuple[str, str]] = []
     for source in sources:
         try:
-            found += [(path, source) for path in expand([source])]
+            files += [(path, source) for path in expand([source])]
         except ValueError:
             fs, path = fsspec.core.url_to_fs(source)
             if not fs.isdir(path) and not any(c in path for c in "*?["):
                 raise
-    return list({path: (path, source) for path, source in found}.values())
+    return list({path: (path, source) for path, source in files}.values())
 
 
 def read_files(
     store: Store, config: MonitorConfig, say: Report, now: pd.Timestamp | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
-    """(the posts of all files, each once; what could not be read). A file that is unchanged is not read again."""
+    """Return (the posts of all files, each once; the faults found). An unchanged file is not read again."""
     tables, troubles, current = [], [], set()
     now = present() if now is None else now
     for path, source in files_of(config.sources):
@@ -62,7 +62,7 @@ def read_files(
             troubles.append(str(error))
             continue
         current.add(artifact.id)
-        posts, early = written_by(pd.read_parquet(artifact.file("posts.parquet")), now, config)
+        posts, early = split_future(pd.read_parquet(artifact.file("posts.parquet")), now, config)
         if early:
             say(f"{path}: {len(early):,} posts are left out: their time is more than a day from now")
         tables.append(posts[list(COLUMNS)])
@@ -75,13 +75,15 @@ def read_files(
 
 
 def copies(config: MonitorConfig) -> str:
-    """The kind of what this monitor has read of its files: one of its runs at a time has to do with them."""
+    """Return the kind of the artifacts of this monitor's parsed files; one run of a monitor at a time uses them."""
     return f"posts-{config.name}"
 
 
 def forget(store: Store, config: MonitorConfig, current: set[str]) -> None:
-    """Remove what was read of files of these sources that have changed or gone since: only `current` is read again. The
-    files themselves, and what was scored, stay."""
+    """Remove the parsed copies of files of these sources that have changed or gone; the ids in `current` are kept.
+
+    The files themselves and the scored posts stay.
+    """
     folder = store.root / copies(config)
     for id in sorted({path.name for path in folder.glob("*")} - current):
         earlier = store.get(copies(config), id)
@@ -90,24 +92,24 @@ def forget(store: Store, config: MonitorConfig, current: set[str]) -> None:
 
 
 def present() -> pd.Timestamp:
-    """Now."""
+    """Return the current time (UTC)."""
     return pd.Timestamp(time.time(), unit="s", tz="UTC")
 
 
 COLUMNS = ("post", "time", "topic", "text")
 MAX_CHARS = 20_000
 AHEAD = pd.Timedelta(days=1)
-"""A time further after now than this is a mistake: clocks and time zones differ by less."""
+"""A time further in the future than this is a mistake: clocks and time zones differ by less."""
 Bad = tuple[int, str]
-"""A row's number in its file, from 1, and what is wrong with it."""
+"""A row's number in its file, from 1, and its fault."""
 
 
 def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
-    """(posts, bad rows) of one file. Columns: `post`, its identity (32 hexadecimal digits); `time` (UTC, NaT without
-    `time_field`); `topic` (None without `topic_field`); `text`; `number`, of its row.
+    """Return (posts, bad rows) of one file; a row without text, or with an invalid time, is bad.
 
-    `source` is the setting that the file was found by. `UnreadableFile` for a file without a column that is named, or
-    that can't be read at all; a row without text, or with a time that is none, is bad.
+    Columns: `post`, its identity (32 hexadecimal digits); `time` (UTC, NaT without `time_field`); `topic` (None without
+    `topic_field`); `text`; `number` of the row. `source` is the setting by which the file was found. Raises
+    `UnreadableFile` if a named column is missing or the file can't be read at all.
     """
     rows: list[dict[str, Any]] = []
     bad: list[Bad] = []
@@ -133,11 +135,11 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
     table = pd.DataFrame(rows, columns=["number", "text", "time", "topic", "id"])
     table["id"] = pd.Series(
         [row["id"] for row in rows], index=table.index, dtype=object
-    )  # 7 stays 7 beside an empty one
+    )  # an integer stays one beside a missing id
     if config.time_field:
         table["time"] = times(table["time"])
         untimed = table["time"].isna()
-        bad += [(int(n), f"{config.time_field!r} is no time") for n in table["number"][untimed]]
+        bad += [(int(n), f"{config.time_field!r} is not a time") for n in table["number"][untimed]]
         table = table[~untimed]
     else:
         table["time"] = pd.Series(pd.NaT, index=table.index, dtype=UTC)
@@ -145,8 +147,11 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
     return table[[*COLUMNS, "number"]].drop_duplicates("post").reset_index(drop=True), sorted(bad)
 
 
-def written_by(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
-    """(what `read` found without posts of a time to come, these as bad rows). Once it has come they are posts."""
+def split_future(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) -> tuple[pd.DataFrame, list[Bad]]:
+    """Split posts into (accepted, rejected): a post more than a day in the future is rejected until its time has come.
+
+    Rejected posts are returned as bad rows.
+    """
     early = posts["time"] > now + AHEAD
     bad = [
         (int(row.number), f"{config.time_field!r} is {row.time.isoformat()}, more than a day from now: mend the time")
@@ -156,31 +161,36 @@ def written_by(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) ->
 
 
 def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None:
+    """Raise `UnreadableFile` if a file's first row lacks a column that the settings name."""
     names = ("text_field", "time_field", "id_field", "topic_field")
     if fault := missing(row, {name: getattr(config, name) for name in names}):
         raise UnreadableFile(f"{path} has {fault}")
 
 
 def identities(table: pd.DataFrame, path: str, source: str, config: MonitorConfig) -> list[str]:
-    """Each post's identity. Without an id, the second of equal rows of a file is another post, and is known again when
-    the file comes again, grown or under another name."""
+    """Return each post's identity: a hash of its id, or of its content if it has no id.
+
+    Equal rows of a file without ids are different posts, counted by their order. They keep their identity if the file
+    grows or is renamed.
+    """
     place = source if config.time_field else f"{source} {path.rpartition('/')[2]}"
     seen: Counter[tuple] = Counter()
-    found = []
+    marks = []
     for id, *row in zip(table["id"], table["text"], table["time"].astype("int64"), table["topic"], strict=True):
         if named(id):
-            found.append(mark("id", id))
+            marks.append(mark("id", id))
         else:
             seen[tuple(row)] += 1
-            found.append(mark(place, *row, seen[tuple(row)]))
-    return found
+            marks.append(mark(place, *row, seen[tuple(row)]))
+    return marks
 
 
 def named(id: Any) -> bool:
-    """Whether this is an id: neither null nor blank."""
+    """Return whether a value is an id: neither null nor blank."""
     return id is not None and id == id and bool(str(id).strip())
 
 
 def mark(*parts: Any) -> str:
+    """Return a hash of the parts (32 hexadecimal digits)."""
     text = json.dumps([None if part is None else str(part) for part in parts])
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,7 +1,11 @@
-"""The scored batches of a monitor: which are current, what they hold, and which posts are still to score.
+"""The scored batches of a monitor: current ones, their contents, posts still to score, and merging by month.
 
 No list of finished work is kept beside the work: the scored batches are artifacts, and the posts in those that are
-complete are the ones that are done. A run that is killed leaves complete batches and one that does not count.
+complete are done. A run that is killed leaves complete batches and one that does not count.
+
+Batches of past days become one for each month and version of the model. A merged batch is an artifact like any other
+and names the batches that it holds. Readers leave these out as soon as it is complete (`current`); only then are they
+removed. A kill leaves the old ones, or both.
 """
 
 from __future__ import annotations
@@ -25,17 +29,136 @@ from gpt2.monitoring.index import FREQUENCY, STEP
 from gpt2.monitoring.posts import AHEAD, COLUMNS, Report, present
 from gpt2.store.artifact import Artifact, DamagedArtifact, Key, Store, digest
 
+SCORED = "scored.parquet"
+BATCHES = "batches"
+"""Key in the info of a merged batch: the parts that it holds."""
+
+
+def kind(config: MonitorConfig) -> str:
+    """Return the kind of the artifacts of this monitor's scored batches."""
+    return f"scored-{config.name}"
+
+
+def batches(store: Store, config: MonitorConfig) -> list[Artifact]:
+    """Return the complete batches of this monitor, oldest first, without those held by a merged batch."""
+    return current(all_batches(store, config))
+
+
+def all_batches(store: Store, config: MonitorConfig) -> list[Artifact]:
+    """Return all complete batches, oldest first, including those held by a merged batch."""
+    folder = store.root / kind(config)
+    ids = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    complete = [batch for id in ids if (batch := store.get(kind(config), id))]
+    return sorted(complete, key=lambda batch: (batch.manifest["created"], batch.id))
+
+
+def parts(batch: Artifact) -> list[tuple[str, str, int]]:
+    """Return (id, creation time, number of posts) of each batch in a merged one, in row order; else of the batch."""
+    own = [(batch.id, batch.manifest["created"], batch.info["posts"])]
+    return [(id, created, posts) for id, created, posts in batch.info.get(BATCHES, own)]
+
+
+def current(made: Sequence[Artifact]) -> list[Artifact]:
+    """Return the batches that no other batch holds."""
+    held: set[str] = set()
+    kept = set()
+    for batch in sorted(made, key=lambda batch: -len(parts(batch))):
+        mine = {id for id, *_ in parts(batch)}
+        if not mine <= held:
+            kept.add(batch.id)
+            held |= mine
+    return [batch for batch in made if batch.id in kept]
+
+
+def contents(made: Sequence[Artifact]) -> str:
+    """Return a hash of the batches' contents, equal before and after merging."""
+    return digest(sorted(id for batch in made for id, *_ in parts(batch)))
+
+
+def scored(made: Sequence[Artifact], identity: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of all scored posts, each once: as scored by the model `identity`, or else by the last model."""
+    wanted = ["post", *columns]
+    if not made:
+        return pd.DataFrame(columns=wanted)
+    # A column missing in an older batch is empty.
+    tables = [pq.ParquetFile(batch.file(SCORED)).read(wanted).to_pandas().reindex(columns=wanted) for batch in made]
+    rows = [(batch.manifest["spec"]["model"] == identity, *part) for batch in made for part in parts(batch)]
+    order = {row: place for place, row in enumerate(sorted((mine, created, id) for mine, id, created, _ in rows))}
+    places = np.repeat([order[mine, created, id] for mine, id, created, _ in rows], [posts for *_, posts in rows])
+    table = pd.concat(tables).iloc[np.argsort(places, kind="stable")]
+    return table.drop_duplicates("post", keep="last").reset_index(drop=True)
+
+
+def to_score(
+    arrived: pd.DataFrame, made: Sequence[Artifact], identity: str, address: str, config: MonitorConfig
+) -> tuple[pd.DataFrame, int]:
+    """Return (posts to score, number of new ones among them) for the model of this `identity` and exact `address`.
+
+    After a promotion they include posts scored by the earlier version, as far back as the rule's history reaches:
+    shares found by different versions can't be compared.
+    """
+    done = scored(made, identity, ["time", "version"])
+    new = arrived[~arrived["post"].isin(done["post"])]
+    others = done[done["version"] != address]
+    if others.empty:
+        return new, len(new)
+    latest = max(done["time"].max(), new["time"].max() if new["time"].notna().any() else done["time"].max())
+    latest = min(latest, present())  # earlier versions also accepted posts of a future time
+    horizon = latest.floor(FREQUENCY[config.window]) - (HISTORY[config.window] + 2) * STEP[config.window]
+    again = set(others["post"][others["time"] >= horizon])
+    if not again:
+        return new, len(new)
+    texts = scored(made, identity, ["time", "topic", "text"])
+    return pd.concat([new, texts[texts["post"].isin(again)][list(COLUMNS)]]), len(new)
+
+
+def latest_drift(made: Sequence[Artifact], config: MonitorConfig, identity: str, known: Artifact) -> list[alerts.Drift]:
+    """Return the drift of the latest posts from the reference `known`, one per measure."""
+    mine = [batch for batch in made if batch.manifest["spec"]["model"] == identity]
+    table = without_future(scored(mine, identity, ["time", *alerts.MEASURES])).nlargest(config.drift_posts, "time")
+    return alerts.compare(pd.read_parquet(known.file("reference.parquet")), table)
+
+
+def without_future(posts: pd.DataFrame) -> pd.DataFrame:
+    """Return the scored posts whose time has come; earlier versions also accepted posts of a future time."""
+    return posts[posts["time"] < present().floor("h") + AHEAD]
+
+
+def usual_undecided(config: MonitorConfig, known: Artifact) -> float:
+    """Return the share of the reference's texts whose confidence is below `abstain_below`."""
+    confidence = pd.read_parquet(known.file("reference.parquet"), columns=["confidence"])["confidence"]
+    return float((confidence < config.abstain_below).mean())
+
+
+def examples_of(
+    made: Sequence[Artifact], identity: str, wanted: pd.DataFrame, count: int, least: float = 0.0
+) -> Iterator[list[str]]:
+    """Yield, for each row (topic, start, end) of `wanted`, the `count` texts of its most negative posts.
+
+    Near-equal texts appear once. Posts need a confidence of at least `least`.
+    """
+    table = scored(made, identity, ["time", "topics", "text", "score", "confidence"])
+    table = table[table["confidence"] >= least]
+    for row in wanted.itertuples():
+        inside = table[(table["time"] >= row.start) & (table["time"] < row.end)]
+        inside = inside[[row.topic in topics for topics in inside["topics"]]].nlargest(20 * count, "score")
+        texts = inside.assign(like=inside["text"].str.lower().str.slice(0, 40)).drop_duplicates("like")["text"]
+        yield texts.head(count).tolist()
+
+
 MONTH = "month"
-"""In the spec of a merged batch."""
+"""Key in the spec of a merged batch: its month."""
 REPLACED = "replaced"
-"""In its info: earlier merged ones whose parts it holds."""
+"""Key in the info of a merged batch: ids of earlier merged batches whose parts it holds."""
 MERGING = "_merging"
-"""A file in the folder of what is being merged: which monitor's."""
+"""Marker file in the folder of an unfinished merge; it names the monitor's kind."""
 
 
 def compact(store: Store, config: MonitorConfig, say: Report, today: str | None = None) -> None:
-    """Merge the batches of the days before `today` (UTC, as 2026-03-31), once they are more than `compact_above`; then
-    remove what is merged. Which posts are scored, and how, stays as it is."""
+    """Merge the batches of days before `today` (UTC, as 2026-03-31) if there are more than `compact_above`.
+
+    The merged batches are then removed. The scored posts and their scores do not change.
+    """
     today = today or time.strftime("%Y-%m-%d", time.gmtime())
     live = current(all_batches(store, config))
     small = [batch for batch in live if BATCHES not in batch.info and batch.manifest["created"] < today]
@@ -43,16 +166,18 @@ def compact(store: Store, config: MonitorConfig, say: Report, today: str | None 
         groups: dict[str, list[Artifact]] = defaultdict(list)
         for batch in [*small, *(batch for batch in live if BATCHES in batch.info)]:
             groups[digest(group(batch))].append(batch)
-        for found in groups.values():
-            if len(found) > 1 and (merged := merge(store, found, say)):
+        for same in groups.values():
+            if len(same) > 1 and (merged := merge(store, same, say)):
                 held, posts = len(merged.info[BATCHES]), merged.info["posts"]
                 say(f"{held:,} scored batches of {group(merged)[MONTH]} are one file now: {posts:,} posts")
     clean(store, config, say)
 
 
 def keep_latest(store: Store, latest: Artifact, since: str) -> None:
-    """Remove this monitor's earlier indexes of the same settings, but for those made `since` (UTC, as
-    2026-03-31T00:00:00Z), which somebody may be reading: the latest one counts all posts that they count."""
+    """Remove this monitor's earlier indexes of the same settings: the latest one counts all their posts.
+
+    Indexes made after `since` (UTC, as 2026-03-31T00:00:00Z) are kept, since someone may be reading them.
+    """
     for path in sorted(latest.path.parent.iterdir()):
         made = store.get(latest.kind, path.name)
         if made is None or (
@@ -62,17 +187,20 @@ def keep_latest(store: Store, latest: Artifact, since: str) -> None:
 
 
 def settings(made: Artifact) -> dict[str, Any]:
-    """Of an index, whatever time it reaches."""
+    """Return the settings of an index, without the time that it reaches."""
     return {name: value for name, value in made.manifest["spec"].items() if name != "until"}
 
 
 def group(batch: Artifact) -> dict[str, Any]:
-    """What batches of one file share."""
+    """Return the properties that batches of one merged file share: month and spec."""
     return {MONTH: batch.manifest["created"][:7], **batch.manifest["spec"]}
 
 
 def merge(store: Store, batches: Sequence[Artifact], say: Report) -> Artifact | None:
-    """One batch with the rows of these, in the order in which they were made; those that are damaged stay apart."""
+    """Return one batch with the rows of these, in order of creation; None if fewer than two are undamaged.
+
+    Damaged batches are left as they are.
+    """
     whole = []
     for batch in batches:
         try:
@@ -101,7 +229,7 @@ def merge(store: Store, batches: Sequence[Artifact], say: Report) -> Artifact | 
 
 
 def clean(store: Store, config: MonitorConfig, say: Report) -> None:
-    """Remove batches that are held by others whose every byte is right, and what a kill left of such."""
+    """Remove batches that a verified merged batch holds, and the remains of killed merges."""
     folder = store.root / kind(config)
     live = current(all_batches(store, config))
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -119,118 +247,3 @@ def clean(store: Store, config: MonitorConfig, say: Report) -> None:
     for marker in (store.root / ".partial").glob(f"{kind(config)}-*/{MERGING}"):
         if marker.read_text() == kind(config):
             shutil.rmtree(marker.parent)
-
-
-SCORED = "scored.parquet"
-BATCHES = "batches"
-"""In the info of a merged batch: the parts that it holds."""
-
-
-def kind(config: MonitorConfig) -> str:
-    """Return the kind of the artifacts that are this monitor's scored batches."""
-    return f"scored-{config.name}"
-
-
-def batches(store: Store, config: MonitorConfig) -> list[Artifact]:
-    """Return the complete batches of this monitor, oldest first, without those that a merged one holds."""
-    return current(all_batches(store, config))
-
-
-def all_batches(store: Store, config: MonitorConfig) -> list[Artifact]:
-    """Return all complete batches, oldest first, also those that a merged one holds (`gpt2.monitoring.scored`)."""
-    folder = store.root / kind(config)
-    ids = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    found = [batch for id in ids if (batch := store.get(kind(config), id))]
-    return sorted(found, key=lambda batch: (batch.manifest["created"], batch.id))
-
-
-def parts(batch: Artifact) -> list[tuple[str, str, int]]:
-    """(id, when made, posts) of the batches that a merged one holds, as its rows are; of another, its own."""
-    own = [(batch.id, batch.manifest["created"], batch.info["posts"])]
-    return [(id, created, posts) for id, created, posts in batch.info.get(BATCHES, own)]
-
-
-def current(made: Sequence[Artifact]) -> list[Artifact]:
-    """Return the batches that no other one holds."""
-    held: set[str] = set()
-    found = set()
-    for batch in sorted(made, key=lambda batch: -len(parts(batch))):
-        mine = {id for id, *_ in parts(batch)}
-        if not mine <= held:
-            found.add(batch.id)
-            held |= mine
-    return [batch for batch in made if batch.id in found]
-
-
-def contents(made: Sequence[Artifact]) -> str:
-    """Return a hash of what batches hold, the same before and after they are merged."""
-    return digest(sorted(id for batch in made for id, *_ in parts(batch)))
-
-
-def scored(made: Sequence[Artifact], identity: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Return columns of all scored posts, each once: as the model `identity` scored it, or else the last that did."""
-    wanted = ["post", *columns]
-    if not made:
-        return pd.DataFrame(columns=wanted)
-    # A column that an older batch has not is empty.
-    tables = [pq.ParquetFile(batch.file(SCORED)).read(wanted).to_pandas().reindex(columns=wanted) for batch in made]
-    rows = [(batch.manifest["spec"]["model"] == identity, *part) for batch in made for part in parts(batch)]
-    order = {row: place for place, row in enumerate(sorted((mine, created, id) for mine, id, created, _ in rows))}
-    places = np.repeat([order[mine, created, id] for mine, id, created, _ in rows], [posts for *_, posts in rows])
-    table = pd.concat(tables).iloc[np.argsort(places, kind="stable")]
-    return table.drop_duplicates("post", keep="last").reset_index(drop=True)
-
-
-def to_score(
-    arrived: pd.DataFrame, made: Sequence[Artifact], identity: str, address: str, config: MonitorConfig
-) -> tuple[pd.DataFrame, int]:
-    """Return (posts to score, how many of them are new) for the model of this `identity` and exact `address`.
-
-    After a promotion also those which the earlier version scored, as far back as the rule's history reaches: the share
-    that one version finds is no history for what another finds.
-    """
-    done = scored(made, identity, ["time", "version"])
-    new = arrived[~arrived["post"].isin(done["post"])]
-    others = done[done["version"] != address]
-    if others.empty:
-        return new, len(new)
-    latest = max(done["time"].max(), new["time"].max() if new["time"].notna().any() else done["time"].max())
-    latest = min(latest, present())  # a post may have been taken that says it is of a time to come
-    horizon = latest.floor(FREQUENCY[config.window]) - (HISTORY[config.window] + 2) * STEP[config.window]
-    again = set(others["post"][others["time"] >= horizon])
-    if not again:
-        return new, len(new)
-    texts = scored(made, identity, ["time", "topic", "text"])
-    return pd.concat([new, texts[texts["post"].isin(again)][list(COLUMNS)]]), len(new)
-
-
-def latest_drift(made: Sequence[Artifact], config: MonitorConfig, identity: str, known: Artifact) -> list[alerts.Drift]:
-    """Return the drift of the latest posts from the reference `known`, by measure."""
-    mine = [batch for batch in made if batch.manifest["spec"]["model"] == identity]
-    table = so_far(scored(mine, identity, ["time", *alerts.MEASURES])).nlargest(config.drift_posts, "time")
-    return alerts.compare(pd.read_parquet(known.file("reference.parquet")), table)
-
-
-def so_far(posts: pd.DataFrame) -> pd.DataFrame:
-    """Return the scored posts whose time has come; earlier versions also took posts of a time to come."""
-    return posts[posts["time"] < present().floor("h") + AHEAD]
-
-
-def usual_undecided(config: MonitorConfig, known: Artifact) -> float:
-    """Return the share of the reference's texts of which the model is not sure enough."""
-    confidence = pd.read_parquet(known.file("reference.parquet"), columns=["confidence"])["confidence"]
-    return float((confidence < config.abstain_below).mean())
-
-
-def examples_of(
-    made: Sequence[Artifact], identity: str, wanted: pd.DataFrame, count: int, least: float = 0.0
-) -> Iterator[list[str]]:
-    """For each row (topic, start, end): the texts of its most negative posts, near-equal ones once; of `least`
-    confidence."""
-    table = scored(made, identity, ["time", "topics", "text", "score", "confidence"])
-    table = table[table["confidence"] >= least]
-    for row in wanted.itertuples():
-        inside = table[(table["time"] >= row.start) & (table["time"] < row.end)]
-        inside = inside[[row.topic in topics for topics in inside["topics"]]].nlargest(20 * count, "score")
-        texts = inside.assign(like=inside["text"].str.lower().str.slice(0, 40)).drop_duplicates("like")["text"]
-        yield texts.head(count).tolist()

@@ -1,7 +1,6 @@
-"""HTML and Markdown for people; it imports nothing of the rest.
+"""HTML and Markdown for people. It imports no other room.
 
-* `html.py`: pages from templates, with every value escaped.
-* `markdown.py`: tables, bullets, escapes and figures as text.
-* `templates/`: a file for each page; `base.html.j2` has the frame, `macros.html.j2` tables, cards and figures,
-  `style.css` the one style sheet, light and dark.
+html.py      pages from templates, with every value escaped
+markdown.py  tables, bullets, escapes and figures as text
+templates/   one file per page; shared: `base.html.j2`, `macros.html.j2`, `style.css` (light and dark)
 """

@@ -7,12 +7,12 @@ from typing import Any
 
 
 def harmless(text: str) -> str:
-    """Return the text on one line, without a bar or a tag."""
+    """Return the text on one line, with table bars and HTML tags escaped."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def flat(text: str) -> str:
-    """Return text of unknown authors on one line, with nothing in it that Markdown would interpret."""
+    """Return untrusted text on one line, with all Markdown syntax escaped."""
     return harmless(text).translate({ord(c): f"\\{c}" for c in "*_`[]#"})
 
 
@@ -26,7 +26,7 @@ def table(
 
 
 def bullets(texts: Sequence[str]) -> str:
-    """Return a list with a line for each text; the texts are Markdown."""
+    """Return a bulleted list of Markdown texts."""
     return "\n".join(f"* {text}" for text in texts)
 
 

@@ -2,7 +2,8 @@
 
 An artifact's id is a hash of what it was made from: kind, settings, the ids of its inputs and the code of its
 stage. A stage whose artifact exists has nothing to do; a directory without a manifest that verifies is not an
-artifact. The chain of ids leads from a registered model back to every document.
+artifact. The chain of ids leads from a registered model back to every document. Atomic writes, fsync and digests are
+here too.
 """
 
 from __future__ import annotations
@@ -29,31 +30,31 @@ class DamagedArtifact(ValueError):
 
 
 def digest(value: Any) -> str:
-    """Sha256 (hex) of a JSON value in canonical form."""
+    """Return the sha256 (hex) of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """Sha256 (hex) of a file's bytes."""
+    """Return the sha256 (hex) of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class Key:
-    """What an artifact is made from; its `id` is the artifact's name."""
+    """Everything that an artifact is made from; its `id` is the artifact's name."""
 
     kind: str
     spec: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Name of each input and its id: an artifact's id, or the sha256 of an outside file."""
+    """Id of each input by name: an artifact's id, or the sha256 of an outside file."""
     code: tuple[str, ...] = ()
     """Modules (and files, as `PACKAGE:FILE`) whose code the result depends on."""
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits."""
+        """The id: 16 hexadecimal digits."""
         parts = [self.kind, dict(self.spec), dict(self.inputs), code_version(*self.code)]
         return digest(parts)[:16]
 
@@ -75,11 +76,11 @@ class Artifact:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Figures that the stage recorded: counts, metrics, seconds. Not part of the id."""
+        """Figures that the stage recorded: counts, metrics, seconds. They are not part of the id."""
         return self.manifest["info"]
 
     def file(self, name: str) -> Path:
-        """Path of a file that the manifest lists; `KeyError` where it does not."""
+        """Return the path of a file in the manifest; `KeyError` if it is not listed."""
         if name not in self.manifest["files"]:
             raise KeyError(
                 f"artifact {self.kind}/{self.id} has no file {name!r}; it has {sorted(self.manifest['files'])}"
@@ -87,7 +88,7 @@ class Artifact:
         return self.path / name
 
     def verify(self) -> None:
-        """Compare every file's sha256 with the manifest; `DamagedArtifact` names the first that differs."""
+        """Compare the sha256 of every file with the manifest; `DamagedArtifact` names the first that differs."""
         for name, entry in self.manifest["files"].items():
             path = self.path / name
             if not path.is_file():
@@ -97,7 +98,7 @@ class Artifact:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest in a directory, or None where it is absent, cut, or does not list files of these sizes."""
+    """Return a directory's manifest; None if it is absent or cut, or if a file's size differs from it."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         sizes_match = all((path / n).stat().st_size == e["size"] for n, e in manifest["files"].items())
@@ -107,7 +108,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file such that it is complete or absent, even after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
         stream.write(data)
@@ -118,7 +119,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -127,8 +128,9 @@ def sync_directory(path: Path) -> None:
 
 
 def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    """Hash and fsync every file under `path`, then write `manifest.json`: the directory is complete from then on."""
-    for left in path.glob(f".{MANIFEST}.*.tmp"):  # by a kill; a process of the same number writes it again
+    """Hash and fsync every file under `path`, then write `manifest.json` and return it. From then on the directory is
+    complete."""
+    for left in path.glob(f".{MANIFEST}.*.tmp"):  # left by a kill
         left.unlink()
     files = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
@@ -144,7 +146,7 @@ def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Store:
-    """Artifacts under one local or shared directory: `ROOT/KIND/ID/`; work in progress under `ROOT/.partial/`."""
+    """Artifacts under one local or shared directory: `ROOT/KIND/ID/`; work in progress is under `ROOT/.partial/`."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root).resolve()
@@ -153,15 +155,16 @@ class Store:
         return self.root / key.kind / key.id
 
     def partial(self, key: Key) -> Path:
-        """Where the artifact of `key` is being made; survives a kill, so that the stage can go on from it."""
+        """Return the working directory of `key`. It survives a kill, so that the stage can resume from it."""
         return self.root / ".partial" / f"{key.kind}-{key.id}"
 
     def find(self, key: Key) -> Artifact | None:
-        """The finished artifact of `key`, or None. Names and sizes are checked here, contents by `Artifact.verify`."""
+        """Return the finished artifact of `key`, or None. Names and sizes are checked here, contents by
+        `Artifact.verify`."""
         return self.get(key.kind, key.id)
 
     def get(self, kind: str, id: str) -> Artifact | None:
-        """The finished artifact of that kind and id, or None."""
+        """Return the finished artifact of that kind and id, or None."""
         path = self.root / kind / id
         manifest = read_manifest(path)
         if manifest is None or manifest.get("id") != id:
@@ -169,7 +172,7 @@ class Store:
         return Artifact(path, manifest)
 
     def require(self, kind: str, id: str) -> Artifact:
-        """Like `get`, but `DamagedArtifact` where there is none; contents are verified."""
+        """Return the verified artifact of that kind and id; `DamagedArtifact` if there is none."""
         artifact = self.get(kind, id)
         if artifact is None:
             raise DamagedArtifact(f"there is no complete artifact {kind}/{id} in {self.root}; run its stage again")
@@ -177,11 +180,12 @@ class Store:
         return artifact
 
     def make(self, key: Key, build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
-        """The artifact of `key`: found, or made by `build(directory)`, which returns figures for `info`.
+        """Return the artifact of `key`; if there is none, make it by `build(directory)`, which returns figures for
+        `info`.
 
-        `directory` persists between attempts: a stage finds there what a killed attempt left and must check it
-        itself. Two processes that want the same artifact take turns; the second finds it done. A crash leaves
-        no artifact. Files whose name begins with `_` are scratch and are removed at the end.
+        `directory` persists between attempts: the stage itself must check the files that a killed attempt left. Two
+        processes that want the same artifact take turns, and the second finds it finished. A crash leaves no artifact.
+        Files whose name begins with `_` are scratch and are removed at the end.
         """
         with self._lock(key):
             found = self.find(key)
@@ -206,16 +210,16 @@ class Store:
             manifest = seal(work, header)
             target = self.path(key)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # not an artifact, or `find` had found it
+            if target.exists():  # incomplete: `find` would have found an artifact
                 shutil.rmtree(target)
             os.replace(work, target)
             sync_directory(target.parent)
             return Artifact(target, manifest)
 
     def remove(self, kind: str, id: str) -> None:
-        """Remove an artifact, or what a kill left of one: it is none from the first moment on.
+        """Remove an artifact, or the remains of one; from the first moment it no longer counts as one.
 
-        The caller keeps away whoever would read it or make it meanwhile.
+        The caller must make sure that nobody reads it or makes it meanwhile.
         """
         path = self.root / kind / id
         (path / MANIFEST).unlink(missing_ok=True)
@@ -225,7 +229,7 @@ class Store:
 
     @contextmanager
     def _lock(self, key: Key) -> Iterator[None]:
-        """Held by one process at a time; the system releases it when that process dies."""
+        """Hold the lock of `key`, one process at a time; the system releases it if the process dies."""
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{key.kind}-{key.id}", "w") as handle:

@@ -21,10 +21,10 @@ TEMPLATES = ("gpt2.pages", "templates")
 
 
 def code_version(*modules: str) -> str:
-    """Return the sha256 (hex) of modules: comments, docstrings and layout do not count, everything else does.
+    """Return the sha256 (hex) of modules' code: everything counts except comments, docstrings and layout.
 
-    A package counts whole, with every module in it. `PACKAGE:FILE` names a file that is no Python, such as a template:
-    all its bytes count.
+    A package counts with every module in it. `PACKAGE:FILE` names a file that is not Python, such as a template: all
+    its bytes count.
     """
     versions = [pair for name in modules for pair in module_versions(name)]
     return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
@@ -53,7 +53,7 @@ def tree_version(path: Path) -> str:
 
 
 def module_files(name: str) -> list[tuple[str, Path]]:
-    """Return (module, file) of a module, or of a package and every module in it, sorted."""
+    """Return the sorted (module, file) pairs of a module, or of a package and every module in it."""
     path = module_path(name)
     assert path is not None, name
     if path.name != "__init__.py" or name.endswith(".__init__"):
@@ -63,7 +63,7 @@ def module_files(name: str) -> list[tuple[str, Path]]:
 
 
 def module_path(name: str) -> Path | None:
-    """Return the file of a module, or a package's `__init__.py`; None where there is none. Imports nothing."""
+    """Return the file of a module, or a package's `__init__.py`; None if there is none. Nothing is imported."""
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
@@ -74,7 +74,10 @@ def module_path(name: str) -> Path | None:
 
 
 def parse(source: bytes, attempts: int = 20) -> ast.AST:
-    """`ast.parse`, again where another thread that parses at the same moment made it fail (CPython gh-106905)."""
+    """Return `ast.parse(source)`.
+
+    Retry if another thread that parses at the same time makes it fail (CPython gh-106905).
+    """
     for _ in range(attempts):
         with suppress(SystemError):
             return ast.parse(source)
@@ -99,13 +102,13 @@ def depends_on(entries: Collection[str], harmless: Collection[str] = ()) -> tupl
 
 
 def is_package(name: str) -> bool:
-    """Return whether the name is a package's: importing it runs its `__init__` alone."""
+    """Return True if the name is a package's: importing it runs its `__init__` alone."""
     path = module_path(name) if ":" not in name else None
     return path is not None and path.name == "__init__.py"
 
 
 def is_harmless(name: str, harmless: Collection[str]) -> bool:
-    """Return whether a module is settings, is one of `harmless`, or lies in one of these rooms."""
+    """Return True if a module holds settings, is one of `harmless`, or lies in one of these rooms."""
     inside = any(name.startswith(f"{room}.") for room in harmless if "." in room)
     return inside or name in harmless or name.endswith(".config")
 
@@ -133,7 +136,7 @@ def named_by(name: str) -> frozenset[str]:
 
 
 def running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a syntax tree, but for the blocks that only a type checker reads."""
+    """Yield the nodes of a syntax tree, except the blocks that only a type checker reads."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             for other in node.orelse:

@@ -1,8 +1,8 @@
-"""The files of a model that people pull: which may be there, and that each is what its manifest says.
+"""The files of a model that people pull: their allowed names, their manifest, task.json, and safe reading of JSON.
 
 A model is data: tensors in safetensors, settings and texts. A manifest `{name: {"sha256": hex, "size": bytes}}` names
-all of its files. Whoever has the manifest from a place that he trusts can take the files from anywhere. Without one,
-JSON is read such that a hostile file is refused, and links to files elsewhere are not followed.
+all of its files. With a manifest from a trusted place, the files may come from anywhere. Without one, hostile JSON is
+refused, and links to files elsewhere are not followed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from gpt2.settings import Settings
 from gpt2.store.artifact import file_sha256
 
 MODEL = "model"
-"""The folder of a training's output, or of an artifact, that is the model's directory."""
+"""Name of the model's folder in a training's output or in an artifact."""
 TASK_FILE = "task.json"
-"""The file that names the kind of the model, with what its predictor needs to know besides."""
+"""The file that names the model's kind, with the facts that its predictor needs."""
 BASE_NAME = "base"
-"""The kind of a pretrained model, and of a directory without `TASK_FILE`, as `transformers` writes it."""
+"""The kind of a pretrained model. It is also that of a directory without `TASK_FILE`, as written by `transformers`."""
 
 
 def write_task(out: Path, kind: str, /, **facts: Any) -> None:
     """Write task.json: the model's kind, and the facts that its predictor reads."""
-    told = {"task": kind, **facts}
-    (out / TASK_FILE).write_text(json.dumps(told, indent=1 if facts else None))
+    content = {"task": kind, **facts}
+    (out / TASK_FILE).write_text(json.dumps(content, indent=1 if facts else None))
 
 
 def read_task(directory: Path) -> dict[str, Any]:
-    """Return the facts of task.json, the kind as `task`; without the file they are a pretrained model's.
+    """Return the facts in task.json, with the kind as `task`; without the file the kind is `BASE_NAME`.
 
-    `ValueError` for a file that is no JSON object, is not safe to read, or names no kind.
+    `ValueError` if the file is not a JSON object, is not safe to read, or names no kind.
     """
     path = directory / TASK_FILE
     if not path.exists():
@@ -50,20 +50,20 @@ def read_task(directory: Path) -> dict[str, Any]:
 
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}\.(safetensors|json|jsonl|txt|md)", re.ASCII)
-"""A plain file's name, with the suffix of something that is read and not run. A model has no folders."""
+"""Pattern of an allowed file name: a suffix of files that are read and never run. A model has no folders."""
 MOST = 256
-"""Files of a model."""
+"""Largest number of files in a model."""
 
 Manifest = dict[str, dict[str, Any]]
 Schema = TypeVar("Schema", bound=Settings)
 
 
 class RefusedModel(ValueError):
-    """A model whose files are missing, cut, altered, or not such as a model has. Nothing of it was loaded."""
+    """A model's files are missing, cut, altered or not allowed. None of them was loaded."""
 
 
 def inside(path: Path) -> None:
-    """`ValueError` for a link to a file somewhere else; the hub's cache keeps its files in `blobs`, linked."""
+    """Raise `ValueError` if a path is a link to a file outside its folder. The hub's cache may link to its `blobs`."""
     folder = path.parent.resolve()
     allowed = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
     try:
@@ -75,7 +75,7 @@ def inside(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of a model holds; `ValueError` where there is none, or none that is safe to read."""
+    """Return the value in a model's JSON file; `ValueError` if the file is missing or not safe to read."""
     inside(path)
     try:
         return json.loads(path.read_text("utf-8"))
@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
 
 
 def validated(schema: type[Schema], values: Any, path: Path) -> Schema:
-    """A file's values as settings; a `ValueError` of one line names the first that is wrong."""
+    """Return a file's values as settings; a one-line `ValueError` names the first wrong value."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -98,7 +98,7 @@ def validated(schema: type[Schema], values: Any, path: Path) -> Schema:
 
 
 def check_name(name: object) -> str:
-    """The name; `RefusedModel` where a model has no file of such a name."""
+    """Return the name; `RefusedModel` if a model may not have a file of that name."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise RefusedModel(
             f"it has {name!r:.200}; a model has only .safetensors, .json, .jsonl, .txt and .md files, in no folder"
@@ -107,43 +107,43 @@ def check_name(name: object) -> str:
 
 
 def sizes(directory: Path) -> dict[str, int]:
-    """Names and sizes (bytes) of a directory's files; `RefusedModel` for what no model has: folders, links, code."""
-    found = {}
+    """Return {name: size in bytes} of a directory's files; `RefusedModel` for folders, links and code."""
+    by_name = {}
     for entry in sorted(os.scandir(directory), key=lambda e: e.name):
         check_name(entry.name)
         status = entry.stat(follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
             raise RefusedModel(f"its {entry.name} is a link or a folder; a model has plain files only")
-        found[entry.name] = status.st_size
-    return found
+        by_name[entry.name] = status.st_size
+    return by_name
 
 
 def manifest(directory: Path) -> Manifest:
-    """The manifest of a directory; `RefusedModel` for what no model has."""
-    found = {name: {"sha256": file_sha256(directory / name), "size": size} for name, size in sizes(directory).items()}
-    if not 0 < len(found) <= MOST:
-        raise RefusedModel(f"it has {len(found)} files; a model has 1 to {MOST}")
-    return found
+    """Return the manifest of a directory; `RefusedModel` for files that a model may not have."""
+    entries = {name: {"sha256": file_sha256(directory / name), "size": size} for name, size in sizes(directory).items()}
+    if not 0 < len(entries) <= MOST:
+        raise RefusedModel(f"it has {len(entries)} files; a model has 1 to {MOST}")
+    return entries
 
 
 def read_manifest(text: str) -> Manifest:
-    """A manifest from its JSON; `RefusedModel` where it is none, or names files that no model has."""
+    """Return a manifest from its JSON; `RefusedModel` if it is invalid or names files that a model may not have."""
     try:
-        found = json.loads(text)
+        entries = json.loads(text)
     except (ValueError, RecursionError):
         raise RefusedModel("its manifest is not JSON") from None
-    if not isinstance(found, dict) or not 0 < len(found) <= MOST:
+    if not isinstance(entries, dict) or not 0 < len(entries) <= MOST:
         raise RefusedModel(f"its manifest does not list 1 to {MOST} files")
-    for name, entry in found.items():
+    for name, entry in entries.items():
         check_name(name)
         sound = isinstance(entry, dict) and entry.keys() == {"sha256", "size"}
         if not sound or type(entry["size"]) is not int or not re.fullmatch("[0-9a-f]{64}", str(entry["sha256"])):
             raise RefusedModel(f"its manifest has no sha256 and size for {name}")
-    return found
+    return entries
 
 
 def compare_sizes(expected: Mapping[str, Mapping[str, Any]], found: Mapping[str, int | None]) -> None:
-    """`RefusedModel` names a file that is missing, not listed, or of another size (None: not known)."""
+    """Raise `RefusedModel` for a file that is missing, not listed, or of another size (None: unknown)."""
     for name in found:
         check_name(name)
         if name not in expected:
@@ -156,7 +156,7 @@ def compare_sizes(expected: Mapping[str, Mapping[str, Any]], found: Mapping[str,
 
 
 def verify(directory: Path, expected: Mapping[str, Mapping[str, Any]]) -> None:
-    """`RefusedModel` names the first file that is not what the manifest says. Every byte is read."""
+    """Raise `RefusedModel` for the first file that differs from the manifest. Every byte is read."""
     compare_sizes(expected, sizes(directory))
     for name, entry in expected.items():
         if file_sha256(directory / name) != entry["sha256"]:

@@ -1,4 +1,7 @@
-"""The kinds of models: the pretrained one, and the downstream tasks. A new task is one file in `gpt2/tasks/`."""
+"""The kinds of models: the pretrained one, and the downstream tasks; their look-up by name.
+
+A new task is one file, or one folder, in `gpt2/tasks/` with a `TASK`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from gpt2.data.batches import Dataset
-from gpt2.store.model_files import BASE_NAME
 from gpt2.tasks.config import TaskSettings
 
 if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
@@ -19,87 +21,92 @@ if TYPE_CHECKING:  # tasks are listed and validated without loading PyTorch
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
 
 
 class ModelKind(ABC):
-    """What can be registered: how the model is described, used and judged."""
+    """A kind of model that can be registered: how it is described, used and evaluated."""
 
     name: ClassVar[str]
-    """Identifier, as in `gpt2-NAME`, the registered model."""
+    """Identifier; the registered model is `gpt2-NAME`."""
     title: ClassVar[str]
-    """For people."""
+    """Title for people."""
     primary: ClassVar[str]
     """The metric that the gate compares."""
     higher_is_better: ClassVar[bool] = True
     floor: ClassVar[str]
     """The simple baseline, one of `baselines`, that a model must beat to be promoted."""
     baselines: ClassVar[tuple[str, ...]]
-    """All that its report sets the model beside, by the names that `gate.must_beat` knows."""
+    """All baselines in its report, by the names that `gate.must_beat` accepts."""
     params: ClassVar[Mapping[str, Any]] = {}
     """Optional parameters of `predict` and their defaults."""
     use: ClassVar[str] = "Not stated by the task."
-    """What the model is for, and what not, for its card."""
+    """Intended use, and misuse, for the model card."""
     limits: ClassVar[tuple[str, ...]] = ("Not stated by the task.",)
-    """What to know before relying on it, for its card."""
+    """Limitations to know before relying on it, for the model card."""
     example: ClassVar[Any] = "a text"
-    """An input of `predict`, for its card."""
+    """An example input of `predict`, for the model card."""
     independent_rows: ClassVar[bool] = True
-    """Whether a row of `predict` depends on its own input alone, so that requests can be computed as one batch."""
+    """True if a row of `predict` depends on its own input alone: then requests can be computed as one batch."""
 
     def limits_of(self, report: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the `limits`, with those that the model's report adds."""
+        """Return the `limits`, and those that follow from the model's report."""
         return self.limits
 
     @abstractmethod
     def predictor(self, directory: Path) -> Predictor:
         """Return the model in a directory, ready for use."""
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence | None:
-        """What the `predictions.parquet` of an evaluation tells of each unit, for intervals and the gate; without it
-        the gate compares the metrics as they are."""
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults | None:
+        """Return the per-unit results in an evaluation's `predictions.parquet`, for intervals and the gate.
+
+        If it returns None, the gate compares the metrics alone.
+        """
         return None
 
 
 class Task(ModelKind):
-    """A downstream task: what is fine-tuned, from which data, and how it is evaluated."""
+    """A downstream task: the module that is fine-tuned, its data and its evaluation."""
 
     Settings: ClassVar[type[TaskSettings]]
 
     @abstractmethod
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
-        """Read `source`, write the examples, split into train, validation and test, to `out`; return counts.
+        """Write the examples of `source` to `out`, split into train, validation and test; return counts.
 
-        Raises `ValueError` naming file, value and remedy where the data can't be used.
+        `ValueError` names file, value and remedy if the data can't be used.
         """
 
     @abstractmethod
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Dataset:
-        """Training samples of a split (`train` or `validation`)."""
+        """Return the training samples of a split (`train` or `validation`)."""
 
     def samples(self, examples: Path, info: Mapping[str, Any], context: int) -> int:
-        """How many training samples there are, by the examples and what `prepare` returned of them."""
+        """Return the number of training samples, from the examples and the counts that `prepare` returned."""
         return int(info["train"])
 
     @abstractmethod
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
-        """The model with the task's head: `forward(**batch)` returns the mean loss of a batch's samples, a scalar."""
+        """Return the model with the task's head: `forward(**batch)` returns the mean loss of a batch's samples, a
+        scalar."""
 
     def load(self, directory: Path) -> nn.Module:
-        """The module in a directory that `save` wrote, to teach; `ValueError` for a task that can't be distilled."""
+        """Return the module that `save` wrote, as a teacher; `ValueError` for a task that can't be distilled."""
         raise ValueError(f"{self.name} can't be distilled; leave distil out")
 
     def check_teacher(self, directory: Path, examples: Path) -> None:
-        """Raise `ValueError` where the model in a directory can't teach one that learns from these examples."""
+        """Raise `ValueError` if the model in a directory can't teach a student of these examples."""
 
     @abstractmethod
     def save(self, module: nn.Module, examples: Path, tokenizer: Tokenizer, context: int, out: Path) -> None:
-        """Write what `predictor` needs: config.json, *.safetensors, tokenizer.json, task.json. No pickle."""
+        """Write the predictor's files: config.json, *.safetensors, tokenizer.json, task.json. No pickle is allowed."""
 
     def texts(self, examples: Path, split: str) -> list[str]:
-        """The texts of a split, in the order in which the report has them, to be looked for in training text; none
-        where what is held out is no text. Here: the column `text` of SPLIT.parquet."""
+        """Return a split's texts, in the report's order, to be searched for in the training text.
+
+        [] if the held-out data are not texts. By default they are the column `text` of SPLIT.parquet.
+        """
         import pandas as pd
 
         path = examples / f"{split}.parquet"
@@ -107,20 +114,21 @@ class Task(ModelKind):
 
     @abstractmethod
     def evaluate(self, directory: Path, examples: Path, out: Path) -> dict[str, Any]:
-        """Evaluate the saved model on the test split; see `gpt2.evaluation.report.write` for the report's form."""
+        """Evaluate the saved model on the test split and return its report (`gpt2.evaluation.report.write` has the
+        format)."""
 
 
 class Predictor(Protocol):
-    """A model ready for use."""
+    """A model that is ready for use."""
 
     input_example: Any
-    """What one passes to `predict`: a list of texts, or of records."""
+    """An example argument of `predict`: a list of texts, or of records."""
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame: ...
 
 
 def checked_texts(inputs: Any) -> list[str]:
-    """The inputs as texts; `ValueError` names the first that is none."""
+    """Return the inputs as a list of texts; `ValueError` names the first input that is not a text, or is empty."""
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
@@ -129,25 +137,29 @@ def checked_texts(inputs: Any) -> list[str]:
 
 
 def registered_name(name: str) -> str:
-    """Return the registry's name for a model of the kind `name`, or of a name of its own (`register_as`)."""
+    """Return the registry's name for a model of the kind `name`, or for a chosen name (`register_as`)."""
     return f"gpt2-{name}"
 
 
 @cache
-def tasks() -> dict[str, Task]:
-    """The downstream tasks by name: the `TASK` of every module and package of `gpt2.tasks` that has one."""
+def kinds() -> dict[str, ModelKind]:
+    """Return the kinds by name: the `TASK` of each module and folder of `gpt2.tasks`, and the `BASE` of its own."""
     import gpt2.tasks
 
-    found = {}
-    for module in pkgutil.iter_modules(gpt2.tasks.__path__):
-        task: Task | None = getattr(importlib.import_module(f"gpt2.tasks.{module.name}"), "TASK", None)
-        if task is not None:
-            found[task.name] = task
-    return dict(sorted(found.items()))
+    modules = [
+        importlib.import_module(f"gpt2.tasks.{found.name}") for found in pkgutil.iter_modules(gpt2.tasks.__path__)
+    ]
+    named = [getattr(module, name) for module in modules for name in ("TASK", "BASE") if hasattr(module, name)]
+    return {kind.name: kind for kind in sorted(named, key=lambda kind: kind.name)}
+
+
+def tasks() -> dict[str, Task]:
+    """Return the downstream tasks by name."""
+    return {name: kind for name, kind in kinds().items() if isinstance(kind, Task)}
 
 
 def task(name: str) -> Task:
-    """The task of that name; `ValueError` lists those that exist."""
+    """Return the task of that name; raise `ValueError` with the list of tasks for an unknown one."""
     try:
         return tasks()[name]
     except KeyError:
@@ -155,11 +167,5 @@ def task(name: str) -> Task:
 
 
 def kind(name: str) -> ModelKind:
-    """Return the kind of that name, `base` or a task's; `ValueError` lists the tasks."""
-    base: ModelKind
-    if name == BASE_NAME:
-        base = importlib.import_module(
-            "gpt2.tasks.base.kind"
-        ).BASE  # by its name, as the tasks: it is made of this module
-        return base
-    return task(name)
+    """Return the kind of that name, `base` or a task's; raise `ValueError` with the list of tasks for others."""
+    return kinds().get(name) or task(name)

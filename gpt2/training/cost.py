@@ -1,4 +1,4 @@
-"""What a training took: reserved and used seconds, tokens, energy where it can be read, money at a given price."""
+"""Goodput and cost of a training: where its time went, CPU and GPU seconds, energy, money at a given price."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LOST = "lost its connection to another worker"
 
 @dataclass(frozen=True)
 class Restart:
-    """One interruption of a training."""
+    """One interruption of a training. The phases are in seconds."""
 
     time: float
-    """When it was noticed (s since 1970)."""
+    """The time at which it was noticed (s since 1970)."""
     cause: str
     detect: float
     restart: float
@@ -33,13 +33,13 @@ class Restart:
 
     @property
     def seconds(self) -> float:
-        """From the last progress before it to the first new progress after it."""
+        """Seconds from the last progress before it to the first new progress after it."""
         return self.detect + self.restart + self.reload + self.recompute
 
 
 @dataclass(frozen=True)
 class Account:
-    """Seconds of a training's life, by use."""
+    """Seconds of a training's wall time, by use."""
 
     wall: float
     lost: dict[str, float]
@@ -48,16 +48,16 @@ class Account:
 
     @property
     def goodput(self) -> float:
-        """Share of the wall time spent in steps that count."""
+        """Share of the wall time spent on steps that count."""
         return max(0.0, 1 - sum(self.lost.values()) / self.wall) if self.wall > 0 else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """For MLflow."""
+        """Return the figures for MLflow."""
         return {"goodput": self.goodput, "restarts": len(self.restarts), "skipped_steps": self.bad_steps}
 
 
 def account(journal: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> Account:
-    """The account of a training, from its journal and its events (`gpt2.training.journal`)."""
+    """Return the account of a training, from its journal and its events (`gpt2.training.journal`)."""
     lost = dict.fromkeys((STARTS, DOWN, DETECT, RESTART, RELOAD, RECOMPUTE, SAVE), 0.0)
     times = [e["time"] for e in events] + [r["time"] for r in journal if "time" in r]
     restarts: list[Restart] = []
@@ -74,15 +74,15 @@ def account(journal: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]])
         elif kind == "begin":
             reload, last = event["load_seconds"], event.get("last")
             begun = now - reload
-            again = _recompute(journal, event, events)
+            repeated = _recompute(journal, event, events)
             if failed is not None:
                 detect = max(0.0, failed[0] - last) if last else 0.0
-                restarts.append(Restart(failed[0], failed[1], detect, max(0.0, begun - failed[0]), reload, again))
-            elif last is not None and launched is not None:  # the driver had died, or was stopped
+                restarts.append(Restart(failed[0], failed[1], detect, max(0.0, begun - failed[0]), reload, repeated))
+            elif last is not None and launched is not None:  # the driver died or was stopped
                 lost[DOWN] += max(0.0, launched - last)
                 lost[STARTS] += begun - launched
                 lost[RELOAD] += reload
-                lost[RECOMPUTE] += again
+                lost[RECOMPUTE] += repeated
             elif launched is not None:
                 lost[STARTS] += begun - launched
             failed = None
@@ -96,7 +96,7 @@ def account(journal: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]])
 
 
 def _recompute(journal: Sequence[dict[str, Any]], begin: dict[str, Any], events: Sequence[dict[str, Any]]) -> float:
-    """Seconds until a training that began again had the step that it had reached before."""
+    """Return the seconds until a restarted training reached the step that it had reached before."""
     if begin["reached"] <= begin["step"]:
         return 0.0
     after = [r["time"] for r in journal if r.get("time", 0) > begin["time"] and r["step"] >= begin["reached"]]
@@ -105,34 +105,34 @@ def _recompute(journal: Sequence[dict[str, Any]], begin: dict[str, Any], events:
 
 
 def describe_failure(event: dict[str, Any]) -> str:
-    """A failure in words."""
+    """Return a sentence for a failure event."""
     if event["event"] == "hang":
         return f"worker {event['rank']} made no progress for {event['seconds']:g} s"
-    told = {rank: LOST if "by peer" in reason else reason for rank, reason in event["workers"].items()}
-    causes = {rank: reason for rank, reason in told.items() if reason != LOST} or told  # the others only follow
+    reasons = {rank: LOST if "by peer" in reason else reason for rank, reason in event["workers"].items()}
+    causes = {rank: reason for rank, reason in reasons.items() if reason != LOST} or reasons  # the others are effects
     return "; ".join(f"worker {rank}: {reason}" for rank, reason in causes.items())
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training took, of all its attempts."""
+    """Resources that a training used, over all of its attempts."""
 
     cpu_seconds: float
-    """Reserved for its workers: cores x time."""
+    """Reserved CPU time of its workers: cores x seconds."""
     gpu_seconds: float
     used_cpu_seconds: float
-    """Of them, computed."""
+    """The part of `cpu_seconds` that was spent computing."""
     tokens: int
-    """Read in steps that count."""
+    """Tokens read in steps that count."""
     joules: float | None
-    """Of the whole machines and GPUs, None where it can't be read."""
+    """Energy of the whole machines and GPUs; None if it can't be read."""
     money: float | None
-    """None without a price."""
+    """Cost in `currency`; None without a price."""
     currency: str
 
     def metrics(self) -> dict[str, float]:
-        """For MLflow and the artifact's manifest."""
-        found: dict[str, float | None] = {
+        """Return the known figures for MLflow and the artifact's manifest."""
+        figures: dict[str, float | None] = {
             "cpu_seconds": round(self.cpu_seconds, 1),
             "gpu_seconds": round(self.gpu_seconds, 1),
             "used_cpu_seconds": round(self.used_cpu_seconds, 1),
@@ -140,10 +140,10 @@ class Cost:
             "joules": self.joules,
             "cost": self.money,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in figures.items() if value is not None}
 
     def __str__(self) -> str:
-        """In a line."""
+        """Return the cost as one line of text."""
         gpus = f"{self.gpu_seconds:,.0f} GPU seconds and " if self.gpu_seconds else ""
         energy = "energy can't be read here" if self.joules is None else f"{self.joules / 3600:,.1f} Wh"
         money = "" if self.money is None else f", {self.money:,.4g} {self.currency}"
@@ -154,7 +154,7 @@ class Cost:
 
 
 def cost(usage: Iterable[Mapping[str, Any]], journal: Iterable[Mapping[str, Any]], budget: BudgetConfig) -> Cost:
-    """The cost of a training from the samples of its processes (`cluster.training.usage`) and its journal."""
+    """Return the cost of a training, from the samples of its processes (`cluster.training.usage`) and its journal."""
     samples = sorted(usage, key=lambda s: (s["who"], s["pid"], s["time"]))
     cpu = gpu = used = 0.0
     energy: list[float] = []
@@ -175,6 +175,6 @@ def cost(usage: Iterable[Mapping[str, Any]], journal: Iterable[Mapping[str, Any]
 
 
 def rises(samples: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """By how much a counter rose between samples; where it began again, nothing."""
+    """Return the increases of a counter between samples; 0 if the counter was reset."""
     values = [s[name] for s in samples if name in s]
     return [max(0.0, b - a) for a, b in pairwise(values)]

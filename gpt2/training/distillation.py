@@ -1,4 +1,4 @@
-"""A smaller model learns from a fine-tuned one, whose probabilities say more than the labels (Hinton et al. 2015)."""
+"""Knowledge distillation: a smaller model learns from a fine-tuned one's probabilities (Hinton et al. 2015)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt2.training.config import DistilConfig
 
 
 class Distilled(nn.Module):
-    """A student with its teacher beside it, which stays as it is and has no dropout."""
+    """A student and its frozen teacher, which has no dropout."""
 
     def __init__(self, student: Classifier, teacher: Classifier, config: DistilConfig):
         super().__init__()
@@ -33,27 +33,27 @@ class Distilled(nn.Module):
         weights: Tensor | None = None,
         ngrams: Tensor | None = None,
     ) -> Tensor:
-        """Mean of (1 - w) x cross-entropy of the labels + w T^2 x KL(teacher || student) at temperature T.
+        """Return the mean of (1 - w) x cross-entropy of the labels + w T^2 x KL(teacher || student) at temperature T.
 
-        `weights` (B,) are of the labels; the teacher's word is taken alike for all texts. `ngrams` (B, classes) are
-        added to the student's logits, and to the teacher's where it learned so.
+        `weights` (B,) apply to the labels only, not to the teacher. `ngrams` (B, classes) are added to the student's
+        logits, and to the teacher's if it was trained with them.
         """
         logits = self.student.logits(ids, lengths, ngrams).float()
         hard = label_loss(logits, labels, weights)
         if not self.weight:
             return hard
         with torch.no_grad():
-            told = self.teacher.logits(ids, lengths, ngrams if self.teacher.ngrams else None)
-            goal = (told.float() / self.temperature).log_softmax(-1)
-        found = (logits / self.temperature).log_softmax(-1)
-        soft = F.kl_div(found, goal, reduction="batchmean", log_target=True)
+            taught = self.teacher.logits(ids, lengths, ngrams if self.teacher.ngrams else None)
+            goal = (taught.float() / self.temperature).log_softmax(-1)
+        learned = (logits / self.temperature).log_softmax(-1)
+        soft = F.kl_div(learned, goal, reduction="batchmean", log_target=True)
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
 
 def student(teacher: GPT2, config: DistilConfig) -> GPT2:
-    """The model that is to learn; `ValueError` where it can't begin with the teacher's layers.
+    """Return the student; `ValueError` if it can't start from the teacher's layers.
 
-    Layers are taken evenly, first and last among them, with the embeddings (DistilBERT, Sanh et al. 2019).
+    Layers are taken evenly, including the first and the last, with the embeddings (DistilBERT, Sanh et al. 2019).
     """
     model = GPT2(ModelConfig(**config.student.model_dump(), vocab_size=teacher.config.vocab_size))
     if not config.layers_from_teacher:
@@ -62,7 +62,7 @@ def student(teacher: GPT2, config: DistilConfig) -> GPT2:
     if ours.model_copy(update={"n_layer": theirs.n_layer, "dropout": theirs.dropout}) != theirs:
         raise ValueError(
             f"layers_from_teacher needs a student of the teacher's shape but for n_layer and dropout: n_embd="
-            f"{theirs.n_embd}, n_head={theirs.n_head}, n_positions={theirs.n_positions}; set student so"
+            f"{theirs.n_embd}, n_head={theirs.n_head}, n_positions={theirs.n_positions}; set these in student"
         )
     if ours.n_layer > theirs.n_layer:
         raise ValueError(f"student.n_layer={ours.n_layer} is more than the teacher's {theirs.n_layer}; lower it")

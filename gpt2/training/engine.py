@@ -1,6 +1,6 @@
-"""The seam between the training loop and what executes it: a handful of methods, and the plain PyTorch engine.
+"""Engines: the interface between the training loop and its execution, and the plain PyTorch engine.
 
-The DeepSpeed engine in `cluster.engine.deepspeed_engine` has the same methods; the loop can't tell them apart.
+The DeepSpeed engine in `cluster.engine.deepspeed_engine` has the same methods, and the loop treats both alike.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ HEAP = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-"""Environment in which to start a process that trains on a CPU: glibc then keeps the memory of large tensors from one
-step to the next. By default it gives it back, and the kernel clears it anew: a tenth of a step's time. A thread that is
-not the main one needs the single arena, as others can't hold large tensors."""
+"""Environment in which to start a process that trains on a CPU: glibc then keeps the memory of large tensors between
+steps.
+
+By default glibc returns it, and the kernel clears it again: a tenth of a step's time. Threads other than the main one
+need the single arena, as others can't hold large tensors.
+"""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Engine(Protocol):
-    """What the training loop needs. `rank` of `world_size` processes hold the same module."""
+    """The interface that the training loop needs. `rank` of `world_size` processes hold the same module."""
 
     rank: int
     world_size: int
@@ -43,37 +46,42 @@ class Engine(Protocol):
         ...
 
     def update(self, learning_rate: float, limit: float = math.inf) -> float:
-        """One optimizer step on the gradients averaged over micro-batches and ranks; return their global norm.
+        """Take one optimizer step on the gradients averaged over micro-batches and ranks; return their global norm.
 
-        A norm that is not finite or is above `limit` changes nothing, on any rank; 0 where fp16's loss scale was
+        If the norm is not finite or above `limit`, nothing changes on any rank. The norm is 0 if fp16's loss scale was
         lowered instead.
         """
         ...
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The batch's mean loss without gradients, a scalar."""
+        """Return the batch's mean loss without gradients, a scalar."""
         ...
 
     def sum(self, values: Tensor) -> Tensor:
-        """The element-wise sum over ranks."""
+        """Return the element-wise sum over ranks."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The fp32 parameters that are trained, by name, on the CPU; called on all ranks, complete on rank 0."""
+        """Return the trained fp32 parameters by name, on the CPU. Call it on all ranks; the result is complete on rank
+        0."""
         ...
 
     def snapshot(self) -> Callable[[Path], Path]:
-        """Copy this rank's share of the training state; the result writes it to a folder and returns the file."""
+        """Copy this rank's share of the training state; return a function that writes it to a folder and returns the
+        file."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Read what the snapshots of any number of ranks wrote."""
+        """Read the snapshots of any number of ranks."""
         ...
 
 
 class TorchEngine:
-    """One process: the module holds fp32 weights, a copy of it in the precision of the arithmetic computes (as
-    Micikevicius et al. 2018, and DeepSpeed; faster than autocast, which rounds the weights at each use)."""
+    """An engine of one process: fp32 master weights, and a copy in the chosen precision for the arithmetic.
+
+    It works as in Micikevicius et al. (2018) and DeepSpeed. It is faster than autocast, which rounds the weights at
+    each use.
+    """
 
     rank = 0
     world_size = 1
@@ -82,9 +90,9 @@ class TorchEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = decided(config, self.device.type == "cuda")
         if config.precision == "fp16":
-            raise ValueError("precision=fp16 needs loss scaling, which the plain engine has not; use bf16")
+            raise ValueError("precision=fp16 needs loss scaling, which the plain engine lacks; use bf16")
         self.module = module.to(self.device)
-        self.copy = self.module  # the one that computes
+        self.copy = self.module  # the module that computes
         if config.precision != "fp32":
             self.copy = copy.deepcopy(self.module).to(DTYPES[config.precision])
         pairs = zip(self.module.parameters(), self.copy.parameters(), strict=True)
@@ -115,7 +123,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Bring the copy to the masters."""
+        """Copy the master weights into the low-precision copy."""
         if self.copy is not self.module:
             torch._foreach_copy_([low for _, low in self.pairs], [master for master, _ in self.pairs])
 
@@ -150,10 +158,10 @@ class TorchEngine:
 
 
 def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(name, parameter) of what training changes; the others come from the pretrained model."""
+    """Yield (name, parameter) of the trained parameters; the others come from the pretrained model."""
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch's tensors on the device."""
+    """Return the batch's tensors on the device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

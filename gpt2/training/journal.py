@@ -1,4 +1,4 @@
-"""A training run's figures and events as they come: what MLflow, the logs, the curves and the account are made of."""
+"""The journal and the events of a training run, written as it goes: the source of MLflow, logs, curves and goodput."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ JOURNAL, EVENTS = "journal.jsonl", "events.jsonl"
 
 
 class Journal:
-    """The run's figures, a line of JSON each, written by rank 0.
+    """A run's figures, one line of JSON each, written by rank 0.
 
-    On a resume the lines of steps that will be done again are dropped, so every step is there once.
+    On a resume the lines of steps to be repeated are dropped, so that every step is there once.
     """
 
     def __init__(self, path: Path, start_step: int):
@@ -31,16 +31,16 @@ class Journal:
         self.stream = open(self.path, "a", buffering=1)  # noqa: SIM115 - open as long as the run
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a line; figures that are no finite number are left out."""
+        """Add a line, without figures that are not finite."""
         finite = {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
         self.stream.write(json.dumps(finite) + "\n")
 
 
 class Events:
-    """What happened to a run, in order, by any of its processes; never rewound."""
+    """Events of a run, in order, from any of its processes; they are never rewound."""
 
     def __init__(self, folder: Path | None):
-        """`None` writes nothing: of all ranks one tells."""
+        """Write to `folder`; with None nothing is written, so that only one rank writes."""
         self.folder = folder
 
     def tell(self, event: str, **facts: Any) -> None:
@@ -51,26 +51,28 @@ class Events:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a line to a file that several processes write."""
+    """Append a line to a file that several processes write."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, (json.dumps(record) + "\n").encode())  # one write: lines of several processes don't mix
+        os.write(
+            handle, (json.dumps(record) + "\n").encode()
+        )  # a single write, so that lines of several processes don't mix
     finally:
         os.close(handle)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a journal or of events, [] where there is none."""
+    """Return the complete lines of a journal or of events; [] if there is no file."""
     return parse(path.read_bytes()) if path.exists() else []
 
 
 def parse(data: bytes) -> list[dict[str, Any]]:
-    """The records of complete lines."""
+    """Return the records of complete lines."""
     records = []
     for line in data.splitlines(keepends=True):
         if line.endswith(b"\n"):
             try:
                 records.append(json.loads(line))
-            except ValueError:  # a line that a kill cut, with another attempt's after it
+            except ValueError:  # a line cut by a kill, which another attempt's line follows
                 continue
     return records

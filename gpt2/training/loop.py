@@ -23,24 +23,28 @@ QUARANTINE = "_quarantine.json"
 """Windows of the token stream that training does not read again."""
 
 
-class Checkpoints(Protocol):
-    """Where the loop's state is kept; `cluster.checkpoints.checkpointer` has the one that survives anything."""
+class Checkpointer(Protocol):
+    """Keeps the loop's state. The one for production is `cluster.checkpoints.checkpointer.Checkpointer`."""
 
     def load(self, engine: Engine) -> tuple[int, dict[str, Any]]:
-        """Bring the engine to the last good checkpoint; its step and the state given with it, (0, {}) without one."""
+        """Restore the last good checkpoint into the engine; return its step and the saved state, or (0, {}).
+
+        (0, {}) means that there is no checkpoint.
+        """
         ...
 
     def save(self, engine: Engine, step: int, state: dict[str, Any], loss: float | None) -> None:
-        """Begin to keep the engine's state after `step` steps, with JSON of the loop's own and the validation loss."""
+        """Begin to save the engine's state after `step` steps, with the loop's own state (JSON) and the validation
+        loss."""
         ...
 
     def wait(self) -> None:
-        """Return when what was begun is kept."""
+        """Wait until all saves that have begun are complete."""
         ...
 
 
 class NoCheckpoints:
-    """Keeps nothing."""
+    """A checkpointer that saves nothing."""
 
     def load(self, engine: Engine) -> tuple[int, dict[str, Any]]:
         return 0, {}
@@ -58,17 +62,19 @@ def fit(
     validation: Dataset,
     config: TrainConfig,
     folder: Path,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpointer | None = None,
     flops_per_token: int = 0,
     peak_flops: float = 0.0,
     must_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Train to the end, from the last checkpoint if there is one; return the last evaluation.
 
-    `folder` gets the journal and the events. `peak_flops` (FLOP/s, of all ranks) turns throughput into a share of
-    what the hardware can do. `must_stop` is asked after each step: where any rank says so, all save and raise
-    `Preempted`. The samples of a step depend on the seed, the step and the quarantine alone, so a resumed run, at
-    any world size, reads what the unbroken one reads. `GaveUp` where too many steps had bad gradients.
+    `folder` gets the journal and the events. `peak_flops` (FLOP/s, of all ranks) turns throughput into a share of the
+    hardware's peak. `must_stop` is called after each step: if it is true on any rank, all ranks save and raise
+    `Preempted`.
+
+    The samples of a step depend on the seed, the step and the quarantine alone. So a resumed run reads the same samples
+    as an unbroken one, at any world size. `GaveUp` if too many steps had bad gradients.
     """
     checkpoints = checkpoints or NoCheckpoints()
     total = config.total_steps(len(training))
@@ -132,9 +138,11 @@ def fit(
     return result
 
 
-def go_back(engine: Engine, checkpoints: Checkpoints, guard: Guard, events: Events, folder: Path, step: int) -> int:
-    """Bar the samples of the bad steps and return to the last checkpoint; without one, to before the first of them,
-    as they changed nothing. Returns the step to go on from."""
+def go_back(engine: Engine, checkpoints: Checkpointer, guard: Guard, events: Events, folder: Path, step: int) -> int:
+    """Exclude the samples of the bad steps, return to the last checkpoint, and return the step to resume from.
+
+    Without a checkpoint, resume before the first bad step, as bad steps changed nothing.
+    """
     barred = guard.quarantine()
     if engine.rank == 0:
         write_atomically(folder / QUARANTINE, json.dumps(sorted(guard.quarantined)).encode())
@@ -150,14 +158,14 @@ def go_back(engine: Engine, checkpoints: Checkpoints, guard: Guard, events: Even
 
 
 def kept_quarantine(folder: Path) -> set[int]:
-    """Windows that any attempt barred."""
+    """Return the windows that any attempt excluded."""
     path = folder / QUARANTINE
     return set(json.loads(path.read_text())) if path.exists() else set()
 
 
 def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) -> tuple[float, int]:
-    """Forward and backward over this rank's micro-batches of a window; returns mean loss and tokens read."""
-    own = getattr(data, "sample_indices", None)  # a mixture has an order of its own
+    """Run forward and backward over this rank's micro-batches of a window; return the mean loss and the tokens read."""
+    own = getattr(data, "sample_indices", None)  # a mixture has its own order
     if own:
         indices = own(window, config.batch_size, config.seed)
     else:
@@ -176,7 +184,7 @@ def accumulate(engine: Engine, data: Dataset, config: TrainConfig, window: int) 
 
 
 def evaluate(engine: Engine, data: Dataset, config: TrainConfig) -> dict[str, float]:
-    """Mean loss over the same `eval_samples` samples of the validation split each time."""
+    """Return the mean loss over `eval_samples` samples of the validation split, the same ones each time."""
     count = min(config.eval_samples, len(data))
     chosen = np.linspace(0, len(data) - 1, count).astype(np.int64)
     total = torch.zeros(2, device=engine.device)
@@ -193,13 +201,13 @@ def evaluate(engine: Engine, data: Dataset, config: TrainConfig) -> dict[str, fl
 
 
 def seed_of(*parts: int) -> int:
-    """A 63-bit seed from integers, independent of the process."""
+    """Return a 63-bit seed made from integers, equal in all processes."""
     words = np.random.SeedSequence([p % 2**32 for p in parts]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 
 class Pace:
-    """Throughput and time left."""
+    """Measures throughput and estimates the time left."""
 
     def __init__(self, engine: Engine, total: int, done: int, flops_per_token: int, peak_flops: float):
         self.total, self.flops_per_token, self.peak_flops = total, flops_per_token, peak_flops
@@ -210,7 +218,8 @@ class Pace:
         self.tokens += tokens
 
     def figures(self, step: int, all_tokens: float) -> dict[str, float]:
-        """Since the last call, over all ranks: tokens, tokens/s, share of peak, and seconds left (smoothed)."""
+        """Return figures since the last call, over all ranks: tokens, tokens/s, share of peak, and seconds left
+        (smoothed)."""
         now = time.perf_counter()
         elapsed, steps = now - self.started, step - self.previous
         latest = elapsed / max(steps, 1)

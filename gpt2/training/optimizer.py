@@ -1,4 +1,9 @@
-"""Optimizers with their parameter groups, and learning-rate schedules."""
+"""Optimizers with their parameter groups, and learning-rate schedules.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) is momentum with all singular values made equal,
+for the matrices inside the blocks; AdamW takes the rest. Each update is scaled to the size of AdamW's (Liu et al. 2025,
+arXiv:2502.16982), so that one learning rate and one weight decay serve both.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,19 @@ from gpt2.training.config import OptimizerConfig
 from gpt2.training.hardware import quickest
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic; steepest at zero, so that five steps are enough. It ends near 1, not at it."""
+"""Coefficients of the quintic. It is steepest at zero, so that five iterations suffice; it ends near 1, not exactly at
+it."""
 ITERATIONS = 5
 EPSILON = 1e-7
 RMS = 0.2
-"""Of an update's entries before the learning rate: what AdamW's usually is (Liu et al. 2025, section 2.2)."""
+"""RMS of an update's entries before the learning rate: the usual value of AdamW (Liu et al. 2025, section 2.2)."""
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """(n, rows, columns) to bf16 with the same singular vectors and singular values near 1.
+    """Return (n, rows, columns) bf16 with the same singular vectors as `x` and singular values near 1.
 
-    By Newton-Schulz iteration in bf16; on a CPU that only emulates it in fp32, several times as fast there. Those above
-    1/200 of a matrix's norm end between 0.68 and 1.16.
+    It uses a Newton-Schulz iteration in bf16, or in fp32 on a CPU that only emulates bf16, where fp32 is several times
+    as fast. Singular values above 1/200 of a matrix's norm end between 0.68 and 1.16.
     """
     a, b, c = COEFFICIENTS
     precision = quickest() if x.device.type == "cpu" else torch.bfloat16
@@ -39,21 +45,21 @@ def orthogonalise(x: Tensor) -> Tensor:
 
 
 def direction(momentum: Tensor, parts: int = 1) -> Tensor:
-    """The update, in bf16, of a (rows, columns) matrix that is `parts` matrices one above another."""
+    """Return the update, bf16, of a (rows, columns) matrix that consists of `parts` stacked matrices."""
     stacked = momentum.unflatten(0, (parts, -1))
     return orthogonalise(stacked).flatten(0, 1) * (RMS * math.sqrt(max(stacked.shape[-2:])))
 
 
 def directions(parameters: list[Tensor], momenta: list[Tensor], parts: int) -> list[Tensor]:
-    """Each parameter's update from its momentum, where both are whole."""
+    """Return each parameter's update from its momentum, if both are whole on this process."""
     return [direction(momentum, parts) for momentum in momenta]
 
 
 class Muon(torch.optim.AdamW):
-    """Muon on the groups with `parts` above 0, of matrices that are so many one above another; AdamW on the others.
+    """Muon for groups with `parts` above 0, whose matrices are that many stacked matrices; AdamW for the others.
 
-    Its state is `exp_avg`, the momentum. `directions` can be replaced by one that puts matrices together of which
-    this process steps on pieces only: (parameters, bf16 momenta of the same shapes, parts) to updates of those shapes.
+    Its state is `exp_avg`, the momentum. If this process holds only pieces of matrices, replace `directions` by a
+    function that joins them. It maps (parameters, bf16 momenta of the same shapes, parts) to updates of those shapes.
     """
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float, **adamw: Any):
@@ -77,7 +83,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _momentum(self, parameter: Tensor, decay: float) -> Tensor:
-        """Nesterov's, after this step's gradient, in bf16: what is orthogonalised."""
+        """Return Nesterov's momentum after this step's gradient, bf16: the matrix to orthogonalise."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -87,7 +93,7 @@ class Muon(torch.optim.AdamW):
 
 
 def optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only; or Muon for the blocks' matrices."""
+    """Return AdamW (Loshchilov and Hutter 2019) with weight decay on matrices, or Muon for the blocks' matrices."""
     options: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),
@@ -101,14 +107,16 @@ def optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group the learning rate, times its own `rate`."""
+    """Set each group's learning rate, multiplied by the group's own `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
 
 
 def muon_groups(module: nn.Module, weight_decay: float, embedding_rate: float = 1.0) -> list[dict[str, Any]]:
-    """AdamW's groups without the blocks' matrices, and these, by how many matrices each is: queries, keys and values
-    are three, and SwiGLU's first two."""
+    """Return AdamW's groups without the blocks' matrices, and groups of these by their number of parts.
+
+    Queries, keys and values are three parts, and SwiGLU's first matrix is two.
+    """
     parts = {p: n for m in module.modules() for p, n in matrices(m) if p.requires_grad}
     groups = [
         {**group, "params": [p for p in group["params"] if p not in parts]}
@@ -120,7 +128,7 @@ def muon_groups(module: nn.Module, weight_decay: float, embedding_rate: float = 
 
 
 def matrices(module: nn.Module) -> list[tuple[Tensor, int]]:
-    """The matrices of an attention or an MLP itself, with how many each is made of."""
+    """Return the matrices of an attention or an MLP itself, each with its number of parts."""
     if isinstance(module, Attention):
         return [(module.qkv.weight, 3), (module.proj.weight, 1)]
     if isinstance(module, MLP):
@@ -129,9 +137,10 @@ def matrices(module: nn.Module) -> list[tuple[Tensor, int]]:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, embedding_rate: float = 1.0) -> list[dict[str, Any]]:
-    """Two groups for AdamW: matrices decay; biases, gains and position embeddings do not (as nanoGPT, Megatron-LM).
+    """Return the groups for AdamW: matrices decay; biases, gains and position embeddings do not.
 
-    Token embeddings with a rate of their own are a third. Frozen parameters are in none; an empty group is left out.
+    This is as in nanoGPT and Megatron-LM. Token embeddings with a learning rate of their own are a third group. Frozen
+    parameters are in none; an empty group is left out.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -149,9 +158,10 @@ def parameter_groups(module: nn.Module, weight_decay: float, embedding_rate: flo
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then the schedule; the last step has the final rate.
+    """Return the learning rate of step `step` (from 0): linear warm-up, then the schedule; the last step has the final
+    rate.
 
-    Cosine after Loshchilov and Hutter (2017); warm-up, stable, decay after Hu et al. (2024, MiniCPM).
+    Cosine is after Loshchilov and Hutter (2017), and warm-up, stable, decay after Hu et al. (2024, MiniCPM).
     """
     peak, final, warmup = config.learning_rate, config.learning_rate * config.final_ratio, config.warmup_steps
     if step < warmup:

@@ -1,8 +1,4 @@
-"""Small changes beside a pretrained model that stays as it is: LoRA and prefixes, several on one model.
-
-A model carries adapters by name and uses one of them, or none. LoRA is merged into the matrices where a plain model is
-wanted; a prefix stays beside it.
-"""
+"""An adapter on disk: adapter.safetensors, saved, read, and loaded onto a model."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ FILE = "adapter.safetensors"
 
 
 def save(model: GPT2, directory: Path, name: str = NAME) -> None:
-    """Write an adapter alone, `adapter.safetensors`: it fits the model that it was made on."""
+    """Write an adapter alone to `adapter.safetensors`; it fits the model that it was made on."""
     if name not in model.adaptations:
         raise ValueError(f"the model has no adapter {name!r}; it has {', '.join(model.adaptations) or 'none'}")
     directory.mkdir(parents=True, exist_ok=True)
@@ -32,7 +28,10 @@ def save(model: GPT2, directory: Path, name: str = NAME) -> None:
 
 
 def read(directory: Path) -> AdaptationConfig | None:
-    """The settings of the adapter that a directory holds; None where it holds none."""
+    """Return the settings of the adapter in a directory; None if there is none.
+
+    `ValueError` if the file can't be read as an adapter.
+    """
     path = Path(directory) / FILE
     if not path.exists() and not path.is_symlink():
         return None
@@ -46,9 +45,9 @@ def read(directory: Path) -> AdaptationConfig | None:
 
 
 def load(model: GPT2, directory: Path, name: str = NAME) -> None:
-    """Give the model the adapter that `save` wrote, under a name, and use it.
+    """Add the adapter that `save` wrote to the model, under a name, and use it.
 
-    `ValueError` names the file and what is wrong with it; the model is then as it was.
+    `ValueError` names the file and what is wrong with it; the model is then unchanged.
     """
     path, config = Path(directory) / FILE, read(directory)
     if config is None:

@@ -1,6 +1,6 @@
-"""A model's directory: config.json and model.safetensors, in GPT-2's layout where it can hold the model, and task.json.
+"""A model's directory: config.json, model.safetensors and task.json, in GPT-2's layout if that can hold the model.
 
-PyTorch is loaded by `save` and `load` alone: whoever needs names or task.json does without.
+Only `save` and `load` import PyTorch: names and task.json are available without it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from gpt2.data.tokenizer import Tokenizer
     from gpt2.model.transformer import GPT2
 LAYOUT = "gpt2_pipeline"
-"""`model_type` of a model that `transformers` has no class for."""
+"""`model_type` of a model for which `transformers` has no class."""
 
 
 def save(model: GPT2, directory: Path, dtype: torch.dtype | None = None, tokenizer: Tokenizer | None = None) -> None:
-    """Write the model, in fp32 by default; `transformers` reads the directory where the architecture is GPT-2's.
+    """Write the model, in fp32 by default; `transformers` reads the directory if the architecture is GPT-2's.
 
-    With its tokenizer, that is written beside it, and config.json tells which it is: no other loads with the model.
-    The LoRA in use is merged into it and written beside it, too; a prefix, which no matrix can hold, only beside it.
+    A tokenizer is written beside it, and config.json records its hash, so that no other one loads with the model. The
+    active LoRA is merged into the matrices and also written separately. A prefix does not fit into matrices and is only
+    written separately.
     """
     import torch
     from safetensors.torch import save_file
@@ -56,18 +57,17 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype | None = None, tokeniz
 
 
 def load(source: Path | str) -> GPT2:
-    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU, with its prefix if it has one.
+    """Return the model that `save` or `transformers` wrote, in fp32 on the CPU, with its prefix if it has one.
 
-    A string may be the id of a model on the hub, whose local cache has it (`gpt2.weights.huggingface.folder`
-    fetches). No code of the
-    model's is executed (`gpt2.weights.tensors`). Raises `ValueError` naming the file and what is wrong with it.
+    A string may be the id of a model in the hub's local cache; `gpt2.weights.huggingface.folder` downloads it. No code
+    of the model is executed (`gpt2.weights.tensors`). `ValueError` names the file and what is wrong with it.
     """
     from gpt2.weights import adapters as weights_adapters
 
     directory = weights_huggingface.folder(source) if isinstance(source, str) else source
     model = _load(directory)
     adapter = weights_adapters.read(directory)
-    if adapter and adapter.kind == "prefix":  # LoRA is in the matrices
+    if adapter and adapter.kind == "prefix":  # a LoRA is already in the matrices
         weights_adapters.load(model, directory)
     return model
 
@@ -84,9 +84,9 @@ def _load(directory: Path) -> GPT2:
     if not isinstance(values, dict) or values.get("model_type") != LAYOUT:
         return weights_huggingface.load(directory)
     config = model_files.validated(ModelConfig, values.get("architecture"), path)
-    path, found = weights_tensors.weights(directory)
+    path, tensors = weights_tensors.weights(directory)
     with torch.device("meta"):  # shapes only: the file's tensors become the parameters
         model = GPT2(config)
-    weights_tensors.check(path, found, model.state_dict())
-    model.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+    weights_tensors.check(path, tensors, model.state_dict())
+    model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return model

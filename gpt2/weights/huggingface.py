@@ -1,4 +1,7 @@
-"""Weights in and out, in the layout that `transformers` reads as GPT-2; what is written is safetensors and JSON."""
+"""GPT-2's layout as `transformers` reads it; models by hub id, from the hub's cache or, when asked, the network.
+
+Only safetensors and JSON are written.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def folder(source: str, online: bool = False, revision: str | None = None, cache: Path | None = None) -> Path:
-    """The folder of a model: `source` where it is a directory, else the hub's copy of that id.
+    """Return the folder of a model: `source` if it is a directory, else the hub's copy of that id.
 
-    Only weights, configuration and tokenizer are fetched, `.bin` weights only where there are no safetensors, and
-    only `online`. `ValueError` where it can't be had.
+    Downloads happen only if `online`: weights, configuration and tokenizer. `.bin` weights are downloaded only if there
+    are no safetensors. `ValueError` if the model is not available.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -45,20 +48,20 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         ))  # fmt: skip
 
     try:
-        found = fetched(SAFE)
-        if not [*found.glob("model*.safetensors")]:
-            found = fetched(SAFE + PICKLED)
+        snapshot = fetched(SAFE)
+        if not [*snapshot.glob("model*.safetensors")]:
+            snapshot = fetched(SAFE + PICKLED)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         remedy = f"fetch it with gpt2.weights.huggingface.folder({source!r}, online=True)"
         if online:
             remedy = "is the network reachable, and HF_HUB_OFFLINE unset?"
-        raise ValueError(f"{source} is no directory and not in the hub's local cache; {remedy}") from None
+        raise ValueError(f"{source} is not a directory, and not in the hub's local cache; {remedy}") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"{source} can't be had from the hub: {str(error).partition(chr(10))[0]}") from None
-    return found
+        raise ValueError(f"{source} can't be downloaded from the hub: {str(error).partition(chr(10))[0]}") from None
+    return snapshot
 
 
-# What our model does; a configuration that says otherwise describes another model.
+# Settings that our model has built in; a configuration with other values is refused.
 FIXED: dict[str, Any] = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
@@ -67,7 +70,7 @@ FIXED: dict[str, Any] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-# What both call by the same name; left out, it has the published model's value in both.
+# Fields with the same name and the same default, that of the published model, in both.
 NAMES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
 TRANSPOSED = (".qkv.weight", ".attn.proj.weight", ".fc.weight", ".mlp.proj.weight")  # theirs are Conv1D: (in, out)
 THEIRS = {
@@ -80,21 +83,21 @@ THEIRS = {
 
 
 def their_name(ours: str) -> str:
-    """`blocks.0.attn.qkv.weight` to `h.0.attn.c_attn.weight`."""
+    """Return the name of a tensor in `transformers`: `blocks.0.attn.qkv.weight` is `h.0.attn.c_attn.weight`."""
     for part, replacement in THEIRS.items():
         ours = ours.replace(part, replacement)
     return ours
 
 
 def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, tokenizer: Tokenizer | None = None) -> None:
-    """Write config.json and model.safetensors; `transformers.AutoModelForCausalLM.from_pretrained` reads them.
+    """Write config.json and model.safetensors, for `transformers.AutoModelForCausalLM.from_pretrained`.
 
-    Which id is end-of-text, the tokenizer says; without one the last is taken for it. There is no lm_head: it is tied.
-    `ValueError` for an architecture that this layout can't hold; `gpt2.weights.save` has one for it.
+    The tokenizer gives the end-of-text id; without one it is the last id. There is no lm_head, as it is tied.
+    `ValueError` for an architecture that this layout can't hold: use `gpt2.weights.save`.
     """
     if beyond := model.config.beyond_gpt2():
-        told = ", ".join(f"{name}={value}" for name, value in beyond.items())
-        raise ValueError(f"transformers' GPT-2 can't hold a model with {told}; save it with gpt2.weights.save")
+        switches = ", ".join(f"{name}={value}" for name, value in beyond.items())
+        raise ValueError(f"transformers' GPT-2 can't hold a model with {switches}; save it with gpt2.weights.save")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     c = model.config
@@ -128,22 +131,22 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, token
 
 
 def load(directory: Path) -> GPT2:
-    """The model in a directory that `save` or `transformers` wrote, in fp32 on the CPU.
+    """Return the model that `save` or `transformers` wrote to a directory, in fp32 on the CPU.
 
-    Raises `ValueError` naming the file and what is missing, unexpected, of another shape or not GPT-2.
+    `ValueError` names the file and what is missing, unexpected, of another shape or not GPT-2.
     """
     directory = Path(directory)
     config = read_config(directory / "config.json")
-    path, found = weights_tensors.weights(directory)
-    found = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
-    found = {n: t for n, t in found.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
-    if "score.weight" in found:
+    path, tensors = weights_tensors.weights(directory)
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    tensors = {n: t for n, t in tensors.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    if "score.weight" in tensors:
         raise ValueError(
             f"{path} is a classifier's: score.weight is a head that no language model has; for its body, give the "
             f"folder that transformers.GPT2Model.from_pretrained({str(directory)!r}).save_pretrained(FOLDER) writes"
         )
-    head = found.pop("lm_head.weight", None)
-    tied = found.get("wte.weight")
+    head = tensors.pop("lm_head.weight", None)
+    tied = tensors.get("wte.weight")
     if head is not None and tied is not None and not (head.dtype == tied.dtype and torch.equal(head, tied)):
         raise ValueError(
             f"{path}: lm_head.weight differs from wte.weight, but GPT-2's head is tied to its embedding; is it another "
@@ -156,14 +159,14 @@ def load(directory: Path) -> GPT2:
         return tensor.T if name.endswith(TRANSPOSED) else tensor
 
     ours = model.state_dict()
-    weights_tensors.check(path, found, {their_name(name): theirs(name, tensor) for name, tensor in ours.items()})
-    state = {name: theirs(name, found[their_name(name)]).float().contiguous() for name in ours}
+    weights_tensors.check(path, tensors, {their_name(name): theirs(name, tensor) for name, tensor in ours.items()})
+    state = {name: theirs(name, tensors[their_name(name)]).float().contiguous() for name in ours}
     model.load_state_dict(state, assign=True)
     return model
 
 
 def read_config(path: Path) -> ModelConfig:
-    """`transformers`' config.json as ours; `ValueError` where it describes another model."""
+    """Return the settings in config.json of `transformers`; `ValueError` if it describes another model."""
     values = model_files.read_json(path)
     kind = values.get("model_type") if isinstance(values, dict) else values
     if not isinstance(values, dict) or kind != "gpt2":

@@ -1,6 +1,6 @@
-"""Published weights, looked at before anything is made of them: a GPT-2 and the tokenizer that it was trained with.
+"""Imports published weights, after checks: a GPT-2 and the tokenizer that it was trained with.
 
-Nothing that comes with them is executed (`gpt2.weights.tensors`).
+No code that comes with them is executed (`gpt2.weights.tensors`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """{name: sha256 (hex)} of the files that are read: configuration, weights, tokenizer. `ValueError` where one of
-    them is missing."""
+    """Return {name: sha256 (hex)} of the files that are read: configuration, weights and tokenizer.
+
+    `ValueError` if one of them is missing.
+    """
     whole = (directory / FILE).exists()
     names = [CONFIG, *([FILE] if whole else [VOCABULARY, MERGES]), *(path.name for path in tensors.places(directory))]
     for name in names:
@@ -33,8 +35,10 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def read(directory: Path) -> tuple[GPT2, Tokenizer]:
-    """The language model of a directory and its tokenizer; `ValueError` where they are not a GPT-2's, or don't belong
-    together."""
+    """Return the language model in a directory and its tokenizer.
+
+    `ValueError` if they are not a GPT-2's, or don't belong together.
+    """
     kind = model_files.read_task(directory)["task"]
     if kind != BASE_NAME:
         raise ValueError(f"{directory} holds a model of the task {kind!r:.100}, not a language model; give its base")
@@ -45,12 +49,17 @@ def read(directory: Path) -> tuple[GPT2, Tokenizer]:
         )
     model = weights.load(directory)
     tokenizer = Tokenizer.load(directory, model.config.vocab_size)
-    validated(TokenizerConfig, {"vocab_size": tokenizer.vocab_size}, directory / CONFIG)  # as pipelines can have them
+    validated(
+        TokenizerConfig, {"vocab_size": tokenizer.vocab_size}, directory / CONFIG
+    )  # a size that a pipeline accepts
     return model, tokenizer
 
 
 def write(directory: Path, expected: dict[str, str], out: Path) -> dict[str, Any]:
-    """The model of a directory as ours, in `out/model`; `ValueError` where its files are not the `expected` ones."""
+    """Write the model of a directory in our form to `out/model`; return its number of parameters.
+
+    `ValueError` if its files are not the `expected` ones.
+    """
     model, tokenizer = read(directory)
     if digests(directory) != expected:
         raise ValueError(f"the files in {directory} changed while they were read; import them again")

@@ -1,8 +1,8 @@
-"""Weights out of files of unknown origin: tensors come in, and nothing in the files is executed.
+"""Reads weights from files of unknown origin: tensors only, and nothing in the files is executed.
 
-Safetensors hold numbers only. A `.bin` is a pickle, which PyTorch's restricted reader takes apart: it builds tensors
-and plain containers and refuses whatever else a pickle can ask for. File names in an index are names of files beside
-it. `auto_map` and other code that a configuration points to is never looked at.
+Safetensors hold numbers only. A `.bin` is a pickle, which PyTorch's restricted unpickler reads: it builds tensors and
+plain containers and refuses everything else. File names in an index must be names of files beside it. `auto_map` and
+other code that a configuration points to is never read.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from torch import Tensor, nn
 from gpt2.store.model_files import inside, read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Where weights are looked for, in this order: each, then the shards that its `.index.json` lists."""
+"""Files that may hold weights, in the order of search: each, then the shards that its `.index.json` lists."""
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}", re.ASCII)
-"""A plain file's name."""
+"""Pattern of a plain file name."""
 
 
 def weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """(the file, or the index of several, and all tensors by name). `ValueError` where there is none, or not one that
-    can be trusted."""
+    """Return (the file, or the index of several; all tensors by name).
+
+    `ValueError` if there are no weights, or if they can't be trusted.
+    """
     first, *_ = places(directory)
     return first, shards(first) if first.suffix == ".json" else read(first)
 
 
 def places(directory: Path) -> list[Path]:
-    """The files that `weights` reads: one, or an index and what it lists."""
+    """Return the files that `weights` reads: one file, or an index and its shards."""
     for name in WEIGHTS:
         path, index = directory / name, directory / f"{name}.index.json"
         if path.exists() or path.is_symlink():
@@ -44,32 +46,32 @@ def places(directory: Path) -> list[Path]:
 
 
 def listed(index: Path) -> dict[str, str]:
-    """{tensor: the name of the file beside the index that has it}."""
+    """Return {tensor: name of its file beside the index}; `ValueError` if the index is not valid."""
     values = read_json(index)
-    found = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} is not an index of weights: weight_map must map tensors to file names")
-    for name in found.values():
+    for name in weight_map.values():
         if not SHARD.fullmatch(name):
             raise ValueError(f"{index} points to {name!r}, which is no file beside it; don't use this model")
-    return found
+    return weight_map
 
 
 def shards(index: Path) -> dict[str, Tensor]:
-    """All tensors of the files that an index lists, each in the file that it says."""
+    """Return all tensors of an index's files; `ValueError` if a file does not hold exactly its listed tensors."""
     where, found = listed(index), dict[str, Tensor]()
     for name in sorted(set(where.values())):
         here = read(index.parent / name)
         wanted = {tensor for tensor, place in where.items() if place == name}
         if wanted != here.keys():
             odd = min(wanted ^ here.keys())
-            raise ValueError(f"{index} and {name} disagree about the tensor {odd!r}; is a file of another model here?")
+            raise ValueError(f"{index} and {name} disagree about the tensor {odd!r}; restore the model's own files")
         found |= here
     return found
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of one .safetensors or .bin file, on the CPU."""
+    """Return the tensors of one .safetensors or .bin file, on the CPU; `ValueError` if they are not plain."""
     inside(path)
     found = unpickled(path) if path.suffix == ".bin" else mapped(path)
     for name, tensor in found.items():
@@ -80,7 +82,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def mapped(path: Path) -> dict[str, Tensor]:
-    """The tensors of safetensors."""
+    """Return the tensors of a safetensors file."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -88,7 +90,7 @@ def mapped(path: Path) -> dict[str, Tensor]:
 
 
 def unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, by PyTorch's restricted reader."""
+    """Return the tensors of a pickle, read by PyTorch's restricted unpickler."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -111,8 +113,10 @@ def check(
     expected: Mapping[str, Tensor],
     cause: str = "is it, or config.json, another model's?",
 ) -> None:
-    """`ValueError` where tensors are missing, unexpected, of another shape, or no finite floating point numbers; it
-    ends with the likely `cause` of the former."""
+    """Raise `ValueError` if tensors are missing, unexpected, of another shape, not floating point or not finite.
+
+    For the first three the message ends with the likely `cause`.
+    """
     for what, names in (("has no", expected.keys() - found), ("has the unexpected", found.keys() - expected.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -131,10 +135,10 @@ def check(
 
 
 def finite(path: Path, found: Mapping[str, Tensor]) -> None:
-    """`ValueError` names a tensor of a file that has NaN or infinite numbers."""
+    """Raise `ValueError` for a tensor of a file that has NaN or infinite numbers."""
     for name, tensor in found.items():
         if tensor.is_floating_point() and tensor.numel():
-            low, high = torch.aminmax(tensor.float())  # both are NaN where one number is; nothing else is as quick
+            low, high = torch.aminmax(tensor.float())  # both are NaN if any number is; the fastest check
             if not (low.isfinite() and high.isfinite()):
                 raise ValueError(
                     f"{path}: {name!r} holds numbers from {low:g} to {high:g}, which are not finite; did its training "
@@ -143,7 +147,7 @@ def finite(path: Path, found: Mapping[str, Tensor]) -> None:
 
 
 def fill(module: nn.Module, path: Path) -> None:
-    """Give a module the tensors of a file; `ValueError` where they are not its own."""
+    """Load the tensors of a file into a module; `ValueError` if they are not the module's."""
     found = read(path)
     check(path, found, module.state_dict(), "is it another model's, or of other labels?")
     module.load_state_dict(found)

@@ -70,7 +70,7 @@ class Writer(threading.Thread):
 
 
 def run():
-    from cluster.credentials import MLFLOW_PASSWORD, USER, prefect_login, secret_file
+    from cluster.home import MLFLOW_PASSWORD, USER, prefect_login, secret_file
     from cluster.services import databases
     from cluster.services.processes import Running
     from cluster.services.servers import mlflow

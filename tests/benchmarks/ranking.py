@@ -75,7 +75,7 @@ def whole(predictor, examples: Path) -> None:
     if (theirs := sasrec(histories)) is not None:
         found[PEER] = theirs
     table(found)
-    print(f"\n{predictor.told()[0]}\n")
+    print(f"\n{predictor.score_formula()[0]}\n")
     one_user(predictor, before)
 
 

@@ -35,7 +35,7 @@ def run() -> None:
     from gpt2.analysis.small_runs import tune
     from gpt2.data.samples import resolve
     from gpt2.model.config import AdaptationConfig
-    from gpt2.tasks.reasons.checks import Known
+    from gpt2.tasks.reasons.checks import KnownTexts
     from gpt2.tasks.reasons.dataset import read
     from gpt2.tasks.reasons.predictor import Reasoner
     from gpt2.tasks.task import task
@@ -49,7 +49,7 @@ def run() -> None:
         examples.mkdir()
         counts = kind.prepare(settings, Path(source), examples)
         texts, _ = read(Path(source), "text", "label", "1")
-        everything = Known(texts["text"].tolist())
+        everything = KnownTexts(texts["text"].tolist())
         train = settings.train.model_copy(update={"eval_every": 10**6, "checkpoint_every": 10**6})
         found = {"the base as it is": figures(kind, Reasoner(base.model), examples, base.tokenizer, everything)}
         tuned = tune(base.model, base.tokenizer, kind, examples, AdaptationConfig(), train)
@@ -74,7 +74,7 @@ def figures(kind, module, examples: Path, tokenizer, everything, shown: bool = F
         report = kind.evaluate(model, examples, out)
         written = pd.read_parquet(out / "written.parquet")
     runs, table = everything.longest(written["text"].tolist()), report["tables"]
-    print(table["What becomes of the written sentences"]["rows"], report["remarks"], sep="\n")
+    print(table["Outcomes of the written sentences"]["rows"], report["remarks"], sep="\n")
     print(json.dumps(report["samples"] if shown else {}, indent=1, ensure_ascii=False), flush=True)
     passes = float((written["withheld"] == "").mean())
     return {**report["metrics"], "run": runs.mean(), "run_max": runs.max(), "passes": passes}
@@ -85,10 +85,10 @@ def people(examples: Path) -> dict[str, float]:
     import pandas as pd
 
     from gpt2.data.text import words
-    from gpt2.tasks.reasons.checks import Known, repeats
+    from gpt2.tasks.reasons.checks import KnownTexts, repeats
 
     texts = pd.read_parquet(examples / "test.parquet")["text"].tolist()
-    known = Known(pd.read_parquet(examples / "train.parquet")["text"].unique().tolist())
+    known = KnownTexts(pd.read_parquet(examples / "train.parquet")["text"].unique().tolist())
     runs = known.longest(texts)
     repeated = float(np.mean([repeats(words(text)) for text in texts]))
     return {

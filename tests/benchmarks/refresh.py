@@ -86,11 +86,11 @@ class Data:
         """(bits per byte of the old and of the new held-out text, tokens read) of a training."""
         from gpt2.training.engine import TorchEngine
         from gpt2.training.loop import fit
-        from gpt2.training_job import Job, build
+        from gpt2.training_job import TrainingJob, build
 
         out = self.root / name
         out.mkdir()
-        job = Job(
+        job = TrainingJob(
             name="base", train=settings, tokenizer=str(self.root / "tokenizer"), output=str(out), model=SHAPE,
             tokens=files, base=str(base) if base else None,
         )  # fmt: skip

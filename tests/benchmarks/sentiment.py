@@ -28,12 +28,12 @@ def compare(model, tokenizer, steps: int, warmup: int = 10, splits: tuple[int, .
     print(f"| split | {MODEL}, {steps} steps | {LINEAR} | {PEER} | {MODEL} less this | {LINEAR} less this |")
     print("|---|---|---|---|---|---|")
     for number in splits:
-        evidence = measured(model, tokenizer, steps, warmup, number)
-        values = [evidence.value("macro_f1", name) for name in (MODEL, LINEAR, PEER)]
+        results = measured(model, tokenizer, steps, warmup, number)
+        values = [results.value("macro_f1", name) for name in (MODEL, LINEAR, PEER)]
         told = []
         for name in (MODEL, LINEAR):
-            gain = both(evidence, name, PEER)
-            told.append("{:+.4f} [{:+.4f}, {:+.4f}]".format(evidence.drawn.value(gain), *evidence.drawn.interval(gain)))
+            gain = both(results, name, PEER)
+            told.append("{:+.4f} [{:+.4f}, {:+.4f}]".format(results.drawn.value(gain), *results.drawn.interval(gain)))
         print(f"| {number} | {' | '.join(f'{v:.4f}' for v in values)} | {' | '.join(told)} |", flush=True)
         found.append(values)
     mean, low, high = np.mean(found, 0), np.min(found, 0), np.max(found, 0)
@@ -41,15 +41,15 @@ def compare(model, tokenizer, steps: int, warmup: int = 10, splits: tuple[int, .
     print(f"| mean (lowest to highest) | {' | '.join(each)} | {mean[0] - mean[2]:+.4f} | {mean[1] - mean[2]:+.4f} |")
 
 
-def both(evidence, first: str, second: str):
+def both(results, first: str, second: str):
     """By how much one system's macro-F1 is above another's, of sums of all their columns."""
     from gpt2.evaluation.significance import beside
 
-    return beside(evidence.metrics["macro_f1"], evidence.place(first), evidence.place(second))
+    return beside(results.metrics["macro_f1"], results.place(first), results.place(second))
 
 
 def measured(model, tokenizer, steps: int, warmup: int, number: int):
-    """The `Evidence` of all three on one split."""
+    """The `UnitResults` of all three on one split."""
     import pandas as pd
 
     from gpt2.analysis.small_runs import tune

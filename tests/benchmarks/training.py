@@ -57,7 +57,7 @@ def stack() -> float:
     from gpt2.data.tokenizer import Tokenizer
     from gpt2.model.config import ModelConfig
     from gpt2.training.config import TrainConfig
-    from gpt2.training_job import Job, TokenFiles
+    from gpt2.training_job import TokenFiles, TrainingJob
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -72,7 +72,7 @@ def stack() -> float:
         )  # fmt: skip
         model = ModelConfig(n_layer=4, n_head=4, n_embd=256, n_positions=CONTEXT, vocab_size=VOCABULARY)
         files = {s: [str(root / f"{s}.bin")] for s in ("train", "validation")}
-        job = Job(
+        job = TrainingJob(
             name="base", train=settings, tokenizer=str(root), output=str(root / "out"), model=model,
             tokens=TokenFiles(dtype="uint16", **files),
         )  # fmt: skip

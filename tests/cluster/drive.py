@@ -9,13 +9,13 @@ from cluster.connect import disconnect
 from cluster.process_env import configure
 from cluster.training.launch import train
 from cluster.training.stopping import politely
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 
 
 def main() -> None:
     configure()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    job = Job.model_validate_json(Path(sys.argv[1]).read_text())
+    job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_text())
     cluster = ClusterConfig.model_validate_json(Path(sys.argv[2]).read_text())
     try:
         with politely():

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 from tests.cluster.ranks import run_ranks
 from tests.gpt2.data.test_mixture import job_in
 
 
-def trained(job: Job, folder: Path, stage: int, stop_at: int | None = None) -> None:
+def trained(job: TrainingJob, folder: Path, stage: int, stop_at: int | None = None) -> None:
     """Train, from the checkpoint in the folder if there is one, to the end or to that step."""
     from cluster.checkpoints.checkpointer import Checkpointer
     from cluster.config import ClusterConfig

@@ -41,7 +41,7 @@ def champion(folder: Path) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_written(capsys):
     with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` trains models"):
         app(["monitor", "--demo", "--set", "model=models:/gpt2-absent@champion"], result_action="return_value")
-    with pytest.raises(ValueError, match="--demo replays the sample posts and reads no inbox"):
+    with pytest.raises(ValueError, match="--demo: replays the sample posts and reads no inbox"):
         app(["monitor", "inbox", "--demo"], result_action="return_value")
     assert capsys.readouterr().out == "" and not (samples() / "replay").exists()
 

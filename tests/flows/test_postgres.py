@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PROMOTIONS = """
 import sys
 from cluster.process_env import configure; configure()
-from cluster import databases
+from cluster.services import databases
 from tests.cluster.promoters import rounds
 if __name__ == "__main__":
     rounds(databases.mlflow_url(), "gpt2-turns", 1, False, 5)
@@ -98,5 +98,5 @@ def test_the_password_is_nowhere(up):
         assert PASSWORD.encode() not in file.read_bytes(), file
     for process in up.processes():
         assert PASSWORD not in " ".join(process.cmdline())
-    for process in up.processes("prefect worker", "cluster.services.ray_head", "ray::"):
+    for process in up.processes("prefect worker", "cluster.services.servers", "ray::"):
         assert PASSWORD not in str(process.environ())

@@ -24,7 +24,7 @@ def stored(
     table["predicted by majority class"], table["confidence of majority class"] = 0, 0.45
     folder.mkdir()
     table.to_parquet(folder / "predictions.parquet", index=False)
-    found = task("sentiment").evidence(table)
+    found = task("sentiment").unit_results(table)
     values = {s: {m: found.value(m, s) for m in found.metrics} for s in found.systems}
     content = {
         "task": "sentiment", "title": "Posts", "primary": {"name": "macro_f1", "higher_is_better": True},

@@ -113,7 +113,7 @@ def test_choose():
         assert len(set(found)) == k and counts[1] == min(counts[1], 5)
         assert counts.max() - counts.min() <= 1 or counts[1] == 5
         assert choose(labels, 99, seed=k)[:k] == found
-    with pytest.raises(ValueError, match="k=106 examples are asked for, but only 105"):
+    with pytest.raises(ValueError, match="k=106 is more than the 105 examples"):
         choose(labels, 106)
 
 

@@ -99,7 +99,7 @@ def trained(kind, model, examples, tokenizer, steps=15):
 
 def stored(kind, written, out):
     """The stored predictions give the report's metrics and intervals again."""
-    found = kind.evidence(pd.read_parquet(out / "predictions.parquet"))
+    found = kind.unit_results(pd.read_parquet(out / "predictions.parquet"))
     again = json.loads(json.dumps(found.summary()))
     for system, intervals in again.pop("intervals").items():
         assert intervals.items() <= written["intervals"][system].items()
@@ -182,7 +182,7 @@ def test_sentiment_from_examples_to_report(posts, model, tokenizer, tmp_path):
     unsure = predictor.predict(asked, {"abstain_below": least})["label"].tolist()
     known = zip(answers["label"], probabilities.max(1), strict=True)
     assert unsure == [label if confidence >= least else "" for label, confidence in known] and "" in unsure
-    with pytest.raises(ValueError, match=r"abstain_below=1\.5 is no probability"):
+    with pytest.raises(ValueError, match=r"abstain_below=1\.5 is not a probability"):
         predictor.predict(asked, {"abstain_below": 1.5})
     facts = json.loads((saved / "task.json").read_text())
     assert facts.pop("temperature") == predictor.temperature
@@ -248,7 +248,7 @@ def test_a_champion_of_other_labels_is_measured_beside_a_version_of_the_new_ones
         kind.save(kind.module(model, learned, tokenizer), learned, tokenizer, CONTEXT, saved)
         kind.evaluate(saved, names["new"], out)
         predictions[name] = pd.read_parquet(out / "predictions.parquet")
-        found[name] = kind.evidence(predictions[name])
+        found[name] = kind.unit_results(predictions[name])
     both = found["new"].against(found["old"], "champion")  # the same units, by the same labels
     assert both.value("macro_f1", "champion") < both.value("macro_f1")
     labels = json.loads((names["new"] / "labels.json").read_text())

@@ -1,7 +1,8 @@
-"""Language-model benchmarks from local files: LAMBADA and HellaSwag, computed as `lm-eval` computes them.
+"""Language-model benchmarks from local files: LAMBADA and HellaSwag, and any task of lm-evaluation-harness.
 
-Texts are made, encoded, cut and scored as in lm-evaluation-harness 0.4.13 (Gao et al. 2024), tasks `lambada_openai` and
-`hellaswag`, so figures can be put beside published ones. Its other tasks: `gpt2.tasks.base.benchmarks`.
+For LAMBADA and HellaSwag, texts are made, encoded, cut and scored as in lm-evaluation-harness 0.4.13 (Gao et al. 2024),
+tasks `lambada_openai` and `hellaswag`, so figures can be put beside published ones. Other tasks are run by the harness
+itself (`measure_by_harness`).
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ INSTALL = "lm-eval is not installed; pip install 'gpt2-pipeline[lm-eval]'"
 def measure_by_harness(
     name: str, model: Path, folder: Path, limit: int | None = None, batch_size: int = 16
 ) -> dict[str, Any] | str:
-    """`task`, `file`, `documents`, `metrics` and 95 % `intervals` (normal, of the harness's standard errors); or, as a
-    text, why there is none.
+    """Run a task of lm-evaluation-harness; return its results, or the reason why there are none as a text.
 
-    The task is `folder/NAME.yaml`, in the harness's form, with paths of data relative to the folder; without such a
-    file one that the harness brings, whose data must lie in the cache of `datasets`: nothing is fetched. The model is
-    read by `transformers`, so its architecture must be GPT-2's.
+    Results are `task`, `file`, `documents`, `metrics` and 95 % `intervals` (normal, from the harness's standard
+    errors). The task is `folder/NAME.yaml` in the harness's form, with data paths relative to the folder. Without that
+    file it is a task of the harness, whose data must be in the cache of `datasets`: nothing is fetched. `transformers`
+    reads the model, so its architecture must be GPT-2's.
     """
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[variable] = "1"
@@ -48,26 +49,26 @@ def measure_by_harness(
     try:
         with contextlib.chdir(folder):
             manager = TaskManager(include_path=str(folder.resolve()), include_defaults=not own.exists())
-            found = lm_eval.simple_evaluate(
+            outcome = lm_eval.simple_evaluate(
                 model="hf", model_args=loaded, tasks=[name], task_manager=manager, limit=limit, device=device,
                 batch_size=batch_size, bootstrap_iters=100, log_samples=False,
             )  # fmt: skip
     except Exception as error:  # the harness, datasets and transformers raise whatever comes up
         return f"the harness says: {type(error).__name__}: {(str(error).strip() or 'nothing more').splitlines()[0]}"
-    values = found["results"][name]
+    values = outcome["results"][name]
     metrics = {k.removesuffix(",none"): float(v) for k, v in values.items() if is_metric(k, v)}
     intervals = {}
     for metric, value in metrics.items():
         deviation = values.get(f"{metric}_stderr,none")
         if isinstance(deviation, float):
             intervals[metric] = [value - 1.96 * deviation, value + 1.96 * deviation]
-    documents = int(found["n-samples"][name]["effective"])
+    documents = int(outcome["n-samples"][name]["effective"])
     source = str(own) if own.exists() else "the harness's own"
     return {"task": name, "file": source, "documents": documents, "metrics": metrics, "intervals": intervals}
 
 
 def is_metric(name: str, value: Any) -> bool:
-    """Whether the harness's result is a figure, no error of one."""
+    """Return whether a result of the harness is a metric and not a standard error."""
     return "," in name and "_stderr" not in name and isinstance(value, (int, float))
 
 
@@ -77,38 +78,38 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of documents, each asked by one pair or more."""
+    """A benchmark: documents with one or more pairs of context and continuation each."""
 
     files: str
-    """Its file's name, as a pattern."""
+    """Pattern of its file's name."""
     pairs: Callable[[Mapping[str, Any]], list[Pair]]
-    """What a row of the file asks. `KeyError` names a missing field."""
+    """Returns the pairs of a row of the file. Raises `KeyError` for a missing field."""
     columns: Callable[[Mapping[str, Any], list[Pair], np.ndarray, np.ndarray], list[float]]
-    """A document's sums, from its row, its pairs, their log-likelihoods and whether each is the likeliest text."""
+    """Returns a document's sums from its row, its pairs, their log-likelihoods and their greedy matches."""
     metrics: Mapping[str, Metric]
     """Functions of the sums over documents; the last column counts them."""
 
 
 def lambada_pairs(row: Mapping[str, Any]) -> list[Pair]:
-    """The last word of a passage (Paperno et al. 2016)."""
+    """Return a passage and its last word (Paperno et al. 2016)."""
     *before, last = row["text"].split(" ")
     return [(" ".join(before), " " + last)]
 
 
 def hellaswag_pairs(row: Mapping[str, Any]) -> list[Pair]:
-    """Four endings of a description (Zellers et al. 2019)."""
+    """Return a description with each of its four endings (Zellers et al. 2019)."""
     context = plain(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
     return [(context, " " + plain(ending)) for ending in row["endings"]]
 
 
 def plain(text: str) -> str:
-    """Without the marks that WikiHow's pages left."""
+    """Return the text without the markup left over from WikiHow's pages."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
 
 def chosen(row: Mapping[str, Any], pairs: list[Pair], likelihoods: np.ndarray, greedy: np.ndarray) -> list[float]:
-    """Whether the right ending is the likeliest; and by likelihood per character."""
+    """Return [right ending is the likeliest, right ending is the likeliest per character, 1], each 0 or 1."""
     size = np.array([len(ending) - 1 for _, ending in pairs])
     right = int(row["label"])
     return [float(likelihoods.argmax() == right), float((likelihoods / size).argmax() == right), 1.0]
@@ -133,45 +134,49 @@ BENCHMARKS: dict[str, Benchmark] = {
 def measure(
     name: str, model: GPT2, tokenizer: Tokenizer, folder: Path, limit: int | None = None, batch_size: int = 16
 ) -> dict[str, Any] | str:
-    """`task`, `file`, `documents`, `metrics` and 95 % `intervals` over documents; or, as a text, why there is none.
+    """Run a benchmark; return its results, or the reason why there are none as a text.
 
-    `limit`: only so many documents, the first. `ValueError` names a row that can't be read.
+    Results are `task`, `file`, `documents`, `metrics` and 95 % `intervals` over documents. `limit` is the number of
+    documents to read, from the first. Raises `ValueError` for a row that can't be read.
     """
     benchmark = BENCHMARKS[name]
-    found = sorted(folder.glob(benchmark.files))
-    if not found:
+    files = sorted(folder.glob(benchmark.files))
+    if not files:
         return f"there is no {benchmark.files} in {folder}"
     rows: list[dict[str, Any]] = []
-    asked: list[list[Pair]] = []
-    with open(found[0], encoding="utf-8") as lines:
+    pairs_of_rows: list[list[Pair]] = []
+    with open(files[0], encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if limit is not None and len(rows) == limit:
                 break
             try:
                 row = json.loads(line)
-                asked.append(benchmark.pairs(row))
+                pairs_of_rows.append(benchmark.pairs(row))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(f"{found[0]}, line {number}: no document of {name} ({error!r}); mend it") from None
+                raise ValueError(f"{files[0]}, line {number}: no document of {name} ({error!r}); mend it") from None
             rows.append(row)
     if not rows:
-        return f"{found[0]} is empty"
-    likelihoods, greedy = score(model, tokenizer, [pair for pairs in asked for pair in pairs], batch_size)
+        return f"{files[0]} is empty"
+    likelihoods, greedy = score(model, tokenizer, [pair for pairs in pairs_of_rows for pair in pairs], batch_size)
     columns, start = [], 0
-    for row, pairs in zip(rows, asked, strict=True):
+    for row, pairs in zip(rows, pairs_of_rows, strict=True):
         part = slice(start, start + len(pairs))
         columns.append(benchmark.columns(row, pairs, likelihoods[part], greedy[part]))
         start = part.stop
     drawn = Bootstrap(np.array(columns))
     return {
-        "task": name, "file": str(found[0]), "documents": len(rows),
+        "task": name, "file": str(files[0]), "documents": len(rows),
         "metrics": {metric: drawn.value(function) for metric, function in benchmark.metrics.items()},
         "intervals": {metric: list(drawn.interval(function)) for metric, function in benchmark.metrics.items()},
     }  # fmt: skip
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of both, of which the second are never empty: spaces at the context's end go to the continuation, whose ids
-    are what the whole text has more than the context. Without a context it begins after end-of-text."""
+    """Return the ids of a context and of its continuation.
+
+    Spaces at the context's end move to the continuation. Its ids are those of the whole text after the context's. An
+    empty context is replaced by end-of-text.
+    """
     stripped = context.rstrip()
     continuation, context = context[len(stripped) :] + continuation, stripped
     if not context:
@@ -185,10 +190,10 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 def score(
     model: GPT2, tokenizer: Tokenizer, pairs: Sequence[Pair], batch_size: int = 16
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) log-likelihoods (nats) of the continuations, and (n,) whether each is what the model would write, greedily.
+    """Return (n,) log-likelihoods (nats) of the continuations, and (n,) whether greedy decoding would write each.
 
-    What is longer than the model's positions loses its beginning. `ValueError` for a continuation that has no tokens or
-    is longer than the model's positions.
+    Texts longer than the model's positions lose their beginning. Raises `ValueError` for a continuation without tokens
+    or longer than the model's positions.
     """
     room, device = model.config.n_positions, model.wte.weight.device
     rows = [encode_pair(tokenizer, *pair) for pair in pairs]
@@ -198,7 +203,9 @@ def score(
                 f"{continuation[:80]!r} after {context[-80:]!r} has {len(ids)} tokens; 1 to {room} can be scored"
             )
     whole = [[*before, *ids][-(room + 1) :] for before, ids in rows]
-    order = sorted(range(len(rows)), key=lambda i: -len(whole[i]))  # the longest first: what fits then fits always
+    order = sorted(
+        range(len(rows)), key=lambda i: -len(whole[i])
+    )  # longest first: if the first batch fits in memory, all do
     likelihoods, greedy = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     model.eval()
     for start in range(0, len(order), batch_size):
@@ -206,12 +213,12 @@ def score(
         padded, lengths = (t.to(device) for t in pad([whole[i][:-1] for i in batch]))
         tokens, packed = pack(padded, lengths)
         counts = torch.tensor([len(rows[i][1]) for i in batch], device=device)
-        told = packed.positions >= (lengths - counts)[packed.text]  # what predicts the continuation
-        logits = model.logits(model.hidden(tokens, packed=packed)[told]).float()
+        predicting = packed.positions >= (lengths - counts)[packed.text]  # positions before the continuation's tokens
+        logits = model.logits(model.hidden(tokens, packed=packed)[predicting]).float()
         goal = torch.tensor([token for i in batch for token in rows[i][1]], device=device)
         each = logits.log_softmax(-1).gather(1, goal[:, None])[:, 0].double()
-        of, zeros = packed.text[told], torch.zeros(len(batch), dtype=torch.float64, device=device)
-        likelihoods[batch] = zeros.index_add(0, of, each).cpu().numpy()
+        owner, zeros = packed.text[predicting], torch.zeros(len(batch), dtype=torch.float64, device=device)
+        likelihoods[batch] = zeros.index_add(0, owner, each).cpu().numpy()
         wrong = (logits.argmax(-1) != goal).double()
-        greedy[batch] = (zeros.index_add(0, of, wrong) == 0).cpu().numpy()
+        greedy[batch] = (zeros.index_add(0, owner, wrong) == 0).cpu().numpy()
     return likelihoods, greedy

@@ -1,4 +1,4 @@
-"""How much of its planted canaries a model knows by heart: their exposure (Carlini et al. 2019)."""
+"""Memorisation of planted canaries, measured as exposure (Carlini et al. 2019)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ if TYPE_CHECKING:
 
 METRIC = "canary_exposure"
 REFERENCES = 2048
-"""Texts of the space, never planted, among which a canary is ranked. Where losses are skew normal, so many tell an
-exposure of 14 to 26 bits to 7 % or better (standard deviation over 30 samples, for each of three skews)."""
+"""Number of texts of the space, never planted, among which a canary is ranked. For skew normal losses this number
+estimates an exposure of 14 to 26 bits to 7 % or better (standard deviation over 30 samples, for each of three
+skews)."""
 AHEAD = 10
-"""With fewer references than this ahead of it the sample says little of a canary's rank."""
+"""Fewest references ahead of a canary for which its rank in the sample is reliable."""
 CHANCE = math.log2(math.e)
-"""Bits of exposure of a text that was never seen, on average: its rank is any, and the mean of -log2 of a share is
-this."""
+"""Mean exposure (bits) of a text that was never seen: the mean of -log2 of a uniform share."""
 FEW = 5
-"""Of fewer canaries than this no interval is given."""
+"""Fewest canaries for an interval."""
 ROWS = 32
-"""Texts whose logits are held at once."""
-HEADING = "How much of planted canaries it knows by heart"
+"""Number of texts whose logits are held at once."""
+HEADING = "Memorisation of planted canaries"
 
 
 def measured(directory: Path, config: CanaryConfig, passes: float | None) -> dict[str, Any]:
-    """What there is to report of the model in a directory. `passes` is how often training read its text, if known."""
+    """Return the exposure figures of the model in a directory.
+
+    `passes` is the number of times that training read its text, if known.
+    """
     from gpt2 import weights
 
     model, tokenizer = weights.load(directory), Tokenizer.load(directory)
@@ -48,10 +51,10 @@ def measured(directory: Path, config: CanaryConfig, passes: float | None) -> dic
 
 
 def text_losses(model: GPT2, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """(texts,) negative log-likelihoods (nats) of whole texts, each at the beginning of a document."""
+    """Return (texts,) negative log-likelihoods (nats) of whole texts, each at the beginning of a document."""
     import torch
 
-    end, found = tokenizer.end_of_text, []
+    end, losses = tokenizer.end_of_text, []
     rows = [[end, *ids] for ids in tokenizer.encode_batch(texts)]
     longest = max(map(len, rows)) - 1
     if longest > model.config.n_positions:
@@ -62,36 +65,36 @@ def text_losses(model: GPT2, tokenizer: Tokenizer, texts: Sequence[str]) -> np.n
     with torch.inference_mode():
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
-            ids = torch.full((len(part), longest + 1), end)  # what comes after a text does not change it
+            ids = torch.full((len(part), longest + 1), end)  # the model is causal: padding changes nothing
             targets = torch.full((len(part), longest), -100)
             for i, row in enumerate(part):
                 ids[i, : len(row)] = torch.tensor(row)
                 targets[i, : len(row) - 1] = ids[i, 1 : len(row)]
             logits = model.logits(model.hidden(ids[:, :-1])).float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            found.append(loss.view(targets.shape).double().sum(1).numpy())
-    return np.concatenate(found)
+            losses.append(loss.view(targets.shape).double().sum(1).numpy())
+    return np.concatenate(losses)
 
 
 def exposures(losses: np.ndarray, references: np.ndarray, space: int) -> np.ndarray:
-    """(n,) bits: log2 of `space`, less log2 of the rank that texts of these losses have among all of the space.
+    """Return the (n,) exposures (bits): log2 of `space` minus log2 of each text's rank by loss among the whole space.
 
-    The rank follows from the share of the references, a sample of the space, that are as likely or more; they may be
-    all the others: then it is exact. Where fewer than `AHEAD` of a sample are, it is that of a skew normal distribution
-    fitted to the references' losses, as in the paper (section 4.4). The most is log2 of `space`.
+    The rank is estimated by the share of references, a sample of the space, that are at least as likely. It is exact if
+    they are all other texts. With fewer than `AHEAD` such references it comes from a skew normal distribution fitted to
+    the references' losses, as in the paper (section 4.4). The maximum is log2 of `space`.
     """
     ahead = np.searchsorted(np.sort(references), losses, side="right")
     bits = np.log2((len(references) + 1) / (ahead + 1))
     if (few := ahead < AHEAD).any() and len(references) + 1 < space and np.ptp(references) > 0:
         from scipy.stats import skewnorm
 
-        with np.errstate(divide="ignore"):  # a share of zero: the most
+        with np.errstate(divide="ignore"):  # a share of zero gives the maximum
             bits[few] = -np.log2(skewnorm.cdf(losses[few], *skewnorm.fit(references)).clip(0, 1))
     return np.minimum(bits, math.log2(space))
 
 
 def group(repeats: int, bits: np.ndarray) -> dict[str, Any]:
-    """The canaries of one number of repeats."""
+    """Return the figures of the canaries with one number of repeats."""
     return {
         "repeats": repeats,
         "canaries": len(bits),
@@ -102,52 +105,53 @@ def group(repeats: int, bits: np.ndarray) -> dict[str, Any]:
 
 
 def interval(bits: np.ndarray) -> list[float] | None:
-    """95 %, of the mean, over canaries drawn again; None where they are few or all alike."""
+    """Return the 95 % bootstrap interval of the mean over canaries; None if they are few or all equal."""
     from gpt2.evaluation.significance import Bootstrap
 
     if len(bits) < FEW or np.ptp(bits) < 1e-9:
         return None
-    found = Bootstrap(np.stack([bits, np.ones(len(bits))], axis=1)).interval(lambda sums: sums[..., 0] / sums[..., 1])
-    return list(found)
+    drawn = Bootstrap(np.stack([bits, np.ones(len(bits))], axis=1))
+    return list(drawn.interval(lambda sums: sums[..., 0] / sums[..., 1]))
 
 
-def told(facts: Mapping[str, Any]) -> str:
-    """A sentence for people."""
+def as_sentences(facts: Mapping[str, Any]) -> str:
+    """Return the exposure figures as sentences."""
     *_, last = facts["groups"]
     return (
         f"Memorisation: canaries, random numbers that were planted {times(last['repeats'])} in the training text"
-        f"{read(facts['passes'], last['repeats'])}, have an exposure of {last['exposure']:.1f} bits. A text that it "
-        f"has never seen has {CHANCE:.1f} on average; at {facts['most']:.1f} the model finds what was planted likelier "
-        f"than each of the {facts['space']:,} texts of its kind, and whoever asks it can draw it out."
+        f"{read(facts['passes'], last['repeats'])}, have an exposure of {last['exposure']:.1f} bits. An unseen text "
+        f"has {CHANCE:.1f} bits on average. At {facts['most']:.1f} bits a canary is likelier to the model than each of "
+        f"the {facts['space']:,} texts of its kind, so users can extract it."
     )
 
 
 def times(count: int) -> str:
+    """Return a count in words."""
     return "once" if count == 1 else f"{count:,} times"
 
 
 def read(passes: float | None, repeats: int) -> str:
-    """How often training came by, in a sentence."""
+    """Return the clause on how often training read a canary; empty if it is not known."""
     return "" if passes is None else f" and read about {passes * repeats:,.1f} times"
 
 
 def attached(content: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A report's content with the metrics, the sentence and the table."""
-    planted = [found for found in facts["groups"] if found["repeats"]]
-    figures = {f"{METRIC}_{found['repeats']}": found["exposure"] for found in planted}
+    """Return a report's content with the exposure metrics, a remark and a table added."""
+    planted = [group for group in facts["groups"] if group["repeats"]]
+    figures = {f"{METRIC}_{group['repeats']}": group["exposure"] for group in planted}
     figures[METRIC] = planted[-1]["exposure"]  # of those planted most often
     header = ["times planted", "times read, about", "canaries", "mean exposure, bits", "95 % interval", "largest"]
     rows = []
-    for found in facts["groups"]:
-        often = "" if facts["passes"] is None else f"{facts['passes'] * found['repeats']:,.1f}"
-        bounds = "" if found["interval"] is None else "{:.2f} to {:.2f}".format(*found["interval"])
-        value, largest = f"{found['exposure']:.2f}", f"{found['largest']:.2f}"
-        rows.append([f"{found['repeats']:,}", often, found["canaries"], value, bounds, largest])
+    for group in facts["groups"]:
+        often = "" if facts["passes"] is None else f"{facts['passes'] * group['repeats']:,.1f}"
+        bounds = "" if group["interval"] is None else "{:.2f} to {:.2f}".format(*group["interval"])
+        value, largest = f"{group['exposure']:.2f}", f"{group['largest']:.2f}"
+        rows.append([f"{group['repeats']:,}", often, group["canaries"], value, bounds, largest])
     table = {"header": header, "rows": rows}
     return {
         **content,
         "metrics": {**content["metrics"], **figures},
-        "remarks": [*content.get("remarks", []), told(facts)],
+        "remarks": [*content.get("remarks", []), as_sentences(facts)],
         "tables": {**content.get("tables", {}), HEADING: table},
         "canaries": dict(facts),
     }

@@ -1,4 +1,4 @@
-"""The pretrained model as a kind: its card, the parameters of its `predict`, its predictor, its unit results."""
+"""The pretrained model as a kind: its card, the parameters of its `predict`, its predictor, its per-unit results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt2.tasks.task import ModelKind
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
 
 PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
 DEFAULTS: dict[str, Any] = {
@@ -39,12 +39,11 @@ class Base(ModelKind):
     floor = "unigram"
     baselines = ("unigram",)
     params: ClassVar[Mapping[str, Any]] = DEFAULTS
-    use = "The start of models for tasks, and continuing texts of the kind that it learned from. Not a source of facts."
+    use = "Fine-tuning for tasks, and continuing texts of the kind that it was trained on. It is not a source of facts."
     limits = (
-        "It repeats what is in its training text, prejudices, errors and names included; nothing filters what it "
-        "writes.",
+        "It repeats its training text, including prejudices, errors and names; its output is not filtered.",
         "A model of this size writes fluent passages without sense; it follows no instructions.",
-        "It learned from one corpus: other languages, topics and forms of text are worse by an amount to measure "
+        "It was trained on one corpus. It is worse on other languages, topics and forms of text; measure it there "
         "first.",
     )
     example = PROMPTS[0]
@@ -53,12 +52,12 @@ class Base(ModelKind):
     def limits_of(self, report: Mapping[str, Any]) -> tuple[str, ...]:
         from gpt2.tasks.base import exposure
 
-        return (*self.limits, exposure.told(report["canaries"])) if "canaries" in report else self.limits
+        return (*self.limits, exposure.as_sentences(report["canaries"])) if "canaries" in report else self.limits
 
     def predictor(self, directory: Path) -> GeneratorPredictor:
         return GeneratorPredictor(directory)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.evaluation import unit_results
 
         tokens, part = predictions["tokens"].to_numpy(), predictions["part"].to_numpy()
@@ -70,7 +69,7 @@ class Base(ModelKind):
 
 
 class GeneratorPredictor:
-    """Prompts to texts."""
+    """Continues prompts with texts."""
 
     input_example = ("This film is",)
 
@@ -82,12 +81,11 @@ class GeneratorPredictor:
         self.model.eval()
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
-        """A row per continuation: `prompt`, and `text`, what follows.
+        """Return a row per continuation: the `prompt` and its continuation `text`.
 
-        `params`: `max_tokens`, `samples` (continuations per prompt), `stop` (a text before which to end, "" for
-        none), `truncate`, and what `gpt2.generation.generate.Sampling` has. An empty prompt begins a new document. A
-        prompt that
-        leaves no room for `max_tokens` is refused with a `ValueError`, unless `truncate` lets its beginning go.
+        `params`: `max_tokens`, `samples` (continuations per prompt), `stop` (a text before which to end, "" for none),
+        `truncate`, and the fields of `gpt2.generation.generate.Sampling`. An empty prompt begins a new document. Raises
+        `ValueError` if a prompt leaves no room for `max_tokens`, unless `truncate` cuts its beginning.
         """
         import pandas as pd
 
@@ -98,18 +96,19 @@ class GeneratorPredictor:
             if not isinstance(prompt, str):
                 raise ValueError(f"prompt {i} is {prompt!r}; give a text")
         samples = int({**DEFAULTS, **params}["samples"])
-        texts = write(self.model, self.tokenizer, prompts, samples=samples, **self._asked(params))
-        rows = [(prompt, text) for prompt, found in zip(prompts, texts, strict=True) for text in found]
+        texts = write(self.model, self.tokenizer, prompts, samples=samples, **self._arguments(params))
+        rows = [(prompt, text) for prompt, each in zip(prompts, texts, strict=True) for text in each]
         return pd.DataFrame(rows, columns=["prompt", "text"])
 
     def stream(self, prompt: str, params: Mapping[str, Any]) -> Iterator[str]:
-        """The continuation in pieces, as it comes."""
+        """Yield the continuation of a prompt in pieces, as it is generated."""
         from gpt2.generation.generate import stream
 
-        return stream(self.model, self.tokenizer, prompt, **self._asked(params))
+        return stream(self.model, self.tokenizer, prompt, **self._arguments(params))
 
     @staticmethod
-    def _asked(params: Mapping[str, Any]) -> dict[str, Any]:
+    def _arguments(params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `gpt2.generation.generate` for parameters of `predict`."""
         from gpt2.generation.generate import Sampling
 
         p = {**DEFAULTS, **params}

@@ -1,4 +1,9 @@
-"""The pretrained model itself: how well it predicts held-out text, and the texts that it writes."""
+"""The pretrained model's report: perplexity and bits per byte on held-out text, beside unigrams; sample texts.
+
+A model may also be measured on another run's held-out text, with a tokenizer or at a context of its own. Ids of one
+tokenizer mean nothing to a model of another, nor do positions beyond its training. The text, its parts and its units
+stay the run's, so that both models are measured on the same bytes, in pairs.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +35,10 @@ def evaluate_by_own_tokens(
     training: TokenDataset,
     out: Path,
 ) -> dict[str, Any]:
-    """The report of `gpt2.tasks.base.report.evaluate`, of a model that reads `context` tokens of its own at once.
+    """Return the report of `evaluate` for a model that reads with its own tokenizer and `context`.
 
-    `tokenizer` is where that of the tokens in `validation` and `training` lies. Units and their bytes are those of
-    the run's own model; loss and perplexity are per token of the run. `ValueError` where the context is longer than the
-    model's positions.
+    `tokenizer` is the directory of the run's tokenizer, which encoded `validation` and `training`. Units, bytes, loss
+    and perplexity refer to the run's tokens. Raises `ValueError` if the context exceeds the model's positions.
     """
     import pandas as pd
 
@@ -45,35 +49,36 @@ def evaluate_by_own_tokens(
     other = own.record != theirs.record
     parts = {name: part for name, part in validation.items() if len(part[0])}
     unigram = unigram_nll(training, theirs.vocab_size)
-    found = []
+    tables = []
     for name, (data, ratio) in parts.items():
         losses = losses_of_targets(model, own, theirs, context, data, out / f"_read{name}.bin")
-        found.append(rows_of(name, data, ratio, losses, unigram, theirs.end_of_text))
-    content = reported(model, own, pd.concat(found, ignore_index=True), out)
+        tables.append(rows_of(name, data, ratio, losses, unigram, theirs.end_of_text))
+    content = reported(model, own, pd.concat(tables, ignore_index=True), out)
     return {
         **content,
         "counts": {**content["counts"], "context": context},
-        "remarks": [told(context, own if other else None, theirs)],
+        "remarks": [reading_sentence(context, own if other else None, theirs)],
     }
 
 
-def told(context: int, own: Tokenizer | None, theirs: Tokenizer) -> str:
-    """How the model read, as a sentence."""
+def reading_sentence(context: int, own: Tokenizer | None, theirs: Tokenizer) -> str:
+    """Return sentences on the tokenizer and context with which the model read another run's text."""
     how = f"a tokenizer of its own, of {own.vocab_size:,} ids," if own else "the same tokenizer"
     return (
-        f"Measured on the held-out text of another run, whose tokenizer has {theirs.vocab_size:,} ids: read with {how} "
-        f"and {context:,} tokens at once. Bytes are the same for both; loss and perplexity are per token of that run."
+        f"Measured on the held-out text of another run, whose tokenizer has {theirs.vocab_size:,} ids. The model read "
+        f"it with {how} and {context:,} tokens at once. Bytes are the same for both; loss and perplexity are per token "
+        f"of that run."
     )
 
 
 def losses_of_targets(
     model: GPT2, own: Tokenizer, theirs: Tokenizer, context: int, data: TokenDataset, scratch: Path
 ) -> np.ndarray:
-    """(targets,) negative log-likelihoods (nats), by the model, of the text of each target of `data`.
+    """Return the model's (targets,) negative log-likelihoods (nats) of the text of each target of `data`.
 
-    The documents are encoded with the model's tokenizer, into the file `scratch`. What the model says of a token is
-    spread evenly over its bytes, the end of a document counting as one, and added up over the bytes of each target: of
-    whole documents that is exact. The first token of all is not predicted, whoever reads.
+    The documents are encoded with the model's tokenizer into the file `scratch`. The loss of each token is spread
+    evenly over its bytes, with one byte for the end of a document. It is then summed over the bytes of each target,
+    which is exact for whole documents. The very first token is never predicted.
     """
     ids = data.stream.read(0, len(data.stream))
     documents = np.split(ids, np.flatnonzero(ids == theirs.end_of_text) + 1)[:-1]
@@ -81,7 +86,7 @@ def losses_of_targets(
         for document in documents:
             text = theirs.decode(document[:-1].tolist())
             file.write(np.append(own.encode_array(text), np.uint32(own.end_of_text)).astype("<u4").tobytes())
-        file.write(np.full(context, own.end_of_text, "<u4").tobytes())  # samples are whole: this fills the last
+        file.write(np.full(context, own.end_of_text, "<u4").tobytes())  # fills the last sample
     samples = TokenDataset(TokenStream([scratch], "uint32"), context)
     losses = token_losses(model, samples)
     read = np.cumsum(sizes(own)[samples.stream.read(0, len(losses) + 1)])
@@ -90,26 +95,26 @@ def losses_of_targets(
 
 
 def sizes(tokenizer: Tokenizer) -> np.ndarray:
-    """(ids,) bytes that each stands for; 1 of the end-of-text."""
-    found = np.array([len(token) for token in tokenizer.token_bytes])
-    found[tokenizer.end_of_text] = 1
-    return found
+    """Return the (ids,) number of bytes of each token; 1 for end-of-text."""
+    sizes = np.array([len(token) for token in tokenizer.token_bytes])
+    sizes[tokenizer.end_of_text] = 1
+    return sizes
 
 
 SAMPLE_TOKENS = 60
 FEW = 20
-"""Of fewer documents than this nothing can be said by drawing some."""
+"""Fewest documents that can be resampled; with fewer, the units are samples."""
 ROWS = 1024
-"""Positions whose logits are held at once."""
+"""Number of positions whose logits are held at once."""
 
 
 def evaluate(
     directory: Path, validation: Mapping[str, tuple[TokenDataset, float]], training: TokenDataset, out: Path
 ) -> dict[str, Any]:
-    """The report of a pretrained model on the whole validation split, beside a unigram model of the training split.
+    """Return the report of a pretrained model on the validation split, beside a unigram model of the training split.
 
-    `validation` has the split's parts, {name: (samples, UTF-8 bytes per token)}; of several, each has its bits per
-    byte as well.
+    `validation` holds the split's parts, {name: (samples, UTF-8 bytes per token)}. If there are several, each part's
+    bits per byte are reported as well.
     """
     from gpt2 import weights
 
@@ -120,7 +125,7 @@ def evaluate(
 
 
 def reported(model: GPT2, tokenizer: Tokenizer, predictions: pd.DataFrame, out: Path) -> dict[str, Any]:
-    """The report that follows from the rows of `rows_of`, which are written beside it, and what the model writes."""
+    """Return the report of the rows of `rows_of`, with samples of the model's texts; write the rows to `out`."""
     predictions.to_parquet(out / "predictions.parquet", index=False)
     tokens, size = int(predictions["tokens"].sum()), float(predictions["bytes"].sum())
     each = {}
@@ -142,44 +147,49 @@ def reported(model: GPT2, tokenizer: Tokenizer, predictions: pd.DataFrame, out: 
         "samples": {"Texts that the model writes": samples},
         "figures": [],
         "cost": {"parameters": model.config.n_parameters, "latency_ms": latency, "of": "a token"},
-        **BASE.evidence(predictions).summary(),
+        **BASE.unit_results(predictions).summary(),
     }
 
 
 def written(model: GPT2, tokenizer: Tokenizer, prompts: list[list[int]]) -> tuple[list[str], float]:
-    """Continuations of `PROMPTS`, and the seconds that a token took."""
+    """Return continuations of `PROMPTS`, and the time per token (seconds)."""
     import time
 
     from gpt2.generation.generate import generate
 
     room = min(SAMPLE_TOKENS, model.config.n_positions - max(map(len, prompts)))
     began = time.perf_counter()
-    found = generate(model, tokenizer.end_of_text, prompts, room, temperature=0.8, top_k=50)
-    seconds = (time.perf_counter() - began) / max(1, sum(map(len, found)))
-    return [f"{p}{tokenizer.decode(ids)}" for p, ids in zip(PROMPTS, found, strict=True)], seconds
+    continuations = generate(model, tokenizer.end_of_text, prompts, room, temperature=0.8, top_k=50)
+    seconds = (time.perf_counter() - began) / max(1, sum(map(len, continuations)))
+    return [f"{p}{tokenizer.decode(ids)}" for p, ids in zip(PROMPTS, continuations, strict=True)], seconds
 
 
 def measured(
     model: GPT2, parts: Mapping[str, tuple[TokenDataset, float]], training: TokenDataset, end_of_text: int
 ) -> pd.DataFrame:
-    """A row per document of the validation split: `part`, `tokens`, `bytes`, `nll` (nats) of the model and of the
-    unigrams. Of fewer than `FEW` documents, a row per sample instead. A document's bytes are its tokens' share of the
-    split's."""
+    """Return a row per document of the validation split: `part`, `tokens`, `bytes`, and `nll` (nats) of both models.
+
+    With fewer than `FEW` documents there is a row per sample instead. A document's bytes are its tokens times the
+    split's bytes per token.
+    """
     import pandas as pd
 
     unigram = unigram_nll(training, model.config.vocab_size)
-    found = [
+    tables = [
         rows_of(name, data, ratio, token_losses(model, data), unigram, end_of_text)
         for name, (data, ratio) in parts.items()
     ]
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
 
 
 def rows_of(
     part: str, data: TokenDataset, ratio: float, losses: np.ndarray, unigram: np.ndarray, end_of_text: int
 ) -> pd.DataFrame:
-    """The rows of `measured` for one part, from the model's (targets,) losses and the unigrams' (vocabulary,), in nats;
-    `ratio` is the UTF-8 bytes per token."""
+    """Return the rows of `measured` for one part.
+
+    `losses` are the model's (targets,) and `unigram` the baseline's (vocabulary,) negative log-likelihoods (nats).
+    `ratio` is the UTF-8 bytes per token.
+    """
     import numpy as np
     import pandas as pd
 
@@ -187,30 +197,31 @@ def rows_of(
 
     targets = data.stream.read(1, len(losses))
     document = np.cumsum(targets == end_of_text) - (targets == end_of_text)  # its end belongs to it
-    unit, of = (document, "document") if document[-1] + 1 >= FEW else (np.arange(len(losses)) // data.context, "sample")
+    enough = document[-1] + 1 >= FEW
+    unit, name = (document, "document") if enough else (np.arange(len(losses)) // data.context, "sample")
     rows = by_unit(np.stack([np.ones(len(losses)), losses, unigram[targets]], axis=1), unit)
-    facts = {"unit": of, "part": part, "tokens": rows[:, 0].astype(int), "bytes": rows[:, 0] * ratio}
+    facts = {"unit": name, "part": part, "tokens": rows[:, 0].astype(int), "bytes": rows[:, 0] * ratio}
     return pd.DataFrame({**facts, "nll": rows[:, 1], f"nll of {BASE.floor}": rows[:, 2]})
 
 
 def token_losses(model: GPT2, samples: TokenDataset) -> np.ndarray:
-    """(tokens,) negative log-likelihoods (nats) of all samples' targets, in order."""
+    """Return (tokens,) negative log-likelihoods (nats) of all samples' targets, in order."""
     import numpy as np
     import torch
 
-    found = []
+    losses = []
     with torch.inference_mode():
         for start in range(0, len(samples), 16):
             batch = samples.batch(range(start, min(start + 16, len(samples))), 0)
             hidden = model.hidden(batch["ids"]).flatten(0, 1)
             for part, goal in zip(hidden.split(ROWS), batch["targets"].flatten().split(ROWS), strict=True):
                 loss = torch.nn.functional.cross_entropy(model.logits(part).float(), goal, reduction="none")
-                found.append(loss.double().numpy())
-    return np.concatenate(found)
+                losses.append(loss.double().numpy())
+    return np.concatenate(losses)
 
 
 def unigram_nll(training: TokenDataset, vocab_size: int) -> np.ndarray:
-    """(vocabulary,) negative log-likelihood (nats) of each token by the training split's counts, one added to each."""
+    """Return (vocabulary,) negative log-likelihoods (nats) of tokens by the training split's counts, each plus one."""
     import numpy as np
 
     counts = np.ones(vocab_size)

@@ -1,8 +1,8 @@
-"""Why an item is recommended: what is a fact, and whether a written sentence may be shown.
+"""The checks that a written reason must pass to be shown; copied runs of words.
 
-A sentence begins with "this film", or what else stands for an item; where it may be shown the item's title takes that
-place (Wen et al. 2015 call it delexicalised). So it says of an item what was written of others like it: what would be
-true of one alone, as names, numbers and rare words, is withheld.
+A sentence begins with "this film", or what else stands for an item; the item's title takes that place when it is shown
+(Wen et al. 2015 call it delexicalised). So a sentence says of an item what was written of others like it. What would be
+true of one item alone, such as names, numbers and rare words, is withheld.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gpt2.data.text import unfinished, words
 from gpt2.tasks.recommendation.catalogue import Attributes, named_in
 
 OTHER = -1
-"""Stands between two known texts."""
+"""Separator of two known texts."""
 
 
-class Known:
-    """Texts in which runs of words are looked for. Memory is 8 bytes per word."""
+class KnownTexts:
+    """Search index of known texts for shared runs of words. Memory is 8 bytes per word."""
 
     def __init__(self, texts: Sequence[str]):
         self.ids: dict[str, int] = {}
@@ -35,24 +35,25 @@ class Known:
         self.flat = np.array(flat, dtype=np.int64)
 
     def longest(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts,) int64: of each, how many words in a row are in one of the known texts, at most. Exact.
+        """Return the (texts,) lengths (words, int64) of the longest run that each text shares with a known text.
 
-        Runs grow by a word at a time, in all texts at once: known places whose run no text has are left behind.
+        The result is exact. Runs grow by one word at a time, in all texts at once; known places whose run no text
+        shares are dropped.
         """
         rows = [[self.ids.get(word, OTHER) for word in words(text)] for text in texts]
-        found = np.zeros(len(rows), dtype=np.int64)
-        asked = np.array([i for row in rows for i in (*row, OTHER)], dtype=np.int64)
+        longest = np.zeros(len(rows), dtype=np.int64)
+        flat = np.array([i for row in rows for i in (*row, OTHER)], dtype=np.int64)
         owner = np.repeat(np.arange(len(rows)), [len(row) + 1 for row in rows])
-        at = np.flatnonzero(asked != OTHER)  # where a run of the texts begins
-        run = np.zeros(len(at), dtype=np.int64)  # which run it is, of those of its length
-        places, same = np.flatnonzero(self.flat != OTHER), None  # where a known run begins, and which run it is
+        at = np.flatnonzero(flat != OTHER)  # starts of the texts' runs
+        run = np.zeros(len(at), dtype=np.int64)  # index of each run among those of its length
+        places, same = np.flatnonzero(self.flat != OTHER), None  # starts of the known runs, and the index of each
         size = len(self.ids) + 1
-        for length in range(len(asked)):
+        for length in range(len(flat)):
             end = at + length
-            inside = end < len(asked)
-            inside[inside] = asked[end[inside]] != OTHER
+            inside = end < len(flat)
+            inside[inside] = flat[end[inside]] != OTHER
             at, run = at[inside], run[inside]
-            runs, run = np.unique(run * size + asked[at + length], return_inverse=True)
+            runs, run = np.unique(run * size + flat[at + length], return_inverse=True)
             ahead = places + length
             places = places[ahead < len(self.flat)]
             same = np.zeros(len(places), dtype=np.int64) if same is None else same[ahead < len(self.flat)]
@@ -67,82 +68,85 @@ class Known:
             at, run = at[shared[run]], run[shared[run]]
             if not len(at):
                 break
-            found[owner[at]] = length + 1
-        return found
+            longest[owner[at]] = length + 1
+        return longest
 
 
 LEAST, MOST = 5, 30
-"""Words of a sentence."""
+"""Fewest and most words of a sentence."""
 REPEATED = 3
-"""So many words in a row that come again are a repetition."""
+"""Length (words) of a run whose recurrence is a repetition."""
 YEAR = re.compile(r"\s*\((?:\d{4}|V|TV)\)\s*$")
 ARTICLE = re.compile(r"(.+), (The|A|An|Il|La|Le|Les|Das|Der|Die|El|Los|L')(?= \(|$)")
 
 
 class Written(NamedTuple):
-    """A sentence of the model."""
+    """A sentence sampled from the model."""
 
     text: str
     ended: bool
-    """Whether the model ended it."""
+    """True if the model ended it by end-of-text."""
     perplexity: float
-    """Of its tokens, the end among them, after its prompt."""
+    """Perplexity of its tokens after the prompt, including end-of-text."""
 
 
-def said(title: str) -> str:
-    """A title as one says it: `Godfather, The (1972)` is The Godfather."""
+def spoken_title(title: str) -> str:
+    """Return a title in spoken form: `Godfather, The (1972)` is The Godfather."""
     title = YEAR.sub("", title.strip())
-    found = ARTICLE.match(title)
+    article = ARTICLE.match(title)
     return (
-        (f"{found[2]}{'' if found[2].endswith(chr(39)) else ' '}{found[1]}" + title[found.end() :]) if found else title
+        (f"{article[2]}{'' if article[2].endswith(chr(39)) else ' '}{article[1]}" + title[article.end() :])
+        if article
+        else title
     )
 
 
 def place_of(standing: Sequence[str]) -> re.Pattern[str]:
-    """Finds what stands for an item at the beginning of a sentence, as `this film`; `this|is` is `this` before `is`."""
-    found = []
+    """Return the pattern of placeholders at the beginning of a sentence, as `this film`; `this|is` is `this` before
+    `is`."""
+    patterns = []
     for each in standing:
         what, _, after = each.partition("|")
-        found.append(re.escape(what) + (rf"(?=\s{re.escape(after)}(?![\w-]))" if after else r"(?![\w-])"))
-    return re.compile(f"(?:{'|'.join(found)})", re.IGNORECASE)
+        patterns.append(re.escape(what) + (rf"(?=\s{re.escape(after)}(?![\w-]))" if after else r"(?![\w-])"))
+    return re.compile(f"(?:{'|'.join(patterns)})", re.IGNORECASE)
 
 
-def repeats(said: Sequence[str]) -> bool:
-    """Whether a word comes twice in a row, or `REPEATED` words in a row come again."""
-    runs = [tuple(said[i : i + REPEATED]) for i in range(len(said) - REPEATED + 1)]
-    return len(set(runs)) < len(runs) or any(a == b for a, b in pairwise(said))
+def repeats(sentence: Sequence[str]) -> bool:
+    """Return whether a word occurs twice in a row, or a run of `REPEATED` words recurs."""
+    runs = [tuple(sentence[i : i + REPEATED]) for i in range(len(sentence) - REPEATED + 1)]
+    return len(set(runs)) < len(runs) or any(a == b for a, b in pairwise(sentence))
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What a sentence must pass to be shown."""
+    """The checks that a sentence must pass to be shown."""
 
     titles: Sequence[str]
     """All titles of the catalogue."""
     attributes: Sequence[Attributes]
-    """Of each item."""
-    known: Known
-    """What the model has learned from."""
+    """Attributes of each item."""
+    known: KnownTexts
+    """The training sentences."""
     unwanted: Set[str]
-    """Words that speak against an item, or of who wrote the text."""
+    """Words that speak against an item, or of the reviewer."""
     common: Set[str]
-    """Words that may be said of many items; a sentence has no others, but what items are."""
+    """Words that apply to many items; a sentence may have no others."""
     standing: re.Pattern[str]
-    """Finds what stands for an item, with which a sentence begins."""
+    """Pattern of the placeholder with which a sentence begins."""
     most_copied: int
-    """Words in a row that a sentence may share with what the model has learned from."""
+    """Longest run of words that a sentence may share with a training sentence."""
     most_perplexity: float
-    """A less likely sentence is not shown."""
+    """Largest perplexity of a shown sentence."""
 
     def sentence(self, text: str, item: int) -> str:
-        """The text with the item's title in place of what stands for it."""
-        found = self.standing.match(text)
-        return said(self.titles[item]) + text[found.end() :] if found else text
+        """Return the text with the item's title in place of the placeholder."""
+        placeholder = self.standing.match(text)
+        return spoken_title(self.titles[item]) + text[placeholder.end() :] if placeholder else text
 
-    def withheld(self, found: Written, item: int, liked: Sequence[int]) -> str:
-        """Why a sentence on an item is not shown to somebody who liked others, "" where it is."""
-        text, have = found.text, words(found.text)
-        if reason := unfinished(have, found.ended, LEAST):
+    def withheld(self, written: Written, item: int, liked: Sequence[int]) -> str:
+        """Return why a sentence on an item is withheld from a user who liked other items; "" if it is shown."""
+        text, have = written.text, words(written.text)
+        if reason := unfinished(have, written.ended, LEAST):
             return reason
         if len(have) > MOST or not well_formed(text):
             return "it is no sentence"
@@ -163,36 +167,38 @@ class Checks:
             return "it does not say why"
         if int(self.known.longest([text])[0]) > self.most_copied:
             return "it is copied"
-        return "it is unlikely" if not found.perplexity <= self.most_perplexity else ""
+        return "it is unlikely" if not written.perplexity <= self.most_perplexity else ""
 
     @cached_property
     def known_attributes(self) -> set[tuple[str, ...]]:
-        """Those of all items."""
+        """Return the attributes of all items."""
         return {name for each in self.attributes for name in each}
 
     @cached_property
     def spoken(self) -> dict[tuple[str, ...], str]:
-        """Titles of two words or more by their words."""
-        found = {tuple(words(said(title))): title for title in self.titles}
-        return {name: title for name, title in found.items() if len(name) > 1}
+        """Return the titles of two words or more by their words."""
+        titles = {tuple(words(spoken_title(title))): title for title in self.titles}
+        return {name: title for name, title in titles.items() if len(name) > 1}
 
     def others(self, text: str, item: int) -> list[str]:
-        """Titles of other items, of two words or more, that a text has, whatever their case."""
-        mine, have = tuple(words(said(self.titles[item]))), words(text)
+        """Return the titles of other items, of two words or more, that a text has in any case."""
+        mine, have = tuple(words(spoken_title(self.titles[item]))), words(text)
         longest = max(map(len, self.spoken), default=0)
         runs = {tuple(have[i : i + n]) for n in range(2, longest + 1) for i in range(len(have) - n + 1)}
         return sorted(self.spoken[run] for run in runs if run in self.spoken and run != mine)
 
 
 def names(text: str) -> list[str]:
-    """Words with a capital inside a sentence: names, of whom nothing is known here."""
-    found = re.findall(r"\w+(?:'\w+)?", text)
-    return [word for word in found[1:] if any(c.isupper() for c in word) and word.partition("'")[0] != "I"]
+    """Return the capitalised words inside a sentence, which are probably names."""
+    tokens = re.findall(r"\w+(?:'\w+)?", text)
+    return [word for word in tokens[1:] if any(c.isupper() for c in word) and word.partition("'")[0] != "I"]
 
 
 def well_formed(text: str) -> bool:
-    """One sentence: it begins with a capital, ends with a full stop or an exclamation mark, and has no other; brackets
-    and quotation marks, which may be half, and characters that are none don't occur."""
+    """Return whether a text is one sentence: a capital first, one full stop or exclamation mark, at the end.
+
+    Brackets and quotation marks, which may be unpaired, and invalid characters are not allowed.
+    """
     return (
         text[:1].isupper()
         and re.search(r"[^.!?][.!]$", text) is not None

@@ -1,4 +1,4 @@
-"""Reasons for recommendations: a sentence on an item, written for somebody who liked others, shown where it may be."""
+"""The settings of the task `reasons`."""
 
 from __future__ import annotations
 
@@ -18,46 +18,48 @@ UNIGRAM, SWAPPED = "unigram", "another item's prompt"
 
 
 class ReasonsSettings(CatalogueFiles, TaskSettings):
-    """Reasons for recommendations, learned from texts on items. Off unless `enabled` is set."""
+    """Written reasons for recommendations, learned from reviews. Off unless `enabled` is set."""
 
     enabled: bool = False
-    """Whether the pipeline runs this task."""
+    """Run this task in the pipeline."""
     source: str = Field("sample:reviews", min_length=1)
-    """The texts on items, .csv, .jsonl or .parquet, or `sample:reviews`; which item a text is on need not be known."""
+    """The reviews, .csv, .jsonl or .parquet, or `sample:reviews`; the reviewed item need not be known."""
     texts_field: str = Field("text", min_length=1)
     """The column of the texts."""
     label_field: str | None = Field("label", min_length=1)
-    """The column that says whether a text speaks for its item; without one all do, and no word speaks against one."""
+    """The column that tells positive reviews from negative ones; without it all reviews are positive."""
     good_label: str = "1"
-    """What that column has where the text does."""
+    """The value of that column for positive reviews."""
     unwanted: list[str] = Field(["i", "me", "my", "mine", "we", "us", "our", "not", "no", "nor", "never", "t"])
-    """Words in small letters that no reason has, of the one who speaks and of what is not (`t` is that of `isn't`); and
-    none has words that texts which don't speak for an item have twice as often as others."""
+    """Lower-case words that no reason may have: of the first person and of negation (`t` is that of `isn't`). Words at
+    least twice as frequent in negative reviews as in positive ones are excluded as well."""
     common_share: float = Field(0.005, ge=0, le=1)
-    """A reason has only words that such a share of the texts has that speak for an item, and those of attributes."""
+    """Smallest share of the positive reviews that contain a word which a reason may use; words of attributes are always
+    allowed."""
     standing: list[str] = Field(
         ["this film", "this movie", "the film", "the movie", "this|is", "this|was", "this|has", "it|is a", "it|is an",
          "it|is one"],
         min_length=1,
     )  # fmt: skip
-    """What sentences begin with that are on an item, to be replaced by its title; `this|is`: `this` before `is`."""
+    """Beginnings of sentences on an item, to be replaced by its title; `this|is` means `this` before `is`."""
     catalogue: str = Field("sample:movielens", min_length=1)
-    """The items, as `tasks.recommendation.source`."""
+    """The items, as in `tasks.recommendation.source`."""
     liked: int = Field(2, ge=1, le=5)
-    """Earlier choices that are told with an item."""
+    """Number of earlier choices in a prompt."""
     draws: int = Field(8, ge=1, le=100)
-    """How many items a sentence is told of in training that says what an item is, as `comedy`; others of one."""
+    """Number of items with which a training sentence that names an attribute, such as `comedy`, is paired; other
+    sentences are paired with one."""
     test_share: float = Field(0.01, gt=0, le=0.4)
-    """Share of the texts that the report is made from; up to `corpus.validation_share` pretraining has not read them
-    either."""
+    """Share of the reviews in the test split, which the report uses. Up to `corpus.validation_share`, pretraining has
+    not read them either."""
     validation_share: float = Field(0.04, gt=0, le=0.4)
-    """Share of the texts that training is watched on."""
+    """Share of the reviews in the validation split, which monitors training."""
     most_copied: int = Field(8, ge=1, le=1000)
-    """A sentence with a longer run of words that is in one to learn from is not shown (unit: words)."""
+    """Longest run of words that a shown sentence may share with a training sentence (unit: words)."""
     most_perplexity: float = Field(5.0, gt=1)
-    """A sentence that is less likely, by its tokens after its prompt, is not shown: those above made no sense."""
+    """Largest perplexity, per token after the prompt, of a shown sentence; less likely ones made no sense."""
     num_workers: int | None = operational(1, ge=1, le=4096)
-    """Workers of this task's training."""
+    """Number of workers of this task's training."""
     train: TrainConfig = TrainConfig(
         epochs=2,
         batch_size=32,
@@ -83,5 +85,5 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
         return self
 
     def sources(self) -> dict[str, str]:
-        found = super().sources() | {"catalogue": self.catalogue}
-        return found | ({} if self.interactions is None else {"interactions": self.interactions})
+        places = super().sources() | {"catalogue": self.catalogue}
+        return places | ({} if self.interactions is None else {"interactions": self.interactions})

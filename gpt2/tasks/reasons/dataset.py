@@ -1,4 +1,4 @@
-"""Reasons as a language model reads and writes them: a prompt of what was liked and what is recommended, a sentence."""
+"""Reviews to sentences about items; prompts (liked items, recommended item) and sentences to batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpt2.data.tables import missing, read_table
 from gpt2.data.text import words
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.model.heads import pad
-from gpt2.tasks.reasons.checks import LEAST, MOST, names, place_of, repeats, said, well_formed
+from gpt2.tasks.reasons.checks import LEAST, MOST, names, place_of, repeats, spoken_title, well_formed
 from gpt2.tasks.recommendation.catalogue import Attributes, attributes, named_in, plural
 
 if TYPE_CHECKING:
@@ -29,44 +29,47 @@ if TYPE_CHECKING:
 
 TAG, END = re.compile(r"<[^>]{1,20}>"), re.compile(r"(?<=[.!?])\s+")
 SEEN = 20
-"""A word that fewer texts have says nothing."""
+"""Fewest texts with a word for which its frequencies are compared."""
 WORSE = 2.0
-"""A word speaks against an item where it is so many times as frequent in texts that do as in others."""
+"""Ratio of a word's frequency in negative reviews to that in positive ones from which it speaks against an item."""
 
 
 def read(source: Path, text: str, label: str | None, good: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(text, each once, and whether it is `good`; counts). `ValueError` where the file has no such columns or texts."""
+    """Return (reviews: text, each once, and `good`; counts).
+
+    Raises `ValueError` if the file lacks the columns or has no good reviews.
+    """
     table = read_table(source)
     if fault := missing(table, {"texts_field": text, "label_field": label}):
         raise ValueError(f"{source} has {fault}")
-    found = pd.DataFrame({"text": table[text]})
-    found["good"] = True if label is None else table[label].astype(str) == good
-    found = found[found["text"].notna()]
-    found["text"] = [normalise(str(value)) for value in found["text"]]
-    found = found[found["text"] != ""].drop_duplicates("text").reset_index(drop=True)
-    if not found["good"].any():
+    reviews = pd.DataFrame({"text": table[text]})
+    reviews["good"] = True if label is None else table[label].astype(str) == good
+    reviews = reviews[reviews["text"].notna()]
+    reviews["text"] = [normalise(str(value)) for value in reviews["text"]]
+    reviews = reviews[reviews["text"] != ""].drop_duplicates("text").reset_index(drop=True)
+    if not reviews["good"].any():
         raise ValueError(f"{source}: no row has {label}={good!r}; set label_field and good_label, or label_field: null")
-    return found, {"rows": len(table), "texts": len(found), "good_texts": int(found["good"].sum())}
+    return reviews, {"rows": len(table), "texts": len(reviews), "good_texts": int(reviews["good"].sum())}
 
 
 def frequencies(texts: Sequence[str]) -> Counter[str]:
-    """How many of the texts have a word."""
+    """Return the number of texts that contain each word."""
     return Counter(word for text in texts for word in set(words(text)))
 
 
 def common_words(texts: pd.DataFrame, share: float) -> set[str]:
-    """Words that such a share of the good texts has."""
+    """Return the words that at least this share of the good texts contains."""
     good = texts["text"][texts["good"]].tolist()
     return {word for word, count in frequencies(good).items() if count >= share * len(good)}
 
 
 def words_of(of: Sequence[Attributes]) -> set[str]:
-    """The words of attributes, in singular and plural."""
+    """Return the words of attributes, in singular and plural."""
     return {form for each in of for name in each for word in name for form in (word, plural(word))}
 
 
 def speaking_against(texts: pd.DataFrame) -> set[str]:
-    """Words that `WORSE` times as many texts that are not good have as others; none without such texts."""
+    """Return the words at least `WORSE` times as frequent in bad texts as in good ones; none without bad texts."""
     good, bad = (frequencies(texts["text"][texts["good"] == is_good].tolist()) for is_good in (True, False))
     totals = int((~texts["good"]).sum()), int(texts["good"].sum())
     ratio = {w: (n + 1) / (totals[0] + 2) * (totals[1] + 2) / (good[w] + 1) for w, n in bad.items()}
@@ -74,23 +77,26 @@ def speaking_against(texts: pd.DataFrame) -> set[str]:
 
 
 def usable(text: str, standing: re.Pattern[str]) -> list[str]:
-    """The sentences of a text on an item that have the form of a reason: see `gpt2.tasks.reasons.checks.Checks`."""
-    found = []
+    """Return the sentences of a text that have the form of a reason (see `gpt2.tasks.reasons.checks.Checks`)."""
+    sentences = []
     for sentence in END.split(TAG.sub(" ", text)):
         sentence = " ".join(sentence.split())
         if not standing.match(sentence) or not well_formed(sentence) or re.search(r"\d", sentence):
             continue
         have = words(sentence)
         if LEAST <= len(have) <= MOST and not names(sentence) and not repeats(have):
-            found.append(sentence)
-    return found
+            sentences.append(sentence)
+    return sentences
 
 
 def collected(
     texts: pd.DataFrame, standing: Sequence[str], allowed: Set[str], shares: tuple[float, float]
 ) -> pd.DataFrame:
-    """text, split: sentences of the good texts; those to learn from have allowed words alone, the test's are as people
-    write them. One that several texts have is in no more than one split, the training's where it can be."""
+    """Return (text, split) of the sentences in the good texts.
+
+    Training and validation sentences have allowed words only; test sentences are as people wrote them. A sentence of
+    several texts is in one split, the training split if its texts are in different ones.
+    """
     good = texts[texts["good"]]
     pattern, rows = place_of(standing), dict[str, str]()
     for text, split in zip(good["text"], splits(good["text"].tolist(), *shares), strict=True):
@@ -100,11 +106,11 @@ def collected(
     return pd.DataFrame({"text": list(rows), "split": list(rows.values())})
 
 
-class Readers:
-    """Who chose which item: to whom a sentence could be told."""
+class Audience:
+    """The users' choices, from which items and histories are drawn that fit a sentence."""
 
     def __init__(self, histories: Sequence[Sequence[int]], of: Sequence[Attributes], liked: int):
-        """`histories`: items in order of time. `liked`: how many of them are told with an item."""
+        """`histories` are items in order of time, `of` the items' attributes, `liked` the choices per prompt."""
         self.histories, self.of, self.liked = histories, of, liked
         self.user = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
         self.item = np.array([i for h in histories for i in h], dtype=np.int64)
@@ -112,7 +118,10 @@ class Readers:
         self.fitting: dict[frozenset[tuple[str, ...]], np.ndarray] = {}
 
     def draw(self, sentence: str, generator: np.random.Generator) -> tuple[int, list[int]] | None:
-        """(item, what else was liked): a choice of an item that is all that the sentence says; None without any."""
+        """Draw (item, other liked items) from the choices of items with all attributes that the sentence names.
+
+        Returns None if there is no such choice.
+        """
         named = frozenset(named_in(sentence, self.known))
         if named not in self.fitting:
             inside = np.array([named <= each.keys() for each in self.of])
@@ -125,55 +134,61 @@ class Readers:
 
 
 def related(history: Sequence[int], item: int, of: Sequence[Attributes], count: int) -> list[int]:
-    """Of a history in order of time those items that have most in common with an item, of equals the latest first."""
+    """Return the `count` items of a history that share most attributes with an item; latest first among equals."""
     order = sorted(range(len(history)), key=lambda i: (-len(of[history[i]].keys() & of[item].keys()), -i))
     return [int(history[i]) for i in order[:count]]
 
 
-def told(sentences: pd.DataFrame, readers: Readers, draws: Mapping[bool, int]) -> pd.DataFrame:
-    """text, split, item, liked: each sentence told of drawn items, so many times by whether it says what an item is."""
+def pair_with_items(sentences: pd.DataFrame, readers: Audience, draws: Mapping[bool, int]) -> pd.DataFrame:
+    """Return (text, split, item, liked): each sentence paired with drawn items and histories.
+
+    A training sentence is paired `draws[True]` times if it names an attribute, else `draws[False]` times.
+    """
     generator, rows = np.random.default_rng(0), []
     for text, split in zip(sentences["text"], sentences["split"], strict=True):
         says = bool(named_in(text, readers.known))
         for _ in range(draws[says] if split == "train" else 1):
-            if (found := readers.draw(text, generator)) is not None:
-                rows.append((text, split, *found))
+            if (pair := readers.draw(text, generator)) is not None:
+                rows.append((text, split, *pair))
     return pd.DataFrame(rows, columns=["text", "split", "item", "liked"])
 
 
-def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> Reader:
+def reader_of(examples: Path, tokenizer: Tokenizer, context: int) -> PromptEncoder:
+    """Return the encoder of prompts on the items of the examples."""
     import pandas as pd
 
     items = pd.read_parquet(examples / "items.parquet")
-    return Reader(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
+    return PromptEncoder(tokenizer, context, items["title"].tolist(), attributes(items["text"].tolist()))
 
 
-def told_of(table: pd.DataFrame, reader: Reader) -> Told:
-
-    return Told(reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]])
+def sentence_dataset(table: pd.DataFrame, reader: PromptEncoder) -> PromptedSentences:
+    """Return the dataset of a table (text, item, liked)."""
+    return PromptedSentences(
+        reader, table["text"].tolist(), table["item"].tolist(), [list(each) for each in table["liked"]]
+    )
 
 
 TITLE_TOKENS, SHOWN = 12, 4
-"""Of a title so many tokens are told, and so many attributes of an item."""
+"""Most tokens of a title and most attributes of an item in a prompt."""
 
 
-class Reader:
-    """Prompts and sentences as ids: half of the context for each."""
+class PromptEncoder:
+    """Encodes prompts and sentences as ids, with half of the context for each."""
 
     def __init__(self, tokenizer: Tokenizer, context: int, titles: Sequence[str], of: Sequence[Attributes]):
         self.tokenizer, self.room, self.of = tokenizer, context // 2, of
-        short = [ids[:TITLE_TOKENS] for ids in tokenizer.encode_batch([f" {said(title)}" for title in titles])]
-        told = [f" ({', '.join(list(each.values())[:SHOWN])})" if each else "" for each in of]
-        self.items = [a + b for a, b in zip(short, tokenizer.encode_batch(told), strict=True)]
+        short = [ids[:TITLE_TOKENS] for ids in tokenizer.encode_batch([f" {spoken_title(title)}" for title in titles])]
+        described = [f" ({', '.join(list(each.values())[:SHOWN])})" if each else "" for each in of]
+        self.items = [a + b for a, b in zip(short, tokenizer.encode_batch(described), strict=True)]
         marks = ("Liked:", ";", ". Next:", ". Both:", ".\n")
         self.liked, self.also, self.next, self.both, self.end = tokenizer.encode_batch(marks)
 
     def prompt(self, item: int, liked: Sequence[int]) -> list[int]:
-        """The `whole` prompt; of what is too long the end."""
+        """Return the ids of the prompt; a prompt that is too long loses its beginning."""
         return self.whole(item, liked)[-self.room :]
 
     def whole(self, item: int, liked: Sequence[int]) -> list[int]:
-        """What was liked, the item, and what of it they have in common."""
+        """Return the ids of the uncut prompt: the liked items, the recommended item, and their common attributes."""
         ids = [*self.liked]
         for place, one in enumerate(liked):
             ids += [*(self.also if place else ()), *self.items[one]]
@@ -184,16 +199,20 @@ class Reader:
         return [*ids, *self.end]
 
     def sentences(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each up to its end, where it is not cut before."""
+        """Return the ids of each sentence with end-of-text, cut to `room` tokens."""
         end = self.tokenizer.end_of_text
         return [[*ids, end][: self.room] for ids in self.tokenizer.encode_batch(list(texts))]
 
 
-class Told:
-    """Sentences, each after the prompt of an item. A batch is `ids` (B, T), prompt and sentence, their `lengths` (B,),
-    and `sentence_lengths` (B,)."""
+class PromptedSentences:
+    """Sentences, each after the prompt of an item.
 
-    def __init__(self, reader: Reader, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]):
+    A batch is `ids` (B, T) of prompt and sentence, `lengths` (B,) of both, and `sentence_lengths` (B,).
+    """
+
+    def __init__(
+        self, reader: PromptEncoder, texts: Sequence[str], items: Sequence[int], liked: Sequence[Sequence[int]]
+    ):
         self.sentences = reader.sentences(texts)
         whole = [reader.whole(item, each) for item, each in zip(items, liked, strict=True)]
         self.prompts = [ids[-reader.room :] for ids in whole]
@@ -204,7 +223,7 @@ class Told:
         self.cut = {
             name: {"texts": len(each), "cut": sum(each), "tokens": reader.room} for name, each in longer.items()
         }
-        """Of what is cut how much, as `gpt2.evaluation.unit_results.counted`."""
+        """Truncation of prompts and sentences, as in `gpt2.evaluation.unit_results.counted`."""
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -214,6 +233,6 @@ class Told:
 
 
 def joined(prompts: Sequence[list[int]], sentences: Sequence[list[int]]) -> dict[str, Tensor]:
-    """A batch of `Told`."""
+    """Return the batch of these prompts and sentences."""
     ids, lengths = pad([p + s for p, s in zip(prompts, sentences, strict=True)])
     return {"ids": ids, "lengths": lengths, "sentence_lengths": torch.tensor([len(s) for s in sentences])}

@@ -1,4 +1,4 @@
-"""What a report says of written reasons: their form, copying, what they name, and what became of them."""
+"""The report of `reasons`: likelihood of held-out sentences; form, copying and fate of written ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from gpt2.evaluation.significance import Bootstrap
 from gpt2.evaluation.unit_results import MODEL
 from gpt2.tasks.reasons.checks import Written, repeats
 from gpt2.tasks.reasons.config import SWAPPED, UNIGRAM
-from gpt2.tasks.reasons.dataset import told_of
+from gpt2.tasks.reasons.dataset import sentence_dataset
 from gpt2.tasks.recommendation.catalogue import named_in
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.reasons.checks import Written
     from gpt2.tasks.reasons.predictor import ReasonsPredictor
     from gpt2.tasks.task import Task
-ASKED = 100
-"""Users for whom the report has reasons written."""
+
+SAMPLED_USERS = 100
+"""Number of users for whom reasons are written for the report."""
 
 
-def looked_at(
+def writing_report(
     predictor: ReasonsPredictor,
     pairs: Sequence[tuple[int, list[int]]],
     written: Sequence[Sequence[tuple[Written, str]]],
@@ -35,9 +36,11 @@ def looked_at(
     metrics: Mapping[str, float],
     intervals: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The report's metrics, tables, samples and remarks on what was written, beside held-out sentences of people.
+    """Return the report's metrics, intervals, tables, samples and remarks on written sentences, beside people's.
 
-    Intervals of what was written are over users, whose sentences depend on each other; a maximum has none."""
+    `pairs` are (item, liked items) of each user, `written` their sentences with why they are withheld, and `people`
+    held-out sentences of people. Intervals are over users, since a user's sentences are dependent; a maximum has none.
+    """
     checks = predictor.checks
     texts = [each.text for group in written for each, _ in group]
     whose = [item for (item, _), group in zip(pairs, written, strict=True) for _ in group]
@@ -50,7 +53,7 @@ def looked_at(
     shown = np.array([not group[0][1] for group in written])
     owner = np.repeat(np.arange(len(written)), [len(group) for group in written])
 
-    def of(sentences: Sequence[str]) -> dict[str, np.ndarray]:
+    def properties(sentences: Sequence[str]) -> dict[str, np.ndarray]:
         runs = checks.known.longest(sentences)
         return {
             "names_item": np.array([checks.standing.match(s) is not None for s in sentences]),
@@ -61,7 +64,7 @@ def looked_at(
         }
 
     def share(values: np.ndarray, among: np.ndarray, whom: np.ndarray) -> tuple[float, list[float]]:
-        """The sum of values by that of `among`, and its interval."""
+        """Return the ratio of the sums of `values` and `among`, and its interval over users."""
         drawn = Bootstrap(np.stack([np.bincount(whom, each, len(written)) for each in (values, among)], axis=1))
 
         def ratio(sums: np.ndarray) -> np.ndarray:
@@ -69,21 +72,21 @@ def looked_at(
 
         return drawn.value(ratio), list(drawn.interval(ratio))
 
-    both = own, _ = of(texts), of(people)
+    both = own, _ = properties(texts), properties(people)
     every, each_user = np.ones(len(texts)), np.arange(len(written))
     shares = {name: share(values, every, owner) for name, values in own.items()}
     shares |= {"says_attribute": share(says, every, owner), "shown": share(shown, np.ones(len(written)), each_user)}
     if says.any():
         shares["attribute_right"] = share(right, says, owner)
         shares["attribute_right_by_chance"] = share(chance, says, owner)
-    told = {
-        "names_item": "begins with what stands for the item",
+    rows = {
+        "names_item": "begins with a placeholder for the item",
         "repeats": "repeats itself",
-        "longest_copy": "longest run of words that is in the training sentences, mean",
-        "copied": f"a run of more than {checks.most_copied} words",
-        "verbatim": "is, however short, a training sentence or a part of one",
+        "longest_copy": "longest run of words shared with a training sentence, mean",
+        "copied": f"shares a run of more than {checks.most_copied} words",
+        "verbatim": "is a training sentence or a part of one",
     }
-    found = {
+    values = {
         "attribute_right": 0.0, "attribute_right_by_chance": 0.0,
         **metrics, **{name: value for name, (value, _) in shares.items()},
         "longest_copy_max": float(own["longest_copy"].max()),
@@ -92,17 +95,17 @@ def looked_at(
     best = [(i, liked, *group[0]) for (i, liked), group in zip(pairs, written, strict=True)]
     after = [("; ".join(predictor.titles[i] for i in liked), item, each, why) for item, liked, each, why in best]
     return {
-        "metrics": found,
+        "metrics": values,
         "intervals": intervals,
         "tables": {
-            "Sentences that were written, and people's that were held out": {
+            "Written sentences and people's held-out sentences": {
                 "header": ["", "written", "people's"],
                 "rows": [
-                    *([name, *(round(float(each[key].mean()), 3) for each in both)] for key, name in told.items()),
+                    *([name, *(round(float(each[key].mean()), 3) for each in both)] for key, name in rows.items()),
                     ["the longest such run", *(int(each["longest_copy"].max()) for each in both)],
                 ],
             },
-            "What becomes of the written sentences": {
+            "Outcomes of the written sentences": {
                 "header": ["", "sentences"], "rows": [[why, n] for why, n in reasons.most_common()],
             },
         },
@@ -111,11 +114,11 @@ def looked_at(
             "Withheld": [f"{why}: {checks.sentence(e.text, i)}" for _, i, e, why in after if why][:8],
         },
         "remarks": [
-            f"Of {len(pairs)} users {shown.sum()} get a written reason for their last choice, the others facts alone: "
-            f"of {predictor.params['samples']} sentences each the best is shown if it passes all checks.",
-            f"{says.sum()} sentences say what the item is, such as its genre; {right.sum()} of these are right, "
-            f"{chance.sum():.0f} would be if they were on another user's item.",
-            "The intervals of what was written are over users.",
+            f"Of {len(pairs)} users {shown.sum()} get a written reason for their last choice; the others get facts. "
+            f"The best of {predictor.params['samples']} sentences is shown if it passes all checks.",
+            f"{says.sum()} sentences name an attribute of the item, such as its genre; {right.sum()} of these are "
+            f"right. On another user's item {chance.sum():.0f} would be right by chance.",
+            "The intervals of written sentences are over users.",
         ],
     }  # fmt: skip
 
@@ -129,9 +132,9 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     from gpt2.tasks.reasons.checks import Written
     from gpt2.tasks.reasons.predictor import losses
 
-    predictor.tell_of(pd.read_parquet(examples / "items.parquet"))  # a champion may have learned of others
+    predictor.use_catalogue(pd.read_parquet(examples / "items.parquet"))  # a champion may have another one
     table, learned = (pd.read_parquet(examples / f"{split}.parquet") for split in ("test", "train"))
-    data, read = (told_of(each, predictor.reader) for each in (table, learned))
+    data, read = (sentence_dataset(each, predictor.reader) for each in (table, learned))
     cut = {f"training {name}": counts for name, counts in read.cut.items()}
     cut |= {f"held-out {name}": counts for name, counts in data.cut.items()}
     swapped = table.assign(item=np.roll(table["item"], 1), liked=np.roll(table["liked"], 1))
@@ -141,21 +144,24 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
     unigram = -np.log(counts / counts.sum())
     table["nll"], table["tokens"] = losses(predictor.module, data)
     table[f"nll of {UNIGRAM}"] = [float(unigram[ids].sum()) for ids in data.sentences]
-    table[f"nll of {SWAPPED}"] = losses(predictor.module, told_of(swapped, predictor.reader))[0]
+    table[f"nll of {SWAPPED}"] = losses(predictor.module, sentence_dataset(swapped, predictor.reader))[0]
     table["bytes"] = [len(text.encode()) for text in table["text"]]
     table.to_parquet(out / "predictions.parquet", index=False)
-    found = evidence(task, table)
-    values = {s: {m: found.value(m, s) for m in found.metrics} for s in found.systems}
-    asked = pd.read_parquet(examples / "asked.parquet")
-    asked = asked.iloc[np.unique(np.linspace(0, len(asked) - 1, min(ASKED, len(asked))).astype(int))]
-    pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(asked["item"], asked["liked"], strict=True)]
+    results = unit_results_of(task, table)
+    values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
+    prompts = pd.read_parquet(examples / "asked.parquet")
+    count = min(SAMPLED_USERS, len(prompts))
+    prompts = prompts.iloc[np.unique(np.linspace(0, len(prompts) - 1, count).astype(int))]
+    pairs = [(int(i), [int(j) for j in liked]) for i, liked in zip(prompts["item"], prompts["liked"], strict=True)]
     written = [predictor.written(item, liked, task.params) for item, liked in pairs]
-    told = [(item, *each, why) for (item, _), group in zip(pairs, written, strict=True) for each, why in group]
-    pd.DataFrame(told, columns=["item", *Written._fields, "withheld"]).to_parquet(out / "written.parquet", index=False)
-    summary = found.summary()
+    sampled = [(item, *each, why) for (item, _), group in zip(pairs, written, strict=True) for each, why in group]
+    pd.DataFrame(sampled, columns=["item", *Written._fields, "withheld"]).to_parquet(
+        out / "written.parquet", index=False
+    )
+    summary = results.summary()
     texts = table["text"].tolist()
-    looked = looked_at(predictor, pairs, written, texts, values["model"], summary["intervals"])
-    looked["remarks"].append(unit_results.sentence(cut))
+    writing = writing_report(predictor, pairs, written, texts, values["model"], summary["intervals"])
+    writing["remarks"].append(unit_results.sentence(cut))
     return {
         "task": task.name,
         "title": task.title,
@@ -165,14 +171,14 @@ def evaluate(task: Task, predictor: ReasonsPredictor, examples: Path, out: Path)
         "cut": cut,
         "counts": {"sentences": len(table), "tokens": int(table["tokens"].sum()), "users": len(pairs)},
         "figures": [],
-        "cost": report.of_prediction(predictor, predictor.module, predictor.input_example, tries=3),
+        "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example, tries=3),
         **summary,
-        **looked,
+        **writing,
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
-    """Return the results of each unit that `predictions.parquet` holds."""
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
+    """Return the per-unit results of the stored predictions."""
     import numpy as np
 
     from gpt2.evaluation import unit_results

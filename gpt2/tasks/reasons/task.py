@@ -1,4 +1,4 @@
-"""Reasons for recommendations: a sentence on an item, written for somebody who liked others, shown where it may be."""
+"""The task `reasons`: a sentence that recommends an item, for a user with a history, shown if it passes the checks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
-    from gpt2.tasks.reasons.dataset import Told
+    from gpt2.tasks.reasons.dataset import PromptedSentences
     from gpt2.tasks.reasons.predictor import ReasonsPredictor
 
 
 class Reasons(Task):
-    """Sentences on items."""
+    """Written reasons for recommendations."""
 
     name = "reasons"
     title = "Reasons for recommendations"
@@ -32,17 +32,20 @@ class Reasons(Task):
     baselines = (UNIGRAM, SWAPPED)
     Settings = ReasonsSettings
     params = PARAMS
-    use = "A sentence beside a recommendation that says why one may like it."
+    use = "A sentence beside a recommendation that explains why the user may like it."
     limits = (
-        "It says of an item what people wrote of others: of what it is it knows the attributes in the catalogue alone.",
-        "What fails a check is withheld; what passes all of them may still be wrong of this item.",
-        "Copying is looked for in the sentences that it was tuned on, not in all that the base model has read.",
+        "Sentences come from reviews of other items; of this item the model knows only its catalogue attributes.",
+        "A sentence that fails a check is withheld; one that passes all checks may still be wrong about the item.",
+        "Copying is checked against the fine-tuning sentences, not against the base model's training text.",
     )
     example: ClassVar[Any] = {"history": ["a title of the catalogue"], "item": "another"}
 
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet (text, item, liked), items.parquet, asked.parquet (item, liked: what
-        the report asks for) and settings.json. `ValueError` where there is too little to learn from."""
+        """Write the examples to `out` and return counts.
+
+        The files are train, validation and test.parquet (text, item, liked), items.parquet, asked.parquet (item, liked:
+        the report's prompts) and settings.json. Raises `ValueError` if a split would be empty.
+        """
         import pandas as pd
 
         from gpt2.tasks.reasons import dataset as reasons_dataset
@@ -56,32 +59,32 @@ class Reasons(Task):
         unwanted = sorted({*settings.unwanted, *(reasons_dataset.speaking_against(texts) - kinds)})
         common = sorted(reasons_dataset.common_words(texts, settings.common_share) | kinds)
         shares = (settings.test_share, settings.validation_share)
-        found = reasons_dataset.collected(texts, settings.standing, set(common).difference(unwanted), shares)
-        readers = reasons_dataset.Readers([h[:-1] for h in chosen["items"]], of, settings.liked)
-        told = reasons_dataset.told(found, readers, {True: settings.draws, False: 1})
-        counts |= {"sentences": len(found), "users": of_catalogue["users"], "items": len(items)}
+        sentences = reasons_dataset.collected(texts, settings.standing, set(common).difference(unwanted), shares)
+        readers = reasons_dataset.Audience([h[:-1] for h in chosen["items"]], of, settings.liked)
+        pairs = reasons_dataset.pair_with_items(sentences, readers, {True: settings.draws, False: 1})
+        counts |= {"sentences": len(sentences), "users": of_catalogue["users"], "items": len(items)}
         for name in SPLITS:
-            part = told[told["split"] == name].drop(columns="split").reset_index(drop=True)
+            part = pairs[pairs["split"] == name].drop(columns="split").reset_index(drop=True)
             counts[name] = len(part)
             if part.empty:
                 raise ValueError(
-                    f"{source}: of {len(found)} sentences that begin with what stands for an item, none is left for "
-                    f"the {name} split; set standing to how they begin, add texts, or change {name}_share"
+                    f"{source}: of {len(sentences)} sentences that begin with a placeholder for an item, none is left "
+                    f"for the {name} split; set standing to how they begin, add texts, or change {name}_share"
                 )
             part.to_parquet(out / f"{name}.parquet", index=False)
         items.to_parquet(out / "items.parquet", index=False)
-        asked = [(int(h[-1]), reasons_dataset.related(h[:-1], h[-1], of, settings.liked)) for h in chosen["items"]]
-        pd.DataFrame(asked, columns=["item", "liked"]).to_parquet(out / "asked.parquet", index=False)
+        prompts = [(int(h[-1]), reasons_dataset.related(h[:-1], h[-1], of, settings.liked)) for h in chosen["items"]]
+        pd.DataFrame(prompts, columns=["item", "liked"]).to_parquet(out / "asked.parquet", index=False)
         own = {name: getattr(settings, name) for name in ("standing", "most_copied", "most_perplexity", "liked")}
         (out / "settings.json").write_text(json.dumps({"unwanted": unwanted, "common": common, **own}))
         return counts
 
-    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> Told:
+    def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> PromptedSentences:
         import pandas as pd
 
-        from gpt2.tasks.reasons.dataset import reader_of, told_of
+        from gpt2.tasks.reasons.dataset import reader_of, sentence_dataset
 
-        return told_of(pd.read_parquet(examples / f"{split}.parquet"), reader_of(examples, tokenizer, context))
+        return sentence_dataset(pd.read_parquet(examples / f"{split}.parquet"), reader_of(examples, tokenizer, context))
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         from gpt2.tasks.reasons.predictor import Reasoner
@@ -113,10 +116,10 @@ class Reasons(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.reasons import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 TASK = Reasons()

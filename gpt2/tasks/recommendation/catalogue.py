@@ -1,4 +1,8 @@
-"""A catalogue and what people chose of it, made fit to learn from: items told as text, histories in order of time."""
+"""Files of items and interactions to items as text and histories in order of time; facts about items.
+
+Bad rows are counted by reason. Facts are sentences from an item's attributes and a user's choices; no model writes
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,11 @@ if TYPE_CHECKING:
 
 ID_FIELDS = ("id", "item")
 TITLE_CHARS = 80
-"""A title that is made of a text has so many characters at most."""
+"""Longest title that is made from a text (characters)."""
 
 
 def read_source(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """(items: item, title, text; interactions: user, item, time in UTC, liked; counts of rows that were left out).
+    """Return (items: item, title, text; interactions: user, item, time in UTC, liked; counts of dropped rows).
 
     `source` is the file of items, or a folder with `items.*` and `interactions.*`, or the sample.
     """
@@ -39,8 +43,10 @@ def read_source(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, p
 
 
 def read_interactions(source: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(user and item as text, time in UTC, whether it is `liked`; counts of rows that were left out). `source` may be
-    the file itself."""
+    """Return (interactions: user and item as text, time in UTC, `liked`; counts of dropped rows).
+
+    `source` may also be the file of interactions itself.
+    """
     if is_movielens(source):
         return usable_rows(movielens_ratings(source), source, settings)
     given = getattr(settings, "interactions", None)
@@ -55,7 +61,10 @@ def read_interactions(source: Path, settings: InteractionsFile) -> tuple[pd.Data
 
 
 def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Rows with a user, an item and a time, and whether each weighs as much as a like; `ValueError` where none is."""
+    """Return (the rows with user, item and time, with `liked`; counts of dropped rows).
+
+    A row is liked if its weight is `min_weight` or more. Raises `ValueError` if no row is usable or liked.
+    """
     rows = len(table)
     if not rows:
         raise ValueError(f"{place} has no rows; add interactions")
@@ -65,22 +74,22 @@ def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) ->
     counts = {"without_user_or_item": rows - len(table)}
     if table.empty:
         raise ValueError(f"{place}: none of {rows:,} rows has a user and an item; set user_field and item_field")
-    found = times(plain(table["time"]))
-    none = found.isna()
+    parsed = times(plain(table["time"]))
+    none = parsed.isna()
     if none.mean() > MAX_UNTIMED:
         raise ValueError(
             f"{place}: {int(none.sum()):,} of {len(table):,} rows have no time that can be read in "
             f"{settings.time_field!r}, such as {table['time'][none].iloc[0]!r:.60}; write ISO 8601 or seconds "
             f"since 1970"
         )
-    table, counts["untimed"] = table.assign(time=found)[~none], int(none.sum())
+    table, counts["untimed"] = table.assign(time=parsed)[~none], int(none.sum())
     if settings.min_weight is not None:
         weights = pd.to_numeric(plain(table["weight"]), errors="coerce").astype(float)
         if (bad := ~np.isfinite(weights)).any():
             number = int(bad.idxmax())
             raise ValueError(
-                f"{place} row {number + 1}: {settings.weight_field}={table['weight'][number]!r:.60} is no weight; give "
-                f"a finite number, or set min_weight: null"
+                f"{place} row {number + 1}: {settings.weight_field}={table['weight'][number]!r:.60} is not a weight; "
+                f"give a finite number, or set min_weight: null"
             )
         table = table.assign(liked=weights >= settings.min_weight)
         counts["below_min_weight"] = int((~table["liked"]).sum())
@@ -95,15 +104,15 @@ def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) ->
 
 
 def plain(column: pd.Series) -> pd.Series:
-    """Numbers and times as they are, all else as text."""
+    """Return a column of numbers or times unchanged, any other as text."""
     is_plain = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
     return column if is_plain else column.map(cell)
 
 
 def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(item, title, text of each item, each id once; counts of rows that were left out).
+    """Return (item, title and text of each item, each id once; counts of dropped rows).
 
-    The text is followed by the attributes, as in `Blue shoes; brand: Acme; size: 42`. Of equal ids the first counts.
+    The text is followed by the attributes, as in `Blue shoes; brand: Acme; size: 42`. The first row of an id is kept.
     """
     table = read_table(place)
     id_field = settings.id_field or next((name for name in ID_FIELDS if name in table), ID_FIELDS[0])
@@ -118,11 +127,11 @@ def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dic
         raise ValueError(f"{place} has no column {absent[0]!r}; it has {listed(table)}: change attributes")
     if len(columns) == 1 and not others:
         raise ValueError(
-            f"{place} has nothing to tell of an item but its id; set text_field, title_field or attributes"
+            f"{place} has only ids of items and nothing that describes them; set text_field, title_field or attributes"
         )
     ids = [cell(value) for value in table[id_field]]
-    cells = {name: table[column].map(told).tolist() for name, column in columns.items() if name != "id"}
-    attributes = [table[column].map(told).tolist() for column in others]
+    cells = {name: table[column].map(as_text).tolist() for name, column in columns.items() if name != "id"}
+    attributes = [table[column].map(as_text).tolist() for column in others]
     rows: dict[str, tuple[str, str, str]] = {}
     without_id = without_text = repeated = 0
     for i, item in enumerate(ids):
@@ -144,17 +153,17 @@ def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dic
     return pd.DataFrame(list(rows.values()), columns=["item", "title", "text"]), counts
 
 
-def told(value: Any) -> str:
-    """A cell as text, "" for an empty one; of a list its parts, with commas between them."""
+def as_text(value: Any) -> str:
+    """Return a cell as text, "" for an empty one; the parts of a list are joined by commas."""
     if isinstance(value, list | tuple | np.ndarray):
-        return ", ".join(filter(None, map(told, value)))
+        return ", ".join(filter(None, map(as_text, value)))
     if isinstance(value, dict):
-        return ", ".join(f"{name} {told(part)}" for name, part in value.items() if told(part))
+        return ", ".join(f"{name} {as_text(part)}" for name, part in value.items() if as_text(part))
     return cell(value) or ""
 
 
 def beginning(text: str) -> str:
-    """How a text begins: of its first line as many whole words as `TITLE_CHARS` has room for."""
+    """Return the beginning of a text's first line: whole words of at most `TITLE_CHARS` characters."""
     text = text.partition("\n")[0].rstrip()
     if len(text) <= TITLE_CHARS:
         return text
@@ -163,27 +172,27 @@ def beginning(text: str) -> str:
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """The table of that name; `ValueError` where there is none."""
+    """Return the table of that name in a folder; raise `ValueError` if there is none."""
     files = sorted(f for f in folder.glob(f"{name}.*") if f.suffix in TABLES)
     if not files:
-        raise ValueError(f"{folder} has no {name}.csv, .jsonl or .parquet; a folder with both tables is needed")
+        raise ValueError(f"{folder} has no {name}.csv, .jsonl or .parquet; give a folder with both tables")
     return files[0]
 
 
 def is_movielens(source: Path) -> bool:
-    """Whether it is the folder of the sample."""
+    """Return whether a path is the folder of the sample."""
     return (source / "MovieLens100k_data.parquet.brotli").exists()
 
 
 def movielens_ratings(source: Path) -> pd.DataFrame:
-    """MovieLens-100k (Harper and Konstan 2015): user, item, time, and the rating as the weight."""
+    """Return MovieLens-100k (Harper and Konstan 2015): user, item, time, and the rating as the weight."""
     ratings = read_table(source / "MovieLens100k_data.parquet.brotli")
     columns = {"user_id": "user", "movie_id": "item", "timestamp": "time", "rating": "weight"}
     return ratings[list(columns)].rename(columns=columns)
 
 
 def movielens_films(source: Path) -> pd.DataFrame:
-    """Its films; their text is their genres."""
+    """Return the films of MovieLens-100k: item, title, and the genres as the text."""
     films = read_table(source / "MovieLens100k_items.parquet.brotli")
     names = list(films.columns[films.columns.get_loc("unknown") + 1 :])
     genres = [", ".join(n for n in names if row[n]) for row in films[names].to_dict("records")]
@@ -195,38 +204,43 @@ def movielens_films(source: Path) -> pd.DataFrame:
 GENERATED, FACTS = "generated", "facts"
 """Kinds of reasons."""
 LONGEST_ATTRIBUTE = 3
-"""Words of an attribute; what is longer is a text."""
+"""Most words of an attribute; a longer part is a text."""
 Attributes = Mapping[tuple[str, ...], str]
-"""Of an item: the words of each attribute, and how it is written."""
+"""Attributes of an item: the lower-cased words of each, and its spelling."""
 
 
 def attributes(texts: Sequence[str]) -> list[Attributes]:
-    """What each item is, by its text: parts between commas and semicolons, of few words, that two items or more have;
-    of `colour: blue` the value counts."""
-    found = []
+    """Return the attributes of each item, from its text.
+
+    They are short parts between commas and semicolons that at least two items share. For `colour: blue` it is the
+    value.
+    """
+    named_parts = []
     for text in texts:
         parts = [part.strip() for part in re.split(r"[;,|]", text)]
         named = {tuple(words(part.rpartition(": ")[2])): part for part in parts}
-        found.append({name: part for name, part in named.items() if 0 < len(name) <= LONGEST_ATTRIBUTE})
-    counts = Counter(name for each in found for name in each)
-    return [{name: part for name, part in each.items() if counts[name] > 1} for each in found]
+        named_parts.append({name: part for name, part in named.items() if 0 < len(name) <= LONGEST_ATTRIBUTE})
+    counts = Counter(name for each in named_parts for name in each)
+    return [{name: part for name, part in each.items() if counts[name] > 1} for each in named_parts]
 
 
 def plural(word: str) -> str:
+    """Return the regular English plural of a word."""
     return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
 
 
 def named_in(text: str, known: Set[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Which of the attributes a text names, in singular or plural."""
+    """Return those of the `known` attributes that a text names, in singular or plural."""
     have = words(text)
     runs = {tuple(have[i : i + n]) for n in range(1, LONGEST_ATTRIBUTE + 1) for i in range(len(have) - n + 1)}
     return {name for name in known if name in runs or (*name[:-1], plural(name[-1])) in runs}
 
 
 def facts(titles: Sequence[str], of: Sequence[Attributes], nearest: Sequence[int], item: int) -> str:
-    """A sentence that is true of the model and of what the user chose; nothing in it is written by a model.
+    """Return a true sentence on why an item is recommended; no part of it is generated.
 
-    `nearest`: of what he chose, the items closest to this one for the model, the closest first.
+    `of` are the attributes of all items. `nearest` are the user's choices closest to the item by the model's
+    embeddings, closest first.
     """
     if not nearest:
         return "Ranked by popularity alone: nothing that this user chose is in the model's catalogue."
@@ -234,21 +248,20 @@ def facts(titles: Sequence[str], of: Sequence[Attributes], nearest: Sequence[int
     named = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     common = [part for name, part in of[item].items() if all(name in of[i] for i in nearest)]
     shared = f"; in common: {', '.join(common)}" if common else ""
-    return f"Of what this user chose, closest to it for the model: {named}{shared}."
+    return f"The choices of this user closest to it by the model: {named}{shared}."
 
 
 HALF_LIVES = 8
-"""Of an interaction's weight in recent popularity, in the time from the first to the last of them."""
+"""Half-lives of an interaction's weight in recent popularity between the first and the last interaction."""
 
 
 def prepare(source: Path, settings: CatalogueFiles, out: Path) -> dict[str, int]:
-    """Write items.parquet (item, title, text, popularity, recent), histories.parquet (user, item indices in order, and
-    where some were not liked `disliked`, the indices of those) and catalogue.json; returns the counts, also of what was
-    left out.
+    """Write items.parquet, histories.parquet and catalogue.json to `out`; return counts, including dropped rows.
 
-    The last item of a user is the test, the one before it the validation, the rest trains; popularity counts training
-    interactions only, and so does `recent`, where the older count less. `ValueError` where the files can't be learned
-    from.
+    Items have item, title, text, `popularity` and `recent`. Histories have user, item indices in order and, if some
+    items were not liked, the indices of these as `disliked`. A user's last item is the test, the one before it the
+    validation, and the rest is for training. `popularity` counts training interactions; `recent` weighs older ones
+    less. Raises `ValueError` if the files can't be learned from.
     """
     items, histories, counts = usable(source, settings)
     trained = [np.concatenate([row[:-2] for row in histories[column]]) for column in ("items", "times")]
@@ -262,14 +275,17 @@ def prepare(source: Path, settings: CatalogueFiles, out: Path) -> dict[str, int]
 
 
 def freshness(times: np.ndarray) -> np.ndarray:
-    """(N,) seconds to weights of at most 1, by how long before the last of them they were."""
+    """Return (N,) weights of at most 1 for (N,) times (seconds), by their distance to the latest."""
     age = times.max() - times
     return 0.5 ** (HALF_LIVES * age / max(age.max(), 1.0))
 
 
 def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """(items: item, title, text; of each user with enough of them `items`, the indices of what he chose, each once, in
-    order of time, their `times`, and where some were not liked `disliked` (`not_liked`); counts)."""
+    """Return (items: item, title, text; histories by user; counts).
+
+    A history has `items`, the indices of chosen items, each once, in order of time, and their `times` (seconds). If
+    some items were not liked it also has `disliked` (see `not_liked`). Users with few items are left out.
+    """
 
     items, choices, counts = read_source(source, settings)
     where = settings.interactions or source
@@ -306,23 +322,27 @@ def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.Dat
 def not_liked(
     others: pd.DataFrame, histories: pd.DataFrame, places: dict[str, int], start: pd.Timestamp
 ) -> list[list[int]]:
-    """Of each user of the histories the indices of items that he saw but did not like (`others`), not even later, up to
-    the moment of his last like: what was seen is no candidate for it."""
+    """Return for each user the indices of the items that they saw before their last like but never liked.
+
+    Such items are no candidates for the last choice. `others` are the interactions without a like.
+    """
     known = others[others["item"].isin(places.keys())]
     times = (known["time"] - start).dt.total_seconds()
     rows: dict[str, list[tuple[int, float]]] = {}
     for user, item, time in zip(known["user"], known["item"], times, strict=True):
         rows.setdefault(user, []).append((places[item], time))
-    found = []
+    disliked = []
     for user, liked, moments in zip(histories.index, histories["items"], histories["times"], strict=True):
         seen = {item for item, time in rows.get(str(user), []) if time <= moments[-1]}
-        found.append(sorted(seen.difference(liked)))
-    return found
+        disliked.append(sorted(seen.difference(liked)))
+    return disliked
 
 
 def in_order(choices: pd.DataFrame) -> pd.DataFrame:
-    """Each user's choices in order of time, each item once, at its first; those of one moment by a hash of user and
-    item, so that the order of the file says nothing."""
+    """Return each user's choices in order of time, each item once, at its first choice.
+
+    Ties in time are ordered by a hash of user and item, so that the order of the file has no influence.
+    """
     marks = [
         blake2b(f"{u} {i}".encode(), digest_size=8).hexdigest()
         for u, i in zip(choices["user"], choices["item"], strict=True)
@@ -332,13 +352,13 @@ def in_order(choices: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbered(users: pd.Series) -> pd.Series:
-    """Users as numbers where all are written as such, so that they have one order in whatever form a file has them."""
+    """Return users as numbers if all are written as such, so that their order does not depend on the file's format."""
     plain = users.str.fullmatch(r"0|[1-9][0-9]{0,17}")
     return users.astype("int64") if plain.all() else users
 
 
 def sentence(title: str, text: str) -> str:
-    """What is told of an item: its title and its text; a text that begins with the title says it already."""
+    """Return the description of an item: title and text, or the text alone if it begins with the title."""
     if text.startswith(title):
         return text
     return f"{title}: {text}" if text else title

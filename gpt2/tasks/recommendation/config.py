@@ -1,4 +1,4 @@
-"""A catalogue and what people chose of it, made fit to learn from: items told as text, histories in order of time."""
+"""The settings of the recommender: its files, what is learned from them, and the job `recommend`."""
 
 from __future__ import annotations
 
@@ -15,63 +15,63 @@ from gpt2.training.config import OptimizerConfig, TrainConfig
 
 
 class RecommendConfig(Settings):
-    """Who gets recommendations, and how many."""
+    """Settings of the recommendations for many users."""
 
     source: str = Field("sample:movielens", min_length=1)
     """A file of interactions (.csv, .jsonl, .parquet), or a folder with `interactions.*`, or `sample:movielens`."""
     model: str = Field("models:/gpt2-recommendation@champion", min_length=1)
     """The registered model that ranks: models:/NAME@ALIAS or models:/NAME/VERSION."""
     top_k: int = Field(10, ge=1, le=1000)
-    """Items that each user gets, the best first."""
+    """Number of items for each user, best first."""
     active_days: float | None = Field(None, gt=0, le=36500)
-    """A user is active who has chosen something in so many days before the latest interaction; without it, every
-    user is."""
+    """Only users with a choice within this time before the latest interaction get recommendations (unit: days); without
+    it, all users."""
     reasons: int = Field(2, ge=1, le=5)
-    """Earlier choices that a reason names."""
+    """Number of earlier choices that a reason names."""
     writer: str | None = Field(None, min_length=1)
     """The registered model that writes reasons, as models:/gpt2-reasons@champion; without it all reasons are facts."""
     written: int = Field(1, ge=1, le=1000)
-    """With a writer: items of each user, the best first, for which it writes; the others have facts."""
+    """With a writer: number of items per user, best first, with a written reason; the others have facts."""
     samples: int = Field(8, ge=1, le=64)
-    """With a writer: sentences that it writes for a reason; the best is shown, if it passes all checks."""
+    """With a writer: number of sentences sampled for a reason; the best one is shown if it passes all checks."""
     batch_users: int = operational(500, ge=1, le=1_000_000)
-    """Users whose recommendations are made and kept at a time: a killed run loses at most so many (unit: users)."""
+    """Users processed and stored at a time; a killed run loses at most this many (unit: users)."""
     user_field: str | None = Field(None, min_length=1)
-    """The column of who chose; without it the one that the model learned from."""
+    """The column of the users; without it, that of the model's training data."""
     item_field: str | None = Field(None, min_length=1)
-    """The column of what was chosen, the ids of items; without it the one that the model learned from."""
+    """The column of the chosen items' ids; without it, that of the model's training data."""
     time_field: str | None = Field(None, min_length=1)
-    """The column of the times; without it the one that the model learned from."""
+    """The column of the times; without it, that of the model's training data."""
     weight_field: str | None = Field(None, min_length=1)
-    """The column of the weights, such as ratings; without it the one that the model learned from."""
+    """The column of the weights, such as ratings; without it, that of the model's training data."""
     min_weight: float | None = None
-    """An interaction of less weight is not a like: its item is not recommended again, and says nothing of others.
-    Without it what the model learned with."""
+    """Smallest weight of a like. An item with less weight is not recommended again and does not influence the ranking.
+    Without it, the model's own value."""
 
     def reading(self, model: Path) -> InteractionsFile:
-        """How interactions are read: as the model's in that directory were, but for what is said here."""
+        """Return how interactions are read: as for the model in that directory, except for the settings given here."""
         kept = read_task(model).get("interactions", {})  # older models kept nothing
-        said = {name: value for name in InteractionsFile.model_fields if (value := getattr(self, name)) is not None}
-        return InteractionsFile.model_validate({**kept, **said})
+        given = {name: value for name in InteractionsFile.model_fields if (value := getattr(self, name)) is not None}
+        return InteractionsFile.model_validate({**kept, **given})
 
 
 TABLES = (".csv", ".jsonl", ".parquet")
 
 
 class InteractionsFile(Settings):
-    """What is read of a file of interactions: who chose what, and when."""
+    """Columns of a file of interactions: who chose what, and when."""
 
     user_field: str = Field("user", min_length=1)
-    """The column of who chose, in the file of interactions."""
+    """The column of the users, in the file of interactions."""
     item_field: str = Field("item", min_length=1)
-    """The column of what was chosen, in the file of interactions: the ids of the items."""
+    """The column of the chosen items' ids, in the file of interactions."""
     time_field: str = Field("time", min_length=1)
-    """The column of the times, by which choices are ordered: ISO 8601, or seconds or milliseconds since 1970."""
+    """The column of the times that order the choices: ISO 8601, or seconds or milliseconds since 1970."""
     weight_field: str | None = Field("weight", min_length=1)
-    """The column of how much an interaction weighs, such as a rating; it is read where `min_weight` is set."""
+    """The column of an interaction's weight, such as a rating; read only if `min_weight` is set."""
     min_weight: float | None = None
-    """An interaction of less weight is not a like: it is not learned from, and its item counts as seen where there is
-    ranking, as one that was liked; without it all count alike."""
+    """Smallest weight of a like. An interaction with less weight is not learned from, but its item counts as seen in
+    rankings. Without it all interactions are likes."""
 
     @model_validator(mode="after")
     def _interactions(self):
@@ -83,12 +83,12 @@ class InteractionsFile(Settings):
         return self
 
     def reading(self) -> dict[str, Any]:
-        """How interactions are read, to be kept with what is made of them."""
+        """Return the settings by which interactions are read, to be stored with the results."""
         return {name: getattr(self, name) for name in InteractionsFile.model_fields}
 
 
 class CatalogueFiles(InteractionsFile):
-    """What is read of a file of items and a file of interactions, and who is learned from."""
+    """Columns of a file of items and a file of interactions, and which users and items are used."""
 
     interactions: str | None = operational(None, min_length=1)
     """The file of interactions (.csv, .jsonl, .parquet): user, item, time, perhaps a weight. Its content is part of
@@ -98,16 +98,16 @@ class CatalogueFiles(InteractionsFile):
     text_field: str | None = Field("text", min_length=1)
     """The column of an item's text; an item needs a text, a title or an attribute."""
     title_field: str | None = Field("title", min_length=1)
-    """The column of what an item is called in rankings; without a title, how its text begins (80 characters)."""
+    """The column of an item's title in rankings; without a title, the beginning of its text (80 characters)."""
     attributes: list[str] | None = None
-    """The columns that are told after the text, each as `; name: value`; without it all others of the file, in its
-    order; [] for none."""
+    """The columns appended to the text, each as `; name: value`; without it, all other columns in the file's order; []
+    for none."""
     item_tokens: int = Field(32, ge=4, le=1024)
-    """What is told of an item (title, text, attributes) is cut to so many tokens (unit: tokens)."""
+    """Longest description of an item (title, text, attributes); the rest is cut (unit: tokens)."""
     max_unknown: float = Field(0.1, ge=0, le=1)
-    """Largest share of interactions with items that the file of items does not have; fewer are left out."""
+    """Largest share of interactions with items missing in the file of items; such interactions are left out."""
     min_items: int = Field(4, ge=4, le=1000)
-    """Users who chose fewer items are left out: the last item is the test, the one before it the validation."""
+    """Fewest items of a user; others are left out. The last item is the test, the one before it the validation."""
 
     @model_validator(mode="after")
     def _items(self):
@@ -117,13 +117,13 @@ class CatalogueFiles(InteractionsFile):
 
 
 def distinct(names: Sequence[str]) -> None:
-    """`ValueError` where a column is named for two things."""
+    """Raise `ValueError` if a column is named for two purposes."""
     if len(set(names)) < len(names):
         raise ValueError(f"a column is named twice among {', '.join(names)}; name a column of its own for each")
 
 
 class RecommendationSettings(CatalogueFiles, TaskSettings):
-    """Recommendation: who saw what, when, and what the items are called."""
+    """Recommendation: items with their texts, and the users' choices."""
 
     source: str = Field("sample:movielens", min_length=1)
     """The file of items (.csv, .jsonl, .parquet): id, text and attributes, with `interactions` beside it; or a folder
@@ -146,7 +146,7 @@ class RecommendationSettings(CatalogueFiles, TaskSettings):
             raise ValueError(f"source={self.source!r} is a file of items; set interactions to the file of interactions")
         if self.interactions is not None and self.source.startswith("sample:"):
             raise ValueError(
-                f"interactions={self.interactions!r} are not the sample's; set source to your file of items"
+                f"interactions={self.interactions!r} do not belong to the sample; set source to your file of items"
             )
         return self
 

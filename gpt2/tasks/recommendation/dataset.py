@@ -1,4 +1,4 @@
-"""What a training puts on the model: a next-token loss, a classifier, a recommender."""
+"""Histories to batches, and `Recommender`: the module that is trained, with the model as the reader of histories."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ if TYPE_CHECKING:
     from gpt2.model.transformer import GPT2
 
 ITEM_TOKENS = 32
-"""What is told of an item in models that were saved without saying to how many tokens it is cut."""
+"""Length of an item's description (tokens) in older models, which did not store it."""
 
 
 class HistoryDataset:
-    """Windows of histories: `history` (B, P) item indices and `following` (B, P), the item after each, -1 for none."""
+    """Windows of histories as training samples.
+
+    A batch is `history` (B, P), item indices, and `following` (B, P), the item after each, or -1.
+    """
 
     def __init__(self, histories: Sequence[np.ndarray], context: int, last_only: bool = False):
-        """Every step of every history is in one window; with `last_only` only its last step counts."""
-        self.windows: list[np.ndarray] = []  # context + 1 items at most, the next window begins with the last of one
+        """Each step of a history is in exactly one window; with `last_only` only its last step counts."""
+        self.windows: list[np.ndarray] = []  # up to context + 1 items; the next window begins with the last of one
         for items in histories:
             ends = [len(items)] if last_only else range(len(items), 1, -context)
             self.windows += [items[max(0, end - context - 1) : end] for end in ends]
@@ -57,7 +60,7 @@ class HistoryDataset:
 
 
 def load_examples(examples: Path) -> tuple[list[np.ndarray], pd.DataFrame]:
-    """(histories as item indices in order, items)."""
+    """Return (histories as item indices in order, items)."""
     import pandas as pd
 
     histories = pd.read_parquet(examples / "histories.parquet")["items"].tolist()
@@ -65,7 +68,7 @@ def load_examples(examples: Path) -> tuple[list[np.ndarray], pd.DataFrame]:
 
 
 def log_popularity(items: pd.DataFrame) -> Tensor:
-    """(items,) log of each item's share of the training interactions, one added to each count."""
+    """Return (items,) log of each item's share of the training interactions, with one added to each count."""
     import torch
 
     counts = torch.tensor(items["popularity"].to_numpy(), dtype=torch.float32) + 1
@@ -73,7 +76,7 @@ def log_popularity(items: pd.DataFrame) -> Tensor:
 
 
 def load_disliked(examples: Path) -> list[np.ndarray] | None:
-    """Of each history the items that the user saw but did not like; None where all that was seen is in the history."""
+    """Return for each history the items that the user saw but did not like; None if all seen items are in it."""
     import pandas as pd
 
     table = pd.read_parquet(examples / "histories.parquet")
@@ -81,27 +84,26 @@ def load_disliked(examples: Path) -> list[np.ndarray] | None:
 
 
 def facts_of(examples: Path) -> dict[str, Any]:
-    """What a model keeps of how its catalogue was read: `item_tokens`, to how many tokens what is told of an item is
-    cut, and `interactions`, the columns and what a like weighs."""
+    """Return the settings of the catalogue that a model stores: `item_tokens` and `interactions` (columns, like)."""
     return json.loads((examples / "catalogue.json").read_text())
 
 
 def texts(
     items: pd.DataFrame, tokenizer: Tokenizer, length: int = ITEM_TOKENS, change: Callable[[str], str] = str
 ) -> list[list[int]]:
-    """Ids of each item's title and text, perhaps changed, `length` of them at most."""
-    told = [change(sentence(title, text)) for title, text in zip(items["title"], items["text"], strict=True)]
-    return [ids[:length] or [tokenizer.end_of_text] for ids in tokenizer.encode_batch(told)]
+    """Return the ids of each item's description, cut to `length`; `change` may rewrite the description first."""
+    descriptions = [change(sentence(title, text)) for title, text in zip(items["title"], items["text"], strict=True)]
+    return [ids[:length] or [tokenizer.end_of_text] for ids in tokenizer.encode_batch(descriptions)]
 
 
 class Recommender(nn.Module):
-    """Next-item prediction by text, with the model as the reader of histories.
+    """Next-item prediction by text: the language model reads histories of items.
 
-    An item is the mean of its text's token embeddings, so an item that nobody has seen is known by its words. A
-    history is the sequence of its items, one position each, read by the causal model (as in SASRec, Kang and McAuley
-    2018, with words for ids); at each position the hidden state, projected, is the taste so far. Score = scaled
-    cosine of taste and item + learned weight x log popularity. Trained with the full softmax over the catalogue, so
-    the loss of a sample does not depend on the rest of its batch.
+    An item is the mean of its text's token embeddings, so new items are represented by their words. A history is the
+    sequence of its items, one position each, read by the causal model. That is SASRec (Kang and McAuley 2018) with
+    words instead of ids. At each position the projected hidden state is the user's taste. The score is the scaled
+    cosine of taste and item, plus a learned weight times log popularity. The loss is the full softmax over the
+    catalogue, so a sample's loss does not depend on the rest of its batch.
     """
 
     text_ids: Tensor
@@ -109,7 +111,7 @@ class Recommender(nn.Module):
     log_popularity: Tensor
 
     def __init__(self, model: GPT2, texts: list[list[int]], log_popularity: Tensor, width: int = 128):
-        """`texts`: ids of each item's text; `log_popularity`: (items,) log of its smoothed share of interactions."""
+        """`texts` are the ids of each item's text, `log_popularity` (items,) logs of smoothed shares."""
         super().__init__()
         self.model = model
         width_in = model.config.n_embd
@@ -125,24 +127,27 @@ class Recommender(nn.Module):
         self.register_buffer("log_popularity", log_popularity, persistent=False)
 
     def features(self) -> Tensor:
-        """(items, C): each item's words."""
+        """Return (items, C) features: each item's mean token embedding, normalised."""
         return self.norm(pooled(self.model.wte(self.text_ids), self.text_lengths))
 
     def tastes(self, items: Tensor, packed: Packed, features: Tensor) -> Tensor:
-        """(N,) item indices of packed histories to (N, width) unit vectors."""
+        """Return (N, width) taste vectors of unit length for (N,) item indices of packed histories."""
         hidden = self.model.read(self.enter(features)[items], packed=packed)
         return F.normalize(self.taste(hidden), dim=-1)
 
     def embeddings(self, features: Tensor) -> Tensor:
-        """(items, width) unit vectors."""
+        """Return (items, width) item vectors of unit length."""
         return F.normalize(self.item(features), dim=-1)
 
     def scores(self, tastes: Tensor, embeddings: Tensor) -> Tensor:
-        """(..., width) tastes against (items, width): (..., items)."""
+        """Return (..., items) scores of (..., width) tastes against (items, width) embeddings."""
         return self.log_scale.exp() * tastes @ embeddings.T + self.popularity_weight * self.log_popularity
 
     def forward(self, history: Tensor, following: Tensor) -> Tensor:
-        """Mean over samples of the mean loss over positions: (B, P) items read, (B, P) items next, -1 for none."""
+        """Return the mean over samples of the mean loss (nats) over positions.
+
+        `history` (B, P) are the items read, `following` (B, P) the items next, or -1.
+        """
         known = following >= 0
         places = torch.arange(1, history.shape[1] + 1, device=history.device)
         items, packed = pack(history, (known * places).amax(1).clamp_min(1))

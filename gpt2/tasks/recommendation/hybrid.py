@@ -1,8 +1,8 @@
-"""What people chose, beside what a model makes of texts: popularity, of late too, and what is chosen with what.
+"""Recommenders from choices alone (popularity, item-kNN, EASE), as baselines and joined to the model's score.
 
-Score of an item = weight x model's score + weights x what choices say of it. The weights are those of a conditional
-logit (McFadden 1974): what users of the validation split chose, of all that they had not chosen yet. A prior holds them
-at the model alone, so that few choices change little.
+Score of an item = weight x model's score + weights x scores from choices. The weights are those of a conditional
+logit (McFadden 1974): the choices of the validation split's users among all items that they had not chosen yet. A prior
+holds them at the model alone, so that few choices change little.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 CELLS = 8_000_000
-"""Scores or similarities computed at a time, which bounds the memory."""
+"""Scores or similarities computed at a time, which bounds memory."""
 READ = 64
-"""Users whose items are scored at a time; fewer where the catalogue has more than `CELLS` items for so many."""
+"""Users scored at a time; fewer if their scores would exceed `CELLS`."""
 EASE_ITEMS = 4000
-"""Items between which EASE learns weights: 128 MB for each table of them."""
+"""Number of items between which EASE learns weights: 128 MB for each matrix."""
 Scorer = Callable[[Sequence[np.ndarray]], np.ndarray]
-"""Histories to (users, items) scores."""
+"""Maps histories to (users, items) scores."""
 
 
 def popularity(histories: Sequence[np.ndarray], n_items: int) -> np.ndarray:
-    """(items,) counts of the items in all histories."""
+    """Return (items,) counts of the items in all histories."""
     return np.bincount(np.concatenate(histories), minlength=n_items).astype(float)
 
 
 def chosen(
     histories: Sequence[Sequence[int] | np.ndarray], n_items: int, decay: float = 1.0, last: int | None = None
 ) -> csr_matrix:
-    """(users, items), sparse: decay^k for what was chosen k items before the latest, of the `last` ones alone."""
+    """Return the sparse (users, items) matrix of choices: decay^k for the item k places before the latest.
+
+    Only the `last` items of a history count.
+    """
     from scipy.sparse import csr_matrix
 
     rows = [np.asarray(h, dtype=int)[::-1][:last] for h in histories]
@@ -47,21 +50,23 @@ def chosen(
 
 
 def parts(users: int, n_items: int) -> Iterator[slice]:
-    """The users in order, so few at a time that no table of their scores has more than `CELLS`, or one user's."""
+    """Yield slices of the users in order, so small that their scores number at most `CELLS`, or one user's."""
     step = max(1, min(READ, CELLS // n_items))
     for start in range(0, users, step):
         yield slice(start, start + step)
 
 
 def cosines(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200) -> csr_matrix:
-    """(items, items), sparse: to each item, in its row, the cosine similarities of the nearest others by who chose
-    them. Sarwar et al. 2001, on implicit feedback."""
+    """Return the sparse (items, items) cosine similarities by common users (Sarwar et al. 2001, implicit feedback).
+
+    Each row holds the nearest `neighbours` of an item.
+    """
     from scipy.sparse import csr_matrix, vstack
 
     seen = chosen(histories, n_items)
     norms = np.sqrt(np.maximum(np.asarray(seen.sum(0)).ravel(), 1e-9)).astype(np.float32)
     by_item, step, parts = seen.T.tocsr(), max(1, CELLS // n_items), []
-    for start in range(0, n_items, step):  # never all pairs at once: a large catalogue has too many
+    for start in range(0, n_items, step):  # a large catalogue has too many pairs for one matrix
         part = (by_item[start : start + step] @ seen).toarray()
         part /= norms[start : start + step, None] * norms[None, :]
         part[np.arange(len(part)), np.arange(start, start + len(part))] = 0
@@ -72,22 +77,24 @@ def cosines(histories: Sequence[np.ndarray], n_items: int, neighbours: int = 200
 
 
 def item_knn(similar: csr_matrix, decay: float = 1.0, last: int | None = None) -> Scorer:
-    """The sum of the similarities (`cosines`) to the user's items, of the `last` ones alone, decay^k for the one k
-    before the latest."""
+    """Return the scorer that sums the similarities (`cosines`) to the user's items.
+
+    Only the `last` items count. The item k places before the latest has weight decay^k.
+    """
     n_items, others = similar.shape[0], similar.T.tocsr()
     return lambda histories: (chosen(histories, n_items, decay, last) @ others).toarray()
 
 
 def recent_item_knn(similar: csr_matrix) -> Scorer:
-    """The same over the user's last ten items, with weights 0.8^k."""
+    """Return the scorer `item_knn` over the user's last ten items, with weights 0.8^k."""
     return item_knn(similar, 0.8, last=10)
 
 
 def ease_weights(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> tuple[np.ndarray, ...]:
-    """(items' indices (n,), weights (n, n) from a chosen item, the row, to another) of EASE (Steck 2019).
+    """Return ((n,) item indices, (n, n) weights) of EASE (Steck 2019); rows are chosen items.
 
-    Of the `EASE_ITEMS` most chosen items, as it inverts a dense matrix: beyond them there is hardly a pair to learn
-    from.
+    Only the `EASE_ITEMS` most chosen items are used, since EASE inverts a dense matrix. Rarer items have hardly any
+    pairs.
     """
     seen = chosen(histories, n_items)
     places = np.sort(np.argsort(-np.asarray(seen.sum(0)).ravel(), kind="stable")[:EASE_ITEMS])
@@ -101,25 +108,25 @@ def ease_weights(histories: Sequence[np.ndarray], n_items: int, strength: float 
 
 
 def ease(histories: Sequence[np.ndarray], n_items: int, strength: float = 100.0) -> Scorer:
-    """EASE, of what was chosen in the histories."""
+    """Return the scorer of EASE, trained on the histories."""
     places, weights = ease_weights(histories, n_items, strength)
 
-    def score(asked: Sequence[np.ndarray]) -> np.ndarray:
-        scores = np.zeros((len(asked), n_items), np.float32)
-        scores[:, places] = chosen(asked, n_items)[:, places] @ weights
+    def score(users: Sequence[np.ndarray]) -> np.ndarray:
+        scores = np.zeros((len(users), n_items), np.float32)
+        scores[:, places] = chosen(users, n_items)[:, places] @ weights
         return scores
 
     return score
 
 
 DECAY, LAST = 0.8, 10
-"""How much less an item counts for each that was chosen after it, and how many count."""
+"""Decay of an item's weight per later item, and the number of items that count."""
 WINDOW, NEAR, NEXT = 20, 0.9, 0.8
-"""Items so many places apart are chosen near each other; by how much a place more counts less."""
+"""Distance (places) within which items count as chosen nearby, and the decays of their weights per place."""
 NEIGHBOURS = 200
-"""What is kept for an item: those closest to it."""
+"""Number of neighbours kept for an item."""
 USERS_AT_ONCE, SCORES_AT_ONCE = 256, 40_000_000
-"""Users whose choices are fitted, and features of theirs at once."""
+"""Most users whose choices are fitted, and most feature values of theirs in memory."""
 POPULAR = ("popularity", "recent popularity")
 RECENT = ("chosen by the same", "chosen nearby", "chosen before")
 FILE = "neighbours.safetensors"
@@ -127,40 +134,40 @@ FILE = "neighbours.safetensors"
 
 @dataclass(frozen=True)
 class Hybrid:
-    """Fitted, and ready to score."""
+    """A fitted hybrid, ready to score."""
 
     weights: Mapping[str, float]
-    """Of the model's score and of each feature."""
+    """Weights of the model's score and of each feature."""
     popular: np.ndarray
-    """(items,) what popularity adds to the score of each."""
+    """(items,) contributions of popularity to the scores."""
     recent: csr_matrix
-    """(items, items), sparse: what one of the last items, in the row, adds to each."""
+    """Sparse (items, items): contributions of one of the last items (row) to the scores."""
     whole: csr_matrix
-    """(items, items), sparse: what any item that was chosen, in the row, adds to each."""
+    """Sparse (items, items): contributions of any chosen item (row) to the scores."""
 
     def scores(self, model: np.ndarray, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """(histories, items) scores from the model's, which stay as they are where a history is empty."""
-        found, known = np.array(model, dtype=np.float32), np.array([len(h) > 0 for h in histories])
+        """Return (histories, items) hybrid scores from the model's; those of empty histories stay unchanged."""
+        scores, known = np.array(model, dtype=np.float32), np.array([len(h) > 0 for h in histories])
         n_items = len(self.popular)
-        found[known] = self.weights["model"] * found[known] + self.popular
-        found += (chosen(histories, n_items, DECAY, LAST) @ self.recent).toarray()
-        found += (chosen(histories, n_items) @ self.whole).toarray()
-        return found
+        scores[known] = self.weights["model"] * scores[known] + self.popular
+        scores += (chosen(histories, n_items, DECAY, LAST) @ self.recent).toarray()
+        scores += (chosen(histories, n_items) @ self.whole).toarray()
+        return scores
 
     def save(self, directory: Path) -> None:
-        """Write `FILE`; the weights are for the caller to keep."""
+        """Write `FILE` to a directory, without the weights, which the caller stores."""
         import torch
         from safetensors.torch import save_file
 
-        found = {"popular": self.popular}
+        arrays = {"popular": self.popular}
         for name, each in (("recent", self.recent), ("whole", self.whole)):
-            found |= {f"{name}.starts": each.indptr.astype(np.int32), f"{name}.items": each.indices.astype(np.int32)}
-            found[f"{name}.values"] = each.data.astype(np.float32)
-        save_file({name: torch.from_numpy(array) for name, array in found.items()}, directory / FILE)
+            arrays |= {f"{name}.starts": each.indptr.astype(np.int32), f"{name}.items": each.indices.astype(np.int32)}
+            arrays[f"{name}.values"] = each.data.astype(np.float32)
+        save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, directory / FILE)
 
     @classmethod
     def load(cls, directory: Path, weights: Mapping[str, float], n_items: int) -> Hybrid:
-        """What `save` wrote; `ValueError` where the file is none, or of another catalogue."""
+        """Return the hybrid that `save` wrote; raise `ValueError` if the file is invalid or of another catalogue."""
         from scipy.sparse import csr_matrix
 
         from gpt2.weights import tensors as weights_tensors
@@ -168,26 +175,26 @@ class Hybrid:
         path = directory / FILE
         tensors = weights_tensors.read(path)
         weights_tensors.finite(path, tensors)
-        found = {name: tensor.numpy() for name, tensor in tensors.items()}
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
             parts, shape = ("values", "items", "starts"), (n_items, n_items)
-            both = [csr_matrix(tuple(found[f"{n}.{p}"] for p in parts), shape) for n in ("recent", "whole")]
+            both = [csr_matrix(tuple(arrays[f"{n}.{p}"] for p in parts), shape) for n in ("recent", "whole")]
             for each in both:
                 each.check_format()
-            if found["popular"].shape != (n_items,):
-                raise ValueError(f"'popular' is {found['popular'].shape}")
+            if arrays["popular"].shape != (n_items,):
+                raise ValueError(f"'popular' is {arrays['popular'].shape}")
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} does not fit a catalogue of {n_items:,} items: {error}") from None
-        return cls(weights, found["popular"], *both)
+        return cls(weights, arrays["popular"], *both)
 
 
 def fit(
     score: Callable[[Sequence[np.ndarray]], np.ndarray], histories: Sequence[np.ndarray], items: pd.DataFrame
 ) -> Hybrid:
-    """The hybrid of a model whose (histories, items) scores are `score`'s.
+    """Return the hybrid of a model whose (histories, items) scores `score` computes.
 
-    `histories` end with the validation's choice, on which the weights are fitted; all else is of what was before it,
-    and so are `popularity` and `recent` of the `items`.
+    `histories` end with the validation choice, on which the weights are fitted. All features, and `popularity` and
+    `recent` of the `items`, come from the choices before it.
     """
     n_items = len(items)
     popular = [np.log1p(items[name].to_numpy(float)) for name in ("popularity", "recent")]
@@ -203,10 +210,10 @@ def fit(
     columns.append((all_of_them @ relations["EASE"]).toarray())
     middles = np.array([column.mean(dtype=float) for column in columns])
     spreads = np.array([column.std(dtype=float) for column in columns])
-    scales = np.where(spreads > 1e-6 * (1 + np.abs(middles)), spreads, 1.0)  # what is the same for all says nothing
+    scales = np.where(spreads > 1e-6 * (1 + np.abs(middles)), spreads, 1.0)  # a constant feature has no effect
     allowed = all_of_them.toarray() == 0
     start = np.zeros(len(names))
-    start[0] = scales[0]  # the model as it is
+    start[0] = scales[0]  # the model alone
     parts = [(c - m) / s for c, m, s in zip(columns, middles, scales, strict=True)]
     features = np.stack(parts, axis=-1).astype(np.float32)
     weights = dict(zip(names, (logit(features, allowed, wanted[users], start) / scales).tolist(), strict=True))
@@ -218,8 +225,10 @@ def fit(
 
 
 def logit(features: np.ndarray, allowed: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """(features,) weights of most probability: of the choice `wanted` (users,) among the `allowed` (users, items), by
-    the softmax of (users, items, features) times weights, and of the weights, normal around `start` with deviation 1.
+    """Return the (features,) maximum a posteriori weights of a conditional logit.
+
+    The choices `wanted` (users,) are among the `allowed` items (users, items), with the softmax of (users, items,
+    features) times weights. The prior of the weights is normal around `start` with standard deviation 1.
     """
     from scipy.optimize import minimize
 
@@ -240,7 +249,7 @@ def logit(features: np.ndarray, allowed: np.ndarray, wanted: np.ndarray, start: 
 
 
 def related(histories: Sequence[np.ndarray], n_items: int) -> dict[str, csr_matrix]:
-    """What a chosen item, in the row, says of each other: (items, items) by feature."""
+    """Return the sparse (items, items) matrix of each feature: from a chosen item (row) to the others."""
     forward = following(histories, n_items, WINDOW, NEAR)
     return {
         "chosen by the same": cosines(histories, n_items, NEIGHBOURS).T.tocsr(),
@@ -251,8 +260,10 @@ def related(histories: Sequence[np.ndarray], n_items: int) -> dict[str, csr_matr
 
 
 def following(histories: Sequence[np.ndarray], n_items: int, window: int, decay: float) -> csr_matrix:
-    """(items, items), sparse: how often the item in the row was chosen before that in the column, within `window`
-    places; decay^(places - 1) for each time."""
+    """Return the sparse (items, items) counts of the row's item chosen before the column's within `window` places.
+
+    Each occurrence counts decay^(places - 1).
+    """
     from scipy.sparse import csr_matrix
 
     users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
@@ -266,7 +277,7 @@ def following(histories: Sequence[np.ndarray], n_items: int, window: int, decay:
 
 
 def normalised(counts: csr_matrix, histories: Sequence[np.ndarray]) -> csr_matrix:
-    """Counts of pairs divided by the roots of how often each of the two was chosen, one added to each."""
+    """Return counts of pairs divided by the square roots of both items' counts, each plus one."""
     from scipy.sparse import diags
 
     roots = diags(1 / np.sqrt(np.bincount(np.concatenate(histories), minlength=counts.shape[0]) + 1.0))
@@ -274,18 +285,18 @@ def normalised(counts: csr_matrix, histories: Sequence[np.ndarray]) -> csr_matri
 
 
 def nearest(matrix: csr_matrix) -> csr_matrix:
-    """For each column the largest values, `NEIGHBOURS` of them at most; the others are dropped."""
-    found = matrix.tocsc(copy=True)
-    for start, end in zip(found.indptr[:-1], found.indptr[1:], strict=True):
-        values = found.data[start:end]
+    """Return the matrix with only the `NEIGHBOURS` largest values of each column."""
+    kept = matrix.tocsc(copy=True)
+    for start, end in zip(kept.indptr[:-1], kept.indptr[1:], strict=True):
+        values = kept.data[start:end]
         if len(values) > NEIGHBOURS:
             values[values < np.partition(values, -NEIGHBOURS)[-NEIGHBOURS]] = 0
-    found.eliminate_zeros()
-    return found.tocsr()
+    kept.eliminate_zeros()
+    return kept.tocsr()
 
 
 def strongest(histories: Sequence[np.ndarray], n_items: int) -> csr_matrix:
-    """The weights of EASE, for each item the largest either way."""
+    """Return the weights of EASE, with only the `NEIGHBOURS` largest absolute values of each column."""
     from scipy.sparse import csr_matrix
 
     places, weights = ease_weights(histories, n_items)

@@ -1,4 +1,4 @@
-"""Recommendation by text: given what a user liked, in order, rank what comes next."""
+"""Histories to rankings of the catalogue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RecommendationPredictor:
-    """Histories to rankings of the catalogue, or of given candidates."""
+    """Ranks the catalogue, or given candidates, for histories."""
 
     def __init__(self, directory: Path):
         import pandas as pd
@@ -51,7 +51,7 @@ class RecommendationPredictor:
         self.read()
 
     def read(self) -> None:
-        """Read the items' texts, once for all rankings."""
+        """Compute the items' features and embeddings, once for all rankings."""
         import torch
 
         with torch.inference_mode():
@@ -59,37 +59,39 @@ class RecommendationPredictor:
             self.embeddings = self.module.embeddings(self.features)
 
     def retold(self, items: pd.DataFrame, change: Callable[[str], str]) -> RecommendationPredictor:
-        """The same model of the same items, told as `change` makes of what is told of each."""
+        """Return a copy of this predictor whose item descriptions are rewritten by `change`."""
         from gpt2.tasks.recommendation.dataset import Recommender
 
-        told = texts(items, self.tokenizer, self.item_tokens, change)
+        rewritten = texts(items, self.tokenizer, self.item_tokens, change)
         other = copy(self)
-        other.module = Recommender(self.module.model, told, self.module.log_popularity)
+        other.module = Recommender(self.module.model, rewritten, self.module.log_popularity)
         other.module.load_state_dict(self.module.state_dict())
         other.module.eval()
         other.read()
         return other
 
     def scores(self, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """(histories, items) scores: those of text with those of what people chose."""
+        """Return (histories, items) scores of text and choices combined."""
         return self.with_choices(self.by_text(histories), histories)
 
     def with_choices(self, by_text: np.ndarray, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """The (histories, items) scores of `by_text` with what people chose beside them; see
-        `gpt2.tasks.recommendation.hybrid`."""
+        """Return the (histories, items) scores of `by_text` combined with those of the users' choices.
+
+        See `gpt2.tasks.recommendation.hybrid`.
+        """
         return by_text if self.hybrid is None else self.hybrid.scores(by_text, histories)
 
-    def told(self) -> list[str]:
-        """How scores are made."""
+    def score_formula(self) -> list[str]:
+        """Return the formula of the scores in words, as one line."""
         if self.hybrid is None:
-            return ["a score is the model's, of texts and popularity"]
+            return ["a score is the model's, from texts and popularity"]
         parts = ", ".join(f"{value:+.3g} x {name}" for name, value in self.hybrid.weights.items())
-        return [f"a score is, by weights fitted on the validation's choices, {parts}"]
+        return [f"a score is {parts}; the weights are fitted on the validation choices"]
 
     def by_text(self, histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """(histories, items) scores of the model alone: estimates of log-probabilities, up to a constant.
+        """Return (histories, items) scores of the model alone: log-probabilities up to a constant.
 
-        The latest items of a long history count, as many as in training; an empty one has popularity alone.
+        Only the latest items of a long history count, as many as in training. An empty history is ranked by popularity.
         """
         import numpy as np
         import torch
@@ -110,7 +112,7 @@ class RecommendationPredictor:
     def top(
         self, scores: np.ndarray, seen: Sequence[int] | np.ndarray, k: int, among: Sequence[int] | None = None
     ) -> list[int]:
-        """The k best items that were not seen, of all or of those given."""
+        """Return the k best unseen items of all, or the k best of the items `among`."""
         import numpy as np
 
         allowed = np.full(len(scores), -np.inf)
@@ -122,10 +124,10 @@ class RecommendationPredictor:
         return [int(i) for i in order if np.isfinite(allowed[i])]
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
-        """A row per input: `ranking` (titles, best first) and `scores`.
+        """Return a row per input: `ranking` (titles, best first) and `scores`.
 
-        An input is {"history": [...], "candidates": [...]}; titles or item ids; without candidates the catalogue less
-        the history. `params`: `top_k`. `ValueError` names an unknown item.
+        An input is {"history": [...], "candidates": [...]} of titles or item ids. Without candidates they are the
+        catalogue minus the history. `params`: `top_k`. Raises `ValueError` for an unknown item.
         """
         import pandas as pd
 
@@ -143,7 +145,7 @@ class RecommendationPredictor:
         return pd.DataFrame(rows)
 
     def lookup(self, record: Any, name: str, number: int) -> list[int] | None:
-        """Items of a record by title or id."""
+        """Return the indices of the items in a record's field, given by title or id; None if it is missing."""
         if not isinstance(record, Mapping) or "history" not in record:
             raise ValueError(f'input {number} is {record!r}; give {{"history": [titles]}}')
         values = record.get(name)
@@ -151,5 +153,5 @@ class RecommendationPredictor:
             return None
         unknown = [v for v in values if str(v) not in self.index]
         if unknown:
-            raise ValueError(f"input {number}: {name} has {unknown[0]!r}, which is not in the catalogue")
+            raise ValueError(f"input {number}: {name} has {unknown[0]!r}, which is not in the catalogue; leave it out")
         return [self.index[str(v)] for v in values]

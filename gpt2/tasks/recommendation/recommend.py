@@ -1,4 +1,4 @@
-"""Recommendations for many users: the best items that each has not chosen yet, and why."""
+"""Recommendations for many users: the best items that each has not chosen yet, with reasons."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Writer(Protocol):
     """A model that writes a sentence on an item for a user."""
 
     index: Mapping[str, int]
-    """The place of each title in the writer's catalogue."""
+    """Index of each title in the writer's catalogue."""
     params: Mapping[str, Any]
 
     def reason(self, item: int, history: Sequence[int], params: Mapping[str, Any]) -> tuple[str, str]:
-        """(sentence, why there is none) on an item for a user who chose others, in order of time."""
+        """Return (sentence, why there is none) on an item for a user with this history in order of time."""
         ...
 
 
 def histories(source: Path, config: RecommendConfig, model: Path) -> pd.DataFrame:
-    """Of each active user (text), in order of the user, lists of item ids: `chosen`, in order of time, each once, and
-    `disliked`, what weighs less than a like. Who liked nothing has an empty `chosen`.
+    """Return the histories of active users, indexed by user (text, sorted), as lists of item ids.
 
-    `model` is the directory of the one that will rank. `ValueError` where the source can't be read as interactions, or
-    has none with an item of its catalogue.
+    `chosen` are liked items in order of time, each once; `disliked` are items with less weight than a like. `model` is
+    the directory of the ranking model. Raises `ValueError` if the source can't be read as interactions, or has none
+    with an item of the model's catalogue.
     """
     import pandas as pd
 
@@ -51,12 +51,12 @@ def histories(source: Path, config: RecommendConfig, model: Path) -> pd.DataFram
         table = table[latest >= table["time"].max() - pd.Timedelta(days=config.active_days)]
     liked = in_order(table[table["liked"]]).astype({"user": str}).groupby("user")["item"].agg(list)
     others = table[~table["liked"]].drop_duplicates(["user", "item"]).groupby("user")["item"].agg(list)
-    found = pd.DataFrame({"chosen": liked, "disliked": others}).sort_index()  # the users of either
-    return found.map(lambda items: items if isinstance(items, list) else []).rename_axis("user")
+    both = pd.DataFrame({"chosen": liked, "disliked": others}).sort_index()  # the union of their users
+    return both.map(lambda items: items if isinstance(items, list) else []).rename_axis("user")
 
 
 def catalogue(directory: Path) -> pd.DataFrame:
-    """The items of a model's directory, in the order of its scores: item (its id), title, text."""
+    """Return the items of a model's directory, in the order of its scores: item (its id), title, text."""
     import pandas as pd
 
     return pd.read_json(directory / "items.jsonl", lines=True, dtype={"item": str, "title": str, "text": str})
@@ -71,14 +71,14 @@ def recommend(
     writer: Writer | None = None,
     writer_version: str = "",
 ) -> pd.DataFrame:
-    """A row per user and item: user, rank (from 1), item, title, score, version, reason, reason_kind (`FACTS` or
-    `GENERATED`), reason_version (of the writer of a reason that is shown), withheld (why what was written is not).
+    """Return a row per user and recommended item, best first.
 
-    `items` is the model's `catalogue`; what it does not have is left out of the users' `histories`. Neither what a user
-    chose nor what he disliked is recommended; the ranking is made from what he chose alone. A reason names, of the
-    others, those whose embeddings are closest to the recommended item's (cosine), the closest first, and what they have
-    in common; for a user of whom the model knows no choice it says that the ranking is by popularity alone. Where the
-    writer's sentence passes all checks, that is the reason.
+    Columns: user, rank (from 1), item, title, score, version, reason, reason_kind (`FACTS` or `GENERATED`),
+    reason_version (the writer's, of a written reason), withheld (why a written reason is not shown). `items` is the
+    model's `catalogue`; other items are dropped from the users' `histories`. Items that a user chose or disliked are
+    not recommended. The ranking follows from the chosen ones alone. A reason is the writer's sentence if it passes all
+    checks. Otherwise it is a fact: the user's choices with the closest embeddings (cosine) and their common attributes.
+    For a user without known choices it says that the ranking is by popularity alone.
     """
     import pandas as pd
     import torch
@@ -95,23 +95,25 @@ def recommend(
     with torch.inference_mode():
         embeddings = predictor.module.embeddings(predictor.module.features()).numpy()
     rows = []
-    of_each = (row for some in parts(len(known), len(ids)) for row in predictor.scores(known[some]))
-    for user, history, low, row in zip(users.index, known, disliked, of_each, strict=True):
+    scores = (row for some in parts(len(known), len(ids)) for row in predictor.scores(known[some]))
+    for user, history, low, row in zip(users.index, known, disliked, scores, strict=True):
         for rank, item in enumerate(predictor.top(row, [*history, *low], config.top_k), 1):
             close = embeddings[history] @ embeddings[item]
             nearest = [history[i] for i in (-close).argsort(kind="stable")[: config.reasons]]
-            told, withheld = "", ""
+            text, withheld = "", ""
             if writer is not None and rank <= config.written and history:
-                told, withheld = written(writer, titles[item], [titles[i] for i in history], config.samples)
-            why = (told, GENERATED, writer_version) if told else (facts(titles, of, nearest, item), FACTS, "")
+                text, withheld = written(writer, titles[item], [titles[i] for i in history], config.samples)
+            why = (text, GENERATED, writer_version) if text else (facts(titles, of, nearest, item), FACTS, "")
             rows.append((user, rank, ids[item], titles[item], float(row[item]), version, *why, withheld))
     columns = ["user", "rank", "item", "title", "score", "version"]
     return pd.DataFrame(rows, columns=[*columns, "reason", "reason_kind", "reason_version", "withheld"])
 
 
 def written(writer: Writer, title: str, history: list[str], samples: int) -> tuple[str, str]:
-    """(sentence on an item for somebody who chose others, why there is none); titles that the writer has not are left
-    out."""
+    """Return (sentence on an item for a user with this history, why there is none).
+
+    Titles that the writer does not know are left out of the history.
+    """
     if title not in writer.index:
         return "", "the writer does not know the item"
     liked = [writer.index[one] for one in history if one in writer.index]

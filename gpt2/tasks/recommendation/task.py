@@ -1,4 +1,4 @@
-"""Recommendation by text: given what a user liked, in order, rank what comes next."""
+"""The task `recommendation`: rank the next item of a user by the items' texts and the user's history."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.recommendation.dataset import HistoryDataset
     from gpt2.tasks.recommendation.predictor import RecommendationPredictor
 
 
 class Recommendation(Task):
-    """Rankings of a catalogue."""
+    """Ranking of a catalogue's items for users."""
 
     name = "recommendation"
     title = "Next item by text"
@@ -33,14 +33,16 @@ class Recommendation(Task):
     use = "Ranking the items of its catalogue, or candidates among them, by what a user has chosen before."
     limits = (
         "It knows the items of its catalogue only; a new one needs a new training.",
-        "What was popular in its training data is favoured, and what few have chosen is rarely shown.",
-        "It was measured on the last choice of each known user; what people do with recommendations is another thing.",
+        "It favours items that were popular in its training data; items that few chose are rarely recommended.",
+        "It was measured on the last choice of each known user; the effect of its recommendations was not measured.",
     )
     example: ClassVar[Any] = {"history": ["a title of the catalogue"]}
 
     def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write items.parquet, histories.parquet and catalogue.json; see
-        `gpt2.tasks.recommendation.catalogue.prepare`."""
+        """Write items.parquet, histories.parquet and catalogue.json; return the counts.
+
+        See `gpt2.tasks.recommendation.catalogue.prepare`.
+        """
         from gpt2.tasks.recommendation import catalogue
 
         return catalogue.prepare(source, settings, out)
@@ -93,10 +95,10 @@ class Recommendation(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.recommendation import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 TASK = Recommendation()

@@ -1,4 +1,4 @@
-"""A file of labelled texts, made fit to learn from: bad rows counted, labels found, splits without leaks, weights."""
+"""A file of labelled texts to splits without leaks, with bad rows counted and weights; texts to batches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
     from gpt2.data.tokenizer import Tokenizer
 NGRAMS = "ngrams"
-"""The column of what the linear model says of a text."""
+"""The column of the linear model's logits."""
 LINK, HANDLE = re.compile(r"(?:https?://|www\.)\S+"), re.compile(r"(?<![\w@])@\w+")
 
 
 class TextDataset:
-    """Encoded texts with labels; a batch is `ids` (B, T), `lengths` (B,), `labels` (B,), `weights` (B,) and `ngrams`
-    (B, classes) if any."""
+    """Encoded texts with labels.
+
+    A batch is `ids` (B, T), `lengths` (B,), `labels` (B,), and perhaps `weights` (B,) and `ngrams` (B, classes).
+    """
 
     def __init__(
         self,
@@ -58,37 +60,39 @@ class TextDataset:
 
 
 def labels_of(directory: Path) -> list[str]:
-    """The labels of a saved model, in order."""
+    """Return the labels of a saved model, in order."""
     from gpt2.store.model_files import read_task
 
     return read_task(directory)["labels"]
 
 
 def masked(text: str) -> str:
-    """Links as `http` and names as `@user` (TweetEval, Barbieri et al. 2020): they take a fifth of a post's tokens, and
-    whom a post addresses is not how it feels."""
+    """Return the text with links replaced by `http` and handles by `@user` (TweetEval, Barbieri et al. 2020).
+
+    They take a fifth of a post's tokens, and the addressee of a post does not determine its sentiment.
+    """
     return HANDLE.sub("@user", LINK.sub("http", text))
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> list[list[int]]:
-    """Ids of each text, cut to `context` with the end-of-text at the end."""
+    """Return the ids of each text, cut to `context` including the end-of-text at the end."""
     return [[*ids[: context - 1], tokenizer.end_of_text] for ids in tokenizer.encode_batch(texts)]
 
 
 MAX_LABELS = 100
 LEAST = 5
-"""Examples of a label without which it is refused."""
+"""Fewest examples of a label."""
 UNEVEN = 5.0
-"""`balance: auto` weights the labels where the largest has more than so many times the examples of the smallest."""
+"""Ratio of the largest label's examples to the smallest's above which `balance: auto` weights the labels."""
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}
 
 
 def divided(source: Path, settings: LabelledFile) -> tuple[dict[str, pd.DataFrame], list[str], dict[str, int]]:
-    """(the table of each split, the labels, the counts).
+    """Return (the table of each split, the labels, the counts).
 
-    Columns: text, label (index), row (number in the source, from 1) and, where the source has them, time (UTC) and
-    topic; that of training has the weight in the loss, with mean 1, where not all are equal. No near-duplicate of a
-    text is in another split. `ValueError` where a file can't be learned from.
+    Columns are text, label (index), row (number in the source, from 1) and, if the source has them, time (UTC) and
+    topic. The training table also has the weight in the loss, with mean 1, if weights differ. Near-duplicates are never
+    in different splits. Raises `ValueError` if a file can't be learned from.
     """
     from gpt2.data.near_duplicates import groups
 
@@ -119,7 +123,7 @@ def divided(source: Path, settings: LabelledFile) -> tuple[dict[str, pd.DataFram
 
 
 def write(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], counts: Mapping[str, int], out: Path) -> None:
-    """Write SPLIT.parquet of each split, labels.json and counts.json."""
+    """Write SPLIT.parquet of each split, labels.json and counts.json to `out`."""
     for name, table in tables.items():
         table.to_parquet(out / f"{name}.parquet", index=False)
     (out / "labels.json").write_text(json.dumps(labels))
@@ -127,10 +131,12 @@ def write(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], counts: Map
 
 
 def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
-    """(the examples that can be learned from, each text once, with label indices; the labels; the counts so far)."""
+    """Return (the usable examples, each text once, with label indices; the labels; the counts so far)."""
     table, counts = read_labelled(source, settings)
     if table.empty:
-        raise ValueError(f"{source} has no row with a text and a label; it has {counts['rows']:,} rows")
+        raise ValueError(
+            f"{source}: none of {counts['rows']:,} rows has a text and a label; set text_field and label_field"
+        )
     table["label"], labels, counts["respelled"] = indexed(table["label"], settings, source)
     table, repeated = without_duplicates(table)
     sizes = [int((table["label"] == i).sum()) for i in range(len(labels))]
@@ -141,16 +147,18 @@ def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str
 
 
 def too_few(source: Path, label: str, count: int, least: int, where: str) -> str:
-    """What is wrong with a rare label, and what to do."""
+    """Return the error message for a label with too few examples."""
     return (
-        f"{source}: the label {label!r} has {count} examples {where}, fewer than {least}; add examples of it, join it "
-        f"with another label, or take its rows out" + (", or raise test_share" if "test" in where else "")
+        f"{source}: the label {label!r} has {count} examples {where}, fewer than {least}; add examples of it, merge it "
+        f"with another label, or remove its rows" + (", or raise test_share" if "test" in where else "")
     )
 
 
 def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(columns text, label and row, those of time, topic and weight that the file has; counts of rows, also of those
-    that are gone as they have no text, no label or no time)."""
+    """Return (table of a file, counts of rows and of dropped rows without text, label or time).
+
+    Its columns are text, label, row, and those of time, topic and weight that the file has.
+    """
     from gpt2.data.tables import cell, missing, read_table
 
     table = read_table(source)
@@ -184,72 +192,74 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
 
 
 def renamed(column: pd.Series, names: Mapping[str, str], source: Path) -> pd.Series:
-    """Labels as the model calls them; `ValueError` for a name of a label that the file does not have."""
-    found = set(column.dropna())
-    if missing := [label for label in names if label not in found]:
-        have = ", ".join(sorted(found)[:10])
-        raise ValueError(f"{source}: label_names has {missing[0]!r}, a label of no row; there are: {have}")
+    """Return the column with its labels renamed; raise `ValueError` for a label that the file does not have."""
+    present = set(column.dropna())
+    if missing := [label for label in names if label not in present]:
+        have = ", ".join(sorted(present)[:10])
+        raise ValueError(f"{source}: label_names has {missing[0]!r}, which is the label of no row; use some of: {have}")
     return column.map(lambda label: names.get(label, label))
 
 
 def timed(table: pd.DataFrame, source: Path, column: str) -> pd.DataFrame:
-    """The rows that have a time, in UTC; `ValueError` where too many have none."""
+    """Return the rows that have a time (UTC); raise `ValueError` if too many have none."""
     from gpt2.data.tables import MAX_UNTIMED, times
 
-    found = times(table["time"])
-    none = found.isna()
+    parsed = times(table["time"])
+    none = parsed.isna()
     if none.mean() > MAX_UNTIMED:
         example = table["time"][none].iloc[0]
         raise ValueError(
             f"{source}: {none.sum():,} of {len(table):,} rows have no time that can be read in {column!r}, such as "
             f"{example!r:.60}; write ISO 8601 or seconds since 1970, or set time_field: null to split without times"
         )
-    return table.assign(time=found)[~none]
+    return table.assign(time=parsed)[~none]
 
 
 def checked_weights(table: pd.DataFrame, source: Path, column: str) -> pd.Series:
-    """Weights as numbers; `ValueError` names the first that is none."""
+    """Return the weights as numbers; raise `ValueError` for the first invalid one."""
     import numpy as np
     import pandas as pd
 
-    found = pd.to_numeric(table["weight"], errors="coerce").astype(float)
-    bad = ~(np.isfinite(found) & (found >= 0))
+    weights = pd.to_numeric(table["weight"], errors="coerce").astype(float)
+    bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         first = table[bad].iloc[0]
         raise ValueError(
-            f"{source} row {first['row']}: {column}={first['weight']!r:.60} is no weight; give a finite number of 0 or "
-            f"more, or set weight_field: null"
+            f"{source} row {first['row']}: {column}={first['weight']!r:.60} is not a weight; give a finite number of 0 "
+            f"or more, or set weight_field: null"
         )
-    return found
+    return weights
 
 
 def indexed(column: pd.Series, settings: LabelledFile, source: Path) -> tuple[pd.Series, list[str], int]:
-    """(labels as indices, the labels in order, how many rows were spelled otherwise).
+    """Return (label indices, the labels in order, the number of rows whose label was respelled).
 
-    Labels that differ in case or spaces alone are one, spelled as most rows have it, or as `labels` does. `ValueError`
-    for unknown ones, only one, or too many.
+    Labels that differ only in case or spaces are one, spelled as in most rows, or as in `labels`. Raises `ValueError`
+    for unknown labels, a single label, or too many.
     """
     counts, folded = Counter(column), column.map(fold)
     rarest_first = sorted(sorted(counts, reverse=True), key=lambda form: counts[form])
     spelling = {fold(form): form for form in rarest_first}
     spelling |= {fold(label): label for label in settings.labels or ()}
-    found = folded.map(spelling)
-    labels = settings.labels or sorted(set(found))
-    unknown = sorted(set(found) - set(labels))
+    spelled = folded.map(spelling)
+    labels = settings.labels or sorted(set(spelled))
+    unknown = sorted(set(spelled) - set(labels))
     if unknown:
-        raise ValueError(f"{source} has labels {unknown[:5]} that are not among labels={labels}; mend them or add them")
-    if found.nunique() < 2:
-        raise ValueError(f"{source} has only the label {sorted(set(found))}; a classifier needs two or more")
+        raise ValueError(
+            f"{source} has labels {unknown[:5]} that are not among labels={labels}; correct them or add them"
+        )
+    if spelled.nunique() < 2:
+        raise ValueError(f"{source} has only the label {sorted(set(spelled))}; a classifier needs two or more")
     if len(labels) > MAX_LABELS:
         raise ValueError(f"{source} has {len(labels)} labels, more than {MAX_LABELS}; is label_field the right column?")
-    place = found.map({label: i for i, label in enumerate(labels)}).astype("int64")
-    return place, list(labels), int((found != column).sum())
+    place = spelled.map({label: i for i, label in enumerate(labels)}).astype("int64")
+    return place, list(labels), int((spelled != column).sum())
 
 
 def without_duplicates(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(the table with each text once, counts of rows that are gone and of texts that had more than one label).
+    """Return (the table with each text once, counts of duplicates and of texts with conflicting labels).
 
-    The first row of a text counts; where there are times, its newest, so that a copy leaves the older split.
+    The first row of a text is kept or, if there are times, the newest, so that a copy leaves the older split.
     """
     conflicting = int((table.groupby("text")["label"].nunique() > 1).sum())
     order = table.sort_values("time", ascending=False, kind="stable") if "time" in table else table
@@ -260,7 +270,7 @@ def without_duplicates(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int
 def weighted(
     part: pd.DataFrame, labels: Sequence[str], given: np.ndarray | None, settings: LabelledFile, source: Path
 ) -> pd.DataFrame:
-    """The training split with the column `weight`, of mean 1, where its examples do not all count alike."""
+    """Return the training split with the column `weight`, of mean 1, unless all weights are equal."""
     import numpy as np
 
     truth = part["label"].to_numpy()

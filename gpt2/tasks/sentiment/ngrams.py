@@ -1,9 +1,8 @@
-"""A linear classifier of hashed word and character n-grams, for the network to add to.
+"""A linear classifier of hashed word and character n-grams, whose logits are added to the network's.
 
-Single words, pairs and spellings say much of a label, and a linear model learns that from all examples in seconds. Its
-logits are added to the network's, which learns the rest (Wide & Deep, Cheng et al. 2016). What it says of its own
-training texts is too good to be true, so the network sees there what models say that did not learn from the text
-(stacked generalisation, Wolpert 1992).
+Words, word pairs and character n-grams predict much of a label, and a linear model learns that in seconds. The network
+learns the rest (Wide & Deep, Cheng et al. 2016). On its own training texts the linear model is overconfident. So the
+network gets there the logits of models that were not trained on the text (stacked generalisation, Wolpert 1992).
 """
 
 from __future__ import annotations
@@ -22,36 +21,37 @@ if TYPE_CHECKING:
 
 FILE = "ngrams.safetensors"
 BUCKETS = 2**17
-"""Of words and pairs of words, and as many of 2 to 5 characters within a word; collisions cost little."""
+"""Number of hash buckets for words and word pairs, and the same number for 2 to 5 characters within a word. Collisions
+cost little."""
 FOLDS = 4
-"""Parts of the training texts, each judged by a model that learned from the others."""
+"""Number of folds of the training texts; each is predicted by a model trained on the others."""
 PER_NGRAM = 0.01
-"""Inverse strength of the L2 penalty, for each n-gram of the mean text: a longer text's weights are smaller, being of
-length 1 together, and need larger coefficients."""
+"""Inverse strength of the L2 penalty, per n-gram of the mean text. A longer text has smaller features, since each row
+has length 1, and needs larger coefficients."""
 EVEN = 0.2
-"""How much an n-gram counts that is as frequent with a label as without it."""
+"""Scale of an n-gram that is equally frequent with and without a label."""
 
 
 class Ngrams:
-    """(classes,) logits of a text: its l2-normalised tf-idf weights times a matrix."""
+    """A linear model that maps l2-normalised tf-idf features of a text to (classes,) logits."""
 
     def __init__(self, idf: np.ndarray, weights: np.ndarray, bias: np.ndarray):
         """`idf` (features,), `weights` (features, classes), `bias` (classes,), float32."""
         self.idf, self.weights, self.bias = idf, weights, bias
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, classes) float32."""
+        """Return (N, classes) float32 logits."""
         return np.asarray(weighted(counts(texts), self.idf) @ self.weights + self.bias, dtype=np.float32)
 
     def save(self, directory: Path) -> None:
-        """Write `ngrams.safetensors`."""
+        """Write `ngrams.safetensors` to a directory."""
         from safetensors.numpy import save_file
 
         save_file({"idf": self.idf, "weights": self.weights, "bias": self.bias}, directory / FILE)
 
     @classmethod
     def load(cls, directory: Path, classes: int) -> Ngrams | None:
-        """Of a saved model; None where it has none. `ValueError` where the file does not fit."""
+        """Return the linear model in a directory, or None; raise `ValueError` if its shapes don't fit."""
         import torch
 
         from gpt2.weights import tensors
@@ -59,20 +59,20 @@ class Ngrams:
         path = directory / FILE
         if not path.exists():
             return None
-        found = tensors.read(path)
+        loaded = tensors.read(path)
         shapes = {"idf": (2 * BUCKETS,), "weights": (2 * BUCKETS, classes), "bias": (classes,)}
         expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        tensors.check(path, found, expected, f"is it of {classes} labels, or from another version?")
-        return cls(**{name: tensor.numpy() for name, tensor in found.items()})
+        tensors.check(path, loaded, expected, f"is it of {classes} labels, or from another version?")
+        return cls(**{name: tensor.numpy() for name, tensor in loaded.items()})
 
 
 def fit(
     texts: Sequence[str], labels: np.ndarray, classes: int, weights: np.ndarray | None = None
 ) -> tuple[Ngrams, np.ndarray]:
-    """(the model, what it says of its training texts: (N, classes) logits by models that did not see the text).
+    """Return (the linear model, (N, classes) out-of-fold logits of the training texts).
 
-    The model is the mean of the `FOLDS` models; its logits are calibrated on those that it returns. `weights` (N,)
-    say how much a text counts. Deterministic: a text's place decides its fold.
+    The model is the mean of the `FOLDS` models, calibrated on the returned logits. `weights` are the (N,) weights of
+    the texts. It is deterministic: a text's place decides its fold.
     """
     raw = counts(texts)
     n, seen = raw.shape[0], np.bincount(raw.indices, minlength=raw.shape[1])
@@ -88,16 +88,19 @@ def fit(
         held_out[~others] = features[~others] @ w + b
         matrix, bias = matrix + w / FOLDS, bias + b / FOLDS
     temperature = fit_temperature(held_out, labels)
-    found = Ngrams(idf, (matrix / temperature).astype(np.float32), (bias / temperature).astype(np.float32))
-    return found, (held_out / temperature).astype(np.float32)
+    model = Ngrams(idf, (matrix / temperature).astype(np.float32), (bias / temperature).astype(np.float32))
+    return model, (held_out / temperature).astype(np.float32)
 
 
 def one_against_rest(
     features: csr_matrix, labels: np.ndarray, classes: int, counted: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(features, classes) weights and (classes,) intercepts; of a label without examples, or without any other, the
-    intercept alone. Of two labels one is fitted: the other is its mirror image. N-grams that tell a label from the
-    others are penalised less: each is scaled by the root of its log-count ratio (after Wang and Manning 2012)."""
+    """Return (features, classes) weights and (classes,) intercepts of one-against-rest logistic regressions.
+
+    A label without examples, or without counter-examples, has an intercept alone. With two labels one is fitted and the
+    other is its mirror image. Discriminative n-grams are penalised less: each is scaled by the root of its log-count
+    ratio (after Wang and Manning 2012).
+    """
     from scipy.sparse import diags
     from sklearn.linear_model import LogisticRegression
 
@@ -119,14 +122,16 @@ def one_against_rest(
 
 
 def log_count_ratio(present: csr_matrix, mine: np.ndarray) -> np.ndarray:
-    """(features,): the log of how much more frequent each is among `mine` (N,) texts than among the others, counted
-    once for each text and once more."""
+    """Return (features,) logs of the ratio of each feature's frequency in the `mine` texts (N,) to that in the others.
+
+    A feature counts once per text, plus one.
+    """
     inside, outside = (1 + np.asarray(present[rows].sum(0), dtype=float).ravel() for rows in (mine, ~mine))
     return (np.log(inside / inside.sum()) - np.log(outside / outside.sum())).astype(np.float32)
 
 
 def counts(texts: Sequence[str]) -> csr_matrix:
-    """(N, features): how often a text has each n-gram, by the n-gram's hash."""
+    """Return (N, features) counts of each text's hashed n-grams."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -136,10 +141,10 @@ def counts(texts: Sequence[str]) -> csr_matrix:
     return hstack([words.transform(texts), spellings.transform(texts)], format="csr")
 
 
-def weighted(found: csr_matrix, idf: np.ndarray) -> csr_matrix:
-    """(N, features) sublinear tf-idf, each row of length 1 (or 0), as scikit-learn's TfidfTransformer has it."""
+def weighted(counted: csr_matrix, idf: np.ndarray) -> csr_matrix:
+    """Return (N, features) sublinear tf-idf, each row of length 1 (or 0), as scikit-learn's TfidfTransformer does."""
     from sklearn.preprocessing import normalize
 
-    out = found.copy()
+    out = counted.copy()
     out.data = (1 + np.log(out.data)) * idf[out.indices]
     return normalize(out)

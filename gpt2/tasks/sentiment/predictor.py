@@ -1,4 +1,4 @@
-"""Sentiment of short texts: one label per text, from any table of texts and labels."""
+"""Texts to labels and probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SentimentPredictor:
-    """Texts to labels and probabilities. A text longer than the model's positions is cut at its end."""
+    """Predicts labels and probabilities of texts. A text longer than the model's positions is cut at its end."""
 
     input_example = ("The crew was lovely and we landed early", "My bag is lost again")
 
@@ -32,16 +32,16 @@ class SentimentPredictor:
         self.labels: list[str] = facts["labels"]
         self.temperature = float(facts.get("temperature", 1.0))
         self.masked: bool = facts.get("masked", False)
-        """Whether the model learned from `masked` texts; older ones did not."""
+        """True if the model was trained on `masked` texts; older ones were not."""
         self.module = load_classifier(directory)
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         self.ngrams = Ngrams.load(directory, len(self.labels))
         self.module.to(quickest()).eval()
         self.context: int = facts.get("context", self.module.model.config.n_positions)
-        """Tokens of a text that training read at most; older models do not tell, and count as if it had read all."""
+        """Longest text in training (tokens); older models do not record it and count as if nothing was cut."""
 
     def logits(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """(N, classes), before the temperature. Texts are sorted by length, so that little padding is computed."""
+        """Return (N, classes) logits before the temperature. Texts are batched by length to save padding."""
         import numpy as np
         import torch
 
@@ -58,40 +58,43 @@ class SentimentPredictor:
         return out if self.ngrams is None or not len(texts) else out + self.ngrams.logits(short)
 
     def read(self, texts: Sequence[str]) -> Sequence[str]:
-        """Texts as the model reads them."""
+        """Return the texts as the model reads them."""
         return [masked(text) for text in texts] if self.masked else texts
 
     def cut(self, texts: Sequence[str], context: int | None = None) -> dict[str, int]:
-        """How many texts are longer than the model's positions, or another context
-        (`gpt2.evaluation.unit_results.counted`)."""
+        """Return the number of texts longer than the model's positions, or than another context.
+
+        See `gpt2.evaluation.unit_results.counted`.
+        """
         return unit_results.counted(self.tokenizer, self.read(texts), context or self.module.model.config.n_positions)
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """(N, classes), calibrated."""
+        """Return (N, classes) calibrated probabilities."""
         from gpt2.evaluation.confidence import softmax
 
         return softmax(self.logits(texts, batch_size), self.temperature)
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
-        """A row per text: `label`, and `probability_LABEL` for each. `ValueError` for what is no text.
+        """Return a row per text: `label`, and `probability_LABEL` for each label.
 
-        `params`: `abstain_below`, the confidence below which the label is "": the model does not know.
+        `params`: `abstain_below`, the confidence below which the label is "". Raises `ValueError` for an input that is
+        not a text.
         """
         import pandas as pd
 
         texts = checked_texts(inputs)
         least = float(params.get("abstain_below", 0.0))
         if not 0 <= least <= 1:
-            raise ValueError(f"abstain_below={least:g} is no probability; give 0 to 1")
+            raise ValueError(f"abstain_below={least:g} is not a probability; give 0 to 1")
         probabilities = self.probabilities(texts)
         columns = {f"probability_{label}": probabilities[:, i] for i, label in enumerate(self.labels)}
         sure = probabilities.max(1) >= least
-        told = [self.labels[i] if known else "" for i, known in zip(probabilities.argmax(1), sure, strict=True)]
-        return pd.DataFrame({"label": told, **columns})
+        labels = [self.labels[i] if known else "" for i, known in zip(probabilities.argmax(1), sure, strict=True)]
+        return pd.DataFrame({"label": labels, **columns})
 
 
 def load_classifier(directory: Path) -> Classifier:
-    """The classifier in a directory that `Sentiment.save` wrote; its head has the shape that the weights have."""
+    """Return the classifier that `Sentiment.save` wrote to a directory; the head's shape follows the weights."""
     from gpt2 import weights
     from gpt2.model.heads import Classifier
     from gpt2.weights import tensors

@@ -1,4 +1,4 @@
-"""What a model must be measured against: the simple methods that people would use instead."""
+"""The report of `sentiment`: metrics beside baselines, behavioural tests, likely label errors, remarks."""
 
 from __future__ import annotations
 
@@ -24,68 +24,68 @@ from gpt2.evaluation.behavioural_tests import (
     Test,
     Texts,
     changed,
-    of_texts,
+    run_on_texts,
 )
 from gpt2.tasks.sentiment.dataset import NGRAMS
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
-    from gpt2.tasks.sentiment.predictor import SentimentPredictor
-    from gpt2.tasks.task import Task
-
-    pass
     import numpy as np
     import pandas as pd
 
+    from gpt2.evaluation.unit_results import UnitResults
+    from gpt2.tasks.sentiment.predictor import SentimentPredictor
+    from gpt2.tasks.task import Task
 
-HEADING = "Mistakes to look at: is the label right? Held-out examples with the highest loss"
+
+HEADING = "Possible label errors: held-out examples with the highest loss"
 SHOWN, CHARS = 20, 240
 
 
 def table(held_out: Sequence[tuple[str, pd.DataFrame, np.ndarray]], labels: Sequence[str]) -> dict[str, Any]:
-    """The report's table of the examples whose given label surprised the model most, {heading: {header, rows}}.
+    """Return the report's table of examples whose label may be wrong, {heading: {header, rows}}.
 
-    `held_out` has (split, table, (N, classes) probabilities). Whoever trains a model on them would not see it: what it
-    has learned by heart it believes. Loss: -log of the given label's probability, as in confident learning's simplest
-    ranking (Northcutt et al. 2021, "self-confidence").
+    They are the examples of highest loss, -log of the given label's probability, as in confident learning's simplest
+    ranking (Northcutt et al. 2021, "self-confidence"). `held_out` has (split, table, (N, classes) probabilities).
+    Training examples would not do, since the model may have memorised their labels.
     """
-    found = []
+    ranked = []
     for split, examples, probabilities in held_out:
         given = examples["label"].to_numpy()
         losses = -np.log(np.maximum(probabilities[np.arange(len(given)), given], 1e-12))
         numbers = examples["row"].to_numpy()
         best = probabilities.argmax(1)
         for i in np.flatnonzero(best != given):
-            told = f"{labels[best[i]]} ({probabilities[i, best[i]]:.0%})"
-            cells = [f"{losses[i]:.2f}", labels[given[i]], told, examples["text"].iloc[i][:CHARS]]
-            found.append((-losses[i], [*cells, f"{split} {numbers[i]}"]))
-    found.sort(key=lambda item: item[0])
-    rows = [cells for _, cells in found[:SHOWN]]
+            predicted = f"{labels[best[i]]} ({probabilities[i, best[i]]:.0%})"
+            cells = [f"{losses[i]:.2f}", labels[given[i]], predicted, examples["text"].iloc[i][:CHARS]]
+            ranked.append((-losses[i], [*cells, f"{split} {numbers[i]}"]))
+    ranked.sort(key=lambda item: item[0])
+    rows = [cells for _, cells in ranked[:SHOWN]]
     header = ["loss", "given label", "the model's", "text", "split and row of the file"]
     return {HEADING: {"header": header, "rows": rows}} if rows else {}
 
 
 def remarks(examples: Path, train: pd.DataFrame, test: pd.DataFrame, labels: Sequence[str]) -> list[str]:
-    """Sentences on how the examples were split and weighted, and on texts with several labels."""
-    counts, told = json.loads((examples / "counts.json").read_text()), []
+    """Return sentences on the split and weights of the examples, and on texts with several labels."""
+    counts, sentences = json.loads((examples / "counts.json").read_text()), []
     if "time" in test:
-        told.append(
+        sentences.append(
             f"Split by time: tested on texts from {day(test['time'].min())} to {day(test['time'].max())}, trained on "
             f"older ones, {day(train['time'].min())} to {day(train['time'].max())}."
         )
     if removed := counts.get("near_duplicates_removed"):
-        told.append(f"{removed:,} texts are in no split, since a later split has a near-duplicate of each.")
+        sentences.append(f"{removed:,} texts were removed because a later split has a near-duplicate of each.")
     if conflicting := counts["conflicting_texts"]:
         which = "newest" if "time" in test else "first"
-        told.append(f"{conflicting:,} texts were there with more than one label: the {which} counts.")
+        sentences.append(f"{conflicting:,} texts had more than one label: the {which} was kept.")
     if "weight" in train:
         means = train["weight"].groupby(train["label"]).mean()
         each = ", ".join(f"{labels[i]} {mean:.2f}" for i, mean in means.items())
-        told.append(f"Mean weight in the training loss: {each}. Everything here counts all examples alike.")
-    return told
+        sentences.append(f"Mean weight in the training loss: {each}. This report weighs all examples equally.")
+    return sentences
 
 
 def day(time: pd.Timestamp) -> str:
+    """Return a time's day, as 2026-03-31."""
     return f"{time:%Y-%m-%d}"
 
 
@@ -99,18 +99,18 @@ STRONGER = ("very", "really", "absolutely")
 
 
 def suite(predict: Answer, labels: Sequence[str]) -> list[Test]:
-    """Of a model by its probabilities of texts; none where no label is positive and none negative."""
+    """Return the behavioural tests of a classifier; empty unless one label is positive and one negative."""
     named = [next((i for i, label in enumerate(labels) if label.lower().startswith(n)), None) for n in ("neg", "pos")]
     negative, positive = named
     if negative is None or positive is None:
         return []
-    return of_texts(
+    return run_on_texts(
         templates(negative, positive), predict, lambda row: f"{labels[int(row.argmax())]} ({row.max():.0%})"
     )
 
 
 def templates(negative: int, positive: int) -> list[Texts]:
-    """What is asked of the indices of two labels."""
+    """Return the test cases, given the indices of the negative and the positive label."""
     good = [f"The {thing} was {word}." for thing, word in product(THINGS, GOOD)]
     bad = [f"The {thing} was {word}." for thing, word in product(THINGS, BAD)]
     plain = [*good, *bad]
@@ -126,7 +126,7 @@ def templates(negative: int, positive: int) -> list[Texts]:
         "lower case changes nothing": [(text, text.lower()) for text in plain],
         "upper case changes nothing": [(text, text.upper()) for text in plain],
     }
-    found = [
+    cases = [
         simple("a good word is positive", good, positive),
         simple("a bad word is negative", bad, negative),
         simple("love is positive", [f"I love the {thing}" for thing in THINGS], positive),
@@ -137,43 +137,43 @@ def templates(negative: int, positive: int) -> list[Texts]:
     ]
     for name, pairs in changes.items():
         old, new = zip(*pairs, strict=True)
-        found.append(Texts(INVARIANCE, name, new, old, changed))
+        cases.append(Texts(INVARIANCE, name, new, old, changed))
     for word, texts, label in (("good", good, positive), ("bad", bad, negative)):
         negated = [text.replace(" was ", " was not ") for text in texts]
         stronger = [t.replace(" was ", f" was {STRONGER[i % len(STRONGER)]} ") for i, t in enumerate(texts)]
-        found += [
+        cases += [
             Texts(DIRECTION, f"'not' before a {word} word makes it less so", negated, texts, no_less(label)),
             Texts(DIRECTION, f"'very' before a {word} word does not make it less so", stronger, texts, less(label)),
         ]
-    return found
+    return cases
 
 
 def simple(name: str, texts: Sequence[str], label: int) -> Texts:
-    """Texts that must get the label."""
+    """Return the minimum functionality test that texts get the label."""
     return Texts(MINIMUM, name, texts, None, lambda after, _: after.argmax(1) != label)
 
 
 def no_less(label: int) -> Failed:
-    """The label is as likely as before, or more."""
+    """Return the check that fails if the label is as likely as before, or more."""
     return lambda after, before: after[:, label] >= before[:, label]
 
 
 def less(label: int) -> Failed:
-    """The label is less likely than before, beyond the slack."""
+    """Return the check that fails if the label is less likely than before by more than `SLACK`."""
     return lambda after, before: after[:, label] < before[:, label] - SLACK
 
 
 def beside(texts: Sequence[str], words: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Each text with two of the words, in turn."""
+    """Return each text with two neighbouring words of the list, in turn."""
     return [(text, words[i % len(words)], words[(i + 1) % len(words)]) for i, text in enumerate(texts)]
 
 
 ENOUGH = 2000
-"""Of so many test texts the doubtful labels are shown from these alone: reading the validation split takes time."""
+"""With this many test texts, doubtful labels are searched in the test split alone, since predicting takes time."""
 
 
 def majority(train_labels: np.ndarray, n_test: int, n_classes: int) -> np.ndarray:
-    """(n_test, classes) probabilities: the classes' shares in training."""
+    """Return (n_test, classes) probabilities: the classes' shares in training."""
     shares = np.bincount(train_labels, minlength=n_classes) / max(1, len(train_labels))
     return np.tile(shares, (n_test, 1))
 
@@ -185,12 +185,10 @@ def tfidf_logistic_regression(
     n_classes: int,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(n_test, classes) probabilities of logistic regression (C=4) on sublinear TF-IDF of 1- and 2-grams (min_df 2).
+    """Return (n_test, classes) probabilities of logistic regression (C=4) on sublinear TF-IDF of 1- and 2-grams.
 
-    Iterated to a tolerance of 1e-4, scikit-learn's own: with 1e-3 it stops after 5 iterations on long texts, and has
-    an accuracy of 0.872 on film reviews instead of 0.899.
-
-    `weights` (n_train,) are those of the examples in its loss, as the model has them.
+    The tolerance is 1e-4, scikit-learn's default. With 1e-3 it stops after 5 iterations on long texts, and its accuracy
+    on film reviews is 0.872 instead of 0.899. `weights` (n_train,) weigh the examples in its loss, as for the model.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -198,7 +196,7 @@ def tfidf_logistic_regression(
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2 if len(train_texts) > 100 else 1, sublinear_tf=True)
     try:
         train = vectorizer.fit_transform(train_texts)
-    except ValueError:  # no word is there twice, as in scripts without spaces: by characters
+    except ValueError:  # no word occurs twice, as in scripts without spaces: use characters
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
         train = vectorizer.fit_transform(train_texts)
     model = LogisticRegression(C=4, max_iter=1000, tol=1e-4).fit(train, train_labels, weights)
@@ -245,13 +243,13 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
         plots.reliability(metrics.reliability(truth, probabilities), out, metrics.reliability(truth, before)),
         plots.abstaining(sure, chosen, out),
     ]
-    found = metrics.classification(truth, probabilities, labels)
-    # None where the labels are no moods.
+    results = metrics.classification(truth, probabilities, labels)
+    # Empty if the labels are not sentiments.
     tested = behavioural_tests.tables(suite(predictor.probabilities, predictor.labels))
     uncalibrated = metrics.calibration_error(truth, before)
     remark = (
         f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
-        f"calibration error {uncalibrated:.4f} before, {found['calibration_error']:.4f} with it."
+        f"calibration error {uncalibrated:.4f} before, {results['calibration_error']:.4f} with it."
     )
     cut = {
         "training texts": predictor.cut(texts, predictor.context),
@@ -259,23 +257,23 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
     }
     noted = [*remarks(examples, train, test, labels), remark, confidence.remark(chosen), unit_results.sentence(cut)]
     if predictor.ngrams is not None:
-        # Its own: the examples' are another model's where a champion is measured on them, or are not there.
+        # Computed anew: the examples' column may be another model's, or missing.
         linear = predictor.ngrams.logits(predictor.read(test["text"].tolist()))
         alone = metrics.classification(truth, among(softmax(linear)), labels)[task.primary]
-        whole = " It reads long texts whole." if any(counts["cut"] for counts in cut.values()) else ""
+        whole = " It reads long texts as a whole." if any(counts["cut"] for counts in cut.values()) else ""
         noted.append(f"Its linear model of n-grams alone has {task.primary} {alone:.4f} on these texts.{whole}")
     if predictor.masked:
-        noted.append("Which link or handle a text has changes no label: all are read as 'http' and '@user'.")
-    summary = evidence(task, test).summary()
+        noted.append("Links and handles do not affect labels: they are read as 'http' and '@user'.")
+    summary = unit_results_of(task, test).summary()
     once = unit_results.classification(truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {})
-    drawn = once.drawn.interval(once.of("calibration_error"), once.method("calibration_error"))
+    drawn = once.drawn.interval(once.system_metric("calibration_error"), once.method("calibration_error"))
     summary["intervals"][unit_results.MODEL]["calibration_error_before"] = unit_results.bounded(drawn)
     return {
         "task": task.name,
         "title": task.title if tested else f"Labels of texts: {', '.join(labels)}",
         "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
         "floor": task.floor,
-        "metrics": found | {"calibration_error_before": uncalibrated},
+        "metrics": results | {"calibration_error_before": uncalibrated},
         "baselines": {n: metrics.classification(truth, p, labels) for n, p in others.items()},
         "counts": json.loads((examples / "counts.json").read_text()),
         "remarks": noted,
@@ -284,17 +282,16 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
         "selective": chosen,
         "cut": cut,
         "tables": confidence.table(chosen) | doubtful | tested,
-        "cost": report.of_prediction(predictor, predictor.module, list(predictor.input_example[:1])),
+        "cost": report.prediction_cost(predictor, predictor.module, list(predictor.input_example[:1])),
         **summary,
     }
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
-    """Return the results of each unit that `predictions.parquet` holds."""
-
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
+    """Return the per-unit results of the stored predictions."""
     labels, answers = unit_results.labelled(predictions)
     truth = predictions["label"].to_numpy()
     topics = predictions["topic"].tolist() if "topic" in predictions else None
-    parts = unit_results.of_texts(predictions["text"].tolist(), truth, labels, topics)
+    parts = unit_results.text_slices(predictions["text"].tolist(), truth, labels, topics)
     key = unit_results.key_of(predictions["text"], truth, labels)
     return unit_results.classification(truth, answers, labels, key, parts)

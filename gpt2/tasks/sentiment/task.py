@@ -1,4 +1,4 @@
-"""Sentiment of short texts: one label per text, from any table of texts and labels."""
+"""The task `sentiment`: one label per short text, from any table of texts and labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.heads import Classifier
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.sentiment.dataset import TextDataset
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from gpt2.tasks.sentiment.predictor import SentimentPredictor
 
 CALIBRATED_ON = 5000
-"""Texts of the validation split that the temperature is fitted on, at most."""
+"""Largest number of validation texts on which the temperature is fitted."""
 
 
 class Sentiment(Task):
-    """Labels with probabilities."""
+    """Classification of texts with calibrated probabilities."""
 
     name = "sentiment"
     title = "Sentiment of posts"
@@ -38,22 +38,21 @@ class Sentiment(Task):
     Settings = SentimentSettings
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0}
     use = (
-        "Counting the mood of many short texts, such as posts, over time and by topic. Not for decisions about the "
-        "person who wrote one of them."
+        "Measuring the sentiment of many short texts, such as posts, over time and by topic. Not for decisions about "
+        "the person who wrote one of them."
     )
     limits = (
-        "It learned the language, topics and labellers' habits of its training data; on other texts, measure it first.",
-        "Irony and mixed feelings are often mistaken, sometimes with high confidence: see the report's mistakes.",
+        "It learned the language, topics and labelling habits of its training data; on other texts, measure it first.",
+        "Irony and mixed feelings are often mistaken, sometimes with high confidence: see the report.",
         "A text longer than the model's positions is cut at its end.",
     )
     example = "The crew was lovely and we landed early"
 
     def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
-        """Write train, validation and test.parquet, labels.json and counts.json; see
-        `gpt2.tasks.sentiment.dataset.divided`.
+        """Write train, validation and test.parquet, labels.json and counts.json to `out`; return the counts.
 
-        With `ngrams` also `ngrams.safetensors`, and its logits as a column of each table
-        (`gpt2.tasks.sentiment.ngrams`).
+        See `gpt2.tasks.sentiment.dataset.divided`. With `ngrams` it also writes `ngrams.safetensors` and adds its
+        logits as a column of each table (`gpt2.tasks.sentiment.ngrams`).
         """
         from gpt2.tasks.sentiment import dataset as sentiment_dataset
 
@@ -108,21 +107,23 @@ class Sentiment(Task):
 
         known, given = labels_of(directory), json.loads((examples / "labels.json").read_text())
         if known != given:
-            raise ValueError(f"the teacher knows the labels {known}, the examples {given}; give another")
+            raise ValueError(
+                f"the teacher knows the labels {known}, the examples {given}; give one with the same labels"
+            )
         if (directory / FILE).exists() and not (examples / FILE).exists():
             raise ValueError(
                 f"the teacher in {directory} has a linear model of n-grams, the examples have none; set ngrams=true"
             )
 
     def temperature(self, directory: Path, examples: Path) -> float:
-        """What divides a saved model's logits, fitted on the validation split."""
+        """Return the temperature of a saved model, fitted on the validation split."""
         import numpy as np
         import pandas as pd
 
         from gpt2.evaluation.confidence import fit_temperature
 
         held_out = pd.read_parquet(examples / "validation.parquet")
-        # From all over the file, whose parts may be of different kinds.
+        # Evenly over the file, whose parts may differ.
         held_out = held_out.iloc[np.linspace(0, len(held_out) - 1, min(CALIBRATED_ON, len(held_out))).astype(int)]
         return fit_temperature(
             self.predictor(directory).logits(held_out["text"].tolist()), held_out["label"].to_numpy()
@@ -138,14 +139,14 @@ class Sentiment(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.sentiment import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 def add_ngrams(tables: Mapping[str, pd.DataFrame], classes: int) -> Ngrams:
-    """Fit the linear model on the training split, and add what it says of each split's texts to the tables."""
+    """Fit the linear model on the training split, add its logits to each table, and return it."""
     from gpt2.tasks.sentiment.dataset import NGRAMS, masked
     from gpt2.tasks.sentiment.ngrams import fit
 

@@ -1,8 +1,4 @@
-"""Customer service: the best answer of a knowledge file to a question, and a reply written from it.
-
-Answers are found by embeddings and by words (BM25) together; how much each counts is fitted on the validation split, as
-DPR's authors did (Karpukhin et al. 2020), here by likelihood: a score is the probability that the answer is right.
-"""
+"""The settings of the task `support`."""
 
 from __future__ import annotations
 
@@ -14,26 +10,26 @@ from gpt2.training.config import OptimizerConfig, TrainConfig
 
 
 class SupportSettings(TaskSettings):
-    """Customer-service answers: questions with their answers. Off unless `enabled` is set."""
+    """Customer service: answers to questions, found in a knowledge file. Off unless `enabled` is set."""
 
     enabled: bool = False
-    """Whether the pipeline runs this task."""
+    """Run this task in the pipeline."""
     source: str = Field("sample:support", min_length=1)
     """The knowledge file, .csv, .jsonl or .parquet, with a question and an answer per row; or `sample:support`."""
     num_workers: int | None = operational(1, ge=1, le=4096)
-    """Workers of this task's training: one is enough for what people write by hand."""
+    """Number of workers of this task's training; one is enough for a knowledge file written by hand."""
     question_field: str = Field("question", min_length=1)
     """The column of the questions."""
     answer_field: str = Field("answer", min_length=1)
     """The column of the answers."""
     validation_share: float = Field(0.1, gt=0, le=0.4)
-    """Share of the questions that training is watched on."""
+    """Share of the questions in the validation split, which monitors training."""
     test_share: float = Field(0.25, gt=0, le=0.5)
-    """Share of the questions that the report is made from."""
+    """Share of the questions in the test split, which the report uses."""
     negatives: int = Field(64, ge=1, le=4096)
-    """Wrong answers that a question's right one is told from at each step, the same for all questions of a batch."""
+    """Number of wrong answers against which a question's right one is trained at each step; a batch shares them."""
     reply_weight: float = Field(0.2, ge=0, le=10)
-    """Weight of the reply's next-token loss beside the retrieval's."""
+    """Weight of the reply's next-token loss relative to the retrieval loss."""
     train: TrainConfig = TrainConfig(
         epochs=10,
         batch_size=32,

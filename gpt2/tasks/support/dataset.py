@@ -1,4 +1,4 @@
-"""Retrieval by embeddings: how texts are read, and what a training puts on the model to find and write answers."""
+"""A knowledge file to questions with answers; prompts and batches."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ if TYPE_CHECKING:
 
 
 def questions_of(pairs: pd.DataFrame, split: str) -> pd.DataFrame:
-    """A row per group of a split: `question`, the first of it, and `answer`, a list of all its right ones."""
+    """Return a row per group of a split: its first `question`, and `answer`, the list of its right answers."""
     chosen = pairs[pairs["split"] == split].groupby("group", sort=True)
     return chosen.agg({"question": "first", "answer": list})
 
 
 def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
-    """Columns question and answer; of a folder of conversations (chatterbot-corpus), the first two lines of each."""
+    """Return the questions and answers of a table, or of a folder of conversations (chatterbot-corpus).
+
+    Of a conversation they are the first two lines. Raises `ValueError` if there are none.
+    """
     import pandas as pd
     import yaml
 
     from gpt2.data.tables import missing, read_table
 
     if source.is_dir():
-        found = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in sorted(source.glob("*.yml"))]
-        pairs = [(c[0], c[1]) for file in found for c in file if isinstance(c, list) and len(c) > 1]
+        files = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in sorted(source.glob("*.yml"))]
+        pairs = [(c[0], c[1]) for file in files for c in file if isinstance(c, list) and len(c) > 1]
         if not pairs:
             raise ValueError(f"{source} has no conversations in .yml files; give a .csv, .jsonl or .parquet file")
         return pd.DataFrame(pairs, columns=["question", "answer"])
@@ -47,62 +50,66 @@ def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
 
 
 KNOWN, REPLY = "\nKnown answer:", "\nReply:"
-"""What stands between question, known answer and reply."""
+"""Separators before the known answer and before the reply."""
 
 
-class Reader:
-    """Texts as the model reads them: a quarter of the context for the question, and three eighths each for the known
-    answer and the reply."""
+class PromptEncoder:
+    """Encodes questions, known answers and replies as ids.
+
+    A question gets a quarter of the context, a known answer and a reply three eighths each.
+    """
 
     def __init__(self, tokenizer: Tokenizer, context: int):
-        """`ValueError` where so short a context leaves no room."""
+        """Raises `ValueError` if the context is too short for an answer."""
         self.tokenizer, self.context = tokenizer, context
         self.marks = [tokenizer.encode(KNOWN), tokenizer.encode(REPLY)]
         self.room = 3 * context // 8 - max(map(len, self.marks)) - 1
-        """Tokens of a known answer, and of a reply to learn from."""
+        """Most tokens of a known answer, and of a reply in training."""
         if self.room < 1:
             raise ValueError(f"context={context} leaves no room for an answer; set 64 or more")
 
     def plain(self, texts: Sequence[str], limit: int) -> list[list[int]]:
-        """Ids of texts of which an embedding is made: in small letters, each word as in the middle of a text."""
+        """Return the ids of texts to embed: lower-cased, and with each word encoded as inside a text."""
         encoded = self.tokenizer.encode_batch([" " + " ".join(text.lower().split()) for text in texts])
         return [ids[:limit] or [self.tokenizer.end_of_text] for ids in encoded]
 
     def questions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of questions to embed."""
         return self.plain(texts, max(1, self.context // 4))
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of answers to embed."""
         return self.plain(texts, self.context // 2)
 
     def known(self, texts: Sequence[str]) -> list[list[int]]:
-        """What a reply is written from."""
+        """Return the ids of the known answers from which replies are written."""
         return [ids[: self.room] for ids in self.tokenizer.encode_batch([" " + text for text in texts])]
 
     def replies(self, texts: Sequence[str]) -> list[list[int]]:
-        """What a reply should say, up to its end where it is not cut before."""
+        """Return the ids of target replies with end-of-text, cut to the room for them."""
         end = self.tokenizer.end_of_text
         return [[*ids, end][: self.room + 1] for ids in self.tokenizer.encode_batch([" " + text for text in texts])]
 
     def prompt(self, question: list[int], known: list[int]) -> list[int]:
-        """Question and known answer: what follows is the reply."""
+        """Return the ids of a reply's prompt: question and known answer."""
         return [*question, *self.marks[0], *known, *self.marks[1]]
 
 
 class PairDataset:
     """Questions of a split, each with its right answer and wrong ones.
 
-    A batch is `ids` (B, T), question, known answer and reply; their `lengths` (B,); `question_lengths` (B,) and
-    `reply_lengths` (B,); `answers` (A, S) and `answer_lengths` (A,); `right` (B,), a row of the answers; `candidates`
-    (B, A), what it competes with: the wrong answers that the seed draws, the same on all ranks at a step. So a
-    question's loss does not depend on the rest of its batch, as it would with the batch's own answers for wrong ones.
+    A batch is `ids` (B, T) of question, known answer and reply; `lengths`, `question_lengths` and `reply_lengths`, each
+    (B,); `answers` (A, S) and `answer_lengths` (A,); `right` (B,), the row of the right answer; and `candidates` (B,
+    A), the answers that compete. The wrong answers are drawn by the seed and equal on all ranks at a step. So a
+    question's loss does not depend on the rest of its batch, as it would with in-batch negatives.
     """
 
-    def __init__(self, pairs: pd.DataFrame, split: str, reader: Reader, negatives: int):
-        """`pairs`: columns question, answer, group, split; the wrong answers are drawn from all of them."""
+    def __init__(self, pairs: pd.DataFrame, split: str, reader: PromptEncoder, negatives: int):
+        """`pairs` have question, answer, group and split; wrong answers are drawn from all of them."""
         texts = pairs["answer"].unique().tolist()
         index = {text: i for i, text in enumerate(texts)}
         own = pairs[pairs["split"] == split]
-        alike = pairs.groupby("group")["answer"].agg(lambda found: {index[a] for a in found})
+        alike = pairs.groupby("group")["answer"].agg(lambda answers: {index[a] for a in answers})
         self.right = [index[a] for a in own["answer"]]
         self.also_right: list[set[int]] = [alike[g] for g in own["group"]]
         self.answers, self.known, self.replies = reader.answers(texts), reader.known(texts), reader.replies(texts)

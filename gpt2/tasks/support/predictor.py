@@ -1,4 +1,4 @@
-"""Whether a written reply may be shown."""
+"""Questions to answers and replies; a reply that fails a check is withheld."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPLY_TOKENS = 48
 
 
 class SupportPredictor:
-    """Questions to answers and replies."""
+    """Finds answers to questions and writes replies."""
 
     input_example = ("My printer is not printing.",)
 
@@ -30,7 +30,7 @@ class SupportPredictor:
         from gpt2.data.near_duplicates import shingles
         from gpt2.data.tokenizer import Tokenizer
         from gpt2.store import model_files
-        from gpt2.tasks.support.dataset import Reader
+        from gpt2.tasks.support.dataset import PromptEncoder
         from gpt2.tasks.support.retriever import BM25, Retriever, rarity
         from gpt2.weights import tensors
 
@@ -48,13 +48,13 @@ class SupportPredictor:
         self.module.load_state_dict(head, strict=False)
         self.module.eval()
         facts = model_files.read_task(directory)
-        self.reader, self.search = Reader(self.tokenizer, facts["context"]), BM25(self.answers)
+        self.reader, self.search = PromptEncoder(self.tokenizer, facts["context"]), BM25(self.answers)
         self.weights: list[float] = facts.get("weights", [1.0, 0.0])
-        """Of the cosine and of BM25."""
+        """Weights of the cosine and of BM25."""
         self.embeddings = self.embed(self.reader.answers(self.answers))
 
     def embed(self, rows: list[list[int]]) -> Tensor:
-        """(N, width) unit vectors of encoded texts."""
+        """Return (N, width) unit vectors of encoded texts."""
         import torch
 
         from gpt2.model.heads import pad
@@ -63,60 +63,60 @@ class SupportPredictor:
             return torch.cat([self.module.embed(*pad(rows[at : at + 64])) for at in range(0, len(rows), 64)])
 
     def parts(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(questions, answers): cosines of embeddings, and BM25."""
+        """Return (questions, answers) cosines of embeddings, and BM25 scores."""
         cosines = self.embed(self.reader.questions(questions)) @ self.embeddings.T
         return cosines.double().numpy(), self.search.scores(questions)
 
     def scores(self, questions: Sequence[str]) -> np.ndarray:
-        """(questions, answers) probabilities that an answer is the right one."""
+        """Return (questions, answers) probabilities that an answer is the right one."""
         from scipy.special import softmax
 
         return softmax(sum(w * part for w, part in zip(self.weights, self.parts(questions), strict=True)), axis=1)
 
     def right(self, test: pd.DataFrame) -> list[list[int]]:
-        """The right answers' indices of each row of `questions_of`; none of answers that came after the model."""
+        """Return the indices of each row's right answers (`questions_of`), without answers unknown to the model."""
         index = {answer: i for i, answer in enumerate(self.answers)}
         return [[index[answer] for answer in dict.fromkeys(answers) if answer in index] for answers in test["answer"]]
 
     def lookup(self, question: str) -> int | None:
-        """The answer of a known question that says nearly the same, as `gpt2.data.near_duplicates` has it."""
+        """Return the answer of a known question that is a near-duplicate (`gpt2.data.near_duplicates`), or None."""
         from gpt2.data.near_duplicates import LIKE, jaccard, shingles
 
-        asked = shingles(question)
-        likeness, place = max((jaccard(asked, known), -n) for n, (known, _) in enumerate(self.known))
+        own = shingles(question)
+        likeness, place = max((jaccard(own, known), -n) for n, (known, _) in enumerate(self.known))
         return self.known[-place][1] if likeness >= LIKE else None
 
-    def looked_up(self, questions: Sequence[str]) -> np.ndarray:
-        """(questions, answers) probabilities: the `scores`, but 1 for the answer of a known question."""
-        found = self.scores(questions)
-        for row, question in zip(found, questions, strict=True):
+    def scores_with_lookup(self, questions: Sequence[str]) -> np.ndarray:
+        """Return (questions, answers) probabilities: the `scores`, but 1 for the answer of a known question."""
+        scores = self.scores(questions)
+        for row, question in zip(scores, questions, strict=True):
             if (answer := self.lookup(question)) is not None:
                 row[:] = 0
                 row[answer] = 1
-        return found
+        return scores
 
     def replies(self, questions: Sequence[str], best: Sequence[int], most: int = REPLY_TOKENS) -> list[tuple[str, str]]:
-        """(reply, why it is withheld, "" where it is not) to each question from the answer that was found."""
+        """Return (reply, why it is withheld, or "") for each question, written from its `best` answer."""
         from gpt2.generation.generate import generate
 
         if not questions:
             return []
-        asked, known = self.reader.questions(questions), self.reader.known([self.answers[i] for i in best])
-        prompts = [self.reader.prompt(q, k) for q, k in zip(asked, known, strict=True)]
+        encoded, known = self.reader.questions(questions), self.reader.known([self.answers[i] for i in best])
+        prompts = [self.reader.prompt(q, k) for q, k in zip(encoded, known, strict=True)]
         room = self.module.model.config.n_positions - max(map(len, prompts))
         limit = min(most, room)
-        found = generate(self.module.model, self.tokenizer.end_of_text, prompts, limit, temperature=0)
-        texts = [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in found]
+        generated = generate(self.module.model, self.tokenizer.end_of_text, prompts, limit, temperature=0)
+        texts = [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in generated]
         return [
             (text, withheld(text, ended, q, self.answers[i], self.answers))
             for (text, ended), q, i in zip(texts, questions, best, strict=True)
         ]
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
-        """A row per question: `answer`, `score`, `reply` and `withheld`, why there is no reply.
+        """Return a row per question: `answer`, `score`, `reply` and `withheld`, why there is no reply.
 
-        `params`: `abstain_below`, the probability below which answer and reply are "": nothing fits; `max_tokens` of a
-        reply, 0 for none. A known question's answer has the score 1. `ValueError` for what is no text.
+        `params`: `abstain_below`, the probability below which answer and reply are ""; `max_tokens` of a reply, 0 for
+        none. The answer of a known question has the score 1. Raises `ValueError` for an input that is not a text.
         """
         import pandas as pd
 
@@ -128,13 +128,13 @@ class SupportPredictor:
             raise ValueError(f"abstain_below={least:g}, max_tokens={most}; give 0 to 1, and 0 or more")
         if not questions:
             return pd.DataFrame(columns=["answer", "score", "reply", "withheld"])
-        best = self.looked_up(questions)
+        best = self.scores_with_lookup(questions)
         chosen, score = best.argmax(1).tolist(), best.max(1).tolist()
         fits = [i for i in range(len(questions)) if score[i] >= least]
         replies = [("", "nothing fits")] * len(questions)
         if most:
-            found = self.replies([questions[i] for i in fits], [chosen[i] for i in fits], most)
-            for i, reply in zip(fits, found, strict=True):
+            written = self.replies([questions[i] for i in fits], [chosen[i] for i in fits], most)
+            for i, reply in zip(fits, written, strict=True):
                 replies[i] = reply
         answers = [self.answers[answer] if i in set(fits) else "" for i, answer in enumerate(chosen)]
         shown = ["" if reason else reply for reply, reason in replies]
@@ -143,25 +143,28 @@ class SupportPredictor:
 
 
 COPIED = 5
-"""So many words in a row that only another answer has are copied from it."""
+"""Length (words) of a run shared only with another answer that counts as copied from it."""
 SHORT = 4
-"""A reply of fewer words says nothing, unless the answer has no more."""
+"""Fewest words of a reply, unless the answer itself is shorter."""
 
 
 def withheld(reply: str, ended: bool, question: str, answer: str, answers: Sequence[str]) -> str:
-    """Why a reply is not shown, "" where it is: it is empty or short, has no end, says what only other answers
-    say, or says less than half with the words of the question and of the answer that it was written from."""
-    said, own = words(reply), words(answer)
-    if reason := unfinished(said, ended, min(SHORT, len(own))):
+    """Return why a reply is withheld; "" if it is shown.
+
+    It is withheld if it is short or unfinished, or if it copies another answer. It is also withheld if less than half
+    of its words are in the question or in the answer that it was written from.
+    """
+    written, own = words(reply), words(answer)
+    if reason := unfinished(written, ended, min(SHORT, len(own))):
         return reason
     ours = {*own, *words(question)}
-    others = runs(said) - runs(own) - runs(words(question))
+    others = runs(written) - runs(own) - runs(words(question))
     if others and any(others & runs(words(other)) for other in answers if other != answer):
         return "it copies another answer"
-    return "" if sum(w in ours for w in said) >= len(said) / 2 else "it strays from the answer"
+    return "" if sum(w in ours for w in written) >= len(written) / 2 else "it strays from the answer"
 
 
 def runs(text: Sequence[str]) -> set[tuple[str, ...]]:
-    """All runs of `COPIED` words; of a shorter text the whole."""
+    """Return all runs of `COPIED` words of a text, or the whole text if it is shorter."""
     size = min(COPIED, len(text))
     return {tuple(text[i : i + size]) for i in range(len(text) - size + 1)} if size else set()

@@ -1,5 +1,4 @@
-"""What a model of answers must do whatever its test set holds (`gpt2.evaluation.behavioural_tests`), asked with what
-people asked."""
+"""The report of `support`: rank of the right answer beside BM25 and TF-IDF; behavioural tests on people's questions."""
 
 from __future__ import annotations
 
@@ -21,45 +20,48 @@ from gpt2.evaluation.behavioural_tests import (
     Test,
     Texts,
     changed,
-    of_texts,
+    run_on_texts,
     typo,
 )
 from gpt2.tasks.support.dataset import questions_of
 
 if TYPE_CHECKING:
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.tasks.support.predictor import SupportPredictor
     from gpt2.tasks.task import Task
 
 QUESTIONS = 200
-"""Questions that are drawn for a test, at most, the same each time."""
+"""Most questions sampled for a test, the same ones each time."""
 REMARKS = (
-    "Letter case and spaces of a question change no answer: it is read in small letters, word by word.",
-    "A question that says nearly the same as a known one gets the known answer. Behavioural tests of known questions "
-    "ask that way; the others ask for the ranking alone.",
+    "Letter case and spaces of a question do not affect the answer: it is lower-cased and read word by word.",
+    "A near-duplicate of a known question gets the known answer. Behavioural tests of known questions include this "
+    "lookup; the other tests use the ranking alone.",
 )
 
 
 def suite(predictor: SupportPredictor, pairs: pd.DataFrame) -> list[Test]:
-    """Of a model by its ranking of answers, of the examples' `pairs` (question, answer, group, split); none where it
-    does not know all of the answers, as a champion of an older knowledge file."""
+    """Return the behavioural tests of a model's ranking of answers.
+
+    `pairs` are the examples (question, answer, group, split). The list is empty if the model does not know all answers,
+    such as a champion of an older knowledge file.
+    """
     if not {*pairs["answer"]} <= {*predictor.answers}:
         return []
     drawn = np.random.default_rng(0)
-    train, test = (some(questions_of(pairs, split), drawn) for split in ("train", "test"))
-    known = some(pd.concat([questions_of(pairs, split) for split in SPLITS]), drawn)
+    train, test = (sample(questions_of(pairs, split), drawn) for split in ("train", "test"))
+    known = sample(pd.concat([questions_of(pairs, split) for split in SPLITS]), drawn)
     both = list(zip(train["question"], predictor.right(train), strict=True))
-    learned = found("a question that it learned from finds its answer", both)
+    learned = finds("a training question finds its answer", both)
     right = predictor.right(known)
-    asked = [(polite(question), items) for question, items in zip(known["question"], right, strict=True)]
+    politely = [(polite(question), items) for question, items in zip(known["question"], right, strict=True)]
     mistyped = [
         (new, items)
         for question, items in zip(known["question"], right, strict=True)
         if (new := typo(question, drawn)) != question
     ]
-    through = [
-        found("a known question, asked politely, gets its answer", asked),
-        found("a known question with a typo gets its answer", mistyped),
+    with_lookup = [
+        finds("a known question, asked politely, gets its answer", politely),
+        finds("a known question with a typo gets its answer", mistyped),
     ]
     changes: dict[str, Callable[[str], str]] = {
         "'please' before it changes nothing": polite,
@@ -70,24 +72,24 @@ def suite(predictor: SupportPredictor, pairs: pd.DataFrame) -> list[Test]:
     ranked = [invariant(name, test["question"].tolist(), change) for name, change in changes.items()]
     ranked.append(towards(test["question"].tolist(), predictor.right(test), predictor.answers))
 
-    def tell(row: np.ndarray) -> str:
+    def describe(row: np.ndarray) -> str:
         return f"{shorten(predictor.answers[row.argmax()], 60, placeholder=' …')} ({row.max():.0%})"
 
     return [
-        *of_texts([learned], predictor.scores, tell, drawn=True),
-        *of_texts(through, predictor.looked_up, tell, drawn=True),
-        *of_texts(ranked, predictor.scores, tell, drawn=True),
+        *run_on_texts([learned], predictor.scores, describe, drawn=True),
+        *run_on_texts(with_lookup, predictor.scores_with_lookup, describe, drawn=True),
+        *run_on_texts(ranked, predictor.scores, describe, drawn=True),
     ]
 
 
-def some(questions: pd.DataFrame, drawn: np.random.Generator) -> pd.DataFrame:
-    """So many rows at most."""
+def sample(questions: pd.DataFrame, drawn: np.random.Generator) -> pd.DataFrame:
+    """Return at most `QUESTIONS` random rows, in order."""
     chosen = drawn.choice(len(questions), min(QUESTIONS, len(questions)), replace=False)
     return questions.iloc[np.sort(chosen)]
 
 
-def found(name: str, cases: Sequence[tuple[str, Sequence[int]]]) -> Texts:
-    """Texts, each of which must get one of its right answers."""
+def finds(name: str, cases: Sequence[tuple[str, Sequence[int]]]) -> Texts:
+    """Return the test that each text gets one of its right answers."""
 
     def wrong(after: np.ndarray, _: np.ndarray) -> np.ndarray:
         return np.array([row.argmax() not in right for row, (_, right) in zip(after, cases, strict=True)])
@@ -96,23 +98,27 @@ def found(name: str, cases: Sequence[tuple[str, Sequence[int]]]) -> Texts:
 
 
 def polite(question: str) -> str:
+    """Return the question with "please" before it."""
     return f"Please, {question}"
 
 
 def marked(question: str) -> str:
-    """Without a question mark at its end, or with one where there is none."""
+    """Return the question with its final question mark removed, or with one added."""
     bare = question.rstrip("?!. ")
     return bare if question.rstrip().endswith("?") else f"{bare}?"
 
 
 def invariant(name: str, questions: Sequence[str], change: Callable[[str], str]) -> Texts:
-    """Questions that the change leaves as they are cannot fail: they are no cases."""
+    """Return the test that a change leaves the answers as they are; unchanged questions are left out."""
     both = [(question, new) for question in questions if (new := change(question)) != question and new.strip()]
     return Texts(INVARIANCE, name, [new for _, new in both], [old for old, _ in both], changed)
 
 
 def towards(questions: Sequence[str], right: Sequence[Sequence[int]], answers: Sequence[str]) -> Texts:
-    """The longest word of the right answer that is not in the question, added to it."""
+    """Return the test that a word of the right answer, added to the question, does not make it less likely.
+
+    It is the answer's longest word that is not in the question.
+    """
     old, new, wanted = [], [], []
     for question, items in zip(questions, right, strict=True):
         others = [word for word in words(answers[items[0]]) if word not in words(question)]
@@ -149,8 +155,8 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
         "embeddings alone": cosines,
     }
     table = pd.DataFrame({"question": questions, "words": [len(words(q)) for q in questions]})
-    told = [words(" ".join(answers)) for answers in test["answer"]]
-    table["shared_words"] = [len({*words(q)} & {*a}) for q, a in zip(questions, told, strict=True)]
+    answer_words = [words(" ".join(answers)) for answers in test["answer"]]
+    table["shared_words"] = [len({*words(q)} & {*a}) for q, a in zip(questions, answer_words, strict=True)]
     ranks = {
         name: np.array([best_rank(row, items) for row, items in zip(each, right, strict=True)])
         for name, each in scores.items()
@@ -161,10 +167,10 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
     table["answer"] = [predictor.answers[i] for i in best]
     table["reply"], table["withheld"] = [text for text, _ in replies], [reason for _, reason in replies]
     table.to_parquet(out / "predictions.parquet", index=False)
-    results = evidence(task, table)
+    results = unit_results_of(task, table)
     values = {s: {m: results.value(m, s) for m in results.metrics} for s in results.systems}
     summary, shown = results.summary(), (table["withheld"] == "").to_numpy()
-    found = values.pop("model") | {"replies_shown": float(shown.mean())}
+    model_metrics = values.pop("model") | {"replies_shown": float(shown.mean())}
     low, high = wilson(shown.sum(), np.array(len(shown)))
     summary["intervals"]["model"]["replies_shown"] = [float(low), float(high)]
     reasons = table["withheld"].replace("", "shown").value_counts()
@@ -175,12 +181,12 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
         "title": task.title,
         "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
         "floor": task.floor,
-        "metrics": found,
+        "metrics": model_metrics,
         "baselines": values,
         "counts": {"questions": len(table), "answers": len(predictor.answers)},
         "remarks": [
-            "The right answer is sought among all answers; no question like the tested one was learned from.",
-            "Score: {:.3g} x cosine of embeddings + {:.3g} x BM25, as the validation split has it.".format(
+            "The right answer is searched among all answers; no similar question was in the training split.",
+            "Score: {:.3g} x cosine of embeddings + {:.3g} x BM25, fitted on the validation split.".format(
                 *predictor.weights
             ),
             *REMARKS,
@@ -190,17 +196,17 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
         "tables": {"Replies to the test's questions": {
             "header": ["reply", "questions"], "rows": [[r, int(n)] for r, n in reasons.items()]
         }, **behavioural_tests.tables(suite(predictor, pairs))},
-        "cost": report.of_prediction(predictor, predictor.module, predictor.input_example),
+        "cost": report.prediction_cost(predictor, predictor.module, predictor.input_example),
         **summary,
     }  # fmt: skip
 
 
-def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
-    """Return the results of each unit that `predictions.parquet` holds."""
+def unit_results_of(task: Task, predictions: pd.DataFrame) -> UnitResults:
+    """Return the per-unit results of the stored predictions."""
     import numpy as np
 
     from gpt2.evaluation import unit_results
-    from gpt2.evaluation.unit_results import Evidence, key_of
+    from gpt2.evaluation.unit_results import UnitResults, key_of
 
     def columns(rank: np.ndarray) -> np.ndarray:
         return np.stack([rank <= 1, rank <= 5, 1 / rank, np.ones(len(rank))], axis=1).astype(float)
@@ -214,4 +220,4 @@ def evidence(task: Task, predictions: pd.DataFrame) -> Evidence:
     metrics = {"mrr": share(2), "recall_at_1": share(0), "recall_at_5": share(1)}
     systems = {name: columns(rank) for name, rank in ranks.items()}
     key = key_of(predictions["question"])
-    return Evidence("question", key, systems, metrics, "mrr", True, "mrr", parts)
+    return UnitResults("question", key, systems, metrics, "mrr", True, "mrr", parts)

@@ -1,4 +1,4 @@
-"""Retrieval by embeddings: how texts are read, and what a training puts on the model to find and write answers."""
+"""The two searches of `support`: embeddings of questions and answers, and words (BM25, TF-IDF); their weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation.metrics import rank_of
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
-from gpt2.tasks.support.dataset import Reader
+from gpt2.tasks.support.dataset import PromptEncoder
 
 
 class BM25:
-    """Texts ranked by the words of a query (Robertson and Zaragoza 2009, section 3), with Lucene's idf."""
+    """BM25 ranking of texts (Robertson and Zaragoza 2009, section 3), with Lucene's idf."""
 
     def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75):
         from scipy.sparse import csr_matrix
@@ -34,22 +34,24 @@ class BM25:
         self.weights = counts
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """(queries, texts)."""
+        """Return (queries, texts) scores."""
         return (self.vectorizer.transform(queries) @ self.weights.T).toarray()
 
 
 def tf_idf(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """(queries, texts) cosines of sublinear TF-IDF."""
+    """Return (queries, texts) cosines of sublinear TF-IDF."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(tokenizer=words, lowercase=False, token_pattern=None, sublinear_tf=True)
-    found = vectorizer.fit_transform(texts)
-    return (vectorizer.transform(queries) @ found.T).toarray()
+    weights = vectorizer.fit_transform(texts)
+    return (vectorizer.transform(queries) @ weights.T).toarray()
 
 
 def best_rank(scores: np.ndarray, right: Sequence[int]) -> int:
-    """The rank, from 1, of the best of the right answers among (answers,) scores; the other right ones don't count.
-    Where none of them is there, it comes after all."""
+    """Return the rank, from 1, of the best right answer by (answers,) scores; the other right ones don't count.
+
+    Without right answers it is the rank after all others.
+    """
     if not len(right):
         return len(scores) + 1
     best = max(right, key=lambda i: scores[i])
@@ -57,8 +59,10 @@ def best_rank(scores: np.ndarray, right: Sequence[int]) -> int:
 
 
 def fit(parts: Sequence[np.ndarray], right: Sequence[Sequence[int]]) -> list[float]:
-    """The weights, none below 0, of (queries, texts) scores whose weighted sum gives the right texts the highest
-    likelihood, by a softmax over all texts: convex for one right text each."""
+    """Return the non-negative weights of (queries, texts) scores that maximise the likelihood of the right texts.
+
+    The likelihood is a softmax of the weighted sum over all texts. It is convex if each query has one right text.
+    """
     from scipy.optimize import minimize
     from scipy.special import logsumexp
 
@@ -66,20 +70,19 @@ def fit(parts: Sequence[np.ndarray], right: Sequence[Sequence[int]]) -> list[flo
 
     def loss(weights: np.ndarray) -> float:
         scores = np.tensordot(weights, stacked, axes=1)
-        found = [logsumexp(row[items]) for row, items in zip(scores, right, strict=True)]
-        return float(np.mean(logsumexp(scores, axis=1) - found))
+        likelihoods = [logsumexp(row[items]) for row, items in zip(scores, right, strict=True)]
+        return float(np.mean(logsumexp(scores, axis=1) - likelihoods))
 
     bounds = [(0.0, 100.0)] * len(parts)
     return [round(float(w), 6) for w in minimize(loss, np.ones(len(parts)), bounds=bounds).x]
 
 
 class Retriever(nn.Module):
-    """Questions and answers as unit vectors, by one encoder, and replies by the language model.
+    """Embeds questions and answers as unit vectors by one encoder, and writes replies by the language model.
 
-    A vector has two parts: the mean hidden state, projected, and the mean of the token embeddings weighted by how
-    rare they are among the answers (Arora et al. 2017), which finds shared words before anything is learned. The
-    loss is that of the right answer among wrong ones (DPR, Karpukhin et al. 2020), by scaled cosine, and that of
-    the reply's tokens.
+    A vector has two parts. One is the projected mean hidden state. The other is the mean token embedding weighted by
+    rarity among the answers (Arora et al. 2017), which finds shared words before any training. The loss is that of the
+    right answer among wrong ones by scaled cosine (DPR, Karpukhin et al. 2020), plus that of the reply's tokens.
     """
 
     rarity: Tensor
@@ -94,34 +97,34 @@ class Retriever(nn.Module):
         self.register_buffer("rarity", rarity, persistent=False)
 
     def joined(self, hidden: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, C) hidden states of (B, T) tokens, of which `lengths` count, to (B, C + width) unit vectors."""
+        """Return (B, C + width) unit vectors of (B, T, C) hidden states of (B, T) tokens with (B,) `lengths`."""
         inside = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).to(hidden.dtype)
         mean = (hidden * inside[..., None]).sum(1) / lengths[:, None].to(hidden.dtype)
         weights = self.rarity.to(hidden.dtype)[tokens] * inside
         words = ((self.model.wte(tokens) - self.centre) * weights[..., None]).sum(1)
         share, parts = torch.sigmoid(self.words), (words, self.project(mean))
-        found, read = (F.normalize(part, dim=-1) for part in parts)
-        return torch.cat([share.sqrt() * found, (1 - share).sqrt() * read], dim=-1)
+        lexical, semantic = (F.normalize(part, dim=-1) for part in parts)
+        return torch.cat([share.sqrt() * lexical, (1 - share).sqrt() * semantic], dim=-1)
 
     def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) ids to (B, T, C) hidden states, zeros where there is padding."""
+        """Return (B, T, C) hidden states of (B, T) ids; zeros at padding."""
         tokens, packed = pack(ids, lengths)
         states = self.model.hidden(tokens, packed=packed)
         inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         return states.new_zeros(*ids.shape, states.shape[-1]).masked_scatter(inside[..., None], states)
 
     def embed(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) ids, padded on the right, to (B, C + width) unit vectors."""
+        """Return (B, C + width) unit vectors of (B, T) ids, padded on the right."""
         return self.joined(self.hidden(ids, lengths), ids, lengths)
 
     def forward(
         self, ids: Tensor, lengths: Tensor, question_lengths: Tensor, reply_lengths: Tensor, answers: Tensor,
         answer_lengths: Tensor, right: Tensor, candidates: Tensor,
     ) -> Tensor:  # fmt: skip
-        """The mean over a `PairDataset` batch's questions."""
-        hidden = self.hidden(ids, lengths)  # causal: the question's states know nothing of what follows
-        asked = self.joined(hidden, ids, question_lengths)
-        scores = (self.log_scale.exp() * asked @ self.embed(answers, answer_lengths).T).float()
+        """Return the mean loss over the questions of a `PairDataset` batch, a scalar."""
+        hidden = self.hidden(ids, lengths)  # causal: the question's states do not depend on what follows
+        questions = self.joined(hidden, ids, question_lengths)
+        scores = (self.log_scale.exp() * questions @ self.embed(answers, answer_lengths).T).float()
         loss = F.cross_entropy(scores.masked_fill(~candidates, float("-inf")), right)
         if not self.reply_weight:
             return loss
@@ -134,7 +137,7 @@ class Retriever(nn.Module):
 
 
 def rarity(answers: Sequence[str], tokenizer: Tokenizer, vocabulary: int) -> Tensor:
-    """(vocabulary,) weight of each token: a / (a + its share of the answers' tokens), a = 0.001 (Arora et al. 2017)."""
-    rows = Reader(tokenizer, 10**6).plain(answers, 10**6)
+    """Return (vocabulary,) weights of tokens: a / (a + share of the answers' tokens), a = 0.001 (Arora et al. 2017)."""
+    rows = PromptEncoder(tokenizer, 10**6).plain(answers, 10**6)
     counts = np.bincount(np.concatenate(rows), minlength=vocabulary)
     return torch.tensor(1e-3 / (1e-3 + counts / counts.sum()), dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""Customer service: the best answer of a knowledge file to a question, and a reply written from it.
+"""The task `support`: the best answer of a knowledge file to a question, and a reply written from it.
 
-Answers are found by embeddings and by words (BM25) together; how much each counts is fitted on the validation split, as
-DPR's authors did (Karpukhin et al. 2020), here by likelihood: a score is the probability that the answer is right.
+Answers are found by embeddings and by words (BM25) together. Their weights are fitted on the validation split, as DPR's
+authors did (Karpukhin et al. 2020), here by likelihood: a score is the probability that the answer is right.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gpt2.data.tokenizer import Tokenizer
-    from gpt2.evaluation.unit_results import Evidence
+    from gpt2.evaluation.unit_results import UnitResults
     from gpt2.model.transformer import GPT2
     from gpt2.tasks.support.dataset import PairDataset
     from gpt2.tasks.support.predictor import SupportPredictor
 
 
 class Support(Task):
-    """Answers found by their embeddings, and replies."""
+    """Retrieval of answers, and replies."""
 
     name = "support"
     title = "Answers to questions"
@@ -37,17 +37,20 @@ class Support(Task):
     baselines = ("BM25", "TF-IDF", "embeddings alone")
     Settings = SupportSettings
     params: ClassVar[Mapping[str, Any]] = {"abstain_below": 0.0, "max_tokens": REPLY_TOKENS}
-    use = "Finding the answer to a question in one's own knowledge file, for a person to read before it is sent."
+    use = "Finding the answer to a question in a knowledge file, for a person to read before it is sent."
     limits = (
-        "It has an answer to every question, and that may be a wrong one: see recall@1, and set abstain_below.",
-        "A reply is written by a small language model: it is withheld where a check fails, and may still be wrong.",
-        "It was measured on questions unlike any that it knows; a question that it knows gets the known answer.",
+        "It answers every question, sometimes wrongly: see recall@1, and set abstain_below.",
+        "A reply is written by a small language model: it is withheld if a check fails, and may still be wrong.",
+        "It was measured on questions unlike any that it knows; a known question gets the known answer.",
     )
     example = "My printer is not printing."
 
     def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
-        """Write pairs.parquet (question, answer, group, split) and settings.json. Questions that say nearly the same
-        are a group: it stays in one split, and its answers are right for each of its questions."""
+        """Write pairs.parquet (question, answer, group, split) and settings.json to `out`; return counts.
+
+        Near-duplicate questions form a group. A group stays in one split, and its answers are right for each of its
+        questions.
+        """
         from gpt2.data.near_duplicates import groups
         from gpt2.tasks.support.dataset import read_source
 
@@ -75,12 +78,12 @@ class Support(Task):
     def dataset(self, examples: Path, split: str, tokenizer: Tokenizer, context: int) -> PairDataset:
         import pandas as pd
 
-        from gpt2.tasks.support.dataset import PairDataset, Reader
+        from gpt2.tasks.support.dataset import PairDataset, PromptEncoder
 
         pairs = pd.read_parquet(examples / "pairs.parquet")
         seen = pairs[pairs["split"].isin({"train", split})]
         negatives = json.loads((examples / "settings.json").read_text())["negatives"]
-        return PairDataset(seen, split, Reader(tokenizer, context), negatives)
+        return PairDataset(seen, split, PromptEncoder(tokenizer, context), negatives)
 
     def module(self, model: GPT2, examples: Path, tokenizer: Tokenizer) -> nn.Module:
         import pandas as pd
@@ -120,10 +123,10 @@ class Support(Task):
 
         return report.evaluate(self, self.predictor(directory), examples, out)
 
-    def evidence(self, predictions: pd.DataFrame) -> Evidence:
+    def unit_results(self, predictions: pd.DataFrame) -> UnitResults:
         from gpt2.tasks.support import report
 
-        return report.evidence(self, predictions)
+        return report.unit_results_of(self, predictions)
 
 
 TASK = Support()

@@ -99,7 +99,7 @@ def test_copies_are_found_in_all_text_that_was_trained_on(planted, tmp_path, mon
     contamination.search_documents(second, tmp_path)
     found = json.loads((tmp_path / "contamination.json").read_text())
     assert 2 <= found["units"] < 16 and found["total"] == 20 and set(found["contaminated"]) <= set(marks[:6])
-    assert "(of 20, chosen by hash)" in evaluation_contamination.told(found)
+    assert "(of 20, chosen by hash)" in evaluation_contamination.as_sentence(found)
 
 
 def test_a_task_is_looked_for_in_the_pretraining_text_and_its_own_examples(planted, tmp_path):

@@ -189,7 +189,7 @@ def test_a_post_of_a_time_to_come_that_was_taken_hides_nothing(monitor):
     taken_early(monitor)
     assert monitor.run() == (3, 3)
     assert monitor.run(model=1) == (4, 0)
-    assert scored.so_far(monitor.table(1))["time"].max() == today
+    assert scored.without_future(monitor.table(1))["time"].max() == today
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_read(monitor):

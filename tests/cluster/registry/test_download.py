@@ -254,7 +254,7 @@ def test_addresses_that_are_none(address):
 def test_other_schemes_and_folders_are_told(tmp_path):
     with pytest.raises(ValueError, match="reads elsewhere:/ addresses"):
         gpt2.load("elsewhere:/x")
-    with pytest.raises(ValueError, match="is no directory"):
+    with pytest.raises(ValueError, match="is not a directory; give"):
         gpt2.load(tmp_path / "none")
     with pytest.raises(ValueError, match="gpt2-nothing"):
         gpt2.load("models:/gpt2-nothing@champion")

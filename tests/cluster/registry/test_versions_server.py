@@ -16,7 +16,7 @@ import os, sys
 from pathlib import Path
 from cluster.process_env import configure; configure()
 import gpt2
-from cluster import promotion, pulling
+from cluster.registry import download, promotion
 from cluster.registry.versions import by_alias
 from gpt2.store.model_files import RefusedModel
 from tests.cluster.small import TEXTS, registered

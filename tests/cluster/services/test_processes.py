@@ -7,8 +7,7 @@ import sys
 import psutil
 import pytest
 
-from cluster.credentials import secret_file
-from cluster.home import clean, is_locked, last_state, running
+from cluster.home import clean, is_locked, last_state, running, secret_file
 from cluster.process_env import configure
 from cluster.services import processes
 from cluster.services.processes import Running, Service, ServiceFailed, marked, only_one, stop

@@ -23,7 +23,7 @@ from gpt2.training.engine import HEAP, TorchEngine
 from gpt2.training.guard import Preempted
 from gpt2.training.journal import read_journal
 from gpt2.training.loop import fit
-from gpt2.training_job import Job, TokenFiles, build
+from gpt2.training_job import TokenFiles, TrainingJob, build
 from gpt2.weights import huggingface
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, n_positions=32, vocab_size=300)
@@ -50,7 +50,7 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def job(inputs: Path, output: Path, **changes) -> Job:
+def job(inputs: Path, output: Path, **changes) -> TrainingJob:
     output.mkdir(exist_ok=True)
     settings = {
         "steps": 8,
@@ -65,7 +65,7 @@ def job(inputs: Path, output: Path, **changes) -> Job:
         "log_every": 1,
     }
     files = {s: [str(inputs / f"{s}.bin")] for s in ("train", "validation")}
-    return Job(
+    return TrainingJob(
         name="base",
         train=TrainConfig.model_validate({**settings, **changes}),
         tokenizer=str(inputs),
@@ -79,7 +79,7 @@ def losses(journal: list[dict]) -> list[float]:
     return [r["loss"] for r in journal if "loss" in r]
 
 
-def on_cluster(work: Job, **cluster) -> list[dict]:
+def on_cluster(work: TrainingJob, **cluster) -> list[dict]:
     config = ClusterConfig(**{"num_workers": 2, "cpus_per_worker": 0.5, "zero_stage": 2, **cluster})
     return train(work, config, lambda record: None, lambda message: None)
 

@@ -64,5 +64,5 @@ def test_truncation_is_told(model, terminal):
     with pytest.raises(ValueError, match=r"more than the model.s 64 positions"):
         shown(model, "the film " * 30, terminal)
     _, told = shown(model, "the film " * 30, terminal, truncate=True)
-    assert told.startswith("note: of prompt 0 only the last 44 tokens are read")
+    assert told.startswith("note: prompt 0: only the last 44 tokens are read")
     assert shown(model, terminal=terminal)[1] == ""

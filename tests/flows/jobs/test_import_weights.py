@@ -176,7 +176,7 @@ def test_what_can_not_be_asked_for(tmp_path):
     publish(tmp_path / "model")
     with pytest.raises(ValueError, match=r"revision = 'main': .* is a directory, which has none"):
         asked(tmp_path / "model", revision="main")
-    with pytest.raises(ValueError, match=r"acme/none is no directory and not in the hub's local cache"):
+    with pytest.raises(ValueError, match=r"acme/none is not a directory, and not in the hub's local cache"):
         asked("acme/none")
     with pytest.raises(ValueError, match=r"sauce"):
         validated(ImportConfig, {"sauce": "x"})

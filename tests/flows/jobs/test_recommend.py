@@ -81,7 +81,7 @@ def test_killed_and_run_again_each_user_is_there_once_with_the_same_reasons(mode
     assert not mine.duplicated(["user", "item"]).any()
     assert (mine.groupby("user").size() == 3).all() and mine["user"].nunique() == 30
     assert ((mine["withheld"] != "") == (mine["rank"] <= 2)).all()  # a model with random weights writes nothing to show
-    assert (mine["reason_kind"] == "facts").all() and mine["reason"].str.startswith("Of what this user chose").all()
+    assert (mine["reason_kind"] == "facts").all() and mine["reason"].str.startswith("The choices of this user").all()
     again = home.call(small)
     assert "(nothing is new since then)" in again
     page = Path(re.findall(r"^Page: (\S+\.html)$", again, re.MULTILINE)[-1]).read_text()

@@ -29,7 +29,7 @@ from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation import contamination
 from gpt2.store.artifact import DamagedArtifact, Key
 from gpt2.tasks.base import exposure
-from gpt2.training_job import Job, build
+from gpt2.training_job import TrainingJob, build
 from tests.conftest import sentence
 from tests.flows.test_pipeline import Home
 
@@ -95,7 +95,7 @@ class Text:
         return lineage("1", self.model(plan.base, tokenizer, tokens))
 
     def model(self, key, tokenizer, tokens):
-        job = Job(
+        job = TrainingJob(
             name="base", train=self.config.pretrain, tokenizer=str(tokenizer.path), output="",
             model=self.config.model_config_with_vocabulary(),
             tokens=token_files(tokens).model_copy(update={"replayed": 0}),

@@ -24,7 +24,7 @@ from gpt2.search import Curve
 from gpt2.store.artifact import Key, read_manifest
 from gpt2.store.model_files import MODEL
 from gpt2.tasks.task import tasks
-from gpt2.training_job import Job
+from gpt2.training_job import TrainingJob
 from tests.conftest import WORDS
 from tests.flows.jobs.test_refresh import Text
 from tests.flows.test_pipeline import Home
@@ -111,7 +111,7 @@ def test_every_preset_and_adaptation_has_a_space_of_its_own():
                 assert len(found) == 12 and {c.adaptation.kind for c in found} == {kind}
     with pytest.raises(InvalidConfig, match="does not say how many steps"):
         tried({}, preset="gpt2")
-    with pytest.raises(ValueError, match="is no range and no choices"):
+    with pytest.raises(ValueError, match="is neither a range nor choices"):
         SearchConfig(task="sentiment", space={"train.batch_size": 8})
 
 
@@ -189,7 +189,7 @@ def test_what_is_no_result_of_a_search_is_refused(tmp_path):
     file = tmp_path / "best.yaml"
     for text, told in (
         ("tasks: {sentiment: {source: b.csv}}", "sentiment has source; give only train and adaptation"),
-        ("tasks: {sentiment: 3}", "sentiment has 3; only"),
+        ("tasks: {sentiment: 3}", "sentiment has 3; give only"),
         ("tasks: {mood: {}}", "these are settings of mood"),
         ("pretrain: {steps: 3}", "pretrain: there is no such setting"),
     ):
@@ -254,12 +254,12 @@ def text(tmp_path_factory, small_changes, small_data):
     return base, folder / "examples"
 
 
-def job(text, name, examples, out, **train) -> Job:
+def job(text, name, examples, out, **train) -> TrainingJob:
     base, _ = text
     settings = getattr(resolve("smoke", None, [f"tasks.{name}.enabled=true"]).tasks, name).train
     short = {"steps": 6, "epochs": 100, "batch_size": 4, "micro_batch_size": 4, "context": 64, "precision": "fp32"}
     own = settings.model_validate({**settings.model_dump(), **short, **train, "optimizer": {"warmup_steps": 0}})
-    return Job(
+    return TrainingJob(
         name=name, train=search.watched(own, 2, 16), tokenizer=str(base.tokenizer.path), output=str(out),
         base=str(base.base.path / MODEL), examples=str(examples),
     )  # fmt: skip

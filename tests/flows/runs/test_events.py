@@ -92,7 +92,8 @@ TELL = """
 import time
 import uuid
 from prefect.events.worker import EventsWorker
-from flows import events, results
+from flows.runs import events
+from flows.stages import results
 from flows.stages.training import announcer
 results.announce("gpt2-sentiment", 3, True, ['better than "always neutral"'])
 events.emit_for_model(events.REFUSED, "gpt2-sentiment", version=4, reasons="worse", url="http://x")
@@ -113,7 +114,8 @@ EventsWorker.instance().drain()
 DRIFT = """
 import time
 from prefect.client.orchestration import get_client
-from flows import deployments, events
+from flows.runs import events
+from flows.server import deployments
 names = deployments.register()
 assert {"monitor-sentiment/monitor-sentiment", "recommend/recommend"} <= set(names), names
 NAME = "gpt2: drift asks for a training"

@@ -73,7 +73,7 @@ def test_a_verdict_that_was_altered_is_found_out(versions, tmp_path):
     stored = json.loads((folder / verdict_page.VERDICT).read_text())
     (folder / verdict_page.VERDICT).write_text(json.dumps({**stored, "promote": True}))
     client().log_artifacts(version.run_id, str(folder), FOLDER)
-    with pytest.raises(ValueError, match="is not what follows from the predictions"):
+    with pytest.raises(ValueError, match="does not follow from the predictions"):
         app(["verdict", f"models:/{NAME}/2"], result_action="return_value")
 
 

@@ -115,7 +115,7 @@ def test_effects_sum_to_the_logits(norm, bias, tied, seed):
 @pytest.mark.parametrize("changes", [{"residual": False}, {"norm_placement": "post"}])
 def test_effects_need_a_sum(changes):
     model, (ids, _) = made(**changes), drawn()
-    with pytest.raises(ValueError, match="no sum over branches; take a model with residual=True"):
+    with pytest.raises(ValueError, match="not a sum over branches; take a model with residual=True"):
         direct_effects(model, trace(model, ids), ids)
 
 

@@ -18,7 +18,7 @@ from gpt2.training.engine import TorchEngine
 from gpt2.training.guard import Preempted
 from gpt2.training.journal import JOURNAL, read_journal
 from gpt2.training.loop import fit
-from gpt2.training_job import Job, TokenFiles, build
+from gpt2.training_job import TokenFiles, TrainingJob, build
 
 
 class Numbers:
@@ -115,7 +115,7 @@ def test_the_warm_up_fits_however_little_is_new(new, share, batch, warmup):
     assert RefreshConfig(learning_rate=0.01).training(pretrain, new).optimizer.learning_rate == 0.01
 
 
-def job_in(tmp_path: Path) -> Job:
+def job_in(tmp_path: Path) -> TrainingJob:
     """A tiny pretrained model and a job that goes on from it with new tokens."""
     generator = np.random.default_rng(0)
     Tokenizer.train(["some words to learn from, and some more words"], 280).save(tmp_path / "tokenizer")
@@ -129,14 +129,14 @@ def job_in(tmp_path: Path) -> Job:
     common |= {"eval_every": 100, "eval_samples": 4, "log_every": 1}
     pretrain = TrainConfig(steps=2, optimizer=OptimizerConfig(learning_rate=1e-2), **common)
     model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 280}
-    first = Job(
+    first = TrainingJob(
         name="base", train=pretrain, tokenizer=str(tmp_path / "tokenizer"), output="", model=model,
         tokens=TokenFiles(train=files["train"][:1], validation=files["validation"][:1], dtype="uint16"),
     )  # fmt: skip
     build(first).save(tmp_path / "model")
     train = RefreshConfig(epochs=2).training(pretrain, (1500 - 1) // 16)
     tokens = TokenFiles(**files, dtype="uint16", replayed=2)
-    return Job.model_validate(
+    return TrainingJob.model_validate(
         {**first.model_dump(), "train": train, "tokens": tokens, "base": str(tmp_path / "model"), "new_epochs": 2}
     )
 

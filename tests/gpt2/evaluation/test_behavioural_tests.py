@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2.evaluation import behavioural_tests
-from gpt2.evaluation.behavioural_tests import MINIMUM, Texts, of_texts, tables, typo
+from gpt2.evaluation.behavioural_tests import MINIMUM, Texts, run_on_texts, tables, typo
 from gpt2.tasks.sentiment.report import BAD, GOOD, HANDLE, PLACES, suite
 
 LABELS = ["negative", "neutral", "positive"]
@@ -94,10 +94,10 @@ def test_each_text_is_asked_once():
         Texts(MINIMUM, "has grown", ["no", "long"], ["no", "no"], lambda after, before: after[:, 0] <= before[:, 0]),
         Texts(MINIMUM, "of none", [], [], behavioural_tests.changed),
     ]
-    found = of_texts(cases, answer, lambda row: str(row[0]))
+    found = run_on_texts(cases, answer, lambda row: str(row[0]))
     assert asked == ["long enough", "no", "long"]
     assert [test.failed.tolist() for test in found] == [[False, True], [True, False], []]
-    assert found[0].such(1) == "no → 2" and found[1].such(0) == "no → 2; no → 2"
+    assert found[0].example(1) == "no → 2" and found[1].example(0) == "no → 2; no → 2"
 
 
 @given(st.text("abé X1.", max_size=20), st.integers(0, 9))

@@ -42,7 +42,9 @@ def test_units_are_counted_once_with_their_ids_and_examples():
         (1, "text 1", "nearly text 1"),
         (3, "text 3", "the words of both"),
     ]
-    assert contamination.told(found).startswith("Contamination: of 50 held-out texts the training text has 2 (4.00%)")
+    assert contamination.as_sentence(found).startswith(
+        "Contamination: of 50 held-out texts the training text has 2 (4.00%)"
+    )
 
 
 def test_nothing_to_look_for_is_said(tmp_path):

@@ -14,7 +14,7 @@ LABELS = ["negative", "neutral", "positive"]
 
 
 def answers(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and probabilities of a model that is surer where it is right; some are equally sure."""
+    """Truth and probabilities of a model that is surer where it is right; some are equally confident."""
     chance = np.random.default_rng(seed)
     truth, logits = chance.integers(0, 3, count), chance.normal(size=(count, 3)).round(1)
     logits[np.arange(count), truth] += 1.0
@@ -86,7 +86,7 @@ def test_the_curve_goes_through_the_rows(tmp_path, monkeypatch):
 def test_a_model_that_is_equally_sure_of_all_is_said_to_be():
     truth, same = np.array([0, 1, 2, 0]), np.tile([0.5, 0.3, 0.2], (4, 1))
     found = evaluation_confidence.rows(truth, same, LABELS)
-    assert [row["texts"] for row in found] == [4, 4] and "equally sure" in evaluation_confidence.remark(found)
+    assert [row["texts"] for row in found] == [4, 4] and "equally confident" in evaluation_confidence.remark(found)
     [heading] = evaluation_confidence.table(found)
     [_, *settings] = evaluation_confidence.table(found)[heading]["rows"]
     assert all(numeric(cell) for row in settings for cell in row[:-1])

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from gpt2.evaluation.unit_results import bins, of_choices, of_texts
+from gpt2.evaluation.unit_results import bins, choice_slices, text_slices
 
 
 def test_texts_are_in_their_class_their_length_and_their_topics():
     texts = [f"{'@united ' if i % 3 == 0 else ''}{'word ' * (i % 50)}" for i in range(300)]
     classes = np.arange(300) % 2
-    found = of_texts(texts, classes, ["bad", "good"])
+    found = text_slices(texts, classes, ["bad", "good"])
     assert (found["class: good"] == (classes == 1)).all()
     lengths = {name: inside for name, inside in found.items() if name.startswith("words")}
     assert (sum(inside.astype(int) for inside in lengths.values()) == 1).all()
@@ -28,7 +28,7 @@ def test_bins_end_at_their_edges_and_empty_ones_are_left_out():
 
 
 def test_cold_items_are_apart():
-    found = of_choices(np.array([3, 30, 300]), np.array([0, 4, 500]))
+    found = choice_slices(np.array([3, 30, 300]), np.array([0, 4, 500]))
     assert found["item: never seen in training"].tolist() == [True, False, False]
     assert found["item chosen: up to 10"].tolist() == [False, True, False]
     assert found["history: over 200"].tolist() == [False, False, True]

@@ -62,28 +62,30 @@ def test_the_first_needs_the_floor_and_the_limits(posts):
     for limit in ({"max_parameters": 999}, {"max_latency_ms": 1.5}):
         verdict = judge(model, None, GateConfig(**limit))
         assert not verdict["promote"] and "over the limit of" in verdict["reasons"][0]
-        untold = Measured({**model.report, "cost": {}}, model.evidence)
+        untold = Measured({**model.report, "cost": {}}, model.unit_results)
         verdict = judge(untold, None, GateConfig(**limit))
-        assert not verdict["promote"] and "are not in the report" in verdict["reasons"][0]
+        assert not verdict["promote"] and "the report has no" in verdict["reasons"][0]
 
 
 def test_what_was_not_looked_for_blocks_and_nothing_to_look_for_does_not(posts):
     model = posts.measured(posts.answers(0.7))
-    untold = Measured({name: v for name, v in model.report.items() if name != "contamination"}, model.evidence)
+    untold = Measured({name: v for name, v in model.report.items() if name != "contamination"}, model.unit_results)
     verdict = judge(untold, None, POLICY)
-    assert missed(verdict) == ["no contamination"] and "is not in the report" in verdict["reasons"][0]
-    choices = Measured({**model.report, "contamination": {**CLEAN, "units": 0}}, model.evidence)
+    assert (
+        missed(verdict) == ["no contamination"] and "the report has no contamination figures" in verdict["reasons"][0]
+    )
+    choices = Measured({**model.report, "contamination": {**CLEAN, "units": 0}}, model.unit_results)
     assert judge(choices, None, POLICY)["promote"]
 
 
 def test_a_named_baseline_must_be_beaten_too(posts):
     model = posts.measured(posts.answers(0.7))
-    strong = model.evidence.systems | {"TF-IDF": posts.measured(posts.answers(0.75)).evidence.systems["model"]}
-    hits = model.evidence.hits | {"TF-IDF": model.evidence.hits["model"]}
-    beside = Measured(model.report, unit_results.replace(model.evidence, systems=strong, hits=hits))
+    strong = model.unit_results.systems | {"TF-IDF": posts.measured(posts.answers(0.75)).unit_results.systems["model"]}
+    hits = model.unit_results.hits | {"TF-IDF": model.unit_results.hits["model"]}
+    beside = Measured(model.report, unit_results.replace(model.unit_results, systems=strong, hits=hits))
     assert judge(beside, None, POLICY)["promote"]
     verdict = judge(beside, None, GateConfig(must_beat=["TF-IDF", "of another task"]))
-    assert not verdict["promote"] and "not better than a baseline that is to be beaten" in verdict["reasons"][0]
+    assert not verdict["promote"] and "not better than a baseline of gate.must_beat" in verdict["reasons"][0]
 
 
 def test_better_is_promoted_equal_and_worse_are_not(posts):
@@ -115,7 +117,7 @@ def test_as_good_and_cheaper_is_promoted(posts):
 def test_as_good_and_of_a_newer_catalogue_is_promoted(posts):
     answers = posts.answers(0.70)
     champion, model = (posts.measured(answers) for _ in range(2))
-    old = Measured({**champion.report, unit_results.UNKNOWN: 3}, champion.evidence)
+    old = Measured({**champion.report, unit_results.UNKNOWN: 3}, champion.unit_results)
     verdict = judge(model, old, POLICY)
     assert verdict["promote"] and verdict["reasons"][1].startswith("knows 3 items that the champion can't recommend")
     assert not judge(model, champion, POLICY)["promote"]
@@ -161,7 +163,7 @@ def test_a_language_model_must_not_forget():
 
 def test_other_examples_are_not_compared(posts):
     model = posts.measured(posts.answers(0.7))
-    other = Measured(model.report, unit_results.replace(model.evidence, key="others"))
+    other = Measured(model.report, unit_results.replace(model.unit_results, key="others"))
     with pytest.raises(ValueError, match="measured on other posts"):
         judge(model, other, POLICY)
 
@@ -191,7 +193,7 @@ def test_a_verdict_is_stored_with_its_page_and_follows_from_the_stored_predictio
     assert verdict["promote"] and verdict == json.loads((out / "verdict.json").read_text())
     page = (out / "verdict.html").read_text()
     assert "Promoted: gpt2-&lt;posts&gt; version 4" in page and "the champion, version 3" in page
-    assert page.index("Promoted") < page.index("What the gate asked") < page.index("Parts of the examples")
+    assert page.index("Promoted") < page.index("Criteria of the gate") < page.index("Parts of the examples")
     assert "<th>champion</th>" in page and "http" not in page
     assert verdict_page.recompute(out) == verdict
     text = verdict_page.markdown(verdict, "![beside](data:)", {"The page": "http://here"})
@@ -211,7 +213,7 @@ def test_a_verdict_is_stored_with_its_page_and_follows_from_the_stored_predictio
     table = pd.read_parquet(out / "candidate" / "predictions.parquet")
     table["predicted"] = table["predicted"].where(table.index % 5 > 0, (table["label"] + 1) % 3)
     table.to_parquet(out / "candidate" / "predictions.parquet", index=False)
-    with pytest.raises(ValueError, match="is not what follows from the predictions"):
+    with pytest.raises(ValueError, match="does not follow from the predictions"):
         verdict_page.recompute(out)
     first = verdict_page.write(tmp_path / "first", tmp_path / "mine", None, POLICY, {**facts, "champion": None})
     assert "at most 0.0500" in verdict_page.markdown({**first, "criteria": [LIMIT]})

@@ -116,7 +116,7 @@ def test_truncates_only_when_asked_and_says_so(model, tokenizer):
     long = "the film was good, " * 30
     with pytest.raises(ValueError, match=r"prompt 0 has .* more than the model's 64 positions; shorten the prompt$"):
         write(model, tokenizer, [long], 20, GREEDY)
-    with pytest.warns(UserWarning, match="of prompt 0 only the last 44 tokens are read: .* model's 64 positions"):
+    with pytest.warns(UserWarning, match="prompt 0: only the last 44 tokens are read, .* model's 64 positions"):
         text = write(model, tokenizer, [long, "so"], 20, GREEDY, truncate=True)[0][0]
     ids = tokenizer.encode(long)[-44:]
     assert text == tokenizer.decode(generate(model, tokenizer.end_of_text, [ids], 20, temperature=0)[0])

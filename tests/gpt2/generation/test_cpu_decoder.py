@@ -7,7 +7,7 @@ from gpt2.generation import cpu_decoder, generate
 from gpt2.generation.cpu_decoder import WORTHWHILE, decoder
 from gpt2.model import adapters
 from gpt2.model.config import AdaptationConfig, ModelConfig
-from gpt2.model.transformer import GPT2, KeyValues
+from gpt2.model.transformer import GPT2, KVCache
 
 SMALL = ModelConfig(vocab_size=300, n_positions=48, n_embd=32, n_layer=3, n_head=4, initializer_range=0.2)
 
@@ -29,7 +29,7 @@ def test_equals_the_model(rows, unequal, epsilon):
     ids = torch.randint(300, (rows, 12), generator=torch.Generator().manual_seed(1))
     empty = torch.arange(rows) % 5 if unequal else torch.zeros(rows, dtype=torch.long)
     seen = torch.zeros(rows, 1, 1, 12).masked_fill(torch.arange(12) < empty[:, None, None, None], float("-inf"))
-    caches = [KeyValues(rows, 12, SMALL, model.wte.weight, seen if unequal else None) for _ in model.blocks]
+    caches = [KVCache(rows, 12, SMALL, model.wte.weight, seen if unequal else None) for _ in model.blocks]
     positions = (torch.arange(12) - empty[:, None]).clamp_min(0)
     caches[0].positions = positions[:, :6]
     with torch.inference_mode():

@@ -74,7 +74,7 @@ def test_more_tokens_begin_as_fewer(model):
 
 def test_left_out_beginnings_are_told(model):
     long = [*range(100, 140)]
-    with pytest.warns(UserWarning, match="of prompt 1 only the last 22 tokens are read"):
+    with pytest.warns(UserWarning, match="prompt 1: only the last 22 tokens are read"):
         found = generate(model, END, [[1], long], 10, temperature=0, truncate=True)
     assert found == generate(model, END, [[1], long[-22:]], 10, temperature=0)
 

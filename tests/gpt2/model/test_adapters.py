@@ -14,7 +14,7 @@ from gpt2.generation.generate import generate
 from gpt2.model import adapters as model_adapters
 from gpt2.model.config import AdaptationConfig, ModelConfig
 from gpt2.model.heads import Classifier
-from gpt2.model.transformer import GPT2, KeyValues, Packed
+from gpt2.model.transformer import GPT2, KVCache, Packed
 from gpt2.weights import adapters as weights_adapters
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, n_positions=24, vocab_size=300)
@@ -150,7 +150,7 @@ def test_prefix_is_attention_over_more_keys(model):
     packed = Packed(torch.tensor([6, 4]))
     y = packed.attend(*(t[torch.tensor([[1] * 6, [1] * 4 + [0] * 2]) > 0] for t in (q, k, v)), 0.0, (pk, pv))
     torch.testing.assert_close(packed.pad(y)[1, :4], expected[1, :4])
-    cache = KeyValues(2, 6, SMALL, q)
+    cache = KVCache(2, 6, SMALL, q)
     for t in range(6):
         cache.positions = torch.full((2, 1), t)
         y = cache.attend(*(x[:, t : t + 1] for x in (q, k, v)), 0.0, (pk, pv))
@@ -221,7 +221,7 @@ def test_a_model_is_fine_tuned_with_the_dropout_that_is_asked_for(tmp_path):
         outputs[start, asked] = model.hidden(ids()).detach()
     assert torch.equal(outputs[0.0, 0.3], outputs[0.3, None]) and torch.equal(outputs[0.3, 0.0], outputs[0.0, None])
     assert not torch.equal(outputs[0.0, None], outputs[0.3, None])
-    with pytest.raises(ValueError, match="model_dropout is read with kind=full only"):
+    with pytest.raises(ValueError, match="model_dropout is used with kind=full only"):
         AdaptationConfig(kind="lora", model_dropout=0.1)
 
 
@@ -293,9 +293,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 
 def test_settings_without_effect_are_refused():
-    with pytest.raises(ValueError, match="rank is read with kind=lora only, not with kind=full; set kind: lora"):
+    with pytest.raises(ValueError, match="rank is used with kind=lora only, not with kind=full; set kind: lora"):
         AdaptationConfig(rank=4)
-    with pytest.raises(ValueError, match="prefix_length is read with kind=prefix only"):
+    with pytest.raises(ValueError, match="prefix_length is used with kind=prefix only"):
         AdaptationConfig(kind="lora", prefix_length=4)
     with pytest.raises(ValueError, match="names a matrix twice"):
         AdaptationConfig(kind="lora", targets=["mlp.fc", "mlp.fc"])

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2.model import loss as model_loss
 from gpt2.model.config import ModelConfig
 from gpt2.model.loss import cross_entropy
-from gpt2.model.transformer import GPT2, KeyValues, Packed, causal_attention, gelu_tanh, rotate, rotations
+from gpt2.model.transformer import GPT2, KVCache, Packed, causal_attention, gelu_tanh, rotate, rotations
 from gpt2.weights.huggingface import TRANSPOSED, their_name
 
 SMALL = ModelConfig(vocab_size=300, n_positions=16, n_embd=32, n_layer=2, n_head=4)
@@ -121,7 +121,7 @@ def test_too_long():
 def test_ids_out_of_range(low, high):
     """In training too, read in rows or packed; and the model works on."""
     model, ids = GPT2(SMALL, seed=0), torch.tensor([[1, low, high, 2]])
-    told = f"ids from {low} to {high} were given, the model has 0 to 299; were they made with another tokenizer"
+    told = f"ids from {low} to {high} are not all in the model's range, 0 to 299; use the model's own tokenizer"
     for read in (lambda: model.loss(ids, ids), lambda: model.hidden(ids[0], packed=Packed(torch.tensor([3, 1])))):
         with pytest.raises(ValueError, match=told):
             read()
@@ -131,7 +131,9 @@ def test_ids_out_of_range(low, high):
 @pytest.mark.parametrize(("low", "high"), [(-1, 5), (0, 300), (-99, 2**40)])
 def test_targets_out_of_range(low, high):
     model, ids = GPT2(SMALL, seed=0), torch.tensor([[1, 2, 3, 4]])
-    with pytest.raises(ValueError, match=f"targets from {low} to {high} were given, the model has 0 to 299, and -100"):
+    with pytest.raises(
+        ValueError, match=f"targets from {low} to {high} are not all in the model's range, 0 to 299, or -100"
+    ):
         model.loss(ids, torch.tensor([[low, -100, high, 1]]))
 
 
@@ -300,7 +302,7 @@ def test_packed_means_and_places():
 
 
 def test_packed_text_of_no_token():
-    with pytest.raises(ValueError, match=r"lengths=\[2, 0\], but a text has a token or more"):
+    with pytest.raises(ValueError, match=r"lengths=\[2, 0\], but a text needs one token or more"):
         Packed(torch.tensor([2, 0]))
 
 
@@ -313,7 +315,7 @@ def test_packed_text_too_long():
 def test_cached_equals_whole(changes):
     model = switched(changes).eval()
     ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(1))
-    caches = [KeyValues(2, 9, model.config, model.wte.weight) for _ in model.blocks]
+    caches = [KVCache(2, 9, model.config, model.wte.weight) for _ in model.blocks]
     steps = []
     for part in ids.split([4, 1, 3, 1], dim=1):
         start = sum(s.shape[1] for s in steps)
@@ -350,7 +352,7 @@ def test_first_values_reach_the_layers_above():
 
 
 def test_odd_heads_do_not_turn():
-    with pytest.raises(ValueError, match="a head is n_embd / n_head = 3 wide; choose an even width"):
+    with pytest.raises(ValueError, match="needs an even head width, not n_embd / n_head = 3"):
         ModelConfig(vocab_size=300, n_embd=24, n_head=8, positions="rotary")
 
 

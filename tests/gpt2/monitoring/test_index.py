@@ -109,7 +109,7 @@ def test_the_page_says_how_many_are_undecided_and_where_nearly_all_are():
         assert "Mostly undecided" in text and "calm (40 of 40 on 09 Feb)" in text and "<th>undecided" in render(page)
     text = render(page)
     assert 'class="card note"' in text and "nothing decided; 40 undecided" in text and 'class="open"' in text
-    assert "nan" not in text and "7 posts are longer than what the model reads" in text
+    assert "nan" not in text and "7 posts exceed the context of the model" in text
     few = posts.assign(confidence=np.where(np.arange(len(posts)) % 10 == 0, 0.5, 0.8))
     calm = render(Page(config, "m", "", built(few, config), [], [], None, 10, usual_undecided=0.09))
     assert "(10%) are undecided" in calm and 'class="card note"' not in calm and "Mostly" not in calm

@@ -79,7 +79,7 @@ def test_bad_rows_are_told_and_a_line_that_is_being_written_waits(tmp_path):
     )
     posts, bad = read(str(path), "inbox", TIMED)
     assert posts["text"].tolist() == ["good"]
-    assert [number for number, _ in bad] == [2, 3, 4, 5] and "'time' is no time" in bad[3][1]
+    assert [number for number, _ in bad] == [2, 3, 4, 5] and "'time' is not a time" in bad[3][1]
     (tmp_path / "b.csv").write_text("text,time\nfine,2026-01-01\na,b,c\n")
     posts, bad = read(str(tmp_path / "b.csv"), "inbox", TIMED)
     assert len(posts) == 1 and bad == [(2, "3 fields, the header has 2")]

@@ -22,16 +22,16 @@ def test_dots_and_sections_say_the_same():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"train": {"batch_size": 8}}, r"train\.batch_size = 8 is no range and no choices"),
-        ([1], r"\[1\] is no range"),
+        ({"train": {"batch_size": 8}}, r"train\.batch_size = 8 is neither a range nor choices"),
+        ([1], r"\[1\] is neither a range"),
         ({"a": []}, r"a = \[\]: there is nothing to choose from"),
-        ({"a": [1, 2, 1]}, "1 is there twice"),
+        ({"a": [1, 2, 1]}, "1 is given twice"),
         ({"a": {"low": 2, "high": 1}}, "low=2 is not below high=1"),
         ({"a": {"low": 0, "high": 1, "log": True}}, "low=0 has no logarithm"),
         ({"a": {"low": 1}}, r"a\.high: Field required"),
         ({"a": {"low": 1, "high": 2, "step": 1}}, r"a\.step: Extra inputs"),
         ({"a": {"low": 1, "high": float("inf")}}, r"a\.high: .*finite"),
-        ({"a.b": [1], "a": {"b": [2]}}, r"a\.b is there twice"),
+        ({"a.b": [1], "a": {"b": [2]}}, r"a\.b is given twice"),
     ],
 )
 def test_what_is_no_space_is_named(given, told):

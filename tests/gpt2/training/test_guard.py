@@ -63,5 +63,5 @@ def test_it_goes_back_a_few_times_and_then_gives_up():
     assert not guard.must_go_back and guard.window(20) == 22
     for window in (22, 23):
         guard.judge(math.inf, window)
-    with pytest.raises(GaveUp, match=r"2 steps in a row.*going back 1 times.*batches 22 to 23"):
+    with pytest.raises(GaveUp, match=r"2 steps in a row.*1 rollbacks did not help.*batches 22 to 23"):
         guard.quarantine()

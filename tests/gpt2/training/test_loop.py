@@ -145,7 +145,7 @@ def test_without_a_checkpoint_it_goes_on_from_before_the_first_bad_step(tmp_path
 
 
 def test_data_that_is_bad_throughout_is_given_up(tmp_path):
-    with pytest.raises(GaveUp, match="going back 2 times did not help; lower the learning rate"):
+    with pytest.raises(GaveUp, match="2 rollbacks did not help; lower the learning rate"):
         run(tmp_path, config(), Points(400, bad=range(100, 400)))
 
 

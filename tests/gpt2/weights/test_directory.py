@@ -61,7 +61,7 @@ def test_a_model_tells_its_tokenizer(config, tmp_path):
     assert works(folder)
     own.check_model(folder)
     other.save(folder)
-    told = r"gives other ids than the one that the model in .* was saved with \(tokenizer_sha256 .*\); give that one"
+    told = r"gives other ids than the one that the model in .* was saved with \(tokenizer_sha256 .*\); give its own"
     for read in (gpt2.load, Tokenizer.load, other.check_model):
         with pytest.raises(ValueError, match=told):
             read(folder)

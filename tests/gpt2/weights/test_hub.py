@@ -48,7 +48,9 @@ def test_from_the_local_cache(model, tmp_path):
 
 
 def test_what_is_not_there_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"acme/other is no directory and not in .* local cache; fetch it with gpt2"):
+    with pytest.raises(
+        ValueError, match=r"acme/other is not a directory, and not in .* local cache; fetch it with gpt2"
+    ):
         weights_huggingface.folder("acme/other", cache=tmp_path)
 
 

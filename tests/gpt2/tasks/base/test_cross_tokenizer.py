@@ -57,8 +57,8 @@ class Run:
         directory, out = self.folder / "tokenizer", self.folder / "theirs"
         return base_report.evaluate_by_own_tokens(model, directory, context, self.parts, self.data, out)
 
-    def evidence(self, which, report):
-        return measured(report, self.folder / which).evidence
+    def unit_results(self, which, report):
+        return measured(report, self.folder / which).unit_results
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_bits_are_those_that_its_own_tokenizer_gives(run, vocabulary, context):
 
 def test_it_is_compared_with_the_run_s_own_model_in_pairs(run):
     mine, theirs = run.own_report(), run.report_of(stranger(run.folder, 400))
-    both = run.evidence("own", mine).against(run.evidence("theirs", theirs), "champion")
+    both = run.unit_results("own", mine).against(run.unit_results("theirs", theirs), "champion")
     assert len(both) == mine["units"] and both.value("bits_per_byte") == pytest.approx(mine["metrics"]["bits_per_byte"])
     assert both.value("bits_per_byte", "champion") == pytest.approx(theirs["metrics"]["bits_per_byte"])
     assert mine["baselines"]["unigram"] == pytest.approx(theirs["baselines"]["unigram"])
@@ -131,7 +131,7 @@ def test_who_reads_alike_finds_what_an_evaluation_finds(run):
     mine, theirs = run.own_report(), run.report_of(run.folder / "model")
     assert theirs["metrics"] == pytest.approx(mine["metrics"]) and theirs["intervals"] == mine["intervals"]
     pd.testing.assert_frame_equal(*(pd.read_parquet(run.folder / w / "predictions.parquet") for w in ("own", "theirs")))
-    assert "read with the same tokenizer and 32 tokens" in theirs["remarks"][0]
+    assert "read it with the same tokenizer and 32 tokens" in theirs["remarks"][0]
 
 
 def test_of_few_documents_each_stretch_has_its_bytes_share(tmp_path):
@@ -148,7 +148,7 @@ def test_of_few_documents_each_stretch_has_its_bytes_share(tmp_path):
     ends = np.cumsum([1 if i == run.tokenizer.end_of_text else len(vocabulary[i]) for i in ids])
     for i, nll in enumerate(stored["nll"]):
         assert nll == pytest.approx(sum(each[ends[i * CONTEXT] : ends[(i + 1) * CONTEXT]]), rel=1e-4)
-    assert measured(run.own_report(), tmp_path / "own").evidence.key == BASE.evidence(stored).key
+    assert measured(run.own_report(), tmp_path / "own").unit_results.key == BASE.unit_results(stored).key
 
 
 def test_a_context_beyond_its_positions_is_refused(run):

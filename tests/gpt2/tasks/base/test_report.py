@@ -62,7 +62,7 @@ def test_each_document_has_its_share(tmp_path, monkeypatch):
     stored = pd.read_parquet(tmp_path / "predictions.parquet")
     assert stored["nll"].tolist() == pytest.approx([sum(losses) for losses in documents], rel=1e-4)
     assert stored["tokens"].tolist() == [len(losses) for losses in documents]
-    again = BASE.evidence(stored)
+    again = BASE.unit_results(stored)
     for name in ("bits_per_byte", "loss", "perplexity"):
         assert again.value(name) == pytest.approx(found["metrics"][name])
         low, high = found["intervals"]["model"][name]

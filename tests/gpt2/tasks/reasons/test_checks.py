@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2.tasks.reasons.checks import Known
+from gpt2.tasks.reasons.checks import KnownTexts
 
 TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), max_size=6)
 
@@ -21,9 +21,9 @@ def by_hand(text: str, known: list[str]) -> int:
 @settings(max_examples=60, deadline=None)
 @given(TEXTS, TEXTS)
 def test_it_is_what_comparing_everything_finds(texts, known):
-    assert Known(known).longest(texts).tolist() == [by_hand(text, known) for text in texts]
+    assert KnownTexts(known).longest(texts).tolist() == [by_hand(text, known) for text in texts]
 
 
 def test_case_and_punctuation_are_no_difference_but_other_words_are():
-    known = Known(["The plot, as such, is thin.", "A fine cast"])
+    known = KnownTexts(["The plot, as such, is thin.", "A fine cast"])
     assert known.longest(["the PLOT as such", "thin a fine cast", "is thin a", "no", ""]).tolist() == [4, 3, 2, 0, 0]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data.text import words
-from gpt2.tasks.reasons.checks import Checks, Known, Written, place_of, repeats, said, well_formed
+from gpt2.tasks.reasons.checks import Checks, KnownTexts, Written, place_of, repeats, spoken_title, well_formed
 from gpt2.tasks.recommendation.catalogue import attributes, facts, named_in
 
 TITLES = ["Godfather, The (1972)", "Toy Story (1995)", "Secret Garden, The (1993)", "Speed (1994)"]
@@ -19,7 +19,7 @@ TEXTS = ["Crime, Drama", "Comedy; studio: Acme", "Drama, Comedy; studio: Acme", 
 
 @pytest.fixture(scope="module")
 def checks():
-    known = Known(["This film has a plot that nobody who saw it will ever forget."])
+    known = KnownTexts(["This film has a plot that nobody who saw it will ever forget."])
     return Checks(
         TITLES, attributes(TEXTS), known, {"boring"}, set(words(COMMON)), place_of(["this film", "the film"]), 8, 50.0
     )
@@ -38,7 +38,7 @@ def checks():
     ],
 )
 def test_titles_as_one_says_them(title, spoken):
-    assert said(title) == spoken
+    assert spoken_title(title) == spoken
 
 
 def test_attributes_are_what_several_items_have():
@@ -146,7 +146,7 @@ def test_whatever_is_shown_is_one_sentence_that_names_the_item(checks, pieces, b
     if checks.withheld(Written(text, True, 1.0), item, [2]):
         return
     shown = checks.sentence(text, item)
-    assert said(TITLES[item]) in shown and well_formed(text) and 5 <= len(words(text)) <= 30
+    assert spoken_title(TITLES[item]) in shown and well_formed(text) and 5 <= len(words(text)) <= 30
     assert not re.search(r'[\d"\n\ufffd]|boring|Al', text)
     assert "omedy" not in text or item in (1, 2)
     assert ("omedy" in text and item in (1, 2)) or ("drama" in text and item in (0, 2))
@@ -157,4 +157,4 @@ def test_whatever_is_shown_is_one_sentence_that_names_the_item(checks, pieces, b
 @given(st.text(max_size=60), st.text(max_size=30))
 def test_any_text_gets_an_answer(checks, text, title):
     assert isinstance(checks.withheld(Written(text, True, 1.0), 0, [2]), str)
-    said(title), attributes([title, title])
+    spoken_title(title), attributes([title, title])

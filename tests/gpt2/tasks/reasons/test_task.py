@@ -17,9 +17,9 @@ from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation import report
 from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
-from gpt2.tasks.reasons.checks import place_of, said
+from gpt2.tasks.reasons.checks import place_of, spoken_title
 from gpt2.tasks.reasons.dataset import (
-    Readers,
+    Audience,
     collected,
     common_words,
     read,
@@ -29,7 +29,7 @@ from gpt2.tasks.reasons.dataset import (
     words_of,
 )
 from gpt2.tasks.reasons.predictor import losses
-from gpt2.tasks.reasons.report import looked_at
+from gpt2.tasks.reasons.report import writing_report
 from gpt2.tasks.recommendation.catalogue import attributes, named_in
 from gpt2.tasks.task import task
 
@@ -168,11 +168,11 @@ def test_common_words_are_in_a_share_of_good_texts():
 def test_related_is_what_has_most_in_common_then_the_latest():
     of = attributes(["a, b", "a", "a, b", "b, a", "c", "c"])
     assert related([1, 3, 4, 2], 0, of, 3) == [2, 3, 1]
-    readers = Readers([[0, 1], [5, 4]], of, 2)
+    readers = Audience([[0, 1], [5, 4]], of, 2)
     generator = np.random.default_rng(0)
     assert {readers.draw("of c", generator)[0] for _ in range(20)} == {4, 5}
     assert readers.draw("of a and b", generator) == (0, [1])
-    assert Readers([[0, 1]], of, 2).draw("of c", generator) is None
+    assert Audience([[0, 1]], of, 2).draw("of c", generator) is None
 
 
 def test_unusable_files_are_refused_with_a_remedy(sources, tmp_path):
@@ -213,7 +213,10 @@ def test_the_loss_is_that_of_each_sentence_alone(examples, tokenizer):
     told = tokenizer.decode(data.prompts[0])
     row = pd.read_parquet(out / "validation.parquet").iloc[0]
     items = pd.read_parquet(out / "items.parquet")
-    assert told.endswith(".\n") and f"Next: {said(items['title'][row['item']])} ({items['text'][row['item']]})" in told
+    assert (
+        told.endswith(".\n")
+        and f"Next: {spoken_title(items['title'][row['item']])} ({items['text'][row['item']]})" in told
+    )
 
 
 def test_the_report_is_what_the_predictor_says(examples, saved, tmp_path):
@@ -230,7 +233,7 @@ def test_the_report_is_what_the_predictor_says(examples, saved, tmp_path):
         assert found["cut"][f"{name} sentences"] == {"texts": len(rows), "cut": sum(long), "tokens": reader.room}
         shown = [len(reader.whole(item, liked)) for item, liked in zip(rows["item"], rows["liked"], strict=True)]
         assert found["cut"][f"{name} prompts"]["cut"] == sum(length > reader.room for length in shown)
-    counts = found["tables"]["What becomes of the written sentences"]["rows"]
+    counts = found["tables"]["Outcomes of the written sentences"]["rows"]
     assert found["counts"]["users"] == 5 and 5 < sum(n for _, n in counts) <= 40
     predictor, asked = KIND.predictor(saved), pd.read_parquet(examples[0] / "asked.parquet")
     records = [
@@ -268,13 +271,13 @@ def test_what_passes_is_shown_and_counted(examples, saved):
     written = [[(good, predictor.checks.withheld(good, i, liked))] for i, liked in pairs]
     assert [group[0][1] for group in written] == ["", "it says what the item is not"]
     assert predictor.checks.withheld(good._replace(perplexity=5.1), *pairs[0]) == "it is unlikely"
-    told = looked_at(predictor, pairs, written, learned, {"loss": 1.0}, {"model": {"loss": [0.9, 1.1]}})
+    told = writing_report(predictor, pairs, written, learned, {"loss": 1.0}, {"model": {"loss": [0.9, 1.1]}})
     assert told["intervals"]["model"].keys() == told["metrics"].keys() - {"longest_copy_max"}
     assert told["metrics"]["shown"] == 0.5 and told["metrics"]["attribute_right"] == 0.5
     assert told["metrics"]["attribute_right_by_chance"] == 0.5 and told["metrics"]["names_item"] == 1
     after = f"after {predictor.titles[other]}; {predictor.titles[item]}"
     assert told["samples"]["Reasons"] == [
-        f"{after} → {said(predictor.titles[item])} is a warm, bright and quiet drama."
+        f"{after} → {spoken_title(predictor.titles[item])} is a warm, bright and quiet drama."
     ]
 
 

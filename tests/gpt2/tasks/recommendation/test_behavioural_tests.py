@@ -17,8 +17,8 @@ from tests.gpt2.tasks.recommendation.test_report import recommender
 KINDS = ("drama", "comedy", "western", "noir")
 UPPER, LOWER, LINKED, SPACED = (f"all texts {how}: the first item stays the first" for how in CHANGES)
 AGAIN = "no title that was chosen is offered again"
-KIND = f"who chose one kind alone is offered more of it than the {BEST} most popular items have"
-NEW = f"who chose the {CLOSEST} items closest to a new one is offered that one"
+KIND = f"users who chose one kind alone are recommended more of it than the {BEST} most popular items have"
+NEW = f"users who chose the {CLOSEST} items closest to a new one are recommended that one"
 RAISED = "after one more choice the item closest to it ranks no lower"
 ORDER = "the item closest to a choice ranks no lower if that was the latest than if it was the first"
 ALL = {UPPER, LOWER, LINKED, SPACED, AGAIN, KIND, NEW, RAISED, ORDER}
@@ -134,7 +134,7 @@ def test_two_items_of_one_title_are_one_for_people(catalogue):
     titles = items["title"].tolist()
     twins = items.assign(title=[titles[i - 4] if i % 8 >= 4 else titles[i] for i in range(120)])
     found = failed(Planted(twins), histories, twins)[AGAIN]
-    assert found.failed.mean() > 0.5 and found.such(int(found.failed.argmax())).endswith(", by another id")
+    assert found.failed.mean() > 0.5 and found.example(int(found.failed.argmax())).endswith(", by another id")
 
 
 def test_what_was_disliked_is_not_offered(catalogue):

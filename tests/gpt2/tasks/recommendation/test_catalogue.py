@@ -225,7 +225,7 @@ def changed(table: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame:
     (shoes(), walks(), {"text_field": "body"}, r"things.csv has no column 'body'.*set text_field"),
     (shoes(), walks(), {"title_field": "name"}, r"things.csv has no column 'name'.*set title_field"),
     (shoes(), walks(), {"attributes": ["brand"]}, r"things.csv has no column 'brand'.*change attributes"),
-    (shoes()[["id"]], walks(), {}, r"things.csv has nothing to tell of an item but its id"),
+    (shoes()[["id"]], walks(), {}, r"things.csv has only ids of items and nothing that describes them"),
     (shoes(0), walks(), {}, r"none of 0 rows has an id and a text"),
     ("", walks(), {}, r"things.csv can't be read as a table"),
     (shoes(), "user,item\n", {}, r"clicks.csv has no column 'time'; it has user, item: set time_field"),
@@ -238,8 +238,8 @@ def changed(table: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame:
      r"clicks.csv: 36 of 36 interactions are with items.*such as '100'; add them.*raise max_unknown=0.1"),
     (shoes(11), walks(), {"max_unknown": 0}, r"3 of 36 interactions are with items .*'11'.*max_unknown=0.0"),
     (shoes(), walks(), {"weight_field": "rating", "min_weight": 3}, r"clicks.csv has no column 'rating'.*weight_field"),
-    (shoes(), changed(walks(), 17, "weight", "good"), {"min_weight": 3}, r"row 18: weight='good' is no weight; give"),
-    (shoes(), changed(walks(), 4, "weight", ""), {"min_weight": 3}, r"row 5: weight=nan is no weight; give"),
+    (shoes(), changed(walks(), 17, "weight", "good"), {"min_weight": 3}, r"row 18: weight='good' is not a weight;"),
+    (shoes(), changed(walks(), 4, "weight", ""), {"min_weight": 3}, r"row 5: weight=nan is not a weight; give"),
     (shoes(), walks(), {"min_weight": 6}, r"no interaction weighs min_weight=6.0 or more; the largest weight is 5"),
     (shoes(), walks(), {"min_weight": 5}, r"only 0 users have 4 items or more \(below min weight 29.*lower min_weight"),
     (shoes(), walks(), {"min_items": 7}, r"only 0 users have 7 items or more \(users with few 6\); add interactions"),
@@ -258,7 +258,7 @@ def test_a_few_bad_rows_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"source": "items.csv"}, "set interactions to the file of interactions"),
-    ({"interactions": "clicks.csv"}, "are not the sample's; set source"),
+    ({"interactions": "clicks.csv"}, "do not belong to the sample; set source"),
     ({"source": "a.csv", "interactions": "b.csv", "item_field": "user"}, "named twice among user, user, time"),
     ({"text_field": "title"}, "named twice among title, title"),
     ({"min_weight": 3, "weight_field": None}, "min_weight=3.0 needs the column of the weights"),

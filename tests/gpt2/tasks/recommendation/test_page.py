@@ -42,7 +42,10 @@ def test_what_became_of_reasons_is_counted():
     assert "8 of the catalogue's 8 items" in told and "1 of 40 users chose nothing" in told
     counts = shown.table["item"].value_counts()
     half = next(n for n in range(1, 9) if counts.head(n).sum() >= len(shown.table) / 2)
-    assert f"{half} make half of all recommendations" in told and f"to {counts.iloc[0] / 40:.0%} of the users" in told
+    assert (
+        f"{half} of them make up half of all recommendations" in told
+        and f"to {counts.iloc[0] / 40:.0%} of the users" in told
+    )
     assert "Written reasons" not in render(page(writer=False)) and "All 240 reasons are facts" in render(
         page(writer=False)
     )

@@ -83,7 +83,7 @@ def test_each_user_once_with_what_he_has_not_chosen(directory, small_data):
         for row in rows.itertuples():
             nearest = own[int(np.argmax(embeddings[own] @ embeddings[ids.index(row.item)]))]
             told, _, common = row.reason.removesuffix(".").partition("; in common: ")
-            assert told == f"Of what this user chose, closest to it for the model: {predictor.titles[nearest]}"
+            assert told == f"The choices of this user closest to it by the model: {predictor.titles[nearest]}"
             both = parts[nearest] & parts[ids.index(row.item)] - {""}
             assert set(filter(None, common.split(", "))) == {p for p in both if sum(p in each for each in parts) > 1}
             assert row.reason_kind == "facts"

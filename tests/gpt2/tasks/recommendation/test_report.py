@@ -111,7 +111,7 @@ def test_what_is_shown_is_what_it_recommends_and_what_came_next(tmp_path):
         assert own[0][0] == "; ".join(titles[i] for i in before[-LATEST:])
         ranking = predictor.predict([{"history": [titles[i] for i in before]}], {"top_k": SHOWN})["ranking"][0]
         assert [(row[1], row[2]) for row in own[:SHOWN]] == [*enumerate(ranking, 1)]
-        assert all(row[3].startswith("Of what this user chose, closest to it for the model: ") for row in own[:SHOWN])
+        assert all(row[3].startswith("The choices of this user closest to it by the model: ") for row in own[:SHOWN])
         ((_, place, title, _),) = [row for row in own if NEXT in row[3]]
         assert title == titles[last] and (place == 1 + ranking.index(title) if title in ranking else place > SHOWN)
         hits += titles[last] in ranking

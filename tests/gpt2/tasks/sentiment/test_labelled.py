@@ -169,7 +169,7 @@ def test_labels_that_differ_in_case_or_spaces_are_one(tmp_path):
     assert sum((part["label"] == 0).sum() for part in parts.values()) == 100
     prepared(table, tmp_path, labels=["Good", "BAD"])
     assert json.loads((tmp_path / "labels.json").read_text()) == ["Good", "BAD"]
-    with pytest.raises(ValueError, match="two that differ in case or spaces alone"):
+    with pytest.raises(ValueError, match="two that differ only in case or spaces"):
         SentimentSettings(labels=["good", " Good"])
 
 
@@ -197,7 +197,7 @@ def test_none_and_na_are_labels_and_numbers_have_no_point(tmp_path, form):
 def test_a_rare_label_is_refused_by_name_with_its_count(tmp_path):
     table = rows()
     table.loc[[7, 8, 9], "label"] = "odd"
-    with pytest.raises(ValueError, match=r"'odd' has 3 examples in all, fewer than 5; add examples of it, join it"):
+    with pytest.raises(ValueError, match=r"'odd' has 3 examples in all, fewer than 5; add examples of it, merge it"):
         prepared(table, tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_a_wild_file_is_refused_by_name_or_split_without_leaks(
     ("content", "message"),
     [
         ("", "No columns"),
-        ("text,label\n", "no row with a text and a label; it has 0 rows"),
+        ("text,label\n", "none of 0 rows has a text and a label"),
         ("text,label\na,b\n", "only the label"),
         ("text,label\na,b,c\nd,e,f\n", "more fields than its header; put texts with commas in quotes"),
         ("text,label\na,b\nd,e,f\n", "Expected 2 fields in line 3, saw 3"),
@@ -313,7 +313,7 @@ def test_columns_must_be_distinct():
 
 @pytest.mark.parametrize("wrong", ["heavy", "-1", "nan", "inf", ""])
 def test_a_weight_that_is_none_is_refused_by_row(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"row 18: weight=.* is no weight.*weight_field: null"):
+    with pytest.raises(ValueError, match=r"row 18: weight=.* is not a weight.*weight_field: null"):
         prepared(rows(weight=["1"] * 17 + [wrong] + ["1"] * 182), tmp_path)
 
 

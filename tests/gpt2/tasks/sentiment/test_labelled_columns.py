@@ -37,7 +37,7 @@ def test_labels_have_the_names_that_were_given(tmp_path, form):
     assert labels == ["not recommended", "recommended"]
     for split, part in splits.items():
         assert (part["label"] == (before[split]["label"] > 0)).all() and part["label"].nunique() == 2
-    with pytest.raises(ValueError, match=r"label_names has '3', a label of no row; there are: 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"label_names has '3', which is the label of no row; use some of: 0, 1, 2"):
         prepared(table, tmp_path, form, label_names={"3": "x"})
     with pytest.raises(ValueError, match=r"labels \['recommended'\] that are not among"):
         prepared(table, tmp_path, form, label_names=NAMES | {"2": "x"}, labels=["x", "not recommended"])

@@ -9,7 +9,7 @@ from gpt2.tasks.support import report
 from gpt2.tasks.support.report import marked, suite
 
 LEARNED, POLITE, KNOWN = (
-    "a question that it learned from finds its answer",
+    "a training question finds its answer",
     "a known question, asked politely, gets its answer",
     "a known question with a typo gets its answer",
 )
@@ -37,7 +37,7 @@ class Planted:
         powers = np.exp(4 * shared)
         return powers / powers.sum(1, keepdims=True)
 
-    def looked_up(self, questions):
+    def scores_with_lookup(self, questions):
         found = self.scores(questions)
         for row, question in zip(found, questions, strict=True):
             asked = question.removeprefix("Please, ")

@@ -18,7 +18,7 @@ from gpt2.evaluation import report
 from gpt2.model.config import ModelConfig
 from gpt2.model.heads import pad
 from gpt2.model.transformer import GPT2
-from gpt2.tasks.support.dataset import PairDataset, Reader, read_source
+from gpt2.tasks.support.dataset import PairDataset, PromptEncoder, read_source
 from gpt2.tasks.support.predictor import withheld
 from gpt2.tasks.support.retriever import BM25, best_rank, fit
 from gpt2.tasks.task import task
@@ -131,7 +131,7 @@ def test_the_loss_of_a_question_does_not_depend_on_its_batch(examples, tokenizer
 def test_no_right_answer_is_taken_for_a_wrong_one(tokenizer):
     rows = [("Is it open?", "Yes.", 0, "train"), ("is it open", "From nine.", 0, "train"), ("Who?", "We.", 2, "train")]
     pairs = pd.DataFrame(rows, columns=["question", "answer", "group", "split"])
-    data = PairDataset(pairs, "train", Reader(tokenizer, CONTEXT), 64)
+    data = PairDataset(pairs, "train", PromptEncoder(tokenizer, CONTEXT), 64)
     batch = data.batch([0, 1, 2], 0)
     assert batch["candidates"].sum(1).tolist() == [2, 2, 3]
 
@@ -187,7 +187,7 @@ def test_from_examples_to_report(examples, tokenizer, tmp_path):
     unsure = predictor.predict(["is there a screen that noises at night?"], {"abstain_below": 1.0, "max_tokens": 8})
     assert unsure[["answer", "reply", "withheld"]].iloc[0].tolist() == ["", "", "nothing fits"]
     asked = ["my MOUSE is broken!", "is there a screen that noises at night?"]
-    looked, ranked = predictor.looked_up(asked), predictor.scores(asked)
+    looked, ranked = predictor.scores_with_lookup(asked), predictor.scores(asked)
     assert looked[0].max() == 1 == looked[0].sum() and ranked[0].max() < 1 and (looked[1] == ranked[1]).all()
     assert predictor.predict([], {}).empty
     with pytest.raises(ValueError, match=r"abstain_below=2.*give 0 to 1"):
@@ -199,7 +199,7 @@ def test_from_examples_to_report(examples, tokenizer, tmp_path):
     assert len(behaved) == 8 and all(re.fullmatch(r"\d+% \[\d+%, \d+%\]", row[3]) for row in behaved)
     assert "recall.png" in {figure["file"] for figure in written["figures"]}
     predictions = pd.read_parquet(out / "predictions.parquet")
-    again = KIND.evidence(predictions)
+    again = KIND.unit_results(predictions)
     summary = json.loads(json.dumps(again.summary()))
     low, high = written["intervals"]["model"].pop("replies_shown")
     assert {n: written[n] for n in summary} == summary
@@ -248,7 +248,7 @@ def test_conversations_and_unusable_files(tmp_path):
 
 def test_a_context_without_room_is_refused(tokenizer):
     with pytest.raises(ValueError, match="context=8 leaves no room"):
-        Reader(tokenizer, 8)
+        PromptEncoder(tokenizer, 8)
 
 
 @pytest.mark.parametrize("preset", preset_names())
