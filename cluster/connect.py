@@ -1,4 +1,4 @@
-"""A Ray to work on: the one that `RAY_ADDRESS` names, or a local one that ends with this process."""
+"""Connect to Ray: to the cluster that `RAY_ADDRESS` names, or to a local one that ends with this process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ QUIETLY: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERRO
 
 
 class NotEnoughResources(ValueError):
-    """The cluster can't hold the job."""
+    """Raised where the cluster has too few CPUs or GPUs for a job."""
 
 
 class Keeper(threading.Thread):
-    """Holds the connection: the system ends Ray's processes with the very thread that started them."""
+    """Thread that holds the connection to Ray. Linux ends Ray's processes with the thread that started them."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="ray-keeper")
@@ -52,7 +52,7 @@ _changing = threading.Lock()
 
 
 def start_or_attach() -> subprocess.Popen | None:
-    """Connect; of a local Ray, the process that cleans up after this one."""
+    """Connect to Ray; return the process that cleans up after this one if Ray is local, else None."""
     global _dashboard
     if address := os.environ.get("RAY_ADDRESS"):
         _dashboard = ray.init(address=address, **QUIETLY).dashboard_url or None
@@ -61,8 +61,8 @@ def start_or_attach() -> subprocess.Popen | None:
 
 
 def start_local(**options: Any) -> subprocess.Popen:
-    """Start a Ray on this machine, on loopback; returns the process that cleans up after it."""
-    # What is left of a local Ray whose head died looks for it for a minute by default, and is an orphan meanwhile.
+    """Start Ray on this machine, on loopback; return the process that cleans up after it."""
+    # By default, the processes of a local Ray whose head died look for it for a minute.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     ray.init(
         address="local",
@@ -76,10 +76,12 @@ def start_local(**options: Any) -> subprocess.Popen:
 
 
 def end_agents_with_this_process() -> subprocess.Popen:
-    """Ray's agents outlive a killed driver by a minute, which they spend reporting to a head that is gone: a shell
-    that waits for this process's end, however it comes, ends them. It lasts as long as the result is held."""
-    found = [c for raylet in psutil.Process().children() if raylet.name() == "raylet" for c in raylet.children()]
-    agents = [str(c.pid) for c in found if "agent" in " ".join(c.cmdline()).lower()]
+    """Start a shell that kills Ray's agents when this process ends; return it. The caller must keep the result.
+
+    Without it, the agents of a killed driver live for another minute and report to a head that is gone.
+    """
+    children = [c for raylet in psutil.Process().children() if raylet.name() == "raylet" for c in raylet.children()]
+    agents = [str(c.pid) for c in children if "agent" in " ".join(c.cmdline()).lower()]
     script = 'read _; sleep 5; for p in "$@"; do grep -qi agent /proc/$p/cmdline && kill -9 $p; done'
     return subprocess.Popen(
         ["sh", "-c", script, "agents", *agents],
@@ -91,7 +93,7 @@ def end_agents_with_this_process() -> subprocess.Popen:
 
 
 def connect_early() -> Keeper | None:
-    """Begin to `connect` in the background; None where this process is connected by other means."""
+    """Begin to `connect` in the background; return None if this process is connected already by other means."""
     global _keeper
     with _changing:
         if _keeper is None and not ray.is_initialized():
@@ -101,7 +103,7 @@ def connect_early() -> Keeper | None:
 
 
 def connect() -> None:
-    """Attach to the Ray that `RAY_ADDRESS` names, or start a local one; does nothing when connected."""
+    """Attach to the Ray that `RAY_ADDRESS` names, or start a local one. Does nothing when connected."""
     global _keeper
     if keeper := connect_early():
         try:
@@ -112,7 +114,7 @@ def connect() -> None:
 
 
 def disconnect() -> None:
-    """Leave Ray; a local one that this process started ends, with all its processes."""
+    """Disconnect from Ray. A local Ray that this process started ends, with all its processes."""
     global _keeper
     with _changing:
         if _keeper is not None:
@@ -124,30 +126,30 @@ def disconnect() -> None:
 
 
 def dashboard() -> str | None:
-    """Where people see the cluster; None where it has no dashboard, as the local one."""
+    """Return the URL of the cluster's dashboard; None if there is none, as with a local Ray."""
     return f"http://{_dashboard}" if _dashboard else None
 
 
 def ray_tags() -> dict[str, str]:
-    """The Ray job of this process and its dashboard, for MLflow."""
+    """Return MLflow tags with the Ray job of this process and its dashboard."""
     url = dashboard()
     return {"ray.job_id": ray.get_runtime_context().get_job_id(), **({"ray.dashboard": url} if url else {})}
 
 
 def check_resources(config: ClusterConfig) -> None:
-    """Raise `NotEnoughResources` where the cluster can never hold the workers: Ray would wait for ever."""
+    """Raise `NotEnoughResources` if the cluster can never hold the workers, because Ray would wait forever."""
     have = ray.cluster_resources()
     need = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * config.use_gpu}
     for name, amount in need.items():
         if amount > have.get(name, 0) + 1e-6:
             raise NotEnoughResources(
-                f"cluster.num_workers={config.num_workers} need {amount:g} {name}s, the cluster has "
+                f"cluster.num_workers={config.num_workers}: needs {amount:g} {name}s, but the cluster has "
                 f"{have.get(name, 0):g}; lower cluster.num_workers or cluster.cpus_per_worker, or add nodes"
             )
 
 
 def jobs_at_once(jobs: Sequence[ClusterConfig]) -> int:
-    """How many of these trainings, the largest first, fit on the cluster at the same time; at least one."""
+    """Return how many of these trainings, the largest first, fit on the cluster at the same time; at least 1."""
     have = ray.cluster_resources()
     largest = sorted(jobs, key=lambda j: -j.num_workers * j.cpus_per_worker)
     for count in range(len(largest), 1, -1):
@@ -159,10 +161,10 @@ def jobs_at_once(jobs: Sequence[ClusterConfig]) -> int:
 
 
 def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float = 1) -> Iterator[Any]:
-    """Call `function` on each tuple of arguments, on the cluster's workers; yield results as they come.
+    """Call `function` on each tuple of arguments, on the cluster's workers; yield each result as it arrives.
 
     At most two calls per core are in flight, so memory does not grow with the number of calls. The first
-    error ends the rest and is raised as the function raised it.
+    error cancels the other calls and is raised as the function raised it.
     """
     connect()
     remote = ray.remote(num_cpus=cpus, max_retries=2)(function)

@@ -18,33 +18,39 @@ from typing import Any
 
 from gpt2.store.artifact import Store, write_atomically
 
-# Ray's sockets lie at most this much deeper than its temporary folder (the dashboard's are the deepest, with a process
-# id of seven digits); the system allows a socket's path 107 bytes.
+# Length (bytes) that Ray's deepest socket adds to the path of its temporary folder, for a process id of seven digits.
+# The system allows a socket's path 107 bytes.
 RAY_SOCKET_SUFFIX = 68
 
 SERVICES = "services"
 
 CONTENTS = {"store", "mlflow", "prefect", "ray", "samples", "pulled", "pages", SERVICES, "logs"}
-"""What we put into a home."""
+"""Names of the files and folders that belong in a home."""
 
 
 def home() -> Path:
-    """The folder of all local state: `GPT2_HOME`, or `.gpt2` in the working directory. Made on first use, closed to
-    other users."""
+    """Return the folder of all local state: `GPT2_HOME`, or `.gpt2` in the working directory.
+
+    It is made on first use, readable by its owner only (mode 0700).
+    """
     path = Path(os.environ.get("GPT2_HOME") or ".gpt2").resolve()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
 def services() -> Path:
-    """The folder of the services that `gpt2 up` starts: state and secrets, closed to others. Made on first use."""
+    """Return the folder with state and secrets of the services that `gpt2 up` starts.
+
+    It is made on first use, readable by its owner only (mode 0700).
+    """
     folder = home() / SERVICES
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def last_state() -> dict[str, Any] | None:
-    """What the last `gpt2 up` of this home wrote (`cluster.services.processes`), running or not."""
+    """Return the state that the last `gpt2 up` of this home wrote (`cluster.services.processes`), running or not; None
+    if there is none."""
     try:
         return json.loads((home() / SERVICES / "state.json").read_text())
     except (OSError, ValueError):
@@ -52,13 +58,13 @@ def last_state() -> dict[str, Any] | None:
 
 
 def running() -> dict[str, Any] | None:
-    """The state of the `gpt2 up` of this home where it is running and ready, else None."""
+    """Return the state of the `gpt2 up` of this home if it is running and ready, else None."""
     state = last_state()
     return state if state is not None and state["ready"] and is_locked() else None
 
 
 def is_locked() -> bool:
-    """Whether a `gpt2 up` of this home is alive: it holds a lock that the system releases with it."""
+    """Return whether a `gpt2 up` of this home is alive. It holds a lock that the system releases when it ends."""
     try:
         with open(home() / SERVICES / "lock") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -70,28 +76,33 @@ def is_locked() -> bool:
 
 
 def store() -> Store:
-    """The artifact store of this home."""
+    """Return the artifact store of this home."""
     return Store(home() / "store")
 
 
 def samples() -> Path:
-    """Where sample data is kept."""
+    """Return the folder of the sample data."""
     return home() / "samples"
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or a SQLite file in the home."""
+    """Return MLflow's address: `MLFLOW_TRACKING_URI`, or a SQLite file in the home."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
 
 
 def clean() -> Path:
-    """Remove the home, and Ray's link to it. `ValueError` for a folder that is not a home of ours."""
+    """Remove the home and Ray's link to it; return its path.
+
+    Raises `ValueError` if its services are running, or if the folder holds a file that does not belong in a home.
+    """
     folder = home()
     if is_locked():
-        raise ValueError(f"the services of {folder} are running; stop them with `gpt2 down` first")
+        raise ValueError(f"{folder}: its services are running; stop them with `gpt2 down` first")
     strangers = [p.name for p in folder.iterdir() if p.name not in CONTENTS]
     if strangers:
-        raise ValueError(f"{folder} holds {strangers[0]!r}, which is not ours; remove it yourself or mend GPT2_HOME")
+        raise ValueError(
+            f"{folder}: holds {strangers[0]!r}, which gpt2 did not make; remove it yourself, or correct GPT2_HOME"
+        )
     ray_link(folder / "ray").unlink(missing_ok=True)
     shutil.rmtree(folder)
     return folder
@@ -102,7 +113,7 @@ def ray_link(folder: Path) -> Path:
 
 
 def ray_folder() -> Path:
-    """Ray's temporary folder in the home; behind a short link where the path is too long for its sockets."""
+    """Return Ray's temporary folder in the home, or a short link to it if the path is too long for Ray's sockets."""
     folder = home() / "ray"
     folder.mkdir(exist_ok=True)
     if len(os.fsencode(folder)) + RAY_SOCKET_SUFFIX <= 107:
@@ -118,45 +129,48 @@ PAGES = "pages"
 
 
 def path(name: str) -> Path:
-    """Where the page of that name lies."""
+    """Return the path of the HTML page of that name."""
     return home() / PAGES / f"{name}.html"
 
 
 def keep(name: str, text: str) -> Path:
-    """Write the page of that name, whole or not at all; returns its path, which stays the same."""
-    found = path(name)
-    found.parent.mkdir(exist_ok=True)
-    write_atomically(found, text.encode())
-    return found
+    """Write the HTML page of that name atomically; return its path, which never changes."""
+    page = path(name)
+    page.parent.mkdir(exist_ok=True)
+    write_atomically(page, text.encode())
+    return page
 
 
 USER = "gpt2"
-"""Who logs in at Prefect and MLflow."""
+"""User name at Prefect and MLflow."""
 RAY_TOKEN = "ray-token"
 MLFLOW_PASSWORD = "mlflow-password"
 PREFECT_LOGIN = "prefect-login"
 
 
 def secret_file(name: str, prefix: str = "") -> Path:
-    """Path of the secret of that name, made on first use: the prefix and 64 hexadecimal digits, mode 0600."""
+    """Return the path of the named secret, which is made on first use: the prefix and 64 hexadecimal digits, mode
+    0600."""
     path = services() / name
     if not path.exists():
         aside = path.with_name(f".{name}.{os.getpid()}.tmp")
         handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w") as stream:
             stream.write(prefix + secrets.token_hex(32))
-        with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts
+        with contextlib.suppress(FileExistsError):  # another process was faster; its secret is used
             os.link(aside, path)
         aside.unlink()
     return path
 
 
 def ray_token() -> dict[str, str]:
-    """The environment of a Ray that asks for this home's token. Left to itself Ray writes one as the umask gives it,
-    for all to read. Needed before Ray is imported."""
+    """Return the environment variables that make Ray require this home's token. Set them before Ray is imported.
+
+    Without them, Ray writes a token of its own with the permissions of the umask, which others may be able to read.
+    """
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret_file(RAY_TOKEN))}
 
 
 def prefect_login() -> str:
-    """What Prefect's API of this home asks for: USER:PASSWORD."""
+    """Return the login of this home's Prefect API, as USER:PASSWORD."""
     return secret_file(PREFECT_LOGIN, f"{USER}:").read_text()

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.home import SERVICES, home, ray_token, running
 
 QUIET = {
-    # Nothing phones home.
+    # No telemetry.
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_MODEL_CATALOG_URI": "",
@@ -19,21 +19,22 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    # Signals are ours to handle: Ray's own handler prints a stack of addresses and aborts.
+    # We handle signals; Ray's handler prints a stack of addresses and aborts.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
-    # Nothing is pickled where JSON will do.
+    # JSON in place of pickle.
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    # Local servers are light, and the first start, with its migrations, takes long on a slow disk.
+    # Local servers run no job workers. The first start runs migrations, which take long on a slow disk.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # A killed process frees its slot.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    # A server that goes away for minutes fails nothing: Prefect's client waits 2, 4, ... 256 s; we do it for MLflow's.
+    # Survive a server that is away for minutes: Prefect's client waits 2, 4, ... 256 s; `cluster.tracking.retry` waits
+    # for MLflow.
     "PREFECT_CLIENT_MAX_RETRIES": "8",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    # Logs are read by people.
+    # Short logs.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -43,32 +44,34 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # we connect; a thread that outlives the connection would start another Ray
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives our connection would start another Ray
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }
 
 
 def configure() -> Path:
-    """Set what is not yet set in the environment: the home, the quiet defaults, Prefect's folder. Before any import
-    of Prefect, Ray or MLflow. Returns the home."""
+    """Set the home, our defaults and Prefect's folder in the environment, where they are not set; return the home.
+
+    Call it before Prefect, Ray or MLflow is imported.
+    """
     path = home()
     os.environ["GPT2_HOME"] = str(path)
     os.environ.setdefault("PREFECT_HOME", str(path / "prefect"))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if "RAY_ADDRESS" not in os.environ:  # a local Ray has no node to lose: it need not pay for watching
+    if "RAY_ADDRESS" not in os.environ:  # a local Ray has one node, so it need not watch for lost ones
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # it listens on loopback alone
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # it listens on loopback only
     if (state := running()) is not None:
         use(state)
     named = "RAY_ADDRESS" in os.environ or any(name.startswith("RAY_AUTH_") for name in os.environ)
-    if not named and "ray" not in sys.modules:  # Ray decides once, at its import
+    if not named and "ray" not in sys.modules:  # Ray reads these once, when it is imported
         os.environ |= ray_token()
     return path
 
 
 def use(state: dict[str, Any]) -> None:
-    """Set what leads to the services of a running `gpt2 up`, where the environment does not name others."""
+    """Set the addresses and logins of a running `gpt2 up`, unless the environment names other services."""
     for address in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         if address not in os.environ:
             for variable, value in state["environment"].get(address, {}).items():

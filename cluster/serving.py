@@ -1,7 +1,7 @@
-"""A registered model over HTTP, from one process, which goes over to a new champion without a dropped request.
+"""Serve a registered model over HTTP from one process, which switches to a new champion without dropping a request.
 
 * `Batcher`: requests that wait while the model computes are computed together next, so batches grow with the load.
-* `Follower`: when the alias moves, the next model is loaded aside, tried, and put in place.
+* `ChampionFollower`: when the alias moves, the next model is loaded aside, tried, and put in place.
 * `Service`: the endpoints.
 
 Starlette and uvicorn come with Prefect's and MLflow's servers. Ray Serve wants a cluster and a proxy for one process's
@@ -43,12 +43,12 @@ Answer = tuple[LoadedModel, list[dict[str, Any]]]
 
 
 class Busy(Exception):
-    """More inputs wait than the queue holds."""
+    """Raised where the queue has no room for a request's inputs."""
 
 
 @dataclass
 class Waiting:
-    """Inputs that wait for their rows."""
+    """A request in the queue: its inputs, its parameters and the future of its answer."""
 
     inputs: Sequence[Any]
     params: Mapping[str, Any]
@@ -56,14 +56,15 @@ class Waiting:
 
 
 class Batcher:
-    """One computation at a time, in a thread of its own, of all that waits with the same parameters.
+    """Batches waiting requests with the same parameters, and computes one batch at a time in its own thread.
 
-    A language model's texts depend on their place in a batch (row i draws from `seed + i`): its requests are computed
-    one by one, so that the same request has the same answer.
+    The texts of a language model depend on their row in the batch (row i draws from `seed + i`). So its requests are
+    computed one by one, and the same request always has the same answer.
     """
 
     def __init__(self, current: Callable[[], LoadedModel], batch: int = 64, waiting: int = 4096):
-        """`current` gives the model of this moment; `batch` inputs, or one request, at once; `waiting` in the queue."""
+        """`current` returns the model to use; `batch` is the most inputs of a batch of requests, `waiting` of the
+        queue."""
         self.current, self.batch, self.most = current, batch, waiting
         self.queue: deque[Waiting] = deque()
         self.waiting, self.batches = 0, 0
@@ -71,7 +72,7 @@ class Batcher:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     async def predict(self, inputs: Sequence[Any], params: Mapping[str, Any]) -> Answer:
-        """(the model that answered, a row per input). `Busy`, or what the model raises."""
+        """Return (the model that answered, one row per input). Raises `Busy`, or the model's own error."""
         if self.waiting + len(inputs) > self.most:
             raise Busy
         request = Waiting(inputs, params, asyncio.get_running_loop().create_future())
@@ -81,7 +82,7 @@ class Batcher:
         return await request.answer
 
     async def run(self) -> None:
-        """Compute what arrives, until cancelled."""
+        """Compute requests as they arrive, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self.arrived.wait()
@@ -90,7 +91,7 @@ class Batcher:
                 self.batches += 1
                 outcomes = await loop.run_in_executor(self.thread, compute, model, chosen)
                 for request, outcome in zip(chosen, outcomes, strict=True):
-                    if request.answer.cancelled():  # whoever asked has left
+                    if request.answer.cancelled():  # the client has disconnected
                         continue
                     if isinstance(outcome, Exception):
                         request.answer.set_exception(outcome)
@@ -99,7 +100,7 @@ class Batcher:
             self.arrived.clear()
 
     def choose(self) -> list[Waiting]:
-        """The first that waits, and those after it that may be computed with it."""
+        """Take the first waiting request, and those after it that may share its batch, from the queue."""
         chosen: list[Waiting] = []
         while self.queue:
             request = self.queue[0]
@@ -113,12 +114,12 @@ class Batcher:
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Equal also in the types of the values."""
+    """Return whether two sets of parameters are equal, including the types of the values."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def compute(model: LoadedModel, requests: Sequence[Waiting]) -> list[list[dict[str, Any]] | Exception]:
-    """Each request's rows, or what was wrong with it: one that is refused does not spoil the others."""
+    """Return each request's rows, or its error. A request that fails does not affect the others in its batch."""
     try:
         inputs = [one for request in requests for one in request.inputs]
         rows = model.predict(inputs, **requests[0].params).to_dict("records")
@@ -126,22 +127,24 @@ def compute(model: LoadedModel, requests: Sequence[Waiting]) -> list[list[dict[s
         if len(requests) == 1:
             return [error]
         return [outcome for request in requests for outcome in compute(model, [request])]
-    found: list[list[dict[str, Any]] | Exception] = []
+    outcomes: list[list[dict[str, Any]] | Exception] = []
     for request in requests:
         count = len(request.inputs)
-        found.append(rows[:count])
+        outcomes.append(rows[:count])
         rows = rows[count:]
-    return found
+    return outcomes
 
 
-class Follower(threading.Thread):
-    """`current` is a loaded model at any time; it is replaced in one assignment, when the next one has answered.
+class ChampionFollower(threading.Thread):
+    """Thread that keeps `current`, a loaded model, at the version that an alias points at.
 
-    A version that is refused, or a registry that is away, changes nothing: it is told once, and `trouble` holds it.
+    A new model replaces `current` in one assignment, after it has answered once. If a version is refused or the
+    registry does not answer, `current` stays, the reason is printed once, and `trouble` holds it.
     """
 
     def __init__(self, address: str, poll: float, say: Callable[[str], None]):
-        """Load the model; `ValueError` where that fails. `poll`: seconds between looks at the alias, once started."""
+        """Load the model at `address`; raises `ValueError` if that fails. `poll`: seconds between two checks of the
+        alias."""
         super().__init__(daemon=True, name="model-follower")
         self.address, self.poll, self.say = address, poll, say
         self.leave, self.trouble = threading.Event(), ""
@@ -149,38 +152,38 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         while not self.leave.wait(self.poll):
-            self.look()
+            self.follow_alias()
 
-    def look(self) -> None:
-        """Where does the alias point? Take what it points at."""
+    def follow_alias(self) -> None:
+        """Load the version that the alias points at, if it is another one."""
         try:
             newest = exact(find(self.address))
             if newest != self.current.address:
                 before, self.current = self.current.address, ready(newest)
                 self.say(f"{newest} answers now, instead of {before}")
             self.trouble = ""
-        except Exception as error:  # whatever it is, the current model goes on answering
+        except Exception as error:  # whatever the error, the current model goes on answering
             if str(error) != self.trouble:
                 self.say(f"{self.current.address} goes on answering: {error}")
             self.trouble = str(error)
 
 
 def ready(address: str) -> LoadedModel:
-    """The model, loaded, verified, and warm: it has answered once."""
+    """Return the model at an address, verified and warm: it has answered once."""
     model = load(address)
     model.predict(list(model.predictor.input_example))
     return model
 
 
 TOKEN = "GPT2_SERVE_TOKEN"
-"""The variable with the token that requests carry, as `Authorization: Bearer TOKEN`; needed beyond loopback."""
+"""Environment variable with the token that requests send as `Authorization: Bearer TOKEN`; needed beyond loopback."""
 BODY_SECONDS = 30
-"""How long a client may take to send its request."""
+"""Seconds that a client may take to send its request."""
 logger = logging.getLogger("gpt2.serving")
 
 
 class Body(BaseModel):
-    """What POST /predict takes."""
+    """The JSON body of POST /predict."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -189,7 +192,7 @@ class Body(BaseModel):
 
 
 class Refused(Exception):
-    """A request that gets no predictions: HTTP status, and the reason for people."""
+    """Raised for a request that gets no predictions, with the HTTP status and the reason."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
@@ -197,20 +200,20 @@ class Refused(Exception):
 
 
 def identity(model: LoadedModel) -> dict[str, Any]:
-    """The model's name and version."""
+    """Return the model's name and version."""
     name, _, version = model.address.removeprefix("models:/").partition("/")
     return {"model": name, "version": int(version)}
 
 
 class Service:
-    """The endpoints around a followed model."""
+    """The HTTP endpoints of a followed model."""
 
-    def __init__(self, follower: Follower, max_inputs: int, max_bytes: int, token: str = ""):
+    def __init__(self, follower: ChampionFollower, max_inputs: int, max_bytes: int, token: str = ""):
         self.follower, self.max_inputs, self.max_bytes, self.token = follower, max_inputs, max_bytes, token
         self.batcher = Batcher(lambda: follower.current)
 
     def application(self, hosts: list[str]) -> Starlette:
-        """The application; a request that names another host than these is refused (DNS rebinding)."""
+        """Return the application. It refuses requests whose Host header is not in `hosts` (DNS rebinding)."""
         return Starlette(
             routes=[Route("/health", self.health), Route("/predict", self.predict, methods=["POST"])],
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
@@ -227,12 +230,13 @@ class Service:
         batching.cancel()
 
     async def health(self, request: Request) -> Response:
-        """200 while a model answers; `trouble` tells why a newer one does not."""
-        told = {"status": "ok", **identity(self.follower.current), "waiting": self.batcher.waiting}
-        return JSONResponse(told | {"trouble": self.follower.trouble or None})
+        """Answer 200 while a model is loaded; `trouble` is the reason why a newer version is not."""
+        facts = {"status": "ok", **identity(self.follower.current), "waiting": self.batcher.waiting}
+        return JSONResponse(facts | {"trouble": self.follower.trouble or None})
 
     async def predict(self, request: Request) -> Response:
-        """`{"inputs": [...], "params": {...}}` to the model's name and version, and a prediction per input."""
+        """Answer `{"inputs": [...], "params": {...}}` with the model's name, its version and one prediction per
+        input."""
         if self.token:
             given = request.headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
@@ -252,7 +256,7 @@ class Service:
         return JSONResponse({**identity(model), "predictions": rows})
 
     async def read(self, request: Request) -> bytes:
-        """The request's body, bounded in size and time."""
+        """Read the request's body, limited in size and time; raises `Refused` beyond the limits."""
         too_large = Refused(413, f"the body is larger than {self.max_bytes} bytes; send fewer inputs at a time")
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > self.max_bytes:
@@ -272,7 +276,7 @@ class Service:
         return b"".join(parts)
 
     def parse(self, content: bytes) -> Body:
-        """The request; `Refused` names the field and what is wrong with it."""
+        """Return the parsed request; raises `Refused` with the field and its fault."""
         try:
             body = Body.model_validate_json(content)
         except ValidationError as error:
@@ -287,7 +291,7 @@ class Service:
 
 
 async def refusal(request: Request, error: Exception) -> Response:
-    """The answer to a request that was refused."""
+    """Return the HTTP response to a refused request."""
     assert isinstance(error, Refused)
     headers = {"Retry-After": "1"} if error.status == 503 else {}
     headers |= {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
@@ -295,7 +299,7 @@ async def refusal(request: Request, error: Exception) -> Response:
 
 
 def loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener there."""
+    """Return whether only this machine can reach a listener at the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -310,13 +314,16 @@ def server(
     max_inputs: int = 256,
     max_bytes: int = 1 << 20,
 ) -> tuple[uvicorn.Server, socket.socket]:
-    """A server with the model loaded, and its socket: `server.run(sockets=[socket])` answers.
+    """Return a server with the model loaded, and its socket: `server.run(sockets=[socket])` answers requests.
 
-    `ValueError` for a model that can't be loaded, a port in use, and an open door without a token.
+    Raises `ValueError` if the model can't be loaded, the port is in use, or other machines could connect without a
+    token.
     """
     token, local = os.environ.get(TOKEN, ""), loopback(host)
     if not local and not token:
-        raise ValueError(f"--host {host} can be reached from other machines; set {TOKEN} to a secret, or use 127.0.0.1")
+        raise ValueError(
+            f"--host {host}: can be reached from other machines; set {TOKEN} to a secret, or use 127.0.0.1"
+        )
     if poll <= 0 or max_inputs < 1 or max_bytes < 1:
         raise ValueError(f"--poll {poll} --max-inputs {max_inputs} --max-bytes {max_bytes}: give more than 0 of each")
     try:
@@ -324,7 +331,7 @@ def server(
     except (OSError, OverflowError) as error:
         raise ValueError(f"can't listen at {host}:{port} ({error}); give another --port") from None
     try:
-        service = Service(Follower(address, poll, say), max_inputs, max_bytes, token)
+        service = Service(ChampionFollower(address, poll, say), max_inputs, max_bytes, token)
     except BaseException:
         listener.close()
         raise
@@ -338,7 +345,7 @@ def say(text: str) -> None:
 
 
 def serve(address: str, host: str, port: int, poll: float, max_inputs: int, max_bytes: int) -> None:
-    """Answer until interrupted; requests that are under way are finished."""
+    """Serve a model until interrupted; requests under way are finished first."""
     running, listener = server(address, host, port, poll, max_inputs, max_bytes)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     say(f"{address} at {where}: POST /predict, GET /health; Ctrl-C stops")

@@ -42,15 +42,15 @@ for job in (scheduled.monitor, scheduled.recommend, *LEARNERS, search.search, be
     app.command(job)
 app.command(own_data.import_weights, name="import")
 
-SERVICES = {  # told here, so that help need not load them
+SERVICES = {  # the help stands here, so that showing it need not import the module
     "up": "Start Prefect with its UI and a worker, MLflow and Ray, and keep them running.\n\n"
-    "What PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS names is used, not started. Ctrl-C or `gpt2 down` stops "
-    "everything that this started and nothing else.",
-    "down": "Stop what up started: runs first, which save and can go on later, then the services.",
+    "Services that PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS name are used, not started. Ctrl-C or "
+    "`gpt2 down` stops everything that this started and nothing else.",
+    "down": "Stop what up started: first the runs, which save and can resume, then the services.",
     "status": "Show the services of up: address, whether each answers, log.",
 }
-for name, told in SERVICES.items():
-    app.command(f"flows.commands.services:{name}", name=name, help=told)
+for name, text in SERVICES.items():
+    app.command(f"flows.commands.services:{name}", name=name, help=text)
 
 checkpoints = App(name="checkpoints", help="The checkpoints of trainings that have not ended.")
 app.command(checkpoints)
@@ -60,9 +60,9 @@ checkpoints.command(export_checkpoint, name="export")
 
 
 def main() -> None:
-    """Entry point: configuration errors end with exit code 2 and no traceback."""
+    """Run the command. A `ValueError` ends it with exit code 2 and one line, without a traceback."""
     configure()
-    # An exit that cleans up: what runs meanwhile may want to save first (`cluster.training.stopping`).
+    # Exit through Python's clean-up, so that a training can save first (`cluster.training.stopping`).
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()

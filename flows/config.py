@@ -1,4 +1,4 @@
-"""The settings of a whole pipeline: the one schema behind presets, command line, flow parameters and MLflow."""
+"""The settings of a whole pipeline: one schema for presets, command line, flow parameters and MLflow."""
 
 from __future__ import annotations
 
@@ -36,80 +36,84 @@ else:
 
 
 class PipelineConfig(Settings):
-    """Everything that a pipeline does, from documents to registered models."""
+    """All settings of a pipeline, from documents to registered models."""
 
     corpus: CorpusConfig = CorpusConfig()
-    """The text to learn from."""
+    """The text to train on."""
     tokenizer: TokenizerConfig = TokenizerConfig()
-    """Text to token ids."""
+    """The tokenizer, which turns text into token ids."""
     model: ModelShape = ModelShape()
     """The Transformer's shape."""
     pretrain: TrainConfig
     """Pretraining: length, batches, rates."""
     refresh: RefreshConfig = RefreshConfig()
-    """Going on with new text: `gpt2 run refresh`."""
+    """Continued training on new text: `gpt2 run refresh`."""
     tasks: TaskSection = TaskSection()
     """The downstream tasks."""
     canaries: CanaryConfig = CanaryConfig()
-    """Made-up secrets in the training text, to measure what is learned by heart."""
+    """Made-up secrets in the training text, to measure how much the model memorizes."""
     gate: GateConfig = GateConfig()
-    """What a model must show to become the champion."""
+    """Conditions under which a model becomes the champion."""
     cluster: ClusterConfig = ClusterConfig()
-    """Where training runs."""
+    """The cluster on which training runs."""
     budget: BudgetConfig = BudgetConfig()
-    """What trainings may take, and what their time costs."""
+    """Limits of time and money for training, and prices."""
 
     @model_validator(mode="after")
     def _relations(self):
         for name, (train, workers) in self.trainings().items():
             if train.context > self.model.n_positions:
                 raise ValueError(
-                    f"{name}.context={train.context} is longer than model.n_positions={self.model.n_positions}; "
+                    f"{name}.context={train.context}: is longer than model.n_positions={self.model.n_positions}; "
                     f"lower the context or raise n_positions"
                 )
             share = train.micro_batch_size * workers
             if train.batch_size % share:
                 raise ValueError(
-                    f"{name}.batch_size={train.batch_size} is not divisible by micro_batch_size="
+                    f"{name}.batch_size={train.batch_size}: is not divisible by micro_batch_size="
                     f"{train.micro_batch_size} x num_workers={workers}; "
                     f"choose a multiple of {share}"
                 )
             if train.precision == "fp16" and not self.cluster.use_gpu:
-                raise ValueError(f"{name}.precision=fp16 needs a GPU; use bf16, or set cluster.use_gpu: true")
+                raise ValueError(f"{name}.precision=fp16: needs a GPU; use bf16, or set cluster.use_gpu: true")
         if self.canaries.count and self.pretrain.context < LONGEST:
             raise ValueError(
-                f"pretrain.context={self.pretrain.context} is shorter than a canary, which has up to {LONGEST} tokens; "
-                f"set canaries.count to 0, or a longer context"
+                f"pretrain.context={self.pretrain.context}: is shorter than a canary, which has up to {LONGEST} "
+                f"tokens; set canaries.count to 0, or a longer context"
             )
         named = ["base", *(s.register_as or name for name, s in self.task_settings(enabled_only=False).items())]
         if twice := sorted({name for name in named if named.count(name) > 1}):
-            raise ValueError(f"two models would be registered as gpt2-{twice[0]}; set another register_as")
+            raise ValueError(
+                f"register_as={twice[0]}: two models would be registered as gpt2-{twice[0]}; choose another name"
+            )
         for name, settings in self.task_settings().items():
             adaptation = settings.adaptation
             if adaptation.kind == "lora" and adaptation.rank > self.model.n_embd:
                 raise ValueError(
-                    f"tasks.{name}.adaptation.rank={adaptation.rank} is more than the matrices of a model with "
+                    f"tasks.{name}.adaptation.rank={adaptation.rank}: is more than the matrices of a model with "
                     f"n_embd={self.model.n_embd} have; lower the rank"
                 )
         known = dict.fromkeys(b for kind in (BASE, *tasks().values()) for b in kind.baselines)
         for name in self.gate.must_beat:
             if name not in known:
-                raise ValueError(f"gate.must_beat={name!r} is no baseline of any model{near(name, list(known))}")
+                raise ValueError(
+                    f"gate.must_beat={name!r}: is not a baseline of any model{did_you_mean(name, list(known))}"
+                )
         return self
 
     def task_settings(self, enabled_only: bool = True) -> dict[str, TaskSettings]:
-        """Settings of the tasks by name."""
+        """Return the settings of the tasks by name."""
         all_settings = {name: getattr(self.tasks, name) for name in type(self.tasks).model_fields}
         return {n: s for n, s in all_settings.items() if s.enabled or not enabled_only}
 
     def trainings(self) -> dict[str, tuple[TrainConfig, int]]:
-        """Every training's settings and number of workers by their path in the schema."""
+        """Return (settings, number of workers) of every training, by its path in the schema."""
         pretrain = {"pretrain": (self.pretrain, self.cluster.num_workers)}
         tasks = self.task_settings().items()
         return pretrain | {f"tasks.{n}.train": (s.train, self.task_cluster(n).num_workers) for n, s in tasks}
 
     def task_cluster(self, name: str) -> ClusterConfig:
-        """Where a training runs, a task's or the base's."""
+        """Return the cluster settings of a training, that of a task or of the base model."""
         settings = self.task_settings(enabled_only=False).get(name)
         workers = settings.num_workers if settings else None
         if workers is None:
@@ -117,23 +121,23 @@ class PipelineConfig(Settings):
         return ClusterConfig.model_validate({**self.cluster.model_dump(), "num_workers": workers})
 
     def model_config_with_vocabulary(self) -> ModelConfig:
-        """The complete model configuration."""
+        """Return the model's configuration, including the size of the vocabulary."""
         return ModelConfig.model_validate({**self.model.model_dump(), "vocab_size": self.tokenizer.vocab_size})
 
 
 class InvalidConfig(ValueError):
-    """Settings that were refused: a line for each with field, value and remedy."""
+    """Raised for wrong settings, with a line for each: field, value and remedy."""
 
 
 def preset_names() -> list[str]:
-    """The shipped presets."""
+    """Return the names of the shipped presets."""
     return sorted(p.name.removesuffix(".yaml") for p in PRESETS.iterdir() if p.name.endswith(".yaml"))
 
 
 def resolve(preset: str = "laptop", file: Path | None = None, changes: Sequence[str] = ()) -> PipelineConfig:
-    """The preset, changed by a YAML file, changed by `a.b=value` items; `InvalidConfig` says what is wrong."""
+    """Return the preset's settings, changed by a YAML file and by `a.b=value` items; raises `InvalidConfig`."""
     if preset not in preset_names():
-        raise InvalidConfig(f"there is no preset {preset!r}{near(preset, preset_names())}")
+        raise InvalidConfig(f"preset {preset!r}: does not exist{did_you_mean(preset, preset_names())}")
     values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
     if file is not None:
         values = merged(values, read_yaml(file))
@@ -143,12 +147,12 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Sequence[
 
 
 def validate(values: Mapping[str, Any]) -> PipelineConfig:
-    """The settings, or `InvalidConfig` with a line for each that is wrong."""
+    """Return the validated settings of a pipeline; raises `InvalidConfig` with a line for each wrong setting."""
     return validated(PipelineConfig, values)
 
 
 def validated(schema: type[Schema], values: Mapping[str, Any]) -> Schema:
-    """Settings of any schema, or `InvalidConfig` with a line for each that is wrong."""
+    """Return validated settings of any schema; raises `InvalidConfig` with a line for each wrong setting."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -156,7 +160,7 @@ def validated(schema: type[Schema], values: Mapping[str, Any]) -> Schema:
 
 
 def settings(schema: type[Schema], given: Mapping[str, Any], file: Path | None, changes: Sequence[str]) -> Schema:
-    """Settings of a job of its own: a YAML file's, changed by `a.b=value` items, changed by what was `given`."""
+    """Return the settings of a job: those of a YAML file, changed by `a.b=value` items and by the values `given`."""
     values = read_yaml(file) if file is not None else {}
     for change in changes:
         values = merged(values, parse_change(change))
@@ -164,7 +168,7 @@ def settings(schema: type[Schema], given: Mapping[str, Any], file: Path | None, 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of settings."""
+    """Return the settings in a YAML file; raises `InvalidConfig` if it can't be read."""
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -179,7 +183,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_change(text: str) -> dict[str, Any]:
-    """`a.b=value` as nested settings; the value is YAML."""
+    """Return `a.b=value`, where the value is YAML, as nested settings; raises `InvalidConfig`."""
     name, equals, value = text.partition("=")
     if not equals or not all(name.split(".")):
         raise InvalidConfig(f"--set {text!r} is not of the form section.field=value, as in pretrain.steps=500")
@@ -187,7 +191,7 @@ def parse_change(text: str) -> dict[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise InvalidConfig(f"--set {text!r}: {value!r} is not a YAML value; quote it") from None
-    if isinstance(parsed, str):  # YAML 1.1 takes 6e-4 for text
+    if isinstance(parsed, str):  # YAML 1.1 reads 6e-4 as text
         with contextlib.suppress(ValueError):
             parsed = float(parsed)
     for key in reversed(name.split(".")):
@@ -196,21 +200,20 @@ def parse_change(text: str) -> dict[str, Any]:
 
 
 def merged(base: Any, change: Any) -> Any:
-    """`change` over `base`, section by section."""
+    """Return `base` overridden by `change`, section by section."""
     if isinstance(base, Mapping) and isinstance(change, Mapping):
         return {**base, **{k: merged(base.get(k), v) for k, v in change.items()}}
     return change
 
 
 def explain(error: ValidationError, schema: type[BaseModel] = PipelineConfig) -> list[str]:
-    """A line for each error: field = value: what is wrong and what to do."""
+    """Return a line for each error: field = value: what is wrong and what to do."""
     lines = []
     for item in error.errors():
         path = ".".join(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(
-                f"{path}: there is no such setting{near(str(item['loc'][-1]), fields_at(item['loc'][:-1], schema))}"
-            )
+            hint = did_you_mean(str(item["loc"][-1]), fields_at(item["loc"][:-1], schema))
+            lines.append(f"{path}: there is no such setting{hint}")
             continue
         message = item["msg"].removeprefix("Value error, ")
         value = item["input"]
@@ -225,7 +228,7 @@ def explain(error: ValidationError, schema: type[BaseModel] = PipelineConfig) ->
 
 
 def fields_at(location: Sequence[str | int], schema: type[BaseModel]) -> list[str]:
-    """Names of the settings in a section."""
+    """Return the names of the settings in a section."""
     model: Any = schema
     for part in location:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
@@ -235,8 +238,8 @@ def fields_at(location: Sequence[str | int], schema: type[BaseModel]) -> list[st
     return list(getattr(model, "model_fields", {}))
 
 
-def near(name: str, known: Sequence[str]) -> str:
-    """A hint: the closest known name, else all of them."""
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return a hint for a message: the closest known name, else all of them."""
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"

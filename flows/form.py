@@ -1,4 +1,4 @@
-"""Settings of the pipeline as fields of a form that may be left empty: then the preset's hold."""
+"""Settings of the pipeline as fields of a form. A field that is left empty keeps the preset's value."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ MAIN = {
     "seed": "pretrain.seed",
     "canaries": "canaries.count",
 }
-"""Fields of the form and the settings that they change."""
+"""Fields of the form, and the setting that each changes."""
 GATE = {name: f"gate.{name}" for name in GateConfig.model_fields}
 
 
-def of_schema(path: str) -> tuple[Any, Any]:
-    """A field that may be left empty, with the type, bounds and description of the setting at `path`."""
+def optional_field(path: str) -> tuple[Any, Any]:
+    """Return an optional form field with the type, bounds and description of the setting at `path`."""
     model: Any = PipelineConfig
     for part in path.split("."):
         field = model.model_fields[part]
         model = field.annotation
-    of: Any = field.annotation
-    if type(None) in get_args(of):
-        of = next(t for t in get_args(of) if t is not type(None))
-    if of is bool:
-        of = Literal["yes", "no"]  # the form sends a switch that nobody touched as off
-    description = f"{field.description} Sets `{path}`; empty: as in the preset."
-    bounded: Any = Annotated[of, *field.metadata] if field.metadata else of
+    kind: Any = field.annotation
+    if type(None) in get_args(kind):
+        kind = next(t for t in get_args(kind) if t is not type(None))
+    if kind is bool:
+        kind = Literal["yes", "no"]  # the form sends an untouched switch as off
+    description = f"{field.description} Sets `{path}`; empty: the preset's value."
+    bounded: Any = Annotated[kind, *field.metadata] if field.metadata else kind
     return bounded | None, Field(None, description=description)
 
 
 class Filled(Settings):
-    """Shown and passed on without what is left empty."""
+    """Settings that are shown and passed on without their empty fields."""
 
     @model_serializer(mode="wrap")
     def _only_filled(self, handler: Any) -> dict[str, Any]:
@@ -60,12 +60,12 @@ if TYPE_CHECKING:
     Gate = Settings
 else:
     Preset = Literal[tuple(preset_names())]
-    Main = create_model("Main", __base__=Filled, **{name: of_schema(path) for name, path in MAIN.items()})
-    Main.__doc__ = "Settings that are changed most; what is left empty is as in the preset."
-    Gate = create_model("Gate", __base__=Filled, **{name: of_schema(path) for name, path in GATE.items()})
-    Gate.__doc__ = "What a model must show to become the champion; what is left empty is as in the preset."
+    Main = create_model("Main", __base__=Filled, **{name: optional_field(path) for name, path in MAIN.items()})
+    Main.__doc__ = "The settings that are changed most. Empty fields keep the preset's value."
+    Gate = create_model("Gate", __base__=Filled, **{name: optional_field(path) for name, path in GATE.items()})
+    Gate.__doc__ = "Conditions under which a model becomes the champion. Empty fields keep the preset's value."
 
 
 def changes_of(filled: Settings, paths: Mapping[str, str]) -> list[str]:
-    """What was filled in, as `a.b=value` items."""
+    """Return the filled fields as `a.b=value` items."""
     return [f"{paths[name]}={json.dumps(value)}" for name, value in filled.model_dump(mode="json").items()]

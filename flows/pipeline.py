@@ -1,4 +1,4 @@
-"""The whole story: text in, registered models out."""
+"""The whole pipeline: text in, registered models out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     """Text becomes token shards, a pretrained GPT-2, fine-tuned models, reports and registry versions.
 
     Args:
-        config: everything that the pipeline does; start from a preset and change what you need.
+        config: all settings of the pipeline; start from a preset and change what you need.
     """
     seconds: dict[str, float] = {}
     results: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
         run.facts(config.model_dump(mode="json"))
         for name, stage in STORY.items():
             started = time.monotonic()
-            if name == "register":  # needs no Ray: it may leave meanwhile
+            if name == "register":  # needs no Ray, so disconnect meanwhile
                 leaving = threading.Thread(target=disconnect)
                 leaving.start()
             results[name] = stage(config)

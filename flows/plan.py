@@ -1,4 +1,4 @@
-"""What a pipeline will make: every artifact's key follows from the settings and the sources alone, before any run."""
+"""Plan a pipeline: every artifact's key follows from the settings and the sources alone, before any run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModelKeys:
     report: Key
     contamination: Key
     data: Key
-    """What it learns from and is measured on: the tokens, or a task's examples."""
+    """The data that it is trained and measured on: the tokens, or a task's examples."""
     registered: str
     """The registry's name for the model."""
     teacher: str | None = None
@@ -66,9 +66,9 @@ class Plan:
     pretrained: ModelKeys
     tasks: dict[str, ModelKeys]
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Of the registered versions: what else there is to say of where they come from."""
+    """Further tags of the registered versions, about their origin."""
     asked: Mapping[str, Any] = field(default_factory=dict)
-    """Where it was not the pipeline that was asked for: `flow` and `config`, from which these settings follow."""
+    """For flows other than the pipeline: the requested `flow` and its `config`, from which these settings follow."""
 
     @property
     def base(self) -> Key:
@@ -193,24 +193,24 @@ def teacher_id(name: str, teacher: str, registered: str) -> str:
 
 def expand_all(sources: list[str]) -> list[str]:
     """Files of all sources; samples stay names."""
-    found: list[str] = []
+    expanded: list[str] = []
     for source in sources:
         try:
-            found += [source] if source.startswith("sample:") else expand([source])
+            expanded += [source] if source.startswith("sample:") else expand([source])
             if source.startswith("sample:"):
                 data_samples.identity(source.removeprefix("sample:"))
         except ValueError as error:
             raise InvalidConfig(f"corpus.sources: {error}") from None
-    return found
+    return expanded
 
 
-def whole(place: str) -> str:
-    """The same file or folder, whatever the working directory is; addresses and samples as they are."""
+def absolute_place(place: str) -> str:
+    """Return the absolute path of a file or folder; addresses and samples are returned unchanged."""
     return place if ":" in place else str(Path(place).absolute())
 
 
 def local_source(source: str) -> str:
-    """The path of a source; a sample is fetched where it is not there yet."""
+    """Return the path of a source; a sample is fetched first if it is absent."""
     return data_samples.resolve(source, samples())
 
 
@@ -219,28 +219,29 @@ def without(settings: Settings, *names: str) -> dict:
 
 
 def stages_done(plan: Plan, store: Store) -> list[tuple[str, str, Key, bool]]:
-    """(stage, what, key, done) of every artifact."""
+    """Return (stage, what, key, done) of every artifact."""
     return [(stage, what, key, store.find(key) is not None) for stage, what, key in plan.by_stage()]
 
 
 def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
-    """The rows of the registry where a run of the plan has nothing left to do, else None. Starts nothing."""
+    """Return the registry's rows if all artifacts of the plan are made, registered and judged, else None. Starts
+    nothing."""
     if not all(done for *_, done in stages_done(plan, store())):
         return None
-    from cluster.registry import versions as registry_versions  # MLflow: only when there is a registry to ask
+    from cluster.registry import versions as registry_versions  # imports MLflow, so only if all is made
 
     keys = {keys.registered: keys.model for keys in plan.models.values()}
-    found = [registry_versions.by_artifact(name, key.id) for name, key in keys.items()]
-    versions = [version for version in found if version and registry_versions.judged(version)]
+    matching = [registry_versions.by_artifact(name, key.id) for name, key in keys.items()]
+    versions = [version for version in matching if version and registry_versions.judged(version)]
     return [registry_versions.row(version) for version in versions] if len(versions) == len(keys) else None
 
 
 def run_identity(stage: str, plan: Plan) -> str:
-    """The same for runs of a stage that would make the same."""
+    """Return an id that is the same for runs of a stage that would make the same artifacts."""
     return digest([stage, *(key.id for _, _, key in plan.by_stage())])[:16]
 
 
 def task_identity(name: str, plan: Plan) -> str:
-    """The same for runs in which a task would learn the same examples for the same registered model."""
+    """Return an id that is the same for runs in which a task learns the same examples for the same registered model."""
     keys = plan.tasks[name]
     return f"{name}-{digest([keys.registered, keys.examples.id])[:16]}"

@@ -22,16 +22,17 @@ from gpt2.tasks.task import task
 
 UNITS, OTHERS = "_units.parquet", "_others.parquet"
 MAX_DOCUMENTS = 20_000
-"""Held-out documents that are looked for, at most: a share can't be told much better from more."""
+"""Most held-out documents that are searched for. More would hardly make the contaminated share more precise."""
 PIECES = 16
-"""Pieces of documents that a worker searches at a time."""
+"""Pieces of documents that a worker searches in one call."""
 BATCH = 1024
 Piece = tuple[str, np.ndarray | None]
-"""A file of texts, and which of them are kept; all, where they are no documents."""
+"""A file of texts, and which of them are kept; None for all, in files that are not documents."""
 
 
-def of_documents(tokens: Artifact, out: Path) -> dict[str, Any]:
-    """Of the held-out documents of the text that the tokens were made from."""
+def search_documents(tokens: Artifact, out: Path) -> dict[str, Any]:
+    """Search the training text of the tokens for its held-out documents; write the result to `out` and return its
+    counts."""
     pieces, total = documents(tokens), tokens.info["validation_documents"]
     share = tokens.manifest["spec"]["validation_share"]
     chosen = share * min(1.0, MAX_DOCUMENTS / max(1, total))
@@ -43,31 +44,34 @@ def of_documents(tokens: Artifact, out: Path) -> dict[str, Any]:
         if is_validation(mark, chosen)
     ]
     ids, texts = [id for id, _ in rows], [text for _, text in rows]
-    return search(tokens, pieces, ids, texts, [], "document", total, out)
+    return search_texts(tokens, pieces, ids, texts, [], "document", total, out)
 
 
-def of_task(name: str, tokens: Artifact, examples: Artifact, out: Path) -> dict[str, Any]:
-    """Of the task's test split, in the text that the tokens were made from and in the task's other examples."""
+def search_examples(name: str, tokens: Artifact, examples: Artifact, out: Path) -> dict[str, Any]:
+    """Search the training text of the tokens, and the task's other examples, for the task's test split.
+
+    Writes the result to `out` and returns its counts.
+    """
     kind = task(name)
     train, validation, test = (kind.texts(examples.path, split) for split in ("train", "validation", "test"))
     pieces, ids = documents(tokens) if test else [], range(len(test))
-    return search(tokens, pieces, ids, test, [*train, *validation], "text", len(test), out)
+    return search_texts(tokens, pieces, ids, test, [*train, *validation], "text", len(test), out)
 
 
 def documents(tokens: Artifact) -> list[tuple[Path, np.ndarray]]:
-    """(piece, which of its documents are kept) of all text that the tokens hold; `DamagedArtifact` where some is
-    gone."""
+    """Return (piece, which of its documents are kept) of all text in the tokens; raises `DamagedArtifact` if some is
+    missing."""
     root = Store(tokens.path.parent.parent)
-    found: list[tuple[Path, np.ndarray]] = []
+    masked: list[tuple[Path, np.ndarray]] = []
     for part in ancestors(root, tokens):
         corpus = wanted(root, "corpus", part.manifest["inputs"]["corpus"], part)
         ids = [id for name, id in sorted(corpus.manifest["inputs"].items()) if name != PARENT]
         pieces = [piece for id in ids for piece in pieces_of(wanted(root, "documents", id, corpus))]
-        found += zip(pieces, kept_masks(corpus), strict=True)
-    return found
+        masked += zip(pieces, kept_masks(corpus), strict=True)
+    return masked
 
 
-def search(
+def search_texts(
     tokens: Artifact,
     pieces: Sequence[tuple[Path, np.ndarray]],
     ids: Sequence[str | int],
@@ -77,7 +81,7 @@ def search(
     total: int,
     out: Path,
 ) -> dict[str, Any]:
-    """Look for the texts, spread over the workers; write what was found to `out`."""
+    """Search the pieces and `others` for the texts, on the workers; write the result to `out` and return its counts."""
     share, path = tokens.manifest["spec"]["validation_share"], str(out / UNITS)
     pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), path)
     files: list[Piece] = [(str(piece), keep) for piece, keep in pieces]
@@ -87,25 +91,25 @@ def search(
     if others:
         pq.write_table(pa.table({"text": pa.array(others, pa.string())}), out / OTHERS)
         calls.append((path, contamination.OTHERS, [(str(out / OTHERS), None)], share))
-    hits = [hit for found in spread(search_one, calls) for hit in found] if texts else []
+    hits = [hit for batch in spread(search_one, calls) for hit in batch] if texts else []
     facts = contamination.summary(ids, texts, hits, unit, total)
     contamination.write(facts, out)
     return {"units": facts["units"], "contaminated": len(facts["contaminated"]), contamination.METRIC: facts["share"]}
 
 
 def search_one(units: str, source: str, pieces: Sequence[Piece], share: float) -> list[tuple[str, Hit]]:
-    """On a worker: what these pieces' training texts have."""
+    """Return (source, hit) of each text found in the training texts of these pieces. Runs on a worker."""
     index = Index(pq.read_table(units).column("text").to_pylist())
-    found: dict[tuple[int, str], Hit] = {}
+    hits: dict[tuple[int, str], Hit] = {}
     for path, keep in pieces:
         for texts in training_texts(Path(path), keep, share):
             for hit in index.search(texts):
-                found.setdefault(hit[:2], hit)
-    return [(source, hit) for hit in found.values()]
+                hits.setdefault(hit[:2], hit)
+    return [(source, hit) for hit in hits.values()]
 
 
 def training_texts(path: Path, keep: np.ndarray | None, share: float) -> Iterator[list[str]]:
-    """A piece's texts that are trained on, some at a time."""
+    """Yield batches of a piece's training texts."""
     if keep is None:
         yield from (b.column("text").to_pylist() for b in pq.ParquetFile(path).iter_batches(BATCH, columns=["text"]))
         return

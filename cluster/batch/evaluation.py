@@ -19,18 +19,16 @@ from gpt2.training_job import TokenFiles
 
 
 def token_files(tokens: Artifact) -> TokenFiles:
-    """The shards of a tokens artifact, as absolute paths: first those of the artifacts that it goes on from.
+    """Return the shards of a tokens artifact as absolute paths, those of its parents first.
 
-    `DamagedArtifact` where one of these, or a shard, is gone.
+    Raises `DamagedArtifact` if a parent or a shard is missing.
     """
     root = Store(tokens.path.parent.parent)
     listings = [json.loads(t.file("tokens.json").read_text()) for t in ancestors(root, tokens)]
     splits = {s: [str(root.root / p) for listing in listings for p in listing[s]] for s in ("train", "validation")}
     for path in (p for paths in splits.values() for p in paths):
         if not Path(path).is_file():
-            raise DamagedArtifact(
-                f"{path}, a shard of tokens/{tokens.id}, is missing; bring it back, or tokenize again"
-            )
+            raise DamagedArtifact(f"{path}: is missing, a shard of tokens/{tokens.id}; restore it, or tokenize again")
     replayed = sum(len(listing["train"]) for listing in listings[:-1])
     return TokenFiles(dtype=listings[-1]["dtype"], replayed=replayed, **splits)
 
@@ -44,10 +42,12 @@ def evaluate_base(
     beside: Mapping[str, Mapping[str, float]] | None = None,
     reads: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a pretrained model on the validation split, of which `searched` tells what the training text has;
-    `beside` has other models' metrics on it, by their name. Of canaries in the text, what it knows of them.
+    """Evaluate a pretrained model on the validation split; write the report to `out` and return it.
 
-    With `reads`, a model of another run: it reads so many tokens at once, of its own tokenizer.
+    `searched` is the contamination search of that split. `beside` has the metrics of other models by name. If the text
+    has canaries, the report shows how well the model knows them.
+
+    With `reads`, the model is one of another run, which reads that many tokens of its own tokenizer at a time.
     """
     root = Store(tokens.path.parent.parent)
     planted = canaries_in(ancestors(root, tokens)[0])
@@ -60,26 +60,31 @@ def evaluate_base(
 
 
 def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact, out: Path) -> dict[str, Any]:
-    """Evaluate a task's model on the test split, of which `searched` tells what the training text has."""
+    """Evaluate a task's model on the test split; write the report to `out` and return it.
+
+    `searched` is the contamination search of that split.
+    """
     base = (read_manifest(model) or {}).get("inputs", {}).get("base")
     remarks = unsearched(Store(examples.path.parent.parent), base)
     return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out, remarks)])))
 
 
 def unsearched(root: Store, base: str | None) -> list[str]:
-    """What a report says of an imported base model; nothing of one that was trained here."""
+    """Return the remarks of a report on an imported base model; [] for one that was trained here."""
     source = published(root, root.get("base", base)) if base else None
     if source is None:
         return []
     return [
-        f"The base model was imported from {source}: what it learned from there is not known here and was not searched "
-        f"for what is held out."
+        f"The base model was imported from {source}: its training data are unknown, so held-out texts could not be "
+        f"checked for contamination."
     ]
 
 
 def passes(model: Path, tokens: Artifact) -> float | None:
-    """How often the model's training read these tokens; None where its records don't say so simply: it read others,
-    or went on from another model."""
+    """Return the number of passes over these tokens in the model's training.
+
+    Returns None if it read other tokens, or continued from another model.
+    """
     manifest = read_manifest(model) or {}
     steps, spec = manifest.get("info", {}).get("steps"), manifest.get("spec", {})
     if manifest.get("inputs", {}).get("tokens") != tokens.id or "refresh" in spec or steps is None:
@@ -108,7 +113,7 @@ def _evaluate_base(
     from gpt2.training_job import token_dataset
 
     parts = {"": (token_dataset(files, "validation", context), bytes_per_token(info))}
-    if files.replayed:  # forgetting shows in the old text
+    if files.replayed:  # the loss on the old text shows forgetting
         new = {name: info[f"new_{name}"] for name in VALIDATION}
         old = {name: info[name] - new[name] for name in VALIDATION}
         halves = zip(("old", "new"), files.old_and_new(), (old, new), strict=True)
@@ -130,7 +135,7 @@ VALIDATION = ("validation_bytes", "validation_tokens")
 
 
 def bytes_per_token(counts: Mapping[str, int]) -> float:
-    """Of the validation split."""
+    """Return the UTF-8 bytes per token of the validation split."""
     size, tokens = (counts[name] for name in VALIDATION)
     return size / max(1, tokens)
 

@@ -1,6 +1,6 @@
-"""Posts scored by a model on the cluster's workers, and the reference that their drift is measured against.
+"""Score posts with a model on the cluster's workers, and make the reference for measuring drift.
 
-Which posts are scored already is said by `gpt2.monitoring.scored`.
+`gpt2.monitoring.scored` knows which posts are scored already.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cluster.batch.tokenization import each
-from cluster.registry.resolve import Used, load
+from cluster.registry.resolve import ResolvedModel, load
 from gpt2.data.tables import UTC
 from gpt2.evaluation.unit_results import longer
 from gpt2.monitoring import alerts
@@ -24,17 +24,22 @@ from gpt2.monitoring.scored import SCORED, kind
 from gpt2.store.artifact import Artifact, Key, Store, digest
 
 SMALL = 50_000
-"""Posts that are scored in this process; Ray is not started for so few."""
+"""Most posts that are scored in this process, without starting Ray."""
 REFERENCE = 2000
-"""Held-out texts of the training data that posts are compared with."""
+"""Most held-out texts of the training data that posts are compared with."""
 SCORING = ("cluster.batch.scoring", "gpt2.evaluation.unit_results", "gpt2.monitoring.alerts")
 """The code that a scored batch depends on; `flows.stage_code` says why no other."""
 
 
 def score(
-    store: Store, posts: pd.DataFrame, config: MonitorConfig, model: Used, reference: Artifact | None, say: Report
+    store: Store,
+    posts: pd.DataFrame,
+    config: MonitorConfig,
+    model: ResolvedModel,
+    reference: Artifact | None,
+    say: Report,
 ) -> None:
-    """Score posts, a batch at a time; those that are complete are not done again."""
+    """Score posts in batches; batches that are complete are not scored again."""
     calls = []
     shares = str(reference.file("shares.npy")) if reference else None
     for start in range(0, len(posts), config.batch_posts):
@@ -52,8 +57,10 @@ def score(
         say(f"scored batch {done} of {len(calls)}: {count:,} posts")
 
 
-def score_one(root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, model: Used, shares: str | None) -> int:
-    """On a worker or here: score one batch."""
+def score_one(
+    root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, shares: str | None
+) -> int:
+    """Score one batch, on a worker or in this process; return the number of posts."""
 
     def build(out: Path) -> dict[str, Any]:
         predictor: Any = load(model.address, "sentiment").predictor
@@ -80,17 +87,20 @@ def score_one(root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, m
     return Store(root).make(key, build).info["posts"]
 
 
-def watched_label(predictor: Any, config: MonitorConfig, model: Used) -> int:
-    """The index of the label whose share is watched; `ValueError` lists the model's."""
+def watched_label(predictor: Any, config: MonitorConfig, model: ResolvedModel) -> int:
+    """Return the index of the label whose share is monitored; raises `ValueError` with the model's labels."""
     if config.negative not in predictor.labels:
         raise ValueError(
-            f"negative={config.negative!r} is no label of {model.address}; its labels are {', '.join(predictor.labels)}"
+            f"negative={config.negative!r}: is no label of {model.address}; choose one of {', '.join(predictor.labels)}"
         )
     return predictor.labels.index(config.negative)
 
 
-def reference(store: Store, config: MonitorConfig, model: Used) -> Artifact | None:
-    """What held-out texts of the model's training data are like; None where the data is not in this home."""
+def reference(store: Store, config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
+    """Return the reference for drift: measures of held-out texts of the model's training data.
+
+    Returns None if that data is not in this home.
+    """
     examples = store.get("sentiment-examples", model.examples)
     if examples is None:
         return None

@@ -20,11 +20,11 @@ from gpt2.training_job import TrainingJob
 
 LOSS, STEP = "validation_loss", "step"
 TUNE = "_tune"
-"""Tune's own files, which nothing is read from: each candidate keeps what it has told."""
+"""Folder of Tune's own files, which we don't read: each candidate writes its own curve."""
 
 
 class SearchFailed(RuntimeError):
-    """No candidate came to its end."""
+    """Raised where no candidate finished."""
 
 
 def run(
@@ -36,31 +36,31 @@ def run(
     out: Path,
     on_message: Callable[[str], None],
 ) -> list[Curve]:
-    """Train the candidates, `parallel` at a time, on `out`'s disk; what each told, in order.
+    """Train the candidates, `parallel` at a time; return their curves of validation loss, in order.
 
-    After a `reduction`-th of all steps, and after the square of that share, a candidate goes on where it is among the
-    best 1 / reduction of those that came so far. So what each tells follows from its job alone, but which ones are
-    stopped early follows from which came first: with `parallel` 1 that is their order, else chance has a part. A search
-    that was killed goes on with what its candidates told.
+    Candidates are compared after a ninth and a third of all steps (with `reduction` 3). One goes on if it is among
+    the best third of those that came so far. A candidate's curve depends on its job alone. Which candidates are
+    stopped early depends on which came first: with `parallel` 1 on their order, else partly on chance. A search that
+    was killed resumes from the curves of its candidates.
     """
     connect()
     parallel, cpus = shares(parallel, len(jobs), cluster)
     on_message(f"{len(jobs)} candidates, {parallel} at a time, {cpus:g} CPU cores each")
-    errors = tuned(jobs, steps, reduction, parallel, cpus, cluster.use_gpu, out / TUNE, on_message)
+    errors = run_tuner(jobs, steps, reduction, parallel, cpus, cluster.use_gpu, out / TUNE, on_message)
     curves = [Curve.read(Path(job.output)) for job in jobs]
     for number, error in errors.items():
         if not curves[number].ended:
             curves[number].ended, curves[number].reason = True, error
     if not any(curve.ended and curve.reason is None for curve in curves):
         reasons = "; ".join(sorted({curve.reason for curve in curves if curve.reason}))
-        raise SearchFailed(f"no candidate came to its end: {reasons}")
+        raise SearchFailed(f"no candidate finished: {reasons}")
     return curves
 
 
 def shares(parallel: int | None, count: int, cluster: ClusterConfig) -> tuple[int, float]:
-    """(candidates at a time, CPU cores of each): as many as the cores allow, or what of them is asked for.
+    """Return (candidates at a time, CPU cores of each): as many as the cores allow, or `parallel`.
 
-    `NotEnoughResources` where the cluster can't hold them: Ray would wait for ever.
+    Raises `NotEnoughResources` if the cluster can't hold them, because Ray would wait forever.
     """
     have = ray.cluster_resources()
     cores, gpus = have.get("CPU", 0), have.get("GPU", 0)
@@ -80,17 +80,17 @@ def shares(parallel: int | None, count: int, cluster: ClusterConfig) -> tuple[in
 
 
 def trainable(config: dict[str, Any]) -> None:
-    """What Tune runs in each of its actors."""
+    """The function that Tune runs in each of its actors."""
     from ray import tune
 
-    def tell(step: int, loss: float) -> None:
+    def report(step: int, loss: float) -> None:
         tune.report({STEP: step, LOSS: loss})
 
     job = TrainingJob.model_validate_json(config["jobs"][config["number"]])
-    search.run(job, config["steps"], tell, config["device"], config["threads"])
+    search.run(job, config["steps"], report, config["device"], config["threads"])
 
 
-def tuned(
+def run_tuner(
     jobs: Sequence[TrainingJob],
     steps: int,
     reduction: int,
@@ -100,14 +100,14 @@ def tuned(
     folder: Path,
     on_message: Callable[[str], None],
 ) -> dict[int, str]:
-    """Let Tune run the jobs; why each failed that did, by its place."""
-    # Neither Tune's loggers, which write each result thrice, nor its tables, whatever `verbose` says.
+    """Run the jobs with Tune; return the error of each job that failed, by its number."""
+    # Turn off Tune's loggers, which write each result three times, and its tables, which ignore `verbose`.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    class Told(tune.Callback):
-        """Tells how each candidate ended."""
+    class TrialReporter(tune.Callback):
+        """Reports how each candidate ended."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             number, last = trial.config["number"], trial.last_result
@@ -143,30 +143,30 @@ def tuned(
             name="search",
             storage_path=str(folder),
             verbose=0,
-            callbacks=[Told()],
+            callbacks=[TrialReporter()],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
     return {
         result.config["number"]: str(result.error).strip().splitlines()[-1]
-        for result in aside(tuner.fit)
+        for result in in_thread(tuner.fit)
         if result.error is not None and result.config is not None
     }
 
 
-def aside(work: Callable[[], Any]) -> Any:
-    """What `work` returns, from a thread of its own: a signal ends the wait for it at once.
+def in_thread(work: Callable[[], Any]) -> Any:
+    """Run `work` in its own thread and return its result, so that a signal ends the wait at once.
 
-    In Ray's own waiting the exception of a handler becomes a `SystemError`, and Tune takes a Ctrl-C for the end of a
-    search. The thread ends with the connection to Ray, or with this process.
+    In Ray's own wait, the exception of a signal handler becomes a `SystemError`, and Tune takes Ctrl-C for the end of
+    the search. The thread ends with the connection to Ray, or with this process.
     """
-    found: Future[Any] = Future()
+    result: Future[Any] = Future()
 
     def run() -> None:
         try:
-            found.set_result(work())
+            result.set_result(work())
         except BaseException as error:
-            found.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="search").start()
-    return found.result()
+    return result.result()

@@ -1,4 +1,4 @@
-"""Documents to token shards, spread over the cluster's workers by source file and by piece."""
+"""Turn documents into token shards on the cluster's workers, by source file and by piece."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ COUNTS = [f"{split}_{unit}" for split in ("train", "validation") for unit in ("t
 def clean_documents(
     store: Store, keys: Sequence[Key], paths: Sequence[str], config: CorpusConfig, say: Report, here: bool = False
 ) -> list[Artifact]:
-    """An artifact of cleaned documents per source file; those that exist are left alone.
+    """Clean source files that are not cleaned yet; return an artifact of cleaned documents per file.
 
-    `here` does the work in this process: Ray need not be started for little.
+    `here` works in this process, without starting Ray.
     """
     missing = [(key, path) for key, path in zip(keys, paths, strict=True) if store.find(key) is None]
     calls = [(str(store.root), key, path, config) for key, path in missing]
     for done, (path, info) in enumerate(each(clean_one, calls, here), start=1):
         say(f"cleaned {done} of {len(calls)} files: {path}, {info['documents']:,} documents, {info['bad']:,} bad")
-    return [found for key in keys if (found := store.find(key))]
+    return [artifact for key in keys if (artifact := store.find(key))]
 
 
 def each(function: Callable[..., Any], calls: Sequence[tuple], here: bool) -> Iterator[Any]:
-    """The results of calls, as they come: in this process, or over the cluster, which is not started for none."""
+    """Yield the results of calls as they come, from this process (`here`) or the cluster; no calls start no cluster."""
     return (function(*call) for call in calls) if here or not calls else spread(function, calls)
 
 
 def clean_one(root: str, key: Key, path: str, config: CorpusConfig) -> tuple[str, dict[str, Any]]:
-    """On a worker: clean one file."""
+    """Clean one file, on a worker; return (path, counts)."""
     return path, Store(root).make(key, lambda out: corpus.clean(path, config, out)).info
 
 
 def pieces_of(documents: Artifact) -> list[Path]:
-    """The pieces of cleaned documents, in order."""
+    """Return the pieces of cleaned documents, in order."""
     return [documents.path / name for name in sorted(documents.manifest["files"]) if name.endswith(".parquet")]
 
 
 def deduplicate(documents: Sequence[Artifact], out: Path, known: Sequence[Artifact] = ()) -> dict[str, Any]:
-    """Write which documents are kept, the first of equals, a row of booleans per piece: `keep.npz`.
+    """Keep the first of equal documents; write a row of booleans per piece to `keep.npz` and return the counts.
 
-    A document that one of the `known` artifacts holds is a duplicate.
+    A document in one of the `known` artifacts is a duplicate.
     """
     before, pieces = ([p for artifact in a for p in pieces_of(artifact)] for a in (known, documents))
     kept = corpus.deduplicate([*before, *pieces])[len(before) :]
@@ -65,7 +65,7 @@ def deduplicate(documents: Sequence[Artifact], out: Path, known: Sequence[Artifa
 
 
 def kept_masks(merged: Artifact) -> list[np.ndarray]:
-    """What `deduplicate` wrote."""
+    """Return the masks that `deduplicate` wrote: for each piece, which documents are kept."""
     with np.load(merged.file("keep.npz"), allow_pickle=False) as arrays:
         return [arrays[name] for name in sorted(arrays.files)]
 
@@ -73,7 +73,10 @@ def kept_masks(merged: Artifact) -> list[np.ndarray]:
 def train_tokenizer(
     documents: Sequence[Artifact], merged: Artifact, corpus_config: CorpusConfig, config: TokenizerConfig, out: Path
 ) -> dict[str, Any]:
-    """Learn a BPE from the training split, at most `config.training_chars` of it spread evenly over the pieces."""
+    """Train a BPE on the training split; save it to `out` and return its size.
+
+    At most `config.training_chars` characters are read, evenly from all pieces.
+    """
     pieces = [piece for artifact in documents for piece in pieces_of(artifact)]
     masks = kept_masks(merged)
     share = config.training_chars // max(1, len(pieces))
@@ -106,11 +109,11 @@ def encode(
     here: bool = False,
     planted: CanaryConfig | None = None,
 ) -> dict[str, Any]:
-    """Token shards, an artifact per piece, and `tokens.json`, which lists them. Finished pieces are not done again.
+    """Encode documents into token shards, an artifact per piece; list them in `tokens.json` and return the counts.
 
-    With a `parent`, other tokens that these go on from, the counts are of both together, and `new_…` of these alone.
-    `here` is as in `clean_documents`. Canaries are `planted` in the training split; shards without any are those that
-    there would be anyway.
+    Finished pieces are not encoded again. With a `parent`, the tokens that these continue, the counts are those of both
+    together, and `new_…` those of these alone. `here` is as in `clean_documents`. Canaries are `planted` in the
+    training split; shards without canaries don't change.
     """
     masks, after = iter(kept_masks(merged)), iter(canaries_after(documents, merged, corpus_config, planted))
     spec = {"dtype": dtype, "validation_share": corpus_config.validation_share}
@@ -153,23 +156,23 @@ def encode(
 def canaries_after(
     documents: Sequence[Artifact], merged: Artifact, config: CorpusConfig, planted: CanaryConfig | None
 ) -> list[Places]:
-    """What is planted in each piece."""
+    """Return the canaries of each piece."""
     pieces, masks = [piece for artifact in documents for piece in pieces_of(artifact)], kept_masks(merged)
     if planted is None or not planted.count:
         return [{} for _ in pieces]
-    found = zip(pieces, masks, strict=True)
-    return canaries.places(planted, (canaries.training_digests(p, m, config.validation_share) for p, m in found))
+    masked = zip(pieces, masks, strict=True)
+    return canaries.places(planted, (canaries.training_digests(p, m, config.validation_share) for p, m in masked))
 
 
 def shown(after: Places) -> str:
-    """A digest of what is planted in a piece, and where."""
+    """Return a digest of a piece's canaries and their places."""
     return digest({mark.hex(): texts for mark, texts in after.items()})
 
 
 def encode_one(
     root: str, key: Key, piece: str, keep: np.ndarray, tokenizer: str, spec: dict[str, Any], after: Places
 ) -> dict[str, Any]:
-    """On a worker: encode one piece, with the canaries that come after some of its documents."""
+    """Encode one piece with its canaries, on a worker; return the counts."""
 
     def build(out: Path) -> dict[str, Any]:
         path, mask, extra = Path(piece), keep, [text for texts in after.values() for text in texts]

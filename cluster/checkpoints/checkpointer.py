@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or absent: written aside in the background, verified, sealed, renamed into place.
+"""Write and load checkpoints atomically: each is written aside in the background, verified, sealed and renamed into
+place.
 
-Each rank writes its file and a seal with the file's sha256; rank 0 waits for all seals, writes the manifest and gives
-the folder its name. No rank talks to another about it, so that training goes on meanwhile.
+Each rank writes its file, and a seal with the file's sha256. Rank 0 waits for all seals, writes the manifest and
+renames the folder. The ranks exchange no messages for this, so training goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ from gpt2.training.guard import GaveUp, NotWritten
 from gpt2.training.journal import Events
 
 PATIENCE = 600.0
-"""Seconds that rank 0 waits for the files of the others."""
+"""Seconds that rank 0 waits for the files of the other ranks."""
 
 
 class Checkpointer:
-    """`gpt2.training.loop.Checkpointer` in a folder that all ranks reach: `step-00000100/` with a manifest each."""
+    """Saves and loads the checkpoints of one training, in a folder that all ranks reach.
+
+    Each is a folder such as `step-00000100/` with a manifest. It is what `gpt2.training.loop.fit` calls.
+    """
 
     def __init__(
         self,
@@ -52,9 +56,11 @@ class Checkpointer:
         earlier: Mirror | None = None,
         background: bool = True,
     ):
-        """`header` says what the state belongs to: a checkpoint of another job is not loaded. `alive` is called
-        while waiting. `mirror` gets a copy of each, and gives the latest back where the folder has none; then
-        `earlier`, another training's, gives its latest."""
+        """`header` identifies the job: checkpoints of another job are not loaded. `alive` is called while waiting.
+
+        `mirror` gets a copy of each checkpoint, and returns the latest if the folder has none. If it has none either,
+        the latest comes from `earlier`, the mirror of another training.
+        """
         self.folder, self.keep, self.archive_every = folder, keep, archive_every
         self.header, self.events, self.alive, self.background = header, events, alive, background
         self.mirror, self.earlier = mirror, earlier
@@ -69,15 +75,15 @@ class Checkpointer:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 sweep(self.folder)
                 chosen = [(self._latest_intact(), uuid.uuid4().hex[:8])]
-            except ValueError as error:  # all ranks must know
+            except ValueError as error:  # sent to all ranks below
                 chosen = [error]
         dist.broadcast_object_list(chosen, src=0)
         if isinstance(chosen[0], ValueError):
             raise GaveUp(str(chosen[0]))
-        found, self.attempt = chosen[0]
-        if found is None:
+        latest, self.attempt = chosen[0]
+        if latest is None:
             return 0, {}
-        path, manifest = found
+        path, manifest = latest
         engine.load(path)
         return manifest["step"], manifest["state"]
 
@@ -96,21 +102,23 @@ class Checkpointer:
             return path, manifest
         if folders:
             raise DamagedArtifact(
-                f"none of the {len(folders)} checkpoints in {self.folder} is intact; bring one back from a copy, or "
+                f"{self.folder}: none of its {len(folders)} checkpoints is intact; restore one from a copy, or "
                 f"delete the folder to start over"
             )
         if self.earlier:
-            raise ValueError(f"{self.earlier.url} holds no whole checkpoint to continue from")
+            raise ValueError(f"{self.earlier.url}: has no complete checkpoint to continue from; correct continue_from")
         return None
 
     def _check(self, path: Path, manifest: dict[str, Any]) -> None:
-        """Refuse the state of another job; tell what changed and may."""
+        """Raise `ValueError` for the state of another job; record an event if settings that may change have changed."""
         was, now = flat(manifest["header"]), flat(self.header)
         changed = {k: [was.get(k), now.get(k)] for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)}
         refused = {k: v for k, v in changed.items() if not k.startswith(MAY_CHANGE)}
         if refused:
-            told = ", ".join(f"{k} was {a!r} and is {b!r}" for k, (a, b) in refused.items())
-            raise ValueError(f"{path} can't be continued: {told}; set it back, or delete the folder to start over")
+            differences = ", ".join(f"{k} was {a!r} and is {b!r}" for k, (a, b) in refused.items())
+            raise ValueError(
+                f"{path} can't be continued: {differences}; set it back, or delete the folder to start over"
+            )
         if changed:
             self.events.tell("changed", step=manifest["step"], **{k.replace(".", "_"): v for k, v in changed.items()})
 
@@ -167,7 +175,7 @@ class Checkpointer:
             raise not_written(self.folder, facts["step"], error) from error
 
     def _seal(self, aside: Path, facts: dict[str, Any]) -> int:
-        """Wait for every rank's file, then make it a checkpoint; returns its bytes."""
+        """Wait for every rank's file, then rename the folder to a checkpoint; return its size in bytes."""
         expected = [aside / f"seal-{r:05d}.json" for r in range(facts["world_size"])]
         until = time.monotonic() + PATIENCE
         while missing := [s.name for s in expected if not s.exists()]:
@@ -191,10 +199,10 @@ class Checkpointer:
         return sum(entry["size"] for entry in files.values())
 
     def _retain(self) -> None:
-        found = {p: m for p in self.folder.glob("step-*") if (m := read_manifest(p))}
-        steps = {m["step"]: m.get("loss") for m in found.values()}
+        manifests = {p: m for p in self.folder.glob("step-*") if (m := read_manifest(p))}
+        steps = {m["step"]: m.get("loss") for m in manifests.values()}
         kept = retained(steps, self.keep, self.archive_every)
-        for path, manifest in found.items():
+        for path, manifest in manifests.items():
             if manifest["step"] not in kept:
                 discard(path)
 
@@ -203,11 +211,12 @@ MAY_CHANGE = (
     *(f"job.train.{name}" for name in ("steps", "epochs", "precision", "optimizer", "guard", "continue_from")),
     "placement",
 )
-"""Parts of a header that may differ when a run goes on: the schedule, what is skipped, and where it runs."""
+"""Parts of a header that may differ when a run goes on: the schedule, the skipping of steps, and the placement."""
 
 
 def retained(steps: dict[int, float | None], keep: int, archive_every: int | None) -> set[int]:
-    """Which of the steps (with their validation loss) stay: the last `keep`, the best, every `archive_every`-th."""
+    """Return which of the steps (with their validation loss) to keep: the last `keep`, the best, every
+    `archive_every`-th."""
     kept = set(sorted(steps)[-keep:])
     losses = {s: loss for s, loss in steps.items() if loss is not None}
     if losses:
@@ -222,7 +231,7 @@ def finite(loss: float | None) -> float | None:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
+    """Return nested dictionaries as one with dotted names: {"a": {"b": 1}} as {"a.b": 1}."""
     if not isinstance(value, dict):
         return {name: value}
     parts: Iterable[dict[str, Any]] = (flat(v, f"{name}.{k}" if name else k) for k, v in value.items())
@@ -230,7 +239,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def not_written(folder: Path, step: int, error: OSError) -> NotWritten:
-    """The error of a failed save, with what a person needs to mend it."""
+    """Return the error of a failed save, with the free space of the disk and the remedy."""
     free = shutil.disk_usage(folder).free if folder.exists() else 0
     return NotWritten(
         error.errno or 0,

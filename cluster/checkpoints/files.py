@@ -32,7 +32,7 @@ from gpt2.training.journal import Events
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every byte is as written; `DamagedArtifact` says what is not."""
+    """Verify every byte of a checkpoint; return its manifest. Raises `DamagedArtifact` with the first fault."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         step, files = manifest["step"], manifest["files"]
@@ -46,34 +46,34 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint so that a kill midway leaves no half of it under its name."""
+    """Remove a checkpoint atomically: it is renamed first, so a kill leaves no partial checkpoint under its name."""
     gone = path.with_name(f".old-{path.name}-{uuid.uuid4().hex[:8]}")
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what dead attempts left."""
+    """Remove the temporary folders of attempts that were killed."""
     for pattern in (".writing-*", ".old-*"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 CHECKPOINTS, STATE = "_checkpoints", "state"
-"""Folders of checkpoints: of a training under way, and of one that has ended."""
+"""Folders of checkpoints: that of a training under way, and that of one that has ended."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint."""
+    """A checkpoint in the store."""
 
     path: Path
     manifest: dict[str, Any] | None
-    """None where it is not there whole."""
+    """None if it is incomplete."""
 
     @property
     def training(self) -> str:
-        """`base-<id>` of the artifact that the training makes."""
+        """Return `KIND-ID` of the artifact that the training makes, such as `base-0123`."""
         work = self.path.parent.parent
         return work.name if self.path.parent.name == CHECKPOINTS else f"{work.parent.name}-{work.name}"
 
@@ -83,11 +83,11 @@ class Kept:
 
     @property
     def age(self) -> float:
-        """Seconds since it was written."""
+        """Return the seconds since it was written."""
         return time.time() - self.path.stat().st_mtime
 
     def damage(self) -> str | None:
-        """What is wrong with it, None where every byte is as written."""
+        """Return its first fault; None if every byte is as written."""
         try:
             verify(self.path)
         except (DamagedArtifact, OSError) as error:
@@ -96,14 +96,14 @@ class Kept:
 
 
 def find() -> Iterator[Kept]:
-    """The checkpoints in the store, by training and step."""
+    """Yield the checkpoints in the store, by training and step."""
     for pattern in (f".partial/*/{CHECKPOINTS}/step-*", f"*/*/{STATE}/step-*"):
         for path in sorted(store().root.glob(pattern)):
             yield Kept(path, read_manifest(path))
 
 
 def keep_state(output: Path) -> None:
-    """Keep the last checkpoint of a training that has ended as `output/state/step-N`; again after a kill, no harm."""
+    """Keep the last checkpoint of a training that has ended as `output/state/step-N`. Safe to repeat after a kill."""
     aside = output / f"_{STATE}"
     if (output / STATE).exists():
         return
@@ -115,8 +115,10 @@ def keep_state(output: Path) -> None:
 
 
 def earlier(kind: str, id: str | None, copies: str | None) -> str | None:
-    """Where the checkpoints of the training `kind/id` are: with its model, with its unfinished work, or among the
-    copies at an fsspec address. None for no id; `ValueError` where there are none."""
+    """Return the place of the checkpoints of the training `kind/id`: in the store, or at the fsspec address `copies`.
+
+    Returns None without an id; raises `ValueError` if there are no checkpoints.
+    """
     if id is None:
         return None
     root = store().root
@@ -126,20 +128,23 @@ def earlier(kind: str, id: str | None, copies: str | None) -> str | None:
     if copies and Mirror(copies, f"{kind}-{id}", Events(None)).steps():
         return f"{copies.rstrip('/')}/{kind}-{id}"
     raise ValueError(
-        f"continue_from={id}: there is no checkpoint of {kind}/{id} in {root}; name a training that has not ended "
+        f"continue_from={id}: {root} has no checkpoint of {kind}/{id}; name a training that has not ended "
         f"(`gpt2 checkpoints` lists them), one that ran with keep_state: true, or set cluster.checkpoint_url to where "
         f"its copies are"
     )
 
 
 def export(path: Path, out: Path) -> None:
-    """Write the model that a checkpoint holds as a model that people pull; `ValueError` where it can't be."""
+    """Write the model of a checkpoint to the folder `out`, in the format of a registered model.
+
+    Raises `ValueError` if `out` is not empty, or the checkpoint is missing or damaged.
+    """
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; give a new folder")
+        raise ValueError(f"{out}: is not empty; give a new folder")
     try:
         manifest = verify(path)
     except OSError as error:
-        raise ValueError(f"{path} is no checkpoint: {error.strerror}; `gpt2 checkpoints` lists them") from None
+        raise ValueError(f"{path}: is not a checkpoint ({error.strerror}); `gpt2 checkpoints` lists them") from None
     from cluster.engine.fragments import MASTER, Saved
     from gpt2.training.engine import trained
     from gpt2.training_job import TrainingJob, build
@@ -147,13 +152,13 @@ def export(path: Path, out: Path) -> None:
     parts = build(TrainingJob.model_validate(located(manifest["header"]["job"])))
     saved = Saved(path)
     for name, parameter in trained(parts.module):
-        parameter.data.copy_(saved.whole(MASTER, name, parameter.numel()).view_as(parameter))
+        parameter.data.copy_(saved.full(MASTER, name, parameter.numel()).view_as(parameter))
     out.mkdir(parents=True, exist_ok=True)
     parts.save(out)
 
 
 def located(job: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's job with the paths of its inputs on this machine."""
+    """Return a checkpoint's job with the paths of its inputs in this home."""
     described = {**job, "output": "", "tokens": dict(job["tokens"]) if job["tokens"] else None}
     for name in ("tokenizer", "base", "examples", "teacher"):
         if described.get(name):
@@ -167,7 +172,7 @@ def located(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def place(name: str) -> Path:
-    """The folder of `kind/id`, or the path that was recorded for something that is no artifact."""
+    """Return the folder of the artifact `kind/id`; an absolute path is returned as it is."""
     if Path(name).is_absolute():
         return Path(name)
     kind, id = name.split("/")
@@ -175,7 +180,7 @@ def place(name: str) -> Path:
 
 
 class Mirror:
-    """The checkpoints of one training under `url/name`."""
+    """Copies of the checkpoints of one training under `url/name`, at any fsspec address."""
 
     def __init__(self, url: str, name: str, events: Events):
         self.fs, root = fsspec.core.url_to_fs(url)
@@ -183,14 +188,16 @@ class Mirror:
         self.root = f"{root.rstrip('/')}/{name}"
 
     def steps(self) -> list[str]:
-        """Names of the complete checkpoints there, the latest first."""
+        """Return the names of the complete copies, the latest first."""
         self.fs.invalidate_cache()
-        found = self.fs.glob(f"{self.root}/step-*/{MANIFEST}")
-        return sorted((m.group(1) for p in found if (m := re.search(r"(step-\d+)/[^/]+$", p))), reverse=True)
+        manifests = self.fs.glob(f"{self.root}/step-*/{MANIFEST}")
+        return sorted((m.group(1) for p in manifests if (m := re.search(r"(step-\d+)/[^/]+$", p))), reverse=True)
 
     def put(self, path: Path) -> None:
-        """Copy a checkpoint, and remove there what is no longer kept beside it; a failure is told and not raised, as
-        the checkpoint itself is whole."""
+        """Copy a checkpoint, and remove the copies of checkpoints that are no longer kept.
+
+        A failure is recorded as an event and not raised, because the checkpoint itself is complete.
+        """
         try:
             names = sorted(p.name for p in path.iterdir() if p.name != MANIFEST)
             self.fs.makedirs(f"{self.root}/{path.name}", exist_ok=True)
@@ -205,16 +212,16 @@ class Mirror:
             self.events.tell("not mirrored", path=path.name, url=self.url, reason=f"{type(error).__name__}: {error}")
 
     def fetch(self, folder: Path) -> None:
-        """Bring the latest checkpoint that is whole into a folder that has none, under its name, or nothing.
+        """Copy the latest complete checkpoint into a folder that has none; does nothing if there is none.
 
-        `ValueError` where the address can't be read: starting over might be wrong.
+        Raises `ValueError` if the address can't be read, because starting over might be wrong.
         """
 
         try:
             steps = self.steps()
         except Exception as error:  # whatever that store raises
             raise ValueError(
-                f"checkpoints in {self.url} can't be read ({type(error).__name__}: {error}); check "
+                f"{self.url}: its checkpoints can't be read ({type(error).__name__}: {error}); check "
                 f"cluster.checkpoint_url and the credentials, or leave it out"
             ) from None
         for name in steps:

@@ -21,7 +21,7 @@ from cluster.config import ClusterConfig
 from cluster.engine.fragments import Fragments
 from cluster.engine.muon import Exchange
 from cluster.engine.replicas import Replicas
-from cluster.engine.skip_step import Gate
+from cluster.engine.skip_step import SkipStep
 from gpt2.training.config import TrainConfig
 from gpt2.training.engine import to_device, trained
 from gpt2.training.hardware import decided
@@ -29,25 +29,25 @@ from gpt2.training.optimizer import Muon, optimizer, set_rate
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:
-    """Micro-batches per worker and step; `ValueError` where the global batch does not divide."""
+    """Return the micro-batches per worker and step; raises `ValueError` if the global batch is not divisible."""
     share = train.micro_batch_size * world_size
     if train.batch_size % share:
         raise ValueError(
-            f"batch_size={train.batch_size} is not divisible by micro_batch_size={train.micro_batch_size} x "
+            f"batch_size={train.batch_size}: is not divisible by micro_batch_size={train.micro_batch_size} x "
             f"num_workers={world_size}; choose a global batch that is a multiple of {share}"
         )
     return train.batch_size // share
 
 
 def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int) -> dict[str, Any]:
-    """The configuration for `deepspeed.initialize`. Learning rates are set by our loop, step by step."""
+    """Return the configuration for `deepspeed.initialize`. Learning rates are set by our loop, step by step."""
     zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": cluster.use_gpu, "contiguous_gradients": True}
     if cluster.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cluster.use_gpu}
     if cluster.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": cluster.use_gpu}
     if cluster.zero_stage == 3:
-        # Small parameters stay whole: gathering them costs more than they weigh.
+        # Small parameters stay unsharded: gathering them costs more time than the memory is worth.
         zero["stage3_param_persistence_threshold"] = 10_000
     return {
         "train_batch_size": train.batch_size,
@@ -65,23 +65,23 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int
 
 
 def prepare_environment(use_gpu: bool, compile: bool) -> None:
-    """Set what DeepSpeed reads at its import; in a worker, before `DeepSpeedEngine`."""
+    """Set the environment that DeepSpeed reads at its import. Call it in a worker before `DeepSpeedEngine`."""
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     if not compile:
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # DeepSpeed's Muon, unused here, would load the compiler for 2 s
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # DeepSpeed's Muon, which we don't use, would load the compiler (2 s)
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     if "mlflow" not in sys.modules:
-        sys.modules["mlflow"] = None  # type: ignore[assignment] # DeepSpeed's autotuner would load it for 1 s
+        sys.modules["mlflow"] = None  # type: ignore[assignment] # DeepSpeed's autotuner would load it (1 s)
     import deepspeed
 
     if sys.modules["mlflow"] is None:
         del sys.modules["mlflow"]
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not use_gpu:
-        # An op of inference only, that DeepSpeed would compile here at the cost of a compiler and 90 s.
+        # DeepSpeed would compile this op, for inference only, which needs a compiler and 90 s.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -104,12 +104,12 @@ class DeepSpeedEngine:
         train = decided(train, cluster.use_gpu)
         config = deepspeed_config(train, cluster, self.world_size)
         if cluster.offload_optimizer:
-            # Offloaded states step on the CPU: torch's AdamW does it without a compiled extension.
+            # torch's AdamW updates offloaded states on the CPU without a compiled extension.
             config["zero_force_ds_cpu_optimizer"] = False
         inner = optimizer(module, train.optimizer)
         matrices = {p: p.shape for group in inner.param_groups if group.get("parts") for p in group["params"]}
         for group in inner.param_groups:
-            group["lr"] = 0.0  # for a step that DeepSpeed takes at stage 0 in half precision, to make moments
+            group["lr"] = 0.0  # at stage 0 in half precision DeepSpeed takes a step to make moments
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=inner, config=config, dist_init_required=False
         )
@@ -118,7 +118,7 @@ class DeepSpeedEngine:
         self.fragments.forget_steps()
         if isinstance(inner, Muon):
             inner.directions = Exchange(self.fragments, matrices, self.device)
-        self.gate = Gate(self.engine)
+        self.skip_step = SkipStep(self.engine)
         self.replicas = Replicas(self.engine) if cluster.verify_replicas else None
         self.alive = alive
 
@@ -134,7 +134,7 @@ class DeepSpeedEngine:
         if self.replicas:
             self.replicas.verify()
         set_rate(self.optimizer, learning_rate)
-        return self.gate.step(limit)
+        return self.skip_step.step(limit)
 
     @torch.no_grad()
     def loss(self, batch: dict[str, Tensor]) -> Tensor:

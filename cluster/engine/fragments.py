@@ -1,9 +1,9 @@
 """A rank's share of the training state as named fragments of parameters, in safetensors.
 
-DeepSpeed's own checkpoints are pickles that fit one world size and one ZeRO stage. Here each rank writes the pieces
-of the fp32 parameters and moments that it holds, with their place in the whole; any number of ranks at any
-stage puts them together again, bit by bit. Frozen parameters are left out: they come from the base model. This is the
-idea of DeepSpeed's universal checkpoints (Lian et al. 2024, arXiv:2406.18820) without the conversion between.
+DeepSpeed's checkpoints are pickles for one world size and one ZeRO stage. Here each rank writes its pieces of the fp32
+parameters and moments, with their position. Any number of ranks at any stage restores them bit by bit. Frozen
+parameters are left out, because they come from the base model. This follows DeepSpeed's universal checkpoints (Lian et
+al. 2024, arXiv:2406.18820), without the conversion step.
 """
 
 from __future__ import annotations
@@ -24,37 +24,39 @@ from gpt2.training.engine import trained
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's; Muon has the first."""
+"""The moments of AdamW; Muon has the first one only."""
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-"""What fp16's dynamic loss scale remembers."""
+"""The state of fp16's dynamic loss scale."""
 
 
 class Saved:
-    """The fragments that any number of ranks wrote into a folder; `ValueError` where there are none."""
+    """The fragments that any number of ranks wrote into a folder; raises `ValueError` if there are none."""
 
     def __init__(self, directory: Path):
         self.directory = directory
         paths = sorted(directory.glob("state-*.safetensors"))
         if not paths:
-            raise ValueError(f"{directory} holds no state-*.safetensors; it is not a checkpoint of this version")
+            raise ValueError(
+                f"{directory}: has no state-*.safetensors of this version; give the folder of a checkpoint"
+            )
         self.files = [safe_open(path, framework="pt") for path in paths]
         self.states = [json.loads(file.metadata()["state"]) for file in self.files]
         self.keys = [set(file.keys()) for file in self.files]
         self.step: int = self.states[0]["step"]
-        """The optimizer's."""
+        """The optimizer's number of steps."""
         self.scale: dict[str, float] = self.states[0]["scale"]
 
     def names(self) -> list[str]:
-        """Of all parameters."""
+        """Return the names of all parameters."""
         return sorted({key.split("/", 1)[1] for keys in self.keys for key in keys})
 
     def kinds(self, name: str) -> set[str]:
-        """What there is of a parameter."""
+        """Return the kinds of values (master, moments) that a parameter has."""
         return {kind for kind in (MASTER, *MOMENTS) for keys in self.keys if f"{kind}/{name}" in keys}
 
-    def whole(self, kind: str, name: str, size: int) -> Tensor:
-        """All `size` fp32 values of a parameter or moment, flat; `ValueError` where some are missing."""
-        whole, found = torch.empty(size, dtype=torch.float32), 0
+    def full(self, kind: str, name: str, size: int) -> Tensor:
+        """Return all fp32 values of a parameter or moment, flat (`size`); raises `ValueError` if some are missing."""
+        whole, filled = torch.empty(size, dtype=torch.float32), 0
         for file, state, present in zip(self.files, self.states, self.keys, strict=True):
             if f"{kind}/{name}" in present:
                 part = file.get_tensor(f"{kind}/{name}").flatten()
@@ -62,28 +64,28 @@ class Saved:
                 if start + part.numel() > size:
                     raise ValueError(f"{kind} of {name} in {self.directory} has another shape than the model's")
                 whole[start : start + part.numel()] = part
-                found += part.numel()
-        if found != size:
-            raise ValueError(f"{kind} of {name} in {self.directory} has {found:,} of {size:,} values")
+                filled += part.numel()
+        if filled != size:
+            raise ValueError(f"{kind} of {name} in {self.directory} has {filled:,} of {size:,} values")
         return whole
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a rank steps on of a parameter: `count` values from `start`, at `place` of a tensor of the optimizer's."""
+    """A rank's share of a parameter: `count` values from `start`, at `place` of the optimizer's tensor `flat`."""
 
     flat: Tensor
     place: int
     start: int
     count: int
 
-    def of(self, values: Tensor) -> Tensor:
-        """Its part of values laid out as the tensor: those of a moment, say."""
+    def part_of(self, values: Tensor) -> Tensor:
+        """Return the piece's part (`count`) of values with the layout of `flat`, such as a moment."""
         return values.view(-1)[self.place : self.place + self.count]
 
 
 class Fragments:
-    """Reads and writes the fp32 parameters and moments behind a DeepSpeed engine, at every ZeRO stage."""
+    """Reads and writes the fp32 parameters and moments of a DeepSpeed engine, at every ZeRO stage."""
 
     def __init__(self, engine: Any):
         self.engine, self.wrapper = engine, engine.optimizer
@@ -94,7 +96,8 @@ class Fragments:
         self.world_size = torch.distributed.get_world_size()
 
     def snapshot(self) -> Callable[[Path], Path]:
-        """Copy this rank's fragments; the result writes them into a folder, in any thread, and returns the file."""
+        """Copy this rank's fragments; return a function that writes them into a folder, in any thread, and returns the
+        file."""
         step = self._step()
         if step is None:  # every step so far was skipped
             step = 0
@@ -102,10 +105,10 @@ class Fragments:
         tensors, starts = {}, {}
         for name, parameter in trained(self.engine.module):
             piece = self.piece(parameter)
-            if piece.count and (self.stage or self.rank == 0):  # without ZeRO all have the same
+            if piece.count and (self.stage or self.rank == 0):  # without ZeRO all ranks have the same values
                 starts[name] = piece.start
                 for kind, values in self._values(piece.flat).items():
-                    tensors[f"{kind}/{name}"] = piece.of(values).detach().to("cpu", copy=True)
+                    tensors[f"{kind}/{name}"] = piece.part_of(values).detach().to("cpu", copy=True)
         state = json.dumps({"step": step, "starts": starts, "scale": self._scale()})
         file = f"state-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
 
@@ -113,19 +116,21 @@ class Fragments:
             path = directory / file
             try:
                 save_file(tensors, path, metadata={"state": state})
-            except SafetensorError as error:  # its only word for a full disk
+            except SafetensorError as error:  # its only error for a full disk
                 raise OSError(errno.EIO, str(error), str(path)) from error
-            with safe_open(path, framework="pt") as written:  # what the disk has, against what it was given
+            with safe_open(path, framework="pt") as written:  # compare the disk's content with the tensors
                 for name, tensor in tensors.items():
                     if not torch.equal(written.get_tensor(name).view(torch.int32), tensor.view(torch.int32)):
-                        raise OSError(f"{path} does not hold what was written to it: {name} differs")
+                        raise OSError(f"{path}: {name} differs from the values written; check the disk")
             return path
 
         return write
 
     def load(self, directory: Path) -> None:
-        """Read what any number of ranks wrote; `ValueError` where a parameter is not there whole, or is another
-        optimizer's."""
+        """Load the fragments that any number of ranks wrote.
+
+        Raises `ValueError` if a parameter is incomplete, or if the moments are those of another optimizer.
+        """
         saved = Saved(directory)
         self._make_moments(saved.step)
         with torch.no_grad():
@@ -139,8 +144,8 @@ class Fragments:
                         f"{', '.join(sorted(wanted))}; set optimizer.kind to what it was"
                     )
                 for kind, values in wanted.items():
-                    whole = saved.whole(kind, name, size)
-                    piece.of(values).copy_(whole[piece.start : piece.start + piece.count])
+                    whole = saved.full(kind, name, size)
+                    piece.part_of(values).copy_(whole[piece.start : piece.start + piece.count])
                     if kind == MASTER:
                         self._follow(parameter, piece, whole)
         for name in self._scale():
@@ -148,12 +153,13 @@ class Fragments:
                 setattr(self._scaler(), name, saved.scale[name])
 
     def forget_steps(self) -> None:
-        """Undo what an optimizer counted while it was made: Adam's correction of its first steps would be too weak."""
+        """Forget the steps that DeepSpeed took while it made the optimizer; Adam's bias correction would be too
+        weak."""
         if self.stage == 0:
             self.inner.state.clear()
 
     def _scaler(self) -> Any:
-        """fp16's dynamic loss scale: ZeRO's, or that of stage 0."""
+        """Return fp16's dynamic loss scaler: ZeRO's, or that of stage 0."""
         return getattr(self.wrapper, "loss_scaler", None) or getattr(self.wrapper, "loss_scale_config", None)
 
     def _scale(self) -> dict[str, float]:
@@ -162,7 +168,7 @@ class Fragments:
         return {name: getattr(self._scaler(), name) for name in SCALE if hasattr(self._scaler(), name)}
 
     def flats(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """What the inner optimizer steps on, in an order that all ranks share, and the group it belongs to."""
+        """Yield (tensor that the inner optimizer updates, its group), in an order that all ranks share."""
         if self.stage == 3:
             for i, flat in enumerate(self.wrapper.fp32_partitioned_groups_flat):
                 yield flat, self.inner.param_groups[self.wrapper.sub_group_to_group_id[i]]
@@ -170,7 +176,7 @@ class Fragments:
             yield from ((p, group) for group in self.inner.param_groups for p in group["params"])
 
     def piece(self, parameter: Any) -> Piece:
-        """This rank's share of a parameter; a `count` of 0 where it has none."""
+        """Return this rank's share of a parameter; its `count` is 0 if the rank has none."""
         if self.stage == 3:
             group, place, width = self.wrapper.grad_position[self.wrapper.get_param_id(parameter)]
             start = width * self.rank  # the last rank's piece is padded
@@ -185,7 +191,7 @@ class Fragments:
         return Piece(self.masters().get(parameter, parameter), 0, 0, parameter.numel())
 
     def _values(self, flat: Tensor) -> dict[str, Tensor]:
-        """The fp32 values of parameters and moments in what the optimizer steps on, by kind."""
+        """Return the fp32 values behind an optimizer's tensor by kind: master and moments."""
         return {MASTER: flat.data} | {
             kind: v for kind in MOMENTS if (v := self.inner.state[flat].get(kind)) is not None
         }
@@ -195,7 +201,7 @@ class Fragments:
         return max(steps) if steps else None
 
     def _make_moments(self, step: int) -> None:
-        """The optimizer makes its state at its first step; here it is needed before."""
+        """Make the optimizer's state, which it would make at its first step only."""
         for flat, group in self.flats():
             state = self.inner.state[flat]
             state["step"] = torch.tensor(float(step), device=flat.device)
@@ -204,16 +210,16 @@ class Fragments:
                     state[kind] = torch.zeros_like(flat.data)
 
     def _follow(self, parameter: Any, piece: Piece, whole: Tensor) -> None:
-        """The parameter itself gets the values of its master."""
+        """Copy the values of its master into the parameter."""
         if self.stage == 3:
             parameter.ds_tensor.data[: piece.count].copy_(whole[piece.start : piece.start + piece.count])
-            if parameter.data.numel() == whole.numel():  # small ones stay whole on every rank
+            if parameter.data.numel() == whole.numel():  # small ones are not sharded
                 parameter.data.copy_(whole.view_as(parameter))
         else:
             parameter.data.copy_(whole.view_as(parameter))
 
     def masters(self) -> dict[nn.Parameter, Tensor]:
-        """ZeRO 0 at 16 bits: each parameter's fp32 copy, which DeepSpeed's own accessor does not know."""
+        """Return each parameter's fp32 copy at ZeRO 0 with 16 bits, where DeepSpeed's own accessor fails; else {}."""
         low, high = getattr(self.wrapper, "fp16_groups", None), getattr(self.wrapper, "fp32_groups", None)
         if self.stage or low is None or high is None:
             return {}

@@ -1,8 +1,8 @@
-"""Silent corruption noticed: what all ranks should hold alike is compared before each step, by sums over its bits.
+"""Detect silent data corruption: before each step, the ranks compare checksums of their copies of the parameters.
 
-Each rank sums the bits of its copy of the parameters, piece by piece, and what the fp32 masters that it keeps would
-make of them. A copy that differs from what its keeper says is wrong, so that the worker is known even among two.
-The sums travel with one gather of a few integers.
+Each rank sums the bits of its copy, piece by piece, and those of its own piece as its fp32 masters give it. A copy that
+differs from the sum of the piece's owner is wrong, so the worker is known even among two. The sums need one gather of a
+few integers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cluster.engine.fragments import Fragments
 
 
 class CorruptedReplica(RuntimeError):
-    """A worker's memory holds other parameters than the others': bad memory, or a fault in a kernel."""
+    """Raised where a worker's parameters differ from those of the others: bad memory, or a fault in a kernel."""
 
 
 class Replicas:
-    """Verifies the parameters behind a DeepSpeed engine at ZeRO 0, 1 and 2; ZeRO 3 keeps no copies but small ones."""
+    """Verifies the parameters of a DeepSpeed engine at ZeRO 0, 1 and 2. At ZeRO 3 only small parameters have copies."""
 
     def __init__(self, engine: Any):
         self.engine, self.wrapper = engine, engine.optimizer
@@ -29,17 +29,19 @@ class Replicas:
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def verify(self) -> None:
-        """Raise `CorruptedReplica` on every rank, naming the workers, where copies differ."""
+        """Raise `CorruptedReplica` on every rank, with the workers' ranks, if copies differ."""
         own = torch.stack(self._sums())
         everyone = [torch.empty_like(own) for _ in range(self.world_size)]
         torch.distributed.all_gather(everyone, own)
         wrong = self._wrong(torch.stack(everyone).cpu())
         if wrong:
             names = ", ".join(str(rank) for rank in wrong)
-            raise CorruptedReplica(f"the parameters of worker {names} differ from the others': silent corruption")
+            raise CorruptedReplica(
+                f"worker {names}: its parameters differ from those of the others (silent corruption); check its machine"
+            )
 
     def _sums(self) -> list[Tensor]:
-        """Of this rank: a sum for each piece of its copy, then one for its own piece as its masters make it."""
+        """Return this rank's sums: one per piece of its copy, then one of its own piece as its masters give it."""
         if self.stage in (1, 2):
             pieces = self.wrapper.parallel_partitioned_bit16_groups  # groups of parameters x ranks
             masters = self.wrapper.single_partition_of_fp32_groups
@@ -56,7 +58,7 @@ class Replicas:
         return [sum_bits(parameters), sum_bits([masters.get(p, p).data.to(p.dtype) for p in parameters])]
 
     def _wrong(self, sums: Tensor) -> list[int]:
-        """Ranks whose copies are wrong, by the (ranks, sums) of all."""
+        """Return the ranks whose copies are wrong, from all sums (ranks x sums)."""
         if self.stage in (1, 2):
             truth = sums[:, -1]
             return [r for r in range(self.world_size) if not torch.equal(sums[r, :-1], truth)]
@@ -66,17 +68,18 @@ class Replicas:
         values = Counter(sums[:, 0].tolist())
         usual, count = values.most_common(1)[0]
         if len(values) > 1 and count * 2 <= self.world_size:
-            return list(range(self.world_size))  # no majority: one of these
+            return list(range(self.world_size))  # no majority: it is one of these
         return [r for r in range(self.world_size) if sums[r, 0] != usual]
 
 
 def sum_bits(tensors: list[Tensor]) -> Tensor:
-    """The sum of the tensors' bits as integers mod 2^64, a scalar int64: one flipped bit always changes it."""
+    """Return the sum of the tensors' bits as integers mod 2^64, a scalar int64. A single flipped bit always changes
+    it."""
     sums = []
     for tensor in tensors:
         values = tensor.detach().flatten()
         whole = 8 // values.element_size()
-        if values.storage_offset() % whole:  # a view of eight bytes must begin on one
+        if values.storage_offset() % whole:  # a view of eight bytes must be aligned
             values = values.clone()
         body = len(values) // whole * whole
         sums.append(values[:body].view(torch.int64).sum())  # eight bytes at a time: a cast would cost more

@@ -1,7 +1,7 @@
-"""An optimizer step that applies a gradient or changes nothing, on all ranks alike, at every ZeRO stage.
+"""An optimizer step that is skipped, on all ranks alike and at every ZeRO stage, where the gradient norm is too large.
 
-DeepSpeed leaves out a step whose gradient norm is not finite, where it looks: the gate makes it look everywhere, and
-tells it that a norm above the limit is not finite.
+DeepSpeed skips a step whose gradient norm is not finite, but it does not check the norm at every stage. `SkipStep`
+makes it check everywhere, and reports a norm above the limit to it as not finite.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 INVALID = torch.tensor(math.inf)
 
 
-class Gate:
-    """Steps a DeepSpeed engine's optimizer."""
+class SkipStep:
+    """Steps a DeepSpeed engine's optimizer, and skips the step if the gradient norm is above a limit."""
 
     def __init__(self, engine: Any):
         self.engine, self.optimizer = engine, engine.optimizer
@@ -27,7 +27,7 @@ class Gate:
             self._measure = self.optimizer.scaled_global_norm
             self.optimizer.scaled_global_norm = self._scaled_norm
             if not engine.fp16_enabled():
-                # The norm tells all; scanning every gradient for it beforehand would be a second look.
+                # The norm shows an overflow, so DeepSpeed need not scan every gradient before.
                 self.optimizer.check_grad_overflow = True
                 self.optimizer.check_overflow = lambda **_: None
         elif stage == 3:
@@ -38,13 +38,15 @@ class Gate:
             self.optimizer.overflow_checker.has_overflow = self._has_overflow
 
     def step(self, limit: float) -> float:
-        """Apply the gradient where its norm is finite and at most `limit`; the norm, before clipping, or 0 where the
-        loss scale of fp16 was too high."""
+        """Apply the gradient if its norm is finite and at most `limit`; return the norm before clipping.
+
+        Returns 0 if the loss scale of fp16 was too high.
+        """
         self.limit, self.norm = limit, math.inf
         if self.plain:
             self.norm = float(self._total_norm())
             if not self._applicable(self.norm):
-                self.optimizer.zero_grad(set_to_none=False)  # the engine would clip them
+                self.optimizer.zero_grad(set_to_none=False)  # or the engine would clip them
                 step, self.optimizer.step = self.optimizer.step, lambda *_, **__: None
                 try:
                     self.engine.step()
@@ -54,7 +56,7 @@ class Gate:
         scale = self._scale()
         self.engine.step()
         if scale > 1 and not math.isfinite(self.norm):
-            return 0.0  # fp16 only: DeepSpeed has lowered the loss scale, which may have been all that was wrong
+            return 0.0  # fp16 only: DeepSpeed has lowered the loss scale, which may be the only fault
         return self.norm
 
     def _scale(self) -> float:
@@ -65,7 +67,7 @@ class Gate:
 
     def _unscaled(self, norm: Any) -> float:
         value = float(norm) / self._scale()
-        return value if value >= 0 else math.nan  # DeepSpeed's sign for one that is not finite
+        return value if value >= 0 else math.nan  # DeepSpeed marks a norm that is not finite so
 
     def _scaled_norm(self, *arguments: Any, **options: Any) -> Tensor:
         norm = self._measure(*arguments, **options)
@@ -84,6 +86,6 @@ class Gate:
         return not self._applicable(self.norm) or self._overflow(parameters, *arguments, **options)
 
     def _total_norm(self) -> Tensor:
-        """Of averaged gradients that every rank has whole."""
+        """Return the norm of averaged gradients, of which every rank has all."""
         gradients = [p.grad.float() for p in self.engine.module.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())

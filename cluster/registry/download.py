@@ -1,9 +1,9 @@
-"""Models out of the registry, verified: the one way in which ours reach a version's files.
+"""Download models from the registry and verify them. No other code of ours reads a version's files.
 
-The manifest of a version's files is in its tags, made in the same request as the version. Files are taken one by one
-by the manifest's names into a folder of the home, compared byte by byte, and only then given out; nothing else of
-the version is read, and no code that lies with it is run. (`mlflow.pyfunc.load_model` does run it: for those who trust
-whoever can write to their registry.)
+The manifest of a version's files is in its tags, which are made in the same request as the version. Only files named in
+the manifest are downloaded, into a folder of the home, and their sha256 is compared before use. Code that lies with a
+version is never run. (`mlflow.pyfunc.load_model` does run it: use it only if you trust everyone who can write to the
+registry.)
 """
 
 from __future__ import annotations
@@ -30,54 +30,57 @@ from gpt2.store.model_files import MODEL, Manifest, RefusedModel, compare_sizes,
 
 MANIFEST_TAG = "gpt2.manifest"
 FOLDER = f"artifacts/{MODEL}"
-"""Where a version's files lie in what MLflow logged."""
+"""Folder of a version's files among MLflow's artifacts."""
 ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
 UNUSED_DAYS = 30
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""How MLflow says that there is no such model, version or alias. What else it says (no answer, say) is no such news."""
+"""MLflow's error codes for a model, version or alias that does not exist; other errors (no answer) don't mean that."""
 
 
 def find(address: str) -> ModelVersion:
-    """The version at `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `ValueError` where there is none."""
+    """Return the version at `models:/NAME@ALIAS` or `models:/NAME/VERSION`; raises `ValueError` if there is none."""
     parts = ADDRESS.fullmatch(address)
     if parts is None:
         raise ValueError(
-            f"{address!r} is not a registry address; give models:/NAME@champion (`gpt2 models` lists them)"
+            f"{address!r}: is not an address of the registry; give models:/NAME@champion (`gpt2 models` lists them)"
         )
-    name, alias, version = parts.groups()
+    name, alias, number = parts.groups()
     try:
-        found = client().get_model_version_by_alias(name, alias) if alias else client().get_model_version(name, version)
+        if alias:
+            return client().get_model_version_by_alias(name, alias)
+        return client().get_model_version(name, number)
     except MlflowException as error:
-        remedy = "`gpt2 models` lists what there is" if error.error_code in ABSENT else f"is {tracking_uri()} up?"
+        remedy = "`gpt2 models` lists the models" if error.error_code in ABSENT else f"is {tracking_uri()} up?"
         raise ValueError(f"{address}: {error.message}; {remedy}") from None
-    return found
 
 
 def exact(version: ModelVersion) -> str:
-    """The address of a version."""
+    """Return the exact address of a version, as `models:/NAME/VERSION`."""
     return f"models:/{version.name}/{version.version}"
 
 
 def pull(address: str) -> tuple[Path, str]:
-    """(the folder of the verified files, the version's exact address) of the model at an address of the registry.
+    """Return (the folder of the verified files, the version's exact address) of the model at an address of the
+    registry.
 
-    `ValueError` names the address and the first file that is missing, cut, altered, a link or not such as models have.
+    Raises `ValueError` with the address and the first file that is missing, cut, altered, a link or unexpected.
     """
     version = find(address)
     return pull_version(version), exact(version)
 
 
 def pull_version(version: ModelVersion) -> Path:
-    """The folder of a version's verified files, in the home; `RefusedModel` where they are not what was registered."""
+    """Return the folder of a version's verified files, in the home; raises `RefusedModel` if they differ from the
+    manifest."""
     with refusals(version):
         expected = expected_files(version)
         folder = home() / "pulled" / digest(expected)[:32]
         try:
             verify(folder / MODEL, expected)
-        except (OSError, RefusedModel):  # not there, or someone damaged it
+        except (OSError, RefusedModel):  # absent or damaged
             take(source(version), expected, folder)
         else:
-            # What was pulled before is right; the version is to be so, too.
+            # The downloaded copy is intact; check that the version is, too.
             compare_sizes(expected, listed(repository(source(version))))
     os.utime(folder)
     forget_unused(folder.parent)
@@ -85,7 +88,7 @@ def pull_version(version: ModelVersion) -> Path:
 
 
 def read_text(version: ModelVersion, name: str) -> str:
-    """One file of a version, verified; `RefusedModel` where it has none such."""
+    """Return the verified text of one file of a version; raises `RefusedModel` if there is no such file."""
     with refusals(version), tempfile.TemporaryDirectory() as scratch:
         expected = expected_files(version)
         if name not in expected:
@@ -96,14 +99,15 @@ def read_text(version: ModelVersion, name: str) -> str:
 
 
 def inspect(version: ModelVersion) -> None:
-    """Compare the names and sizes of a version's files with its manifest; read none of them."""
+    """Compare the names and sizes of a version's files with its manifest, without reading them; raises
+    `RefusedModel`."""
     with refusals(version):
         compare_sizes(expected_files(version), listed(repository(source(version))))
 
 
 @contextmanager
 def refusals(version: ModelVersion) -> Iterator[None]:
-    """Name the version in what its files are refused for."""
+    """Add the version's address to the message of `RefusedModel`."""
     try:
         yield
     except RefusedModel as error:
@@ -111,7 +115,7 @@ def refusals(version: ModelVersion) -> Iterator[None]:
 
 
 def expected_files(version: ModelVersion) -> Manifest:
-    """The manifest in a version's tags."""
+    """Return the manifest in a version's tags; raises `RefusedModel` if there is none."""
     if MANIFEST_TAG not in version.tags:
         raise RefusedModel(
             "an older release registered it, without a manifest of its files; `gpt2 promote` another one"
@@ -120,7 +124,7 @@ def expected_files(version: ModelVersion) -> Manifest:
 
 
 def source(version: ModelVersion) -> str:
-    """Where a version's files lie."""
+    """Return the URI of a version's files."""
     return client().get_model_version_download_uri(version.name, version.version)
 
 
@@ -129,17 +133,17 @@ def repository(uri: str) -> ArtifactRepository:
 
 
 def take(uri: str, expected: Manifest, folder: Path) -> None:
-    """Download into `folder/model`, which is then there, verified, or not at all."""
+    """Download and verify files into `folder/model`, atomically."""
     with scratch_folder() as scratch:
         (scratch / MODEL).mkdir()
-        found = repository(uri)
-        compare_sizes(expected, listed(found))
-        fetch(found, expected, scratch / MODEL)
+        files = repository(uri)
+        compare_sizes(expected, listed(files))
+        fetch(files, expected, scratch / MODEL)
         verify(scratch / MODEL, expected)
         scratch.chmod(0o755)  # Ray's workers may be other users
         try:
             scratch.rename(folder)
-        except OSError:  # there is one: another process was faster, or it was damaged
+        except OSError:  # it exists: another process was faster, or it is damaged
             try:
                 verify(folder / MODEL, expected)
             except (OSError, RefusedModel):
@@ -149,7 +153,8 @@ def take(uri: str, expected: Manifest, folder: Path) -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder beside the pulled models, which may be larger than the system's temporary folder allows."""
+    """Yield a temporary folder beside the downloaded models, because models may not fit into the system's temporary
+    folder."""
     pulled = home() / "pulled"
     pulled.mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".", dir=pulled))
@@ -159,28 +164,29 @@ def scratch_folder() -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fetch(found: ArtifactRepository, names: Iterable[str], into: Path) -> None:
-    """Copy files of those names; `RefusedModel` where one can't be had. What they hold is for the caller to verify."""
+def fetch(files: ArtifactRepository, names: Iterable[str], into: Path) -> None:
+    """Copy the named files without verifying them; raises `RefusedModel` if one can't be read."""
     try:
         for name in names:
-            if isinstance(found, LocalArtifactRepository):
-                shutil.copyfile(Path(found.artifact_dir, FOLDER, name), into / name, follow_symlinks=False)
+            if isinstance(files, LocalArtifactRepository):
+                shutil.copyfile(Path(files.artifact_dir, FOLDER, name), into / name, follow_symlinks=False)
             else:
                 with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
-                    Path(found.download_artifacts(f"{FOLDER}/{name}", scratch)).rename(into / name)
+                    Path(files.download_artifacts(f"{FOLDER}/{name}", scratch)).rename(into / name)
     except (OSError, MlflowException) as error:
         raise RefusedModel(f"its files can't be read: {error}") from None
 
 
-def listed(found: ArtifactRepository) -> dict[str, int | None]:
-    """Names and sizes of the files; `RefusedModel` for folders and links. Links exist where the store is a folder."""
+def listed(files: ArtifactRepository) -> dict[str, int | None]:
+    """Return the names and sizes (bytes) of the files; raises `RefusedModel` for folders and, in local stores,
+    links."""
     try:
-        if isinstance(found, LocalArtifactRepository):
-            folder = Path(found.artifact_dir, FOLDER)
-            if folder.resolve() != Path(found.artifact_dir).resolve() / FOLDER:
+        if isinstance(files, LocalArtifactRepository):
+            folder = Path(files.artifact_dir, FOLDER)
+            if folder.resolve() != Path(files.artifact_dir).resolve() / FOLDER:
                 raise RefusedModel("its folder is a link")
             return dict(sizes(folder))
-        entries = found.list_artifacts(FOLDER)
+        entries = files.list_artifacts(FOLDER)
     except (OSError, MlflowException) as error:
         raise RefusedModel(f"its files can't be listed: {error}") from None
     for entry in entries:
@@ -190,7 +196,7 @@ def listed(found: ArtifactRepository) -> dict[str, int | None]:
 
 
 def forget_unused(folder: Path) -> None:
-    """Remove what was pulled and not used for a month."""
+    """Remove downloaded models that were not used for `UNUSED_DAYS` days."""
     for path in folder.iterdir():
         with suppress(OSError):  # another process was faster
             if time.time() - path.stat().st_mtime > UNUSED_DAYS * 86400:

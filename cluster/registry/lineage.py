@@ -1,4 +1,4 @@
-"""From a registered base model back to the text that it was made from, by the chain of ids in the store."""
+"""Trace a registered base model back to the text that it was trained on, by the chain of ids in the store."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gpt2.store.model_files import BASE_NAME
 from gpt2.tasks.task import registered_name
 
 PARENT = "parent"
-"""The input of a corpus, of tokens and of a base model that names the one which a refresh went on from."""
+"""Name of the input of a corpus, of tokens and of a base model that a refresh continued from."""
 
 IMPORTED = "imported_from"
-"""What `info` calls the source of an imported base model."""
+"""Key of the source of an imported base model in its `info`."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A base model and what it was made from, each oldest first."""
+    """A base model and the artifacts that it was made from, each oldest first."""
 
     version: str
-    """Of the registered `gpt2-base`."""
+    """The version of the registered `gpt2-base`."""
     base: Artifact
     tokenizer: Artifact
     tokens: tuple[Artifact, ...]
@@ -37,12 +37,12 @@ class Lineage:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Of the versions that are made from it: where the weights came from, if they were imported."""
+        """Return tags for versions made from this model: the source of the weights, if they were imported."""
         source = published(store(), self.base)
         return {f"gpt2.{IMPORTED}": source} if source else {}
 
     def document_ids(self) -> list[tuple[Artifact, str]]:
-        """Of the cleaned files that the model has learned from, in order, each with the corpus that it belongs to."""
+        """Return (corpus, id of the cleaned file) of each file that the model has learned, in order."""
         return [
             (corpus, id)
             for corpus in self.corpora
@@ -51,23 +51,24 @@ class Lineage:
         ]
 
     def documents(self) -> list[Artifact]:
-        """The cleaned files; `DamagedArtifact` where one is gone."""
+        """Return the cleaned files; raises `DamagedArtifact` if one is missing."""
         return [wanted(store(), "documents", id, corpus) for corpus, id in self.document_ids()]
 
 
 def champion_lineage() -> Lineage:
-    """Of the champion of `gpt2-base`; `ValueError` where there is none, or what it was made from is not here."""
+    """Return the lineage of the champion of `gpt2-base`; raises `ValueError` if there is no champion, or its artifacts
+    are not in this home."""
     from cluster.registry import versions  # MLflow
 
     name = registered_name(BASE_NAME)
     champion = versions.by_alias(name, versions.CHAMPION)
     if champion is None:
-        raise ValueError(f"{name} has no champion to go on from; make one with the whole pipeline: gpt2 run")
+        raise ValueError(f"{name} has no champion to continue from; make one with the whole pipeline: gpt2 run")
     return registered_lineage(champion)
 
 
 def registered_lineage(version: Any) -> Lineage:
-    """Of a version of `gpt2-base`; `ValueError` where what it was made from is not here."""
+    """Return the lineage of a version of `gpt2-base`; raises `ValueError` if its artifacts are not in this home."""
     from cluster.registry import versions  # MLflow
 
     id = version.tags.get(versions.ARTIFACT_TAG, "")
@@ -81,7 +82,7 @@ def registered_lineage(version: Any) -> Lineage:
 
 
 def lineage(version: str, base: Artifact) -> Lineage:
-    """Of a base model in the store; `DamagedArtifact` where something that it was made from is gone."""
+    """Return the lineage of a base model in the store; raises `DamagedArtifact` if one of its inputs is missing."""
     inputs = base.manifest["inputs"]
     tokens = ancestors(store(), wanted(store(), "tokens", inputs["tokens"], base))
     corpora = [wanted(store(), "corpus", t.manifest["inputs"]["corpus"], t) for t in tokens]
@@ -90,7 +91,7 @@ def lineage(version: str, base: Artifact) -> Lineage:
 
 
 def ancestors(root: Store, artifact: Artifact) -> list[Artifact]:
-    """The artifact and its parents, the oldest first; `DamagedArtifact` where one is gone."""
+    """Return the artifact and its parents, the oldest first; raises `DamagedArtifact` if one is missing."""
 
     def upwards() -> Iterator[Artifact]:
         current = artifact
@@ -103,24 +104,26 @@ def ancestors(root: Store, artifact: Artifact) -> list[Artifact]:
 
 
 def canaries_in(tokens: Artifact) -> CanaryConfig:
-    """Those that are planted in the text; with a count of 0 where there are none. A refresh adds none."""
+    """Return the settings of the canaries in the text, with a count of 0 if there are none. A refresh adds none."""
     return CanaryConfig.model_validate(tokens.manifest["spec"].get("canaries", {}))
 
 
 def published(root: Store, base: Artifact | None) -> str | None:
-    """Where the weights were imported from that a base model goes back to; None where it was trained here, or what it
-    went on from is gone."""
+    """Return the source of the imported weights that a base model descends from.
+
+    Returns None if it was trained here, or if a parent is missing.
+    """
     while base is not None and (parent := base.manifest["inputs"].get(PARENT)):
         base = root.get("base", parent)
     return base.info.get(IMPORTED) if base is not None else None
 
 
 def wanted(root: Store, kind: str, id: str, by: Artifact) -> Artifact:
-    """An input of an artifact; `DamagedArtifact` where it is gone."""
-    found = root.get(kind, id)
-    if found is None:
+    """Return the input `kind/id` of the artifact `by`; raises `DamagedArtifact` if it is missing."""
+    artifact = root.get(kind, id)
+    if artifact is None:
         raise DamagedArtifact(
             f"{by.kind}/{by.id} was made from {kind}/{id}, which is not complete in {root.root}; bring it back from a "
             f"copy, or train anew on all text with the whole pipeline: gpt2 run"
         )
-    return found
+    return artifact

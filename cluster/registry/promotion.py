@@ -1,22 +1,21 @@
-"""Which version is the champion: the gate's decisions, an operator's, and the way back.
+"""Choose the champion among the versions of a model: by the gate, by an operator, and by rollback.
 
-MLflow has no transactions over several requests and no compare-and-set, a file lock is no lock for a server's clients,
-and a lease kept in tags can be lost while its holder sleeps. So nothing here relies on a lock:
+MLflow has no transactions over several requests and no compare-and-set. A file lock does not reach clients on other
+machines, and a lease in tags can expire while its holder sleeps. So nothing here relies on a lock:
 
-*The champion has always been promoted.* The tag `gpt2.promoted` is only ever added to a version, by whoever promotes
-it, and never removed; refusals are told in a tag of their own. The alias moves in one request, and that request is made
-for a version only after its tag is written. So at any moment, in any order of any number of promoters' requests, and
-whoever of them is killed, the alias is on a version with the tag: one that the gate passed, or that an operator forced,
-which a further tag tells.
+*The champion has always been promoted.* A promoter adds the tag `gpt2.promoted` to a version, and nobody ever removes
+it; refusals have their own tag. The alias moves in one request, which is made only after the tag is written. So the
+alias is always on a version with the tag, whatever the order of the promoters' requests and whichever of them is
+killed. The gate passed that version, or an operator forced it, which a further tag records.
 
-*The way back is on the version itself.* `gpt2.replaced`, written before the alias moves, lists the champion that the
-version takes the place of, read off the alias, and the champions before that: so all of them were promoted. A rollback
-goes to the first that was not rolled back itself. The alias `previous` repeats this for readers; whoever moves the
-champion sets it until the champion has not changed meanwhile.
+*Each version records its predecessors.* The tag `gpt2.replaced`, written before the alias moves, lists the champion
+that the version replaces, and the champions before it. All of them were promoted. A rollback goes to the first that was
+not rolled back itself. The alias `previous` repeats this for readers. Whoever moves the champion sets it again until
+the champion has not changed meanwhile.
 
-*Of several at once the best stays.* Two may pass the gate against the same champion. Each, after its move, compares
-what it made champion with all promoted versions that were no champions before that one, and moves on to one that is
-better, until there is none. Tags are written before moves: the last to move sees all the others.
+*The best of simultaneous promotions stays.* Two versions may pass the gate against the same champion. After its move,
+each promoter compares its version with all promoted versions that were not champions before it. It moves the alias to a
+better one until there is none. Tags are written before moves, so the last to move sees all the others.
 """
 
 from __future__ import annotations
@@ -48,10 +47,12 @@ def decide(
     measure: Callable[[ModelVersion], Report],
     judge: Callable[[Report, Report | None], Verdict] = judge_by_values,
 ) -> Verdict:
-    """The gate's decision on a version, recorded with it; a version that passes becomes the champion.
+    """Let the gate judge a version, and record its verdict with the version. A version that passes becomes the
+    champion.
 
-    `measure` gives a version's report, the same examples for each; `judge` decides on it beside the champion's. Which
-    of several that passed at once is best, their values alone say: that is an order, and ends.
+    `measure` returns a version's report, on the same examples for each version. `judge` compares it with the
+    champion's. Several that pass at the same time are compared by their values alone, which is an order, so the
+    comparison ends.
     """
     champion = by_alias(name, CHAMPION)
     rival = champion if champion and champion.version != version.version else None
@@ -68,7 +69,7 @@ def decide(
 
 
 def better_than(version: ModelVersion, measure: Callable[[ModelVersion], Report]) -> ModelVersion | None:
-    """A version, promoted beside this one and not before it, that the gate would not let this one replace."""
+    """Return a version promoted at the same time as this one that this one would not beat; None if there is none."""
     version = client().get_model_version(version.name, version.version)
     known = {str(version.version), *replaced(version)}
     for other in client().search_model_versions(f"name = '{version.name}'"):
@@ -79,20 +80,21 @@ def better_than(version: ModelVersion, measure: Callable[[ModelVersion], Report]
 
 
 def replaced(version: ModelVersion) -> list[str]:
-    """The versions that were champions before this one, the latest first."""
+    """Return the numbers of the champions before this version, the latest first."""
     return [number for number in version.tags.get(REPLACED, "").split(",") if number]
 
 
 def promote(name: str, number: str, reason: str = "", force: bool = False) -> ModelVersion:
-    """An operator makes a version the champion; returns the one that it replaces, or itself where it was champion.
+    """Make a version the champion for an operator; return the version that it replaces, or itself if it is the
+    champion.
 
-    `ValueError` for one that the gate refused or has not judged, unless forced with a reason, and for damaged files.
+    Raises `ValueError` if the gate refused or has not judged it, unless forced with a reason, and for damaged files.
     """
     version = download.find(f"models:/{name}/{number}")
     download.inspect(version)
     state = verdict_of(version)
     if force and not reason:
-        raise ValueError("--force needs --reason, which is kept with the version")
+        raise ValueError("--force: needs a reason, which is kept with the version; add --reason WHY")
     if state != "promoted" and not force:
         why = version.tags.get(REFUSED, "the gate has not judged it: `gpt2 run register` does")
         raise ValueError(f"{name} version {number} was not promoted: {why}; to promote it anyway: --force --reason WHY")
@@ -103,25 +105,24 @@ def promote(name: str, number: str, reason: str = "", force: bool = False) -> Mo
         tag(version, FORCED, stamped(reason))
     if ROLLED_BACK in version.tags:
         client().delete_model_version_tag(name, version.version, ROLLED_BACK)
-    told = f"by an operator{': ' + reason if reason else ''}"
-    move(version, champion, f"{version.tags[PROMOTED]}; {told}" if PROMOTED in version.tags else f"forced {told}")
+    cause = f"by an operator{': ' + reason if reason else ''}"
+    move(version, champion, f"{version.tags[PROMOTED]}; {cause}" if PROMOTED in version.tags else f"forced {cause}")
     settle_previous(name)
     return champion or version
 
 
 def rollback(name: str, reason: str = "") -> tuple[ModelVersion, ModelVersion]:
-    """The champion goes back to the one that it replaced; returns (from, to).
+    """Roll the champion back to the version that it replaced; return (from, to).
 
-    Passes over versions that were rolled back before, deleted, or whose files are not all there. `ValueError` where
-    there is none to go back to.
+    Skips versions that were rolled back before, were deleted, or lack files. Raises `ValueError` if none is left.
     """
     champion = by_alias(name, CHAMPION)
     if champion is None:
-        raise ValueError(f"{name} has no champion; `gpt2 models` lists what there is")
+        raise ValueError(f"{name} has no champion; `gpt2 models` lists the models")
     target, passed_over = before(champion, check_files=True)
     if target is None:
-        told = "; ".join(passed_over) or "it was the first"
-        raise ValueError(f"{name} version {champion.version} has no champion before it to go back to: {told}")
+        why = "; ".join(passed_over) or "it was the first"
+        raise ValueError(f"{name} version {champion.version} has no champion before it to go back to: {why}")
     tag(champion, ROLLED_BACK, stamped(reason or "no reason given"))
     point(name, CHAMPION, target)
     settle_previous(name)
@@ -129,7 +130,7 @@ def rollback(name: str, reason: str = "") -> tuple[ModelVersion, ModelVersion]:
 
 
 def before(champion: ModelVersion, check_files: bool = False) -> tuple[ModelVersion | None, list[str]]:
-    """(the version that a rollback goes to, why others were passed over)."""
+    """Return (the version that a rollback goes to, or None; why others were passed over)."""
     passed_over: list[str] = []
     for number in replaced(champion):
         try:
@@ -151,7 +152,7 @@ def before(champion: ModelVersion, check_files: bool = False) -> tuple[ModelVers
 
 
 def move(version: ModelVersion, champion: ModelVersion | None, reasons: str) -> None:
-    """Make the version champion. The order of the requests is what the module's first lines argue from."""
+    """Make the version the champion. The order of the requests matters; see the module's docstring."""
     if champion:
         earlier = dict.fromkeys([str(champion.version), *replaced(champion)])
         tag(version, REPLACED, ",".join(number for number in earlier if number != str(version.version)))
@@ -161,7 +162,7 @@ def move(version: ModelVersion, champion: ModelVersion | None, reasons: str) -> 
 
 
 def settle_previous(name: str) -> None:
-    """Set the alias `previous` to what the champion would be rolled back to."""
+    """Set the alias `previous` to the version that a rollback of the champion goes to."""
     while champion := by_alias(name, CHAMPION):
         target, _ = before(champion)
         if target:
@@ -175,7 +176,7 @@ def settle_previous(name: str) -> None:
 
 
 def point(name: str, alias: str, version: ModelVersion) -> None:
-    """Set an alias. MLflow inserts or updates: of two who insert the same at once, one is told to try again."""
+    """Set an alias. Retries, because MLflow fails one of two clients that insert the same alias at the same time."""
     for wait in (0.1, 0.5, None):
         try:
             client().set_registered_model_alias(name, alias, version.version)

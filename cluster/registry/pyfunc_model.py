@@ -1,7 +1,7 @@
-"""The code inside every registered model ("models from code"): text, with safetensors and JSON beside it.
+"""The code inside every registered model (MLflow's "models from code"), beside safetensors and JSON.
 
-MLflow runs this file when a model is loaded. `gpt2` comes with the model, so a reader needs PyTorch and
-tokenizers but neither this project nor a cluster.
+MLflow runs this file when it loads a model. `gpt2` comes with the model, so loading needs PyTorch and tokenizers, but
+neither this project nor a cluster.
 """
 
 import warnings
@@ -10,11 +10,11 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc import PythonModel
 
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")  # the signature is given
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")  # the signature is set
 
 
 class Pulled(PythonModel):
-    """`predict` of the model."""
+    """MLflow model that calls `predict` of the model."""
 
     model: Any
 
@@ -23,7 +23,7 @@ class Pulled(PythonModel):
 
         import gpt2
 
-        # This file stays with the version: of `gpt2` it uses nothing that may ever move.
+        # This file stays with the version, so it uses only the public `gpt2.load`.
         self.model = gpt2.load(Path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):

@@ -14,53 +14,54 @@ from gpt2.store.model_files import manifest
 
 
 def models(address: str) -> tuple[Path, str]:
-    """(the folder of the verified files, the version's exact address); see `cluster.registry.download.pull`."""
-    configure()  # before MLflow is imported, which would phone home
+    """Return (the folder of the verified files, the version's exact address); see `cluster.registry.download.pull`."""
+    configure()  # before MLflow is imported, or it would send telemetry
     from cluster.registry.download import pull
 
     return pull(address)
 
 
 @dataclass(frozen=True)
-class Used:
-    """A model and the version that it was at this moment."""
+class ResolvedModel:
+    """A model, and the version that its address pointed at when it was resolved."""
 
     name: str
-    """As `gpt2-sentiment`."""
+    """The registered name, such as `gpt2-sentiment`."""
     address: str
-    """Exact: of an alias, the version that it points at."""
+    """The exact address, with a version in place of an alias."""
     identity: str
-    """16 hexadecimal digits, of its files."""
+    """Digest of its files: 16 hexadecimal digits."""
     examples: str
-    """The id of the artifact of its labelled data, "" where that is not known."""
+    """The id of the artifact of its labelled data; "" if unknown."""
     metric: str
-    """What was measured of it, as `macro f1 0.71`, "" where that is not known."""
+    """Its measured metric, such as `macro f1 0.71`; "" if unknown."""
 
 
-def used(address: str) -> Used:
-    """The model at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or in a directory; `ValueError` where there is none."""
+def resolve_model(address: str) -> ResolvedModel:
+    """Return the model at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or in a directory; raises `ValueError` if there
+    is none."""
     if not SCHEME.match(address):
         files = manifest(Path(address)) if Path(address).is_dir() else None
         if files is None:
-            raise ValueError(f"{address} is no directory; give a model's, or models:/NAME@ALIAS")
-        return Used(Path(address).name, address, digest(files)[:16], "", "")
+            raise ValueError(f"{address}: is not a model's directory; give one, or models:/NAME@ALIAS")
+        return ResolvedModel(Path(address).name, address, digest(files)[:16], "", "")
     from cluster.registry import download  # MLflow
 
     try:
         version = download.find(address)
     except ValueError as error:
-        raise ValueError(f"{error}; `gpt2 run` makes models, and the gate a champion of a good one") from None
+        raise ValueError(f"{error}; `gpt2 run` trains models, and the gate makes good ones the champion") from None
     with download.refusals(version):
         identity = digest(download.expected_files(version))[:16]
     tags = version.tags
     metric = f"{tags['gpt2.metric'].replace('_', ' ')} {float(tags['gpt2.value']):.2f}" if "gpt2.value" in tags else ""
-    return Used(version.name, download.exact(version), identity, tags.get("gpt2.data", ""), metric)
+    return ResolvedModel(version.name, download.exact(version), identity, tags.get("gpt2.data", ""), metric)
 
 
-@lru_cache(maxsize=2)  # as who recommends and who writes the reasons
+@lru_cache(maxsize=2)  # one that recommends, one that writes the reasons
 def load(address: str, task: str) -> LoadedModel:
-    """The model, its files verified; `ValueError` where it is one of another task."""
+    """Return the model, with its files verified; raises `ValueError` if it is a model of another task."""
     model = gpt2.load(address)
     if model.task != task:
-        raise ValueError(f"{address} is a model for {model.task}, not for {task}")
+        raise ValueError(f"{address}: is a model for {model.task}; give one for {task}")
     return model

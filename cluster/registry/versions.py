@@ -1,7 +1,7 @@
-"""MLflow model versions: register, compare, list.
+"""Register and list MLflow model versions.
 
-Files are uploaded first and read back; then the version, its source and its tags, the manifest of its files among
-them, are made in one request. So a version that is there is whole, or was damaged later, which whoever pulls it finds.
+Files are uploaded first and read back. Then one request makes the version with its source and its tags, which include
+the manifest of its files. So a version is complete, or was damaged later, which its download detects.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ REQUIREMENTS = (
 
 
 def by_alias(name: str, alias: str) -> ModelVersion | None:
-    """The version that an alias points at, or None."""
+    """Return the version that an alias points at, or None."""
     try:
         return client().get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code in ABSENT:
             return None
-        raise  # the server is away: that is not to say that there is no champion
+        raise  # the server does not answer, which does not mean that there is no champion
 
 
 def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
-    """The version made from that artifact, or None. One without a manifest can't be pulled and does not count."""
-    found = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
-    found = [v for v in found if MANIFEST_TAG in v.tags]
-    return max(found, key=lambda v: int(v.version)) if found else None
+    """Return the latest version made from an artifact, or None. Versions without a manifest don't count."""
+    matching = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
+    matching = [v for v in matching if MANIFEST_TAG in v.tags]
+    return max(matching, key=lambda v: int(v.version)) if matching else None
 
 
 def verdict_of(version: ModelVersion) -> str:
-    """`promoted`, `refused` or `not judged yet`. A promotion stands, whoever refused the version besides."""
+    """Return the verdict: `promoted`, `refused` or `not judged yet`. A promotion counts more than a refusal."""
     return next((word for word in ("promoted", "refused") if f"gpt2.{word}" in version.tags), "not judged yet")
 
 
 def judged(version: ModelVersion) -> bool:
-    """Whether the gate has decided on the version."""
+    """Return whether the gate has judged the version."""
     return verdict_of(version) != "not judged yet"
 
 
 def row(version: ModelVersion) -> dict[str, Any]:
-    """A judged version for people: model, version, verdict, reasons."""
+    """Return a table row of a version: model, version, verdict, reasons."""
     verdict = verdict_of(version)
     return {
         "model": version.name,
@@ -83,9 +83,9 @@ def register(
     output_example: Any,
     texts: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """A version of `name` made from the artifact; the existing one where it is registered already.
+    """Register the artifact as a version of `name`, unless it is registered already; return the version.
 
-    `texts` go among the model's files, by name.
+    `texts` (content by file name) are stored among the model's files.
     """
     if existing := by_artifact(name, model.id):
         return existing
@@ -99,9 +99,9 @@ def register(
             (staged / file).write_text(text, "utf-8")
         files = manifest(staged)
         with quietly():
-            # Else its files go to a folder in the working directory.
+            # Without it, files go to a folder in the working directory.
             mlflow.set_experiment(experiment_id=experiment_id())
-            # `mlflow.pyfunc.log_model` does this too, but only inside the thread's active run, which it would end.
+            # `mlflow.pyfunc.log_model` would need the thread's active run, and would end it.
             info = Model.log(
                 artifact_path=None,
                 name="model",
@@ -114,7 +114,7 @@ def register(
                 pip_requirements=requirements,
                 run_id=run.id,
             )
-        # `RefusedModel` where the upload was cut or altered
+        # Raises `RefusedModel` if the upload was cut or altered.
         take(client().get_logged_model(info.model_id).artifact_location, files, scratch / "read back")
     with contextlib.suppress(MlflowException):  # exists
         client().create_registered_model(name)
@@ -123,7 +123,7 @@ def register(
 
 
 def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
-    """The signature of a list of texts, or of records of texts and lists of texts, all but the first optional."""
+    """Return the signature of a list of texts, or of records. In a record, only the first field is required."""
     inferred = infer_signature(None, outputs, dict(params) or None)
     if isinstance(inputs[0], str):
         schema = Schema([ColSpec(DataType.string)])
@@ -136,7 +136,7 @@ def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSign
 
 @contextlib.contextmanager
 def quietly():
-    """MLflow's advice for interactive use is not for logs."""
+    """Suppress MLflow's hints for interactive use."""
     loggers = [logging.getLogger(n) for n in ("mlflow", "mlflow.pyfunc", "mlflow.models", "mlflow.utils")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -161,17 +161,18 @@ def describe(name: str, version: ModelVersion, text: str) -> None:
 
 
 def artifact_id(address: str, name: str) -> str:
-    """The id of the artifact that a version of a registered model was made from; `ValueError` where there is none."""
+    """Return the id of the artifact that the version at an address was made from; raises `ValueError` if there is
+    none."""
     parts = ADDRESS.fullmatch(address)
     if parts is None or parts["name"] != name:
-        raise ValueError(f"{address!r} is no version of {name}; give models:/{name}@champion or models:/{name}/1")
+        raise ValueError(f"{address!r}: is not a version of {name}; give models:/{name}@champion or models:/{name}/1")
     return find(address).tags[ARTIFACT_TAG]
 
 
 def versions() -> list[dict[str, Any]]:
-    """Every version of our models, newest first within a name.
+    """Return a row for every version of our models, newest first within a name.
 
-    Of each: name, version, aliases, verdict, reasons, tags, created (s since 1970).
+    A row has name, version, aliases, verdict, reasons, tags and created (s since 1970).
     """
     rows = []
     for model in client().search_registered_models("name LIKE 'gpt2-%'"):

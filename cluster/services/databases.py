@@ -1,4 +1,4 @@
-"""Where Prefect and MLflow keep their records: SQLite files of the home, or a PostgreSQL server of yours."""
+"""The databases of Prefect and MLflow: SQLite files in the home, or a PostgreSQL server of yours."""
 
 from __future__ import annotations
 
@@ -15,54 +15,57 @@ ADDRESS = "GPT2_POSTGRES_URL"
 """postgresql://USER:PASSWORD@HOST:PORT, with ?sslmode= where needed; the password may also be in PGPASSWORD or
 ~/.pgpass."""
 PREFECT, MLFLOW = "gpt2_prefect", "gpt2_mlflow"
-"""The databases on that server: two, as both keep their versions of the tables in a table of one name."""
+"""The databases on that server. There are two because both programs keep their schema version in a table of the same
+name."""
 OLDEST = (14, 9)
-"""PostgreSQL's version that Prefect needs."""
+"""Oldest version of PostgreSQL that Prefect supports."""
 SQLITE_RUNS = 16
-"""More flow runs at a time than this are refused on SQLite: of 32, some waited for a server longer than the time after
-which a run is taken for dead (BENCHMARKS.md, `python -m tests.benchmarks concurrency`)."""
+"""Most flow runs at the same time on SQLite. With 32, some waited longer for the server than the time after which a run
+counts as dead (BENCHMARKS.md, `python -m tests.benchmarks concurrency`)."""
 SECONDS = 10
-"""A server that takes longer to answer is taken for none."""
+"""Seconds after which a server that does not answer counts as absent."""
 
 
 def address() -> URL:
-    """The server that `GPT2_POSTGRES_URL` names; `ValueError`, without the password in it, where it is of no use."""
+    """Return the URL of the server that `GPT2_POSTGRES_URL` names; raises `ValueError`, without the password, if it is
+    invalid."""
     text = os.environ.get(ADDRESS, "")
     example = f"{ADDRESS}=postgresql://USER:PASSWORD@HOST:5432"
     if not text:
-        raise ValueError(f"--profile postgres needs the address of a PostgreSQL server: {example}")
+        raise ValueError(f"--profile postgres: needs the address of a PostgreSQL server; set {example}")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise ValueError(f"{ADDRESS} is no address; give it as {example}") from None
+        raise ValueError(f"{ADDRESS}: is not a URL; give it as {example}") from None
     shown = url.render_as_string()
     if url.get_backend_name() not in ("postgresql", "postgres") or not url.host or not url.username:
-        raise ValueError(f"{ADDRESS}={shown} lacks postgresql://, user or host; give it as {example}")
+        raise ValueError(f"{ADDRESS}={shown}: lacks postgresql://, user or host; give it as {example}")
     if url.database:
-        raise ValueError(f"{ADDRESS}={shown} names a database; leave it out: {PREFECT} and {MLFLOW} are used")
+        raise ValueError(f"{ADDRESS}={shown}: names a database; leave it out: {PREFECT} and {MLFLOW} are used")
     if unknown := set(url.query) - {"sslmode"}:
         raise ValueError(f"{ADDRESS}={shown}: {', '.join(sorted(unknown))} can't be given there, only sslmode")
     return url
 
 
 def prefect_url() -> str:
-    """Prefect's database, for its driver `asyncpg`."""
+    """Return the URL of Prefect's database, for its driver `asyncpg`."""
     url = address().set(drivername="postgresql+asyncpg", database=PREFECT)
     return full(url.set(query={"ssl": mode} if (mode := url.query.get("sslmode")) else {}))
 
 
 def mlflow_url() -> str:
-    """MLflow's database, for its driver `psycopg2`."""
+    """Return the URL of MLflow's database, for its driver `psycopg2`."""
     return full(address().set(drivername="postgresql+psycopg2", database=MLFLOW))
 
 
 def full(url: URL) -> str:
-    """The address with its password: for environments of processes, not for command lines, files or people."""
+    """Return the URL with its password. Use it in environments of processes only, not in command lines, files or
+    logs."""
     return url.render_as_string(hide_password=False)
 
 
 def check() -> None:
-    """`ValueError` where the server, the login or a database is missing or of no use, with the remedy."""
+    """Raise `ValueError`, with the remedy, if the server, the login or a database is missing or unusable."""
     url = address()
     if importlib.util.find_spec("psycopg2") is None:
         raise ValueError("MLflow's driver for PostgreSQL is missing; pip install 'gpt2-pipeline[postgres]'")
@@ -75,29 +78,29 @@ async def ask_each(url: URL) -> None:
 
 
 async def ask(url: URL, database: str) -> None:
-    """Connect to the database and see whether tables can be made there."""
+    """Connect to the database and check that tables can be made there; raises `ValueError` if not."""
     import asyncpg
 
     where = f"{url.host}:{url.port or 5432}"
     try:
         connection = await asyncpg.connect(full(url.set(drivername="postgresql", database=database)), timeout=SECONDS)
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
-        raise ValueError(f"PostgreSQL at {where} refuses {url.username!r} ({error}); mend {ADDRESS}") from None
+        raise ValueError(f"PostgreSQL at {where} refuses {url.username!r} ({error}); correct {ADDRESS}") from None
     except asyncpg.InvalidCatalogNameError:
         make = f"CREATE DATABASE {database} OWNER {url.username}"
         raise ValueError(f"PostgreSQL at {where} has no database {database!r}; make it there: {make}") from None
     except (OSError, TimeoutError) as error:
-        told = "connection refused" if isinstance(error, ConnectionRefusedError) else str(error) or "no answer"
-        raise ValueError(f"no PostgreSQL at {where} ({told}); start it, or mend {ADDRESS}") from None
+        reason = "connection refused" if isinstance(error, ConnectionRefusedError) else str(error) or "no answer"
+        raise ValueError(f"no PostgreSQL at {where} ({reason}); start it, or correct {ADDRESS}") from None
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise ValueError(f"PostgreSQL at {where} can't be used: {error}") from None
     try:
         if (version := connection.get_server_version()[:2]) < OLDEST:
-            found, wanted = (".".join(map(str, v)) for v in (version, OLDEST))
-            raise ValueError(f"PostgreSQL at {where} is version {found}; Prefect needs {wanted} or newer")
+            present, wanted = (".".join(map(str, v)) for v in (version, OLDEST))
+            raise ValueError(f"PostgreSQL at {where} is version {present}; Prefect needs {wanted} or newer")
         if not await connection.fetchval("select has_schema_privilege('public', 'CREATE')"):
             make = f"ALTER DATABASE {database} OWNER TO {url.username}"
-            raise ValueError(f"{url.username!r} can make no tables in {database!r} at {where}; there: {make}")
+            raise ValueError(f"{url.username!r} can't make tables in {database!r} at {where}; run there: {make}")
         trigrams = "select count(*) from pg_available_extensions where name = 'pg_trgm'"
         if database == PREFECT and not await connection.fetchval(trigrams):
             raise ValueError(f"PostgreSQL at {where} lacks the extension pg_trgm; install its contrib package")

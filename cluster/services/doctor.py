@@ -1,4 +1,4 @@
-"""Is this machine fit: each check with what was found and what to do about it."""
+"""Checks of this machine, each with its finding and a remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Result:
-    """One check's outcome."""
+    """The outcome of one check."""
 
     name: str
     state: Literal["ok", "warning", "failed"]
@@ -36,12 +36,12 @@ class Result:
 
 
 def check() -> list[Result]:
-    """Every check; none of them changes anything."""
+    """Run every check; none of them changes anything."""
     return [run() for run in CHECKS]
 
 
 def judge(name: str, good: bool, found: str, remedy: str, hard: bool = True) -> Result:
-    """ok, or else failed (hard) or warning, with the remedy."""
+    """Return the result of a check: ok if `good`, else failed (`hard`) or warning, with the remedy."""
     if good:
         return Result(name, "ok", found)
     return Result(name, "failed" if hard else "warning", found, remedy)
@@ -53,14 +53,14 @@ def python() -> Result:
 
 def packages() -> Result:
     pinned = {"sqlalchemy": (2, 1), "fastapi": (0, 151)}
-    found, bad = [], []
+    versions, bad = [], []
     for name, below in pinned.items():
         version = importlib.metadata.version(name)
-        found.append(f"{name} {version}")
+        versions.append(f"{name} {version}")
         if tuple(int(p) for p in version.split(".")[:2]) >= below:
             bad.append(name)
     remedy = f"install again with `-c constraints.txt`: Prefect's scheduler fails with this {', '.join(bad)}"
-    return judge("packages", not bad, ", ".join(found), remedy)
+    return judge("packages", not bad, ", ".join(versions), remedy)
 
 
 def cores() -> Result:
@@ -100,10 +100,10 @@ def gpu() -> Result:
 
 
 def compiler() -> Result:
-    found = [c for c in ("g++", "clang++", "ninja") if shutil.which(c)]
-    good = "ninja" in found and len(found) > 1
+    tools = [c for c in ("g++", "clang++", "ninja") if shutil.which(c)]
+    good = "ninja" in tools and len(tools) > 1
     remedy = "needed only for `compile: true` and CPU offload: install g++ and ninja"
-    return judge("C++ compiler", good, ", ".join(found) or "none", remedy, hard=False)
+    return judge("C++ compiler", good, ", ".join(tools) or "none", remedy, hard=False)
 
 
 def port(number: int, use: str, option: str) -> Callable[[], Result]:
@@ -123,7 +123,8 @@ def port(number: int, use: str, option: str) -> Callable[[], Result]:
 
 
 def service(name: str, variable: str, path: str, otherwise: str, login: Callable[[], str]) -> Callable[[], Result]:
-    """The check of a server at the address in `variable`, by a page that asks for the login, USER:PASSWORD."""
+    """Return the check of a server at the address in `variable`: it requests a page that needs the login
+    (USER:PASSWORD)."""
 
     def run() -> Result:
         address = os.environ.get(variable)
@@ -150,7 +151,7 @@ LOGINS = {
     "PREFECT_API_URL": "PREFECT_API_AUTH_STRING",
     "MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
-"""What holds the login of the server at each address."""
+"""The variables with the login, by the variable with the server's address."""
 
 
 def prefect_login() -> str:
@@ -167,12 +168,12 @@ def postgres() -> Result:
     try:
         databases.check()
     except ValueError as error:
-        return Result("PostgreSQL", "failed", "of no use to `gpt2 up --profile postgres`", str(error))
+        return Result("PostgreSQL", "failed", "not usable for `gpt2 up --profile postgres`", str(error))
     return Result("PostgreSQL", "ok", f"{databases.address().host} answers, and both databases are there")
 
 
 def secrets() -> Result:
-    """Files that hold secrets, our own and one that Ray writes as the umask gives it."""
+    """Check that only their owner can read the files with secrets: ours, and the token that Ray may write."""
     files = [*(home() / SERVICES).glob("*"), Path.home() / ".ray" / "auth_token"]
     held = [p for p in files if p.name in ("auth_token", RAY_TOKEN, PREFECT_LOGIN, MLFLOW_PASSWORD) and p.exists()]
     open_ = " ".join(str(p) for p in held if p.stat().st_mode & 0o077)
@@ -197,7 +198,7 @@ def services() -> Result:
     if state is None:
         return Result("gpt2 up", "ok", "not running")
     if not is_locked():
-        return Result("gpt2 up", "failed", "was killed", "`gpt2 down` ends what is left of it")
+        return Result("gpt2 up", "failed", "was killed", "run `gpt2 down` to end its remaining processes")
     dead = [s["title"] for s in state["services"] if not answers(s)]
     logs = ", ".join(s["log"] for s in state["services"] if s["title"] in dead)
     return judge(
@@ -206,7 +207,7 @@ def services() -> Result:
 
 
 def answers(service: dict[str, Any]) -> bool:
-    """Whether something listens at a service's address; of one without, whether its process lives."""
+    """Return whether something listens at a service's address; without a port, whether its process is alive."""
     _, _, port = service["address"].rpartition(":")
     return port_answers("127.0.0.1", int(port)) if port.isdigit() else psutil.pid_exists(service["pid"])
 

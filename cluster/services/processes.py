@@ -1,7 +1,7 @@
-"""Services as processes of one `gpt2 up`: started, watched, told of in a file, and stopped with all that they started.
+"""Services as processes of one `gpt2 up`: started, watched, listed in a file, and stopped with all their children.
 
-Every process of an `up` has its id in its environment, and hands it on: that finds them all, also when the one that
-started them was killed, and finds no others.
+Every process of an `up` has its id in its environment, and its children inherit it. So all of them can be found, also
+when their parent was killed, and no others.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from gpt2.store.artifact import write_atomically
 MARK = "GPT2_UP"
 """The environment variable that holds the id."""
 RESTARTS, WITHIN = 3, 600
-"""A service that ends so often within so many seconds is not started again."""
+"""A service that ends more than `RESTARTS` times within `WITHIN` seconds is not started again."""
 
 
 class ServiceFailed(RuntimeError):
-    """A service did not start, or ends again and again; the message holds the end of its log."""
+    """Raised where a service does not start, or ends again and again. The message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process to keep alive."""
+    """A service: one process that `gpt2 up` keeps alive."""
 
     name: str
     title: str
     command: tuple[str, ...]
     address: str
-    """Where people find it."""
+    """The address for users."""
     answers: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
-    """The ports that it listens on, by the option that changes each."""
+    """The ports that it listens on, each by the option that sets it."""
     works: tuple[str, ...] = ()
-    """Words in the command lines of the work that it starts: at the end that work is asked to stop first."""
+    """Words in the command lines of the processes that it starts as work, which are stopped first."""
 
     @property
     def log(self) -> Path:
@@ -60,14 +60,14 @@ class Service:
 
 
 def logs() -> Path:
-    """The folder of the services' logs."""
+    """Return the folder of the services' logs, which is made on first use."""
     folder = home() / "logs"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def http_answers(url: str) -> bool:
-    """Whether anything but a server's own failure comes back from the address."""
+    """Return whether the address answers, with anything but a server error (5xx)."""
     try:
         with urllib.request.urlopen(url, timeout=3):
             return True
@@ -78,14 +78,14 @@ def http_answers(url: str) -> bool:
 
 
 def port_answers(host: str, port: int) -> bool:
-    """Whether something listens there."""
+    """Return whether something listens at the port."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=3):
         return True
     return False
 
 
 def check_ports(wanted: Iterable[Service], host: str) -> None:
-    """`ValueError` for a port that something else uses, naming it where that can be known."""
+    """Raise `ValueError` for a port that is in use, with the process that uses it if that is known."""
     for service in wanted:
         for option, port in service.ports.items():
             with socket.socket() as probe:
@@ -94,13 +94,13 @@ def check_ports(wanted: Iterable[Service], host: str) -> None:
                     probe.bind((host, port))
                 except OSError as error:
                     raise ValueError(
-                        f"{option}={port} of {service.title} can't be used: {error.strerror}{user_of(port)}; "
+                        f"{option}={port}: {service.title} can't use this port: {error.strerror}{user_of(port)}; "
                         f"stop what uses it, or choose another with {option}"
                     ) from None
 
 
 def user_of(port: int) -> str:
-    """by whom a port is used, as ` (by PID, command)`; empty where the system does not tell."""
+    """Return the user of a port as ` (process PID, COMMAND)`; "" if the system does not say."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             address: Any = connection.laddr
@@ -111,23 +111,23 @@ def user_of(port: int) -> str:
 
 @contextlib.contextmanager
 def only_one() -> Iterator[None]:
-    """Held while an `up` of this home lives; `ValueError` where another does."""
+    """Hold the lock of the one `up` of this home; raises `ValueError` if another `up` holds it."""
     with open(services() / "lock", "w") as handle:
-        for attempt in range(20):  # whoever only looks holds it for a moment
+        for attempt in range(20):  # a process that only checks the lock holds it for a moment
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if attempt == 19:
                     raise ValueError(
-                        f"`gpt2 up` is running already for {home()}; `gpt2 status` shows it, `gpt2 down` stops it"
+                        f"{home()}: `gpt2 up` is running already; `gpt2 status` shows it, `gpt2 down` stops it"
                     ) from None
                 time.sleep(0.05)
         yield
 
 
 class Running:
-    """The services of one `up`."""
+    """The running services of one `up`."""
 
     def __init__(self, environment: Mapping[str, Mapping[str, str]], secrets: Mapping[str, Mapping[str, str]]):
         self.id = uuid.uuid4().hex
@@ -138,7 +138,7 @@ class Running:
         self.ends: dict[str, list[float]] = {}
 
     def start(self, service: Service) -> None:
-        """Start a process of its own session, whose output goes to its log."""
+        """Start a service as a process with its own session; its output goes to its log."""
         environment = {**os.environ, **service.environment, MARK: self.id}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         with open(os.open(service.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as log:
@@ -156,7 +156,7 @@ class Running:
         self.write(ready=False)
 
     def wait(self, name: str, seconds: float) -> None:
-        """Until the service answers; `ServiceFailed` where it ends before, or does not answer in time."""
+        """Wait until the service answers; raises `ServiceFailed` if it ends, or does not answer in time."""
         service, deadline = self.services[name], time.monotonic() + seconds
         while not service.answers():
             if self.processes[name].poll() is not None:
@@ -166,7 +166,8 @@ class Running:
             time.sleep(0.2)
 
     def write(self, ready: bool) -> None:
-        """Tell other commands: `cluster.home.last_state`. Holds no secrets, only the names of their files."""
+        """Write the state for other commands (`cluster.home.last_state`). It has no secrets, only the names of their
+        files."""
         state = {
             "id": self.id,
             "pid": os.getpid(),
@@ -183,7 +184,7 @@ class Running:
         write_atomically(services() / "state.json", json.dumps(state, indent=1).encode())
 
     def mend(self, say: Callable[[str], None]) -> None:
-        """Start again what has ended; `ServiceFailed` where that happens too often."""
+        """Restart services that have ended; raises `ServiceFailed` if one ends too often."""
         for name, process in list(self.processes.items()):
             if process.poll() is None:
                 continue
@@ -202,15 +203,17 @@ class Running:
             say(f"{service.title} answers again")
 
     def stop(self) -> None:
-        """Everything that this `up` started."""
+        """Stop all processes that this `up` started."""
         stop({"id": self.id, **(last_state() or {"works": []})})
         for process in self.processes.values():
             process.wait()
 
 
 def stop(state: Mapping[str, Any]) -> int:
-    """End all processes of an `up`: the work first, so that it can save and say so, then the services, the servers
-    that they speak to last. Returns how many there were."""
+    """Stop all processes of an `up`; return their number.
+
+    The work stops first, so that it can save and report it, then the services in reverse order of their start.
+    """
     count = ask_to_stop(marked(state["id"], state["works"]), 25)
     for service in reversed(state.get("services", [])):
         with contextlib.suppress(psutil.Error):
@@ -223,19 +226,19 @@ def stop(state: Mapping[str, Any]) -> int:
 
 
 def marked(id: str, words: Iterable[str] = ()) -> list[psutil.Process]:
-    """The processes of that `up`; with words, those with one of them in the command line."""
-    words, found = tuple(words), []
+    """Return the processes of an `up`; with words, only those that have one of them in the command line."""
+    words, matching = tuple(words), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) != id or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             if not words or any(word in " ".join(process.cmdline()) for word in words):
-                found.append(process)
-    return found
+                matching.append(process)
+    return matching
 
 
 def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:
-    """SIGTERM, and SIGKILL for those that live on after so long. Returns how many there were."""
+    """Send SIGTERM, and after `seconds` SIGKILL to those still alive; return the number of processes."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(signal.SIGTERM)
@@ -246,14 +249,14 @@ def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The end of a log, for a message."""
+    """Return the last lines of a log, for a message."""
     with contextlib.suppress(OSError):
         return f"Its log, {log}, ends with:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     return f"Its log is {log}."
 
 
 def follow(out: TextIO, path: Path, process: subprocess.Popen, done: Callable[[], bool]) -> None:
-    """Copy what a process writes to `path` until it ends or `done`."""
+    """Copy the output of a process from the file `path` to `out`, until the process ends or `done()` is true."""
     with open(path) as stream:
         while True:
             finished = process.poll() is not None or done()

@@ -21,8 +21,10 @@ LOOPBACK = "127.0.0.1"
 
 
 def mlflow(port: int, profile: Profile = "sqlite") -> Service:
-    """The tracking server and registry, which ask for the home's login. Artifacts lie in the home, at addresses that
-    clients on this machine read with or without the server; it hands them to other clients too."""
+    """Return the service of MLflow's tracking server and registry, which require the home's login.
+
+    Artifacts lie in the home. Clients on this machine read them directly; other clients get them from the server.
+    """
     folder = home() / "mlflow"
     folder.mkdir(exist_ok=True)
     artifacts = (folder / "artifacts").as_uri()
@@ -58,8 +60,10 @@ def mlflow(port: int, profile: Profile = "sqlite") -> Service:
 
 
 def logins() -> Path:
-    """MLflow's settings of who may log in: the home's user alone, until he adds others. They lie with the password, as
-    MLflow keeps the one that it was started with first."""
+    """Write MLflow's login settings; return their path. Only the home's user can log in until they add others.
+
+    The database of logins lies beside the password, because MLflow keeps the password of its first start.
+    """
     lines = (
         "[mlflow]",
         "default_permission = NO_PERMISSIONS",
@@ -74,7 +78,7 @@ def logins() -> Path:
 
 
 def ray(port: int, dashboard_port: int) -> Service:
-    """A head of this machine's cores, which only those who hold the home's token may use."""
+    """Return the service of a Ray head with this machine's cores, which requires the home's token."""
     address = f"http://{LOOPBACK}:{dashboard_port}"
     return Service(
         "ray",
@@ -88,7 +92,7 @@ def ray(port: int, dashboard_port: int) -> Service:
 
 
 def ray_head() -> None:
-    """Print the address once the head is there; leave nothing behind at the end, however it comes."""
+    """Start the head, print its address, and wait for SIGTERM. All its processes end with this one."""
     from cluster.connect import start_local  # loads Ray
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))

@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, without names of machines or paths."""
+"""The environment of a run: versions and hardware, without names of machines or paths."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 
 NUMERICAL = ("torch", "numpy", "tokenizers", "tiktoken", "deepspeed", "ray", "datasets")
-"""Packages whose version may change a model's bits."""
+"""Packages whose version may change the bits of a model."""
 
 
 @cache
 def environment() -> dict[str, Any]:
-    """Python, every installed package's version, and this machine's processor, memory and GPUs."""
+    """Return the versions of Python and of every installed package, and this machine's processor, memory and GPUs."""
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return {
         "python": platform.python_version(),
@@ -33,14 +33,14 @@ def environment() -> dict[str, Any]:
 
 
 def numerical_environment() -> dict[str, Any]:
-    """Python, packages and processor: what a model's bits depend on besides data, settings and code."""
+    """Return Python, packages and processor, on which a model's bits depend besides data, settings and code."""
     packages = {p: importlib.metadata.version(p) for p in NUMERICAL}
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "processor": processor()}
     return {"python": platform.python_version(), **packages, **machine}
 
 
 def processor() -> str:
-    """The processor's model, as Linux names it; another one may round otherwise."""
+    """Return the processor's model, as Linux names it. Another processor may round differently."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -50,9 +50,9 @@ def processor() -> str:
 
 
 def gpus() -> list[str]:
-    """Names of NVIDIA's GPUs here; asked of their driver's tool, as PyTorch takes seconds to load."""
+    """Return the names of NVIDIA GPUs, from `nvidia-smi` because PyTorch takes seconds to load."""
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []

@@ -1,4 +1,4 @@
-"""An MLflow server that goes away for a while is waited for; one that was never there is named at once."""
+"""Retry calls to an MLflow server that is away for a while; fail early if it never answered."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mlflow.exceptions import MlflowException
 PATIENCE = 900.0
 """Seconds that a call waits for a server that has answered before."""
 FIRST = 10.0
-"""Seconds for one that has not: the address may be wrong."""
+"""Seconds that a call waits for a server that has never answered, since the address may be wrong."""
 PAUSE = 5.0
-"""Longest time between two tries (s)."""
+"""Longest pause between two tries (s)."""
 FAILURES = (MlflowException, requests.RequestException)
-"""What MLflow's client raises."""
+"""Errors that MLflow's client raises."""
 LOGGER = logging.getLogger("gpt2.mlflow")
 
 _answered = threading.Event()
@@ -27,28 +27,29 @@ _told = threading.Event()
 
 
 class Unreachable(ValueError):
-    """There is no MLflow server at the address given."""
+    """Raised where no MLflow server has ever answered at the address."""
 
 
 class NoLogin(ValueError):
-    """The MLflow server asks for a login, and has got none or a wrong one."""
+    """Raised where the MLflow server requires a login, and got none or a wrong one."""
 
 
-class Patient:
-    """An MLflow client whose calls wait for the server (`patiently`)."""
+class RetryingClient:
+    """An MLflow client that retries its calls while the server does not answer (`call_with_retries`)."""
 
     def __init__(self, client: Any):
         self._client = client
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._client, name)
-        return partial(patiently, value) if callable(value) else value
+        return partial(call_with_retries, value) if callable(value) else value
 
 
-def patiently(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call, again where the server does not answer, with a warning the first time; `Unreachable` where it never did.
+def call_with_retries(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function, and retry while the server does not answer; return the result.
 
-    Safe for metrics, tags and parameters: MLflow keeps the same value of the same step and time once.
+    It logs one warning per outage. Raises `Unreachable` if the server has never answered. Repeating is safe for
+    metrics, tags and parameters: MLflow stores the same value of the same step and time once.
     """
     started, pause = time.monotonic(), 0.5
     while True:
@@ -63,12 +64,14 @@ def patiently(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
                 raise
             waited = time.monotonic() - started
             if not _answered.is_set() and waited > FIRST:
-                raise Unreachable(f"MLflow does not answer ({reason(error)}); start it or mend the address") from None
+                raise Unreachable(
+                    f"MLflow does not answer ({reason(error)}); start it, or correct the address"
+                ) from None
             if waited > PATIENCE:
                 raise
             if not _told.is_set():
                 _told.set()
-                LOGGER.warning("MLflow does not answer; what is to be recorded waits, up to %.0f s", PATIENCE)
+                LOGGER.warning("MLflow does not answer; records wait for it, up to %.0f s", PATIENCE)
             time.sleep(pause)
             pause = min(2 * pause, PAUSE)
         else:
@@ -80,7 +83,7 @@ def patiently(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 def unanswered(error: BaseException) -> bool:
-    """Whether an error means that no server answered, or one that says that it can't now."""
+    """Return whether an error means that no server answered, or that it is unavailable for now (502, 503, 504)."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (502, 503, 504) or any(f"error code {code}" in str(error) for code in (502, 503, 504)):
         return True
@@ -89,7 +92,7 @@ def unanswered(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """The address and what the system says of it, of an error that is long."""
+    """Return a short reason of a long error: the address and the system's message."""
     inner = error.__cause__ or error.__context__ or error
     address = getattr(getattr(inner, "request", None), "url", None) or "the address in MLFLOW_TRACKING_URI"
     said = "connection refused" if "refused" in str(inner) else type(inner).__name__

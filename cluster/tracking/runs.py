@@ -26,16 +26,16 @@ from mlflow.exceptions import MlflowException
 
 from cluster.home import home, tracking_uri
 from cluster.tracking.environment import environment
-from cluster.tracking.retry import FAILURES, Patient, unanswered
+from cluster.tracking.retry import FAILURES, RetryingClient, unanswered
 
 RECORDS = 100
-"""At most this many records are sent at once."""
+"""Most records sent in one request."""
 LEAVING = 5.0
-"""Seconds that an ending which is not the training's own waits for what was not sent."""
+"""Seconds to wait for unsent records if a training ends early."""
 
 
 class Sender:
-    """Sends metrics to a run from a thread, in order: one by one, or many at once after it waited."""
+    """Thread that sends metrics to a run in order, several in one request if they have accumulated."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -49,11 +49,11 @@ class Sender:
         return self
 
     def put(self, values: Mapping[str, float], step: int, time: float | None) -> None:
-        """Send these metrics of a step; `time` (s since 1970) makes sending them twice the same as once."""
+        """Queue metrics of a step. With the same `time` (s since 1970), sending them twice has no further effect."""
         self.waiting.put((values, step, time))
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        """At the training's end all is sent, or raises; at another end there is no long wait."""
+        """Wait until all is sent, or raise the sender's error. After an exception, wait for `LEAVING` seconds only."""
         self.ending.set()
         self.waiting.put(None)
         self.thread.join(None if kind is None else LEAVING)
@@ -73,7 +73,7 @@ class Sender:
             self.error = error
 
     def _send(self, records: list[tuple[Mapping[str, float], int, float | None]]) -> None:
-        """Send, however long the server is away while the training goes on."""
+        """Send records, retrying as long as the training goes on."""
         while True:
             try:
                 return self.run.batch(records)
@@ -85,10 +85,10 @@ class Sender:
 EXPERIMENT = "gpt2-pipeline"
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
-"""The tag that MLflow shows as a run's description, in Markdown."""
+"""The tag that MLflow shows as a run's description (Markdown)."""
 LOCAL_SERVER = "http://127.0.0.1:5000"
 PROCESS = "gpt2.process"
-"""The tag of the process that writes a run; not what the run is known by."""
+"""The tag of the process that writes a run. It does not identify the run."""
 OPEN = "attributes.status = 'RUNNING'"
 BATCH = 100  # parameters and tags in one request, MLflow's limit
 METRICS = 1000  # metrics in one, also MLflow's
@@ -96,7 +96,7 @@ METRICS = 1000  # metrics in one, also MLflow's
 
 @cache
 def client() -> MlflowClient:
-    """A client of the tracking server and registry, which waits for a server that went away."""
+    """Return a client of the tracking server and registry, which retries while the server does not answer."""
     uri = tracking_uri()
     if uri.startswith("sqlite:"):
         (home() / "mlflow").mkdir(exist_ok=True)
@@ -104,55 +104,56 @@ def client() -> MlflowClient:
     mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     if not uri.startswith("http"):
         return MlflowClient()
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try; we say it once
-    return cast(MlflowClient, Patient(MlflowClient()))
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs each try; we log an outage once
+    return cast(MlflowClient, RetryingClient(MlflowClient()))
 
 
 @cache
 def experiment_id() -> str:
-    """The id of our experiment, made on first use; its artifacts lie in the home unless a server keeps them."""
-    found = client().get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return found.experiment_id
+    """Return the id of our experiment, made on first use. Its artifacts lie in the home, unless a server keeps them."""
+    experiment = client().get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return experiment.experiment_id
     local = tracking_uri().startswith("sqlite:")
     location = (home() / "mlflow" / "artifacts").as_uri() if local else None
     try:
         return client().create_experiment(EXPERIMENT, artifact_location=location)
     except MlflowException:  # another process was faster
-        found = client().get_experiment_by_name(EXPERIMENT)
-        if found is None:
+        experiment = client().get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             raise
-        return found.experiment_id
+        return experiment.experiment_id
 
 
 def server() -> str:
-    """Where people see MLflow: the tracking server, or where `mlflow ui` shows a local store."""
+    """Return the URL of MLflow's pages: the tracking server, or the address at which `mlflow ui` shows a local
+    store."""
     uri = tracking_uri()
     return uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
 
 
 def version_url(name: str, version: int | str) -> str:
-    """Where people see a model version."""
+    """Return the URL of a model version's page."""
     return f"{server()}/#/models/{name}/versions/{version}"
 
 
 class Run:
-    """One MLflow run, written through the client: no global state, usable from any thread."""
+    """One MLflow run, written through the client, without global state and from any thread."""
 
     def __init__(self, id: str):
         self.id = id
 
     @classmethod
     def open(cls, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
-        """The unfinished run with exactly these `gpt2.*` tags (but for `PROCESS`), or a new one."""
+        """Return the unfinished run with these `gpt2.*` tags (except `PROCESS`), or a new one."""
         tags = {k: str(v) for k, v in tags.items()}
         identity = {k: v for k, v in tags.items() if k.startswith("gpt2.") and k != PROCESS}
         clauses = [f"tags.`{k}` = '{v}'" for k, v in identity.items()] + ["attributes.status != 'FINISHED'"]
-        found = client().search_runs([experiment_id()], " and ".join(clauses), max_results=1) if identity else []
+        unfinished = client().search_runs([experiment_id()], " and ".join(clauses), max_results=1) if identity else []
         if parent is not None:
             tags[PARENT] = parent
-        if found:
-            run = cls(found[0].info.run_id)
+        if unfinished:
+            run = cls(unfinished[0].info.run_id)
             client().update_run(run.id, status="RUNNING")
             run.tag(tags)
             return run
@@ -161,7 +162,7 @@ class Run:
 
     @property
     def url(self) -> str:
-        """Where people see the run."""
+        """Return the URL of the run's page."""
         return f"{server()}/#/experiments/{experiment_id()}/runs/{self.id}"
 
     def tag(self, tags: Mapping[str, Any]) -> None:
@@ -170,16 +171,21 @@ class Run:
             client().log_batch(self.id, tags=entries[start : start + BATCH])
 
     def params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings with dotted names. A parameter of a continued run keeps its first value, as MLflow wants
-        it; `config.json` (`facts`) has the latest."""
+        """Log nested settings with dotted names.
+
+        A parameter of a continued run keeps its first value, because MLflow refuses changes. The latest values are in
+        `config.json` (`facts`).
+        """
         known = client().get_run(self.id).data.params
         flat = [Param(k, v[:6000]) for k, v in flatten(settings).items() if k not in known]
         for start in range(0, len(flat), BATCH):
             client().log_batch(self.id, params=flat[start : start + BATCH])
 
     def facts(self, settings: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]] = {}) -> None:
-        """Attach the resolved settings (`config.json`), what it ran on (`environment.json`) and, as `data.json` and as
-        MLflow's datasets, what it is made from: {name: {kind, id, counts}}."""
+        """Attach the resolved settings (`config.json`), the environment (`environment.json`) and the inputs.
+
+        `inputs`, {name: {kind, id, counts}}, are logged as `data.json` and as MLflow datasets.
+        """
         client().log_dict(self.id, dict(settings), "config.json")
         client().log_dict(self.id, environment(), "environment.json")
         if not inputs:
@@ -199,7 +205,7 @@ class Run:
         for tries_left in (2, 1, 0):
             try:
                 return client().log_inputs(self.id, entries)
-            except MlflowException:  # of two who tell of a dataset that is new, one finds it there after it looked
+            except MlflowException:  # two clients that log the same new dataset at the same time: one fails
                 if not tries_left:
                     raise
 
@@ -207,7 +213,7 @@ class Run:
         self.batch([(values, step, timestamp)])
 
     def batch(self, records: Iterable[tuple[Mapping[str, float], int, float | None]]) -> None:
-        """Log the metrics of several steps: (values, step, time in s since 1970)."""
+        """Log the metrics of several steps, each (values, step, time in s since 1970)."""
         metrics = [
             Metric(name, float(value), int((timestamp or time.time()) * 1000), step)
             for values, step, timestamp in records
@@ -217,7 +223,8 @@ class Run:
             client().log_batch(self.id, metrics=metrics[start : start + METRICS])
 
     def last_step(self, metric: str) -> int:
-        """The last step at which a metric was logged, 0 if never: where a continued run goes on."""
+        """Return the last step at which a metric was logged, after which a continued run goes on; 0 if there is
+        none."""
         history = client().get_metric_history(self.id, metric)
         return max((m.step for m in history), default=0)
 
@@ -238,8 +245,7 @@ class Run:
 
 
 def end_open(tag: str, value: str, status: str = "KILLED") -> None:
-    """Set the status of the run with that tag where it is open still. Its open children are killed: whoever wrote
-    them is gone."""
+    """Set the status of the run with the tag if it is still open, and that of its open children to KILLED."""
     for parent in client().search_runs([experiment_id()], f"tags.`{tag}` = '{value}'"):
         for child in client().search_runs([experiment_id()], f"tags.`{PARENT}` = '{parent.info.run_id}' and {OPEN}"):
             Run(child.info.run_id).end("KILLED")
@@ -248,12 +254,12 @@ def end_open(tag: str, value: str, status: str = "KILLED") -> None:
 
 
 def this_process() -> str:
-    """Host, process and its start: what `PROCESS` says of a run that this process writes."""
+    """Return the value of the tag `PROCESS`: host, process id, and start of the process (s since 1970)."""
     return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
 def end_dead() -> None:
-    """Mark as killed the runs of this machine's processes that could not do so themselves, as they were killed."""
+    """Set the open runs of processes of this machine that are gone to KILLED."""
     for run in client().search_runs([experiment_id()], OPEN):
         host, number, start = (run.data.tags.get(PROCESS, "") + "  ").split(" ")[:3]
         if host != socket.gethostname():
@@ -267,7 +273,7 @@ def end_dead() -> None:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and text."""
+    """Return nested settings as dotted names and texts."""
     flat: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"

@@ -13,11 +13,11 @@ from gpt2.training.journal import parse
 
 
 def describe_event(event: dict[str, Any]) -> str | None:
-    """What people should know of an event, None where it is as it should be."""
+    """Return a sentence on a training event for the log; None if nothing is unusual."""
     match event["event"]:
         case "begin" if event["step"]:
             again = max(0, event["reached"] - event["step"])
-            return f"goes on from the checkpoint of step {event['step']}, {again} steps to do again"
+            return f"goes on from the checkpoint of step {event['step']}; {again} steps are repeated"
         case "failure":
             return f"{describe_failure(event)}; starting again from the last checkpoint"
         case "hang":
@@ -39,7 +39,7 @@ def describe_event(event: dict[str, Any]) -> str | None:
         case "remark":
             return f"worker {event['rank']}: {event['level']}: {event['text']}"
         case "preempted":
-            return f"asked to stop: saved at step {event['step']}"
+            return f"stopped by request: saved at step {event['step']}"
     return None
 
 
@@ -51,8 +51,11 @@ def event_key(event: dict[str, Any]) -> tuple:
     return event["event"], event["time"]
 
 
-class Follow:
-    """Reads a file of lines while workers write it; each key once, also when a restart writes the steps again."""
+class JournalFollower:
+    """Thread that reads a file of JSON lines while workers write it, and calls `on_record` once per key.
+
+    A restart that writes the same steps again repeats no key.
+    """
 
     def __init__(
         self,
@@ -61,14 +64,14 @@ class Follow:
         on_record: Callable[[dict[str, Any]], None],
         every: float = 1.0,
     ):
-        """Without a key every line counts: of a file that only grows."""
+        """`key` identifies a record; None passes on every line. `every`: seconds between two readings."""
         self.path, self.key, self.on_record, self.every = path, key, on_record, every
         self.seen: set[tuple] = set()
         self.file, self.offset = 0, 0
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Follow:
+    def __enter__(self) -> JournalFollower:
         self.thread.start()
         return self
 
@@ -90,7 +93,7 @@ class Follow:
                 self.on_record(record)
 
     def _new(self) -> list[dict[str, Any]]:
-        """The lines since the last look: all of a file that was put in the place of the one before."""
+        """Return the records written since the last call; all of them if the file was replaced."""
         try:
             stream = open(self.path, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:

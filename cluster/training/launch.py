@@ -17,7 +17,7 @@ from cluster.engine.deepspeed_engine import accumulation_steps
 from cluster.home import ray_folder
 from cluster.training import worker
 from cluster.training.failures import cause
-from cluster.training.follow import Follow, describe_event, event_key, record_key
+from cluster.training.follow import JournalFollower, describe_event, event_key, record_key
 from cluster.training.stopping import stopping, within
 from cluster.training.usage import USAGE, Usage
 from cluster.training.worker import STOP
@@ -28,11 +28,12 @@ from gpt2.training_job import TrainingJob
 
 
 class TrainingFailed(RuntimeError):
-    """The workers failed more often than `cluster.max_failures` allows, or gave up; the message holds the cause."""
+    """Raised where the workers failed more often than `cluster.max_failures` allows, or gave up. The message has the
+    cause."""
 
 
 class NotEnoughDisk(ValueError):
-    """The checkpoints would not fit."""
+    """Raised where the disk has no room for the checkpoints."""
 
 
 def train(
@@ -43,15 +44,17 @@ def train(
     on_usage: Callable[[dict[str, Any]], None] = lambda sample: None,
     budget: BudgetConfig | None = None,
 ) -> list[dict[str, Any]]:
-    """Train to the end on the cluster, going on from the last complete checkpoint; the model is in `job.output/model`.
+    """Train on the cluster from the last complete checkpoint to the end; return the journal.
 
-    `on_record` gets each line of the journal as it comes, `on_message` what people should know, `on_usage` samples of
-    what its processes use. Returns the journal. A SIGTERM makes the workers save and stop at their next step, and then
-    ends this process (`stopping`); so does a used-up budget, with `BudgetExceeded`.
+    The model is then in `job.output/model`. `on_record` gets each line of the journal as it is written, `on_message`
+    sentences for the log, and `on_usage` samples of the resources that the processes use.
+
+    At a SIGTERM the workers save and stop at their next step, then this process ends (`stopping`). Where the budget is
+    used up they do the same, and `BudgetExceeded` is raised.
     """
     from gpt2.training.hardware import decided
 
-    # Here, so that all workers compute alike.
+    # Decided here, so that all workers use the same precision.
     job = TrainingJob.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})
     accumulation_steps(job.train, cluster.num_workers)
     output = Path(job.output)
@@ -65,9 +68,9 @@ def train(
             on_message(f"{job.name}: {text}")
 
     with (
-        Follow(output / JOURNAL, record_key, on_record),
-        Follow(output / EVENTS, event_key, on_event),
-        Follow(output / USAGE, None, on_usage),
+        JournalFollower(output / JOURNAL, record_key, on_record),
+        JournalFollower(output / EVENTS, event_key, on_event),
+        JournalFollower(output / USAGE, None, on_usage),
     ):
         if not (output / MODEL / "config.json").exists():
             with (
@@ -85,13 +88,13 @@ def train(
 
 
 def check_disk(job: TrainingJob, output: Path) -> None:
-    """Raise `NotEnoughDisk` where the checkpoints that a run keeps at a time can't fit."""
+    """Raise `NotEnoughDisk` if the disk has no room for the checkpoints that a run keeps at the same time."""
     if job.model is not None:
         n = job.model.n_parameters
     else:
         weights = Path(job.base or "") / "model.safetensors"
         n = weights.stat().st_size // 4 if weights.exists() else 0
-    each = 12 * n if job.adaptation.kind == "full" else 0  # fp32 parameters and two moments; of adapters some MB
+    each = 12 * n if job.adaptation.kind == "full" else 0  # fp32 parameters and two moments; adapters take a few MB
     there = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     kept = job.train.keep_checkpoints + 2  # the best, and the one being written
     if job.train.archive_every and job.train.steps:
@@ -105,14 +108,14 @@ def check_disk(job: TrainingJob, output: Path) -> None:
 
 
 def load() -> None:
-    """Import what launching a training needs: some seconds, that may be spent while something else starts."""
+    """Import the libraries that launching a training needs. This takes seconds, which can overlap with other starts."""
     import ray.train.torch
 
     assert ray.train.torch
 
 
 def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
-    # Here, because they load PyTorch: a run that has nothing to train need not wait for it.
+    # Imported here because they load PyTorch, which a run with nothing to train does not need.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -121,13 +124,13 @@ def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
     from gpt2.training.engine import HEAP
 
     class Trainer(TorchTrainer):
-        """Without Ray Data, which we don't use and whose actors take seconds to start."""
+        """`TorchTrainer` without Ray Data, which we don't use and whose actors take seconds to start."""
 
         def _create_default_callbacks(self):
             return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
-    # For a worker that is stopped; one that is stuck ends itself before (`cluster.training.stopping`).
+    # This limit catches a stopped worker; a hung one ends itself earlier (`cluster.training.stopping`).
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * cluster.hang_seconds)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
     threads = str(max(1, int(cluster.cpus_per_worker)))
@@ -142,7 +145,7 @@ def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
         ),
         run_config=RunConfig(
-            # Resuming is ours, from checkpoints that verify; Ray's own state is new at each attempt.
+            # We resume from our own verified checkpoints, so each attempt gets a new state of Ray's.
             name=f"{job.name}-{os.getpid()}-{time.time_ns()}",
             storage_path=str(ray_folder() / "train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=2),
@@ -150,7 +153,7 @@ def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
             worker_runtime_env={
                 "env_vars": {
                     "OMP_NUM_THREADS": threads,
-                    "OMP_WAIT_POLICY": "passive",  # threads that wait leave the cores to the other workers
+                    "OMP_WAIT_POLICY": "passive",  # waiting threads leave the cores to the other workers
                     "RAY_CHDIR_TO_TRIAL_DIR": "0",
                     **({} if cluster.use_gpu else HEAP),
                 }

@@ -27,12 +27,12 @@ TICK = 0.5
 
 
 class BudgetExceeded(ValueError):
-    """The budget of this run is used up; what was trained is in a checkpoint."""
+    """Raised where the budget of this run is used up. The training's state is in a checkpoint."""
 
 
 @dataclass
 class Spent:
-    """What the trainings of this process have taken, workers' start included."""
+    """Time (s) and money that the trainings of this process have used, including the start of the workers."""
 
     seconds: float = 0.0
     cost: float = 0.0
@@ -43,18 +43,22 @@ _adding = threading.Lock()
 
 
 def exceeded(budget: BudgetConfig) -> str | None:
-    """What is used up, and of which setting; None while there is something left."""
+    """Return a sentence on the setting of the budget that is used up; None while the budget lasts."""
     if budget.max_seconds is not None and _spent.seconds >= budget.max_seconds:
-        return f"budget.max_seconds={budget.max_seconds:g} is used up by {_spent.seconds:.0f} s of training"
+        return f"budget.max_seconds={budget.max_seconds:g}: used up by {_spent.seconds:.0f} s of training"
     if budget.max_cost is not None and _spent.cost >= budget.max_cost:
-        return f"budget.max_cost={budget.max_cost:g} {budget.currency} is used up: {_spent.cost:.4g} were spent"
+        return (
+            f"budget.max_cost={budget.max_cost:g} {budget.currency}: used up by trainings that cost {_spent.cost:.4g}"
+        )
     return None
 
 
 @contextlib.contextmanager
 def within(budget: BudgetConfig, cluster: ClusterConfig, stop: Path) -> Iterator[Callable[[], None]]:
-    """Around a training that stops when the file `stop` appears; the yielded call raises `BudgetExceeded` where the
-    budget is why it stopped."""
+    """Count time and cost of the enclosed training, and create the file `stop` where the budget is used up.
+
+    Yields a function that raises `BudgetExceeded` if the budget is used up.
+    """
     check(budget)
     ended = threading.Event()
     cpus = cluster.num_workers * cluster.cpus_per_worker
@@ -81,25 +85,25 @@ def within(budget: BudgetConfig, cluster: ClusterConfig, stop: Path) -> Iterator
 
 
 def check(budget: BudgetConfig) -> None:
-    """Raise `BudgetExceeded` where nothing is left."""
+    """Raise `BudgetExceeded` if the budget is used up."""
     if reason := exceeded(budget):
         raise BudgetExceeded(
-            f"{reason}; what was trained is in a checkpoint: run the same command to go on for as long again, or raise "
-            f"the budget"
+            f"{reason}; the state is in a checkpoint: run the same command to go on with as much again, or raise the "
+            f"budget"
         )
 
 
 SLACK = 10.0
-"""Times the longest gap seen that a gap may last: a slow run is not a hung one."""
+"""A gap counts as hung after this many times the longest gap so far, so that a slow run is not taken for a hung one."""
 GRACE = 5.0
-"""Seconds after which a timer in C does what a thread could not, because the interpreter's lock is held."""
+"""Seconds after the limit at which a timer in C ends the process, for threads that hold the interpreter's lock."""
 
 
 class Watchdog(threading.Thread):
-    """Ends this process when `alive` was not called for `seconds`, or for ten times the longest gap so far.
+    """Thread that ends this process if `alive` is not called for `seconds` and for ten times the longest gap so far.
 
-    The stacks of all threads go to `folder/rank-R.txt`. It watches from the second call on: the first step may
-    compile, and its length is not known yet.
+    It writes the stacks of all threads to `folder/rank-R.txt`. It watches from the second call on, because the first
+    step may compile.
     """
 
     def __init__(self, seconds: float, folder: Path, rank: int, events: Events):
@@ -116,7 +120,7 @@ class Watchdog(threading.Thread):
         return max(self.seconds, SLACK * self.longest)
 
     def alive(self) -> None:
-        """There is progress."""
+        """Report progress."""
         now = time.monotonic()
         if self.calls:
             self.longest = max(self.longest, now - self.last)
@@ -125,7 +129,7 @@ class Watchdog(threading.Thread):
             faulthandler.dump_traceback_later(self.limit + GRACE, exit=True, file=self.stacks)
 
     def end(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self.ended.set()
         faulthandler.cancel_dump_traceback_later()
 
@@ -136,19 +140,21 @@ class Watchdog(threading.Thread):
                 faulthandler.dump_traceback(self.stacks)
                 self.stacks.flush()
                 self.events.tell("hang", rank=self.rank, seconds=round(idle, 1), stacks=str(self.path))
-                time.sleep(1.0)  # the other ranks, stuck with this one, have their stacks to write
+                time.sleep(1.0)  # the other ranks wait for this one and need time to write their stacks
                 os._exit(1)
 
 
 _files: set[Path] = set()
-"""What asks each training of this process to stop."""
+"""The stop file of each training of this process."""
 _asked = threading.Event()
 
 
 @contextlib.contextmanager
 def politely() -> Iterator[None]:
-    """In the main thread: a SIGTERM during a training first stops it; then, as at any other time, what it did before
-    happens. A second one does not wait."""
+    """Let a SIGTERM stop the trainings of the enclosed block first, and then do what it did before.
+
+    Works in the main thread only. A second SIGTERM does not wait for the trainings.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -175,14 +181,14 @@ def politely() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping(file: Path) -> Iterator[Callable[[], None]]:
-    """Around a training that stops when `file` appears; the yielded call raises `Preempted`."""
+    """Let a SIGTERM create `file`, at which the enclosed training stops. Yields a function that raises `Preempted`."""
     file.unlink(missing_ok=True)
     _files.add(file)
     if _asked.is_set():
         file.touch()
 
     def stopped() -> None:
-        raise Preempted("stopped as asked; its state is in a checkpoint: run the same command to go on")
+        raise Preempted("stopped by SIGTERM; the state is in a checkpoint: run the same command to go on")
 
     try:
         yield stopped

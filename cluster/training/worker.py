@@ -1,4 +1,4 @@
-"""What each worker of a training does: build the job, train, and on rank 0 write the model."""
+"""A worker of a training: it builds the job, trains, and on rank 0 writes the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import ray.train
 
 from cluster.config import ClusterConfig
-from cluster.training.failures import told
+from cluster.training.failures import forwarded_warnings
 from cluster.training.usage import Usage
 from gpt2.store.artifact import read_manifest
 from gpt2.store.model_files import MODEL
@@ -22,7 +22,7 @@ from gpt2.training.journal import EVENTS, Events, read_journal
 from gpt2.training_job import TrainingJob
 
 STOP = "_stop"
-"""A file that asks the workers to save and stop at their next step."""
+"""Name of the file at which the workers save and stop at their next step."""
 STACKS = "_stacks"
 
 
@@ -31,14 +31,17 @@ def work(config: dict[str, str]) -> None:
     job, cluster = TrainingJob.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
     output = Path(job.output)
     if gave_up(output):
-        return  # a rank said so before it failed; Ray has started us again to hear it
+        return  # a rank recorded it before it failed, and Ray restarted the workers
     rank = ray.train.get_context().get_world_rank()
     try:
-        with Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu), told(Events(output), rank):
+        with (
+            Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu),
+            forwarded_warnings(Events(output), rank),
+        ):
             train(job, cluster)
     except Preempted:
         if not (output / STOP).exists():
-            raise  # this node goes away: Ray goes on elsewhere, and does not count it as a failure
+            raise  # this node goes away: Ray restarts elsewhere, and does not count it as a failure
     except (GaveUp, ValueError, NotWritten) as error:
         if hopeless(error):
             with contextlib.suppress(OSError):  # the disk may be full
@@ -47,15 +50,18 @@ def work(config: dict[str, str]) -> None:
 
 
 def hopeless(error: Exception) -> bool:
-    """Whether the next start would end alike. When a worker has died Ray takes the process group away from the others,
-    and PyTorch's `ValueError` about that is no mistake of the user's."""
+    """Return whether the next start would fail in the same way.
+
+    When a worker has died, Ray destroys the process group of the others. PyTorch then raises a `ValueError`, which is
+    no mistake of the user's.
+    """
     import torch
 
     return not isinstance(error, ValueError) or torch.distributed.is_initialized()
 
 
 def gave_up(output: Path) -> str | None:
-    """Why the latest launch gave up, None where it did not."""
+    """Return why the latest launch gave up; None if it did not."""
     for event in reversed(read_journal(output / EVENTS)):
         if event["event"] == "launch":
             return None
@@ -128,16 +134,19 @@ def train(job: TrainingJob, cluster: ClusterConfig) -> None:
 
 @contextlib.contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """Waits until no other attempt's first worker is alive: those of a killed driver may live for some seconds more."""
+    """Wait until the first worker of every other attempt has ended; those of a killed driver may live for some
+    seconds."""
     with open(output / "_lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def stop_asked(output: Path) -> Callable[[], bool]:
-    """Whether the driver, or the cluster that drains a node of ours, wants the training to stop."""
-    # Not `ray.train.get_preemption_info`, which waits until every rank has called it as often: the ranks' steps do
-    # too, and a rank that asks a step earlier than another would wait for ever. The loop agrees by itself.
+    """Return a function that says whether the training should stop: for the driver, or because the cluster drains a
+    node."""
+    # Not `ray.train.get_preemption_info`: it waits until every rank has called it as often. A rank that calls it a step
+    # earlier than another would wait forever, because steps wait for all ranks too. The loop itself makes the ranks
+    # agree.
     from ray.train.v2._internal.execution.context import get_train_context
 
     preemption = get_train_context().preemption_context
@@ -145,7 +154,8 @@ def stop_asked(output: Path) -> Callable[[], bool]:
 
 
 def identity(job: TrainingJob) -> dict[str, Any]:
-    """What a checkpoint's state depends on, as JSON: inputs by the id of their artifact, wherever it lies."""
+    """Return all that a checkpoint's state depends on, as JSON, with inputs by the id of their artifact, not by
+    path."""
     described = json.loads(json.dumps({**job.identity(), "output": None, "earlier": None}))
     for name in ("tokenizer", "base", "examples", "teacher"):
         if described[name]:
@@ -158,7 +168,7 @@ def identity(job: TrainingJob) -> dict[str, Any]:
 
 
 def artifact_id(path: Path) -> str:
-    """The id of the artifact that a path is of or in, else the path."""
+    """Return `kind/id` of the artifact at the path or around it, else the path."""
     for folder in (path, path.parent):
         if manifest := read_manifest(folder):
             return f"{manifest.get('kind')}/{manifest.get('id')}"

@@ -21,37 +21,37 @@ def benchmark(
     batch_size: int = 16,
     output: Path | None = None,
 ):
-    """Measure a language model on LAMBADA, HellaSwag, or any lm-eval task, from local files; what is absent is skipped.
+    """Measure a language model on LAMBADA, HellaSwag, or any lm-eval task, from local files; absent ones are skipped.
 
     Example: gpt2 benchmark models:/gpt2-base@champion --data benchmarks/ --output benchmarks.json
 
     Args:
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory, of a language model.
         data: the folder with lambada*.jsonl, hellaswag*.jsonl (as published), or NAME.yaml of an lm-eval task.
-        task: lambada, hellaswag (both without it), or an lm-eval task; may be given several times.
+        task: lambada, hellaswag (default: both), or an lm-eval task; may be given several times.
         limit: at most this many documents of each.
-        batch_size: texts that are read at a time.
+        batch_size: number of texts in a batch.
         output: a JSON file for the figures.
     """
     from gpt2 import load
     from gpt2.tasks.base.kind import GeneratorPredictor
 
     if not data.is_dir():
-        raise ValueError(f"--data {data} is no folder; give the one with the benchmarks' files")
+        raise ValueError(f"--data {data}: is not a folder; give the one with the benchmarks' files")
     if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"--batch-size {batch_size}, --limit {limit}; give 1 or more")
+        raise ValueError(f"--batch-size {batch_size}, --limit {limit}: too small; give 1 or more")
     loaded = load(model_uri)
     if not isinstance(loaded.predictor, GeneratorPredictor):
-        raise ValueError(f"{model_uri} is a model for {loaded.task}; give a language model, as gpt2-base")
+        raise ValueError(f"{model_uri}: is a model for {loaded.task}; give a language model such as gpt2-base")
     results: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for name in task or ["lambada", "hellaswag"]:
-        found = measured(name, loaded, data, limit, batch_size)
-        if isinstance(found, str):
-            skipped[name] = found
-            out.print(f"{name}: skipped, {found}", highlight=False, markup=False, soft_wrap=True)
+        figures = measured(name, loaded, data, limit, batch_size)
+        if isinstance(figures, str):
+            skipped[name] = figures
+            out.print(f"{name}: skipped, {figures}", highlight=False, markup=False, soft_wrap=True)
         else:
-            results.append(found)
+            results.append(figures)
     if results:
         out.print(table(results))
     if output is not None:
@@ -61,7 +61,7 @@ def benchmark(
 
 
 def measured(name: str, loaded: Any, data: Path, limit: int | None, batch_size: int) -> dict[str, Any] | str:
-    """The figures of a task, or why there are none."""
+    """Return the figures of a task, or the reason why there are none."""
     from gpt2.tasks.base import benchmarks
 
     if name not in benchmarks.BENCHMARKS:
@@ -71,7 +71,7 @@ def measured(name: str, loaded: Any, data: Path, limit: int | None, batch_size: 
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """A row per metric."""
+    """Return a table with a row per metric."""
     shown = Table()
     for column in ("task", "documents", "metric", "value", "95 % interval"):
         shown.add_column(column, justify="left" if column in ("task", "metric") else "right")

@@ -1,4 +1,4 @@
-"""Consoles and options that commands share, and how they reach Prefect."""
+"""Consoles and options that commands share, and their connection to Prefect."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 out = Console(highlight=False, soft_wrap=True)
-"""For sentences and paths: nothing is broken over lines, so that it can be copied."""
+"""For sentences and paths, without line breaks, so that they can be copied."""
 tables = Console()
-"""For tables, fitted to the terminal's width."""
+"""For tables, fitted to the width of the terminal."""
 err = Console(stderr=True)
 
 Changes = Annotated[list[str] | None, Parameter(name="--set", negative="")]
@@ -22,7 +22,7 @@ DryRun = Annotated[bool, Parameter(negative="")]
 
 @contextlib.contextmanager
 def prefect() -> Iterator[None]:
-    """Reach Prefect's server, a temporary one where no other is named, while libraries are imported."""
+    """Connect to Prefect's server, a temporary one if none is named, while libraries are imported."""
     from prefect.client.orchestration import get_client
 
     def reach() -> None:

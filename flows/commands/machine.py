@@ -15,12 +15,12 @@ from flows.commands.console import err
 from flows.commands.console import tables as out
 
 
-def checkpoint_table(found: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
-    """A row per checkpoint; with `damages`, whether each was verified."""
+def checkpoint_table(checkpoints: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
+    """Return a table with a row per checkpoint; with `damages`, it shows whether each is intact."""
     table = Table()
     for column in ("training", "step", "tokens", "validation loss", "size", "workers", "ZeRO", "age", "state"):
         table.add_column(column, justify="right" if column in ("step", "tokens", "validation loss", "size") else "left")
-    for kept in found:
+    for kept in checkpoints:
         m, size, age = kept.manifest, f"{kept.bytes / 1e6:,.1f} MB", f"{kept.age / 60:,.0f} min"
         state = "whole" if damages is None else "DAMAGED" if damages[kept.path] else "verified"
         if m is None:
@@ -34,29 +34,29 @@ def checkpoint_table(found: Sequence[Kept], damages: Mapping[Path, str | None] |
 
 
 def list_checkpoints():
-    """List them: step, tokens seen, validation loss, size, workers.
+    """List the checkpoints: step, tokens seen, validation loss, size, workers.
 
     Example: gpt2 checkpoints
     """
     from cluster.checkpoints.files import find
 
-    found = list(find())
-    if not found:
-        out.print("There are none: no training is under way or was interrupted.")
+    checkpoints = list(find())
+    if not checkpoints:
+        out.print("There are no checkpoints: no training is under way or was interrupted.")
         return
-    out.print(checkpoint_table(found))
+    out.print(checkpoint_table(checkpoints))
 
 
 def verify_checkpoints():
-    """Read every byte of them and compare it with what was written; exit with 1 where one is damaged.
+    """Verify every byte of the checkpoints; exit with 1 if one is damaged.
 
     Example: gpt2 checkpoints verify
     """
     from cluster.checkpoints.files import find
 
-    found = list(find())
-    damages = {kept.path: kept.damage() for kept in found}
-    out.print(checkpoint_table(found, damages))
+    checkpoints = list(find())
+    damages = {kept.path: kept.damage() for kept in checkpoints}
+    out.print(checkpoint_table(checkpoints, damages))
     for damage in filter(None, damages.values()):
         err.print(damage, highlight=False, markup=False, soft_wrap=True)
     if any(damages.values()):
@@ -64,7 +64,7 @@ def verify_checkpoints():
 
 
 def export_checkpoint(path: Path, output: Path):
-    """Write the model that a checkpoint holds, as `transformers` and `gpt2` read it.
+    """Write the model of a checkpoint in a format that `transformers` and `gpt2` read.
 
     Example: gpt2 checkpoints export .gpt2/store/.partial/base-0123/_checkpoints/step-00000100 model/
 
@@ -79,12 +79,13 @@ def export_checkpoint(path: Path, output: Path):
 
 
 def automations(url: str):
-    """Call a webhook when a model is promoted or refused, a training restarted or over budget, sentiment turns.
+    """Call a webhook when a model is promoted or refused, a training restarts or exceeds its budget, or sentiment
+    changes.
 
     Example: PREFECT_API_URL=http://127.0.0.1:4200/api gpt2 automations https://example.org/hook
 
     Args:
-        url: where to post to.
+        url: the address to post to.
     """
     from flows.server.deployments import create
 
@@ -93,7 +94,7 @@ def automations(url: str):
 
 
 def doctor():
-    """Check this machine and name a remedy for what is wrong.
+    """Check this machine, and print a remedy for each problem.
 
     Example: gpt2 doctor
     """
@@ -114,12 +115,12 @@ def doctor():
 
 
 def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):
-    """Remove the local state: artifacts, runs, registered models, samples, all in GPT2_HOME. Nothing else.
+    """Remove the local state in GPT2_HOME, and nothing else: artifacts, runs, registered models, samples.
 
     Example: gpt2 clean --yes
 
     Args:
-        yes: do it without asking.
+        yes: remove it without asking.
     """
     from cluster.home import clean as remove
     from cluster.home import home

@@ -1,4 +1,4 @@
-"""Commands on registered models: look, promote, go back, describe, make again, serve."""
+"""Commands on registered models: list, promote, roll back, describe, reproduce, serve."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def models():
             table.add_row(str(row["version"]), aliases, stands, *numbers, sources, age(row["created"]))
         out.print(table)
         for row in mine:
-            told = row["tags"].get("gpt2.rolled_back") or row["reasons"]
-            if told and (row["aliases"] or "gpt2.rolled_back" in row["tags"]):
+            remark = row["tags"].get("gpt2.rolled_back") or row["reasons"]
+            if remark and (row["aliases"] or "gpt2.rolled_back" in row["tags"]):
                 kind = "rolled back " if "gpt2.rolled_back" in row["tags"] else ""
-                out.print(f"  v{row['version']} {kind}{told}", highlight=False, markup=False)
+                out.print(f"  v{row['version']} {kind}{remark}", highlight=False, markup=False)
     if rows:
-        out.print("\n`gpt2 card models:/NAME/VERSION` tells more of one.", highlight=False)
+        out.print("\n`gpt2 card models:/NAME/VERSION` shows the card of one.", highlight=False)
 
 
 def age(created: float) -> str:
-    """Time since then, for people."""
+    """Return the age (`created`: s since 1970) in minutes, hours or days."""
     hours = (time.time() - created) / 3600
     if hours < 1:
         return f"{hours * 60:.0f} min"
@@ -58,15 +58,15 @@ def age(created: float) -> str:
 
 
 def promote(model: str, version: str, *, reason: str = "", force: Annotated[bool, Parameter(negative="")] = False):
-    """Make a version the champion. One that the gate refused or has not judged needs --force and a reason.
+    """Make a version the champion. A version that the gate refused or has not judged needs --force and --reason.
 
     Example: gpt2 promote gpt2-sentiment 3 --reason "the analysts prefer it"
 
     Args:
-        model: the registered model, as gpt2-sentiment.
+        model: the registered model, such as gpt2-sentiment.
         version: its number.
         reason: why; kept with the version.
-        force: also where the gate did not pass it.
+        force: promote it even if the gate did not.
     """
     from cluster.registry import promotion
 
@@ -78,13 +78,13 @@ def promote(model: str, version: str, *, reason: str = "", force: Annotated[bool
 
 
 def rollback(model: str, *, reason: str = ""):
-    """The champion goes back to the one before it. Who reads the champion meanwhile gets one or the other, whole.
+    """Go back to the champion before the current one. Readers get one or the other, never a mixture.
 
     Example: gpt2 rollback gpt2-sentiment --reason "strange answers since noon"
 
     Args:
-        model: the registered model, as gpt2-sentiment.
-        reason: why; kept with the version that is left.
+        model: the registered model, such as gpt2-sentiment.
+        reason: why; kept with the version that is rolled back.
     """
     from cluster.registry import promotion
 
@@ -93,13 +93,13 @@ def rollback(model: str, *, reason: str = ""):
 
 
 def card(model_uri: str, *, output: Path | None = None):
-    """The card of a registered model: its use, data, results beside baselines, limits, lineage, and how to load it.
+    """Show the card of a registered model: use, data, results beside baselines, limits, lineage, and how to load it.
 
     Example: gpt2 card models:/gpt2-sentiment@champion --output card.md
 
     Args:
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
-        output: a file for the Markdown; without it, it is printed.
+        output: a file for the Markdown; without it, the card is printed.
     """
     from cluster.registry import download
     from gpt2.evaluation.model_card import NAME
@@ -114,7 +114,7 @@ def card(model_uri: str, *, output: Path | None = None):
 
 
 def verdict(model_uri: str, *, output: Path | None = None):
-    """The gate's verdict on a version, each point with its figures, computed again from the predictions kept with it.
+    """Show the gate's verdict on a version with its figures, computed again from the predictions kept with it.
 
     Example: gpt2 verdict models:/gpt2-sentiment@champion --output verdict.html
 
@@ -122,14 +122,14 @@ def verdict(model_uri: str, *, output: Path | None = None):
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
         output: a file for the page: the verdict, and the report with the champion beside the model.
     """
-    from flows.stages.gate import again
+    from flows.stages.gate import recompute_verdict
 
-    found = again(model_uri, output)
-    beside = f", beside version {found['champion']}" if found["champion"] else ""
-    stands = "promoted" if found["promote"] else "not promoted"
-    out.print(f"{found['model']} version {found['version']}{beside}: {stands}", highlight=False)
-    enough = any(c["alternative"] and c["passed"] for c in found["criteria"])
-    for criterion in found["criteria"]:
+    result = recompute_verdict(model_uri, output)
+    beside = f", beside version {result['champion']}" if result["champion"] else ""
+    stands = "promoted" if result["promote"] else "not promoted"
+    out.print(f"{result['model']} version {result['version']}{beside}: {stands}", highlight=False)
+    enough = any(c["alternative"] and c["passed"] for c in result["criteria"])
+    for criterion in result["criteria"]:
         mark = "[green]✓[/]" if criterion["passed"] else "–" if criterion["alternative"] and enough else "[red]✗[/]"
         out.print(f"{mark} [bold]{criterion['name']}[/]", highlight=False)
         out.print(f"  {criterion['text']}", highlight=False, markup=False)
@@ -138,34 +138,34 @@ def verdict(model_uri: str, *, output: Path | None = None):
 
 
 def status(version) -> str:
-    """What was decided on a version, as a section of its card."""
+    """Return the decisions on a version as a section of its card."""
     from cluster.registry.versions import verdict_of
 
-    told = [f"* {version.name} version {version.version}, {verdict_of(version)}"]
-    told += [f"* alias `@{alias}`" for alias in version.aliases]
+    lines = [f"* {version.name} version {version.version}, {verdict_of(version)}"]
+    lines += [f"* alias `@{alias}`" for alias in version.aliases]
     for what in ("promoted", "refused", "forced", "rolled_back"):
         if f"gpt2.{what}" in version.tags:
-            told.append(f"* {what.replace('_', ' ')}: {version.tags[f'gpt2.{what}']}")
+            lines.append(f"* {what.replace('_', ' ')}: {version.tags[f'gpt2.{what}']}")
     if replaced := version.tags.get("gpt2.replaced"):
-        told.append(f"* replaced version {replaced.split(',')[0]}")
-    return "## Status\n\n" + "\n".join(told) + "\n"
+        lines.append(f"* replaced version {replaced.split(',')[0]}")
+    return "## Status\n\n" + "\n".join(lines) + "\n"
 
 
 def reproduce(model_uri: str, *, folder: Path | None = None):
     """Make a registered model again, from the recorded data, settings, code and seeds, and compare it bit by bit.
 
-    Works in a fresh home with a store of its own; registers nothing. Exits with 1 where the bits differ. Refused where
-    the data is gone, or the code is not the recorded one.
+    Works in a fresh home with its own store; registers nothing. Exits with 1 if bits differ, and with 2 if the data is
+    missing or the code has changed.
 
     Example: gpt2 reproduce models:/gpt2-sentiment@champion
 
     Args:
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
-        folder: the fresh home, a new or empty folder; kept. Without it a temporary one is used and removed.
+        folder: the fresh home, a new or empty folder, which is kept; without it, a temporary one is used and removed.
     """
-    from flows.jobs.reproduce import reproduce as again
+    from flows.jobs.reproduce import reproduce as make_again
 
-    if not again(model_uri, folder, lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True)):
+    if not make_again(model_uri, folder, lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True)):
         sys.exit(1)
 
 
@@ -185,10 +185,10 @@ def serve(
     Example: gpt2 serve models:/gpt2-sentiment@champion --port 8000
 
     Args:
-        model_uri: models:/NAME@ALIAS, followed where the alias goes, or models:/NAME/VERSION.
-        host: the address to listen at; another than loopback needs GPT2_SERVE_TOKEN, which requests then carry.
+        model_uri: models:/NAME@ALIAS, which is followed when the alias moves, or models:/NAME/VERSION.
+        host: the address to listen at; beyond loopback, GPT2_SERVE_TOKEN must be set, and requests must send it.
         port: the port to listen at; 0 takes a free one.
-        poll: seconds between looks at where the alias points.
+        poll: seconds between two checks of the alias.
         max_inputs: inputs in one request; more are refused.
         max_bytes: size of a request's body in bytes; more is refused.
     """

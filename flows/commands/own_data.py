@@ -21,16 +21,16 @@ def import_weights(
     config: Path | None = None,
     set_: Changes = None,
 ):
-    """Make published weights a version of gpt2-base, to fine-tune or to go on from with text of your own.
+    """Import published weights as a version of gpt2-base, for fine-tuning or for continued training on your own text.
 
-    Nothing that comes with them is executed. The same files again make no second version.
+    No code that comes with them is executed. The same files make no second version.
 
     Example: gpt2 import openai-community/gpt2 --champion
 
     Args:
         source: a directory with config.json, weights and tokenizer, or the id of a model on the Hugging Face hub.
-        revision: of a model on the hub: the commit, branch or tag.
-        champion: make it the champion, where the gate did not, or had no text to measure it on.
+        revision: the commit, branch or tag of a model on the hub.
+        champion: make it the champion, even if the gate did not, or had no text to measure it on.
         config: a YAML file of settings (`flows.jobs.import_plan`).
         set_: a setting, as in online=false (the hub's local cache only); may be given several times.
     """
@@ -39,10 +39,10 @@ def import_weights(
 
     given = {"source": source, "revision": revision, "champion": champion or None}
     chosen = settings(ImportConfig, given, config, set_ or ())
-    found = ImportPlan.of(chosen)
-    size = f"{found.model.n_parameters / 1e6:,.1f}M parameters, {found.model.vocab_size:,} token ids"
-    out.print(f"{found.source}: a GPT-2 of {size}, {found.model.n_positions:,} positions", markup=False)
-    row = found.registered()
+    weights = ImportPlan.of(chosen)
+    size = f"{weights.model.n_parameters / 1e6:,.1f}M parameters, {weights.model.vocab_size:,} token ids"
+    out.print(f"{weights.source}: a GPT-2 of {size}, {weights.model.n_positions:,} positions", markup=False)
+    row = weights.registered()
     if row:
         out.print("Nothing to do: it was imported before.")
     else:
@@ -53,7 +53,7 @@ def import_weights(
             from flows.jobs.import_weights import import_weights as run
 
             result = run(chosen)
-        if result is None:  # another run is at it, which it has said
+        if result is None:  # another run is importing it, as the log says
             return
         [row] = result["registered"]
     from cluster.registry import versions
@@ -65,7 +65,7 @@ def import_weights(
     base = "" if mine else f" --set base=models:/{NAME}/{row['version']}"
     out.print(f"Fine-tune it:           gpt2 train-classifier FILE{base}", markup=False)
     if mine:
-        n = found.model.n_positions
+        n = weights.model.n_positions
         same = f"--set model.n_positions={n} --set pretrain.context={n}"
         out.print(f"Go on with your text:   gpt2 run refresh --set 'corpus.sources=[FOLDER]' {same}", markup=False)
 
@@ -79,19 +79,19 @@ def train_classifier(
     set_: Changes = None,
     dry_run: DryRun = False,
 ):
-    """Make a model of a file of labelled texts: .csv, .jsonl or .parquet, columns text,label[,time,topic,weight].
+    """Train a model on a file of labelled texts: .csv, .jsonl or .parquet, columns text,label[,time,topic,weight].
 
-    The champion of gpt2-base learns it; where there is none yet, one is pretrained first.
+    The champion of gpt2-base is fine-tuned; if there is none yet, one is pretrained first.
 
     Example: gpt2 train-classifier headlines.csv --set label_field=mood
 
     Args:
         source: the file, or sample:clothing.
-        name: the registered model is gpt2-NAME; without it, named after the file.
+        name: the model is registered as gpt2-NAME; without it, NAME is made from the file's name.
         preset: settings to start from, as for `gpt2 run`.
         config: a YAML file of settings (`flows.jobs.own_data_plan`), such as the best.yaml of `gpt2 search sentiment`.
         set_: a setting, as in label_field=mood or balance=inverse; may be given several times.
-        dry_run: say what the file holds; start nothing.
+        dry_run: print what the file has; start nothing.
     """
     from flows.config import settings
     from flows.jobs.own_data_plan import ClassifierConfig
@@ -110,22 +110,22 @@ def train_recommender(
     set_: Changes = None,
     dry_run: DryRun = False,
 ):
-    """Make a model of a catalogue: items (id,text[,title], attributes) and interactions (user,item,time[,weight]).
+    """Train a model on a catalogue: items (id,text[,title], attributes) and interactions (user,item,time[,weight]).
 
-    Files are .csv, .jsonl or .parquet. The champion of gpt2-base learns them; where there is none yet, one is
-    pretrained first.
+    Files are .csv, .jsonl or .parquet. The champion of gpt2-base is fine-tuned; if there is none yet, one is pretrained
+    first.
 
     Example: gpt2 train-recommender products.csv sales.csv --set user_field=customer
 
     Args:
-        items: the file of items; columns of no other use are attributes that are told after the text.
-        interactions: the file of who chose what, and when.
-        name: the registered model is gpt2-NAME; without it, named after the file of items.
+        items: the file of items; its other columns are attributes, which are added after the text.
+        interactions: the file of users' choices with their times.
+        name: the model is registered as gpt2-NAME; without it, NAME is made from the name of the file of items.
         preset: settings to start from, as for `gpt2 run`.
         config: a YAML file of settings (`flows.jobs.own_data_plan`), such as the best.yaml of `gpt2 search
-        recommendation`.
+            recommendation`.
         set_: a setting, as in weight_field=rating or min_weight=4; may be given several times.
-        dry_run: say what the files hold; start nothing.
+        dry_run: print what the files have; start nothing.
     """
     from flows.config import settings
     from flows.jobs.own_data_plan import RecommenderConfig
@@ -135,20 +135,20 @@ def train_recommender(
 
 
 def describe_labelled(chosen: ClassifierConfig) -> None:
-    """What a file of labelled texts holds."""
+    """Print what a file of labelled texts has: texts, labels, columns, and rows left out."""
     from flows.plan import local_source
     from gpt2.tasks.sentiment.dataset import usable
 
     table, labels, counts = usable(Path(local_source(chosen.source)), chosen)
     sizes = ", ".join(f"{label} {int((table['label'] == i).sum()):,}" for i, label in enumerate(labels))
-    found = [c for c in ("time", "topic", "weight") if c in table]
+    optional = [c for c in ("time", "topic", "weight") if c in table]
     out.print(f"{chosen.source}: {len(table):,} texts to learn from, of {counts['rows']:,} rows: {sizes}", markup=False)
-    out.print(f"Split by {'time' if 'time' in found else 'content'}; other columns: {', '.join(found) or 'none'}")
+    out.print(f"Split by {'time' if 'time' in optional else 'content'}; other columns: {', '.join(optional) or 'none'}")
     left_out({what: n for what, n in counts.items() if what != "rows"})
 
 
 def describe_catalogue(chosen: RecommenderConfig) -> None:
-    """What a file of items and a file of interactions hold."""
+    """Print what a file of items and a file of interactions have: sizes, an example, and rows left out."""
     from gpt2.tasks.recommendation.catalogue import sentence, usable
 
     items, _, counts = usable(Path(chosen.source), chosen)
@@ -161,20 +161,20 @@ def describe_catalogue(chosen: RecommenderConfig) -> None:
 
 
 def left_out(counts: dict[str, int]) -> None:
-    """What was counted of the rows that are gone."""
-    if told := [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n]:
-        out.print(", ".join(told))
+    """Print the counts of rows that are left out."""
+    if parts := [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n]:
+        out.print(", ".join(parts))
 
 
 def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
-    """Say what the data hold, train where that has not been done, and say what came of it."""
+    """Print what the data have, train and register a model unless that is done, and print the results."""
     from cluster.home import store
     from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan, RecommenderConfig
     from flows.runs import services
 
     own = OwnDataPlan.of(chosen)
     base, name = own.base, chosen.registered_as()
-    rows = own.registered()  # refuses what is wrong before anything is read
+    rows = own.registered()  # refuses wrong settings before anything is read
     labelled = isinstance(chosen, ClassifierConfig)
     if isinstance(chosen, ClassifierConfig):
         describe_labelled(chosen)
@@ -201,7 +201,7 @@ def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
     for row in rows:
         out.print(f"{row['model']} version {row['version']} {row['verdict']}: {row['reasons']}", markup=False)
     report = done.keys.report
-    told = "Report, with the labels to look at" if labelled else "Report"
-    out.print(f"{told}: {store().require(report.kind, report.id).file('report.html')}")
-    asked = "texts.txt" if labelled else "histories.jsonl"
-    out.print(f"Use it: gpt2 predict models:/gpt2-{name}@champion --input {asked} --output scored.jsonl")
+    title = "Report, with the labels to look at" if labelled else "Report"
+    out.print(f"{title}: {store().require(report.kind, report.id).file('report.html')}")
+    inputs = "texts.txt" if labelled else "histories.jsonl"
+    out.print(f"Use it: gpt2 predict models:/gpt2-{name}@champion --input {inputs} --output scored.jsonl")

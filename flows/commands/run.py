@@ -25,7 +25,8 @@ def run(
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ):
-    """Run the whole pipeline, or one stage of it; `refresh` goes on with new documents. Nothing is done twice.
+    """Run the whole pipeline or one stage; `refresh` continues training on new documents. Finished work is not
+    repeated.
 
     Example: gpt2 run --preset laptop --set pretrain.steps=500
 
@@ -33,9 +34,9 @@ def run(
         stage: the part to run.
         preset: settings to start from: laptop, laptop-long, laptop-modern, smoke, gpt2, gpt2-medium,
             gpt2-large, gpt2-xl.
-        config: a YAML file whose settings go over the preset's.
+        config: a YAML file whose settings override the preset's.
         set_: a setting, as in pretrain.optimizer.learning_rate=1e-3; may be given several times.
-        dry_run: print the resolved settings, what would run and how large it is; start nothing.
+        dry_run: print the resolved settings, the stages that would run and their size; start nothing.
     """
     from flows.config import resolve
     from flows.plan import make_plan
@@ -82,16 +83,16 @@ def run(
 
 
 def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) -> None:
-    """Refresh; with `dry_run`, say what is new and start nothing."""
+    """Refresh the champion; with `dry_run`, print what is new and start nothing."""
     new = RefreshPlan.of(config)
     if reason := new.nothing():
         console.print(f"Nothing to do: {reason}.", highlight=False, markup=False)
         return
     count, version = len(new.documents), new.champion.version
-    told = (
+    summary = (
         f"{count:,} of {new.files:,} source files are new or changed since the champion, gpt2-base version {version}."
     )
-    console.print(told, highlight=False)
+    console.print(summary, highlight=False)
     if dry_run:
         return
     console.print("Starting Prefect and MLflow ...")

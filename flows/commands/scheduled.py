@@ -18,7 +18,7 @@ def monitor(
 ):
     """Score new posts with the champion, count them by topic and time, raise alerts, write the page.
 
-    Each post counts once; run it again, or on a schedule (deployment `monitor-sentiment`), for what has come since.
+    Each post counts once. For newer posts run it again, or on a schedule (deployment `monitor-sentiment`).
 
     Example: gpt2 monitor inbox/ --set time_field=created_at --set window=day
 
@@ -26,7 +26,7 @@ def monitor(
         sources: folders, files, globs or fsspec URLs of posts: .jsonl, .csv or .parquet.
         config: a YAML file of the monitor's settings (`gpt2.monitoring.config`).
         set_: a setting, as in min_posts=50; may be given several times.
-        demo: a replay of the sample posts, with a planted surge.
+        demo: replay the sample posts, with a planted surge.
     """
     from flows.config import settings
     from gpt2.monitoring.config import MonitorConfig
@@ -35,12 +35,12 @@ def monitor(
     note = ""
     if demo:
         if sources:
-            raise ValueError(f"--demo replays the sample posts and reads no {', '.join(sources)}; give one of the two")
+            raise ValueError(f"--demo: replays the sample posts and reads no {', '.join(sources)}; give one of the two")
         given |= {"name": "demo", "time_field": "time", "window": "day", "sources": ["demo"]}
     chosen = settings(MonitorConfig, given, config, set_ or ())
-    from cluster.registry.resolve import used
+    from cluster.registry.resolve import resolve_model
 
-    model = used(chosen.model)
+    model = resolve_model(chosen.model)
     if demo:
         note = prepare_demo()
         chosen = chosen.model_copy(update={"sources": [str(demo_folder())]})
@@ -61,14 +61,14 @@ def monitor(
 
 
 def demo_folder() -> Path:
-    """Where the replay lies."""
+    """Return the folder of the replay."""
     from cluster.home import samples
 
     return samples() / "replay"
 
 
 def prepare_demo() -> str:
-    """Write the replay; returns what is to be said of it."""
+    """Write the replay; return a note on it for the page."""
     from cluster.home import samples
     from gpt2.data.samples import resolve
     from gpt2.monitoring import demo as monitoring_demo
@@ -86,14 +86,14 @@ def recommend(
     config: Path | None = None,
     set_: Changes = None,
 ):
-    """The best items for every active user, as Parquet with scores, model version and reasons; each user once.
+    """Recommend items to every active user, as Parquet with scores, model version and reasons.
 
-    Reasons are facts, unless a writer is set: then its sentences too, where they pass all checks.
+    Reasons are facts. If a writer is set, they are also its sentences that pass all checks.
 
     Example: gpt2 recommend interactions.csv --set top_k=20 --set writer=models:/gpt2-reasons@champion
 
     Args:
-        source: a file of interactions, or a folder with interactions.*; without it the sample.
+        source: a file of interactions, or a folder with interactions.*; default: the sample.
         config: a YAML file of settings (`gpt2.tasks.recommendation.recommend`).
         set_: a setting, as in active_days=30; may be given several times.
     """
@@ -101,14 +101,14 @@ def recommend(
     from gpt2.tasks.recommendation.config import RecommendConfig
 
     chosen = settings(RecommendConfig, {"source": source}, config, set_ or ())
-    from cluster.registry.resolve import used
+    from cluster.registry.resolve import resolve_model
 
-    writes = f", {used(chosen.writer).address} will write reasons" if chosen.writer else ""
-    out.print(f"Starting Prefect; {used(chosen.model).address} will rank{writes} ...")
+    writes = f", {resolve_model(chosen.writer).address} will write reasons" if chosen.writer else ""
+    out.print(f"Starting Prefect; {resolve_model(chosen.model).address} will rank{writes} ...")
     with prefect():
         from flows.jobs.recommend import recommend as run
 
         result = run(chosen)
-    told = "" if result["new"] else " (nothing is new since then)"
-    out.print(f"Recommendations for {result['users']:,} users{told}: {result['file']}")
+    remark = "" if result["new"] else " (nothing is new since then)"
+    out.print(f"Recommendations for {result['users']:,} users{remark}: {result['file']}")
     out.print(f"Page: {result['page']}")

@@ -22,15 +22,15 @@ def search(
 ):
     """Search better fine-tuning settings of a task, by its validation loss; weak candidates are stopped early.
 
-    The best become a file that `--config` of `gpt2 run` and of the task's own command takes, and the form. The test
-    split is not looked at.
+    The best settings become a file for `--config` of `gpt2 run` and of the task's own command, and for the form. The
+    test split is not used.
 
     Example: gpt2 search sentiment --trials 8 --set 'space={train.batch_size: [16, 32, 64]}'
 
     Args:
         task: sentiment, recommendation, reasons, support, or one of yours.
         preset: settings to start from, as for `gpt2 run`; they are the first candidate.
-        trials: how many candidates.
+        trials: number of candidates.
         max_steps: steps of a candidate that is not stopped early.
         config: a YAML file of settings (`flows.jobs.search_plan`).
         set_: a setting, as in seed=1 or parallel=1; may be given several times.
@@ -47,23 +47,23 @@ def search(
     from flows.runs import services
 
     given = {"task": task, "preset": preset, "trials": trials, "max_steps": max_steps}
-    found = SearchPlan.of(settings(SearchConfig, given, config, set_ or ()))
-    steps = f"{found.steps} steps where they are not stopped early"
-    out.print(f"{len(found.candidates)} candidates for {found.config.task}, {steps}; the first is the preset's own")
+    plan = SearchPlan.of(settings(SearchConfig, given, config, set_ or ()))
+    steps = f"{plan.steps} steps where they are not stopped early"
+    out.print(f"{len(plan.candidates)} candidates for {plan.config.task}, {steps}; the first is the preset's own")
     if dry_run:
-        for number, candidate in enumerate(found.candidates):
+        for number, candidate in enumerate(plan.candidates):
             drawn = ", ".join(f"{path}={value}" for path, value in candidate.drawn.items())
             out.print(f"{number}: {drawn or 'the preset'}", markup=False)
         return
-    if found.nothing():
+    if plan.nothing():
         out.print("Nothing to do: the search was done before.")
     else:
         out.print("Starting Prefect, Ray and MLflow ...")
-        services.start(found.candidates[0].settings)
+        services.start(plan.candidates[0].settings)
         from flows.jobs.search import search as run
 
-        run(found.config)
-    made = store().find(found.key)
+        run(plan.config)
+    made = store().find(plan.key)
     if made is None:
         return  # another run is doing it, as the log says
     rows = rows_of(json.loads(made.file("candidates.json").read_text()))
@@ -74,6 +74,6 @@ def search(
         shown.add_row(*map(str, row.values()), style="bold" if row["candidate"] == made.info["best"] else None)
     out.print(shown)
     out.print(f"The best: {made.file('best.yaml')}", markup=False)
-    for command in ("run", *filter(None, [COMMANDS.get(found.config.task)])):
-        told = f"Use it: gpt2 {command} --preset {found.config.preset} --config {made.file('best.yaml')}"
-        out.print(told, markup=False)
+    for command in ("run", *filter(None, [COMMANDS.get(plan.config.task)])):
+        usage = f"Use it: gpt2 {command} --preset {plan.config.preset} --config {made.file('best.yaml')}"
+        out.print(usage, markup=False)

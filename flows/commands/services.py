@@ -1,4 +1,4 @@
-"""`gpt2 up`, `down` and `status`: everything that an operator and an analyst need, brought up by one command."""
+"""`gpt2 up`, `down` and `status`: all services of an operator and an analyst, started by one command."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def up(
 ) -> None:
     """Start Prefect with its UI and a worker, MLflow and Ray, all on this machine alone, and keep them running.
 
-    What PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS names is used, not started. Ctrl-C or `gpt2 down` stops
-    everything that this started and nothing else.
+    Services that PREFECT_API_URL, MLFLOW_TRACKING_URI or RAY_ADDRESS name are used, not started. Ctrl-C or `gpt2 down`
+    stops everything that this started and nothing else.
 
     Example: gpt2 up --detach
 
     Args:
-        detach: return once everything answers.
-        profile: where Prefect and MLflow keep their records: SQLite files of the home, or the PostgreSQL server that
+        detach: return as soon as everything answers.
+        profile: the databases of Prefect and MLflow: SQLite files in the home, or the PostgreSQL server that
             GPT2_POSTGRES_URL names.
-        at_once: runs of the UI and of schedules at a time; 3, or what the work pool says.
+        at_once: most runs of the UI and of schedules at the same time; default: the work pool's limit, at first 3.
         prefect_port: where Prefect's UI and API listen.
         mlflow_port: where MLflow listens.
         ray_port: where Ray's head listens.
@@ -76,25 +76,27 @@ def up(
 
 
 def check_at_once(at_once: int | None, profile: Profile) -> int | None:
-    """The most runs that the worker may start at a time, whatever the pool says, None for any; `ValueError` for more
-    than the databases stand."""
+    """Return the most runs that the worker may start at the same time, None for any.
+
+    Raises `ValueError` for more runs than the databases can serve.
+    """
     if at_once is not None and at_once < 1:
-        raise ValueError(f"--at-once={at_once} lets nothing run; give 1 or more")
+        raise ValueError(f"--at-once={at_once}: lets nothing run; give 1 or more")
     if profile == "sqlite" and (at_once or 0) > databases.SQLITE_RUNS:
         raise ValueError(
-            f"--at-once={at_once} is more than the {databases.SQLITE_RUNS} runs that were measured to work on SQLite; "
+            f"--at-once={at_once}: is more than the {databases.SQLITE_RUNS} runs that were measured to work on SQLite; "
             f"lower it, or use --profile postgres"
         )
     return at_once or (databases.SQLITE_RUNS if profile == "sqlite" else None)
 
 
 def run(choice: Choice, at_once: int | None, limit: int | None) -> None:
-    """Start, watch, and stop at the end, however it comes."""
+    """Start the services, watch them, and stop them at the end, also after an error or a signal."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     chosen, environment, secrets = choice
     processes.check_ports(chosen, LOOPBACK)
-    os.environ.pop(databases.ADDRESS, None)  # the two servers have it; runs and Ray need not
+    os.environ.pop(databases.ADDRESS, None)  # only the two servers need it, not runs and Ray
     group = Running(environment, secrets)
     try:
         with contextlib.suppress(Leave):
@@ -112,7 +114,7 @@ def run(choice: Choice, at_once: int | None, limit: int | None) -> None:
             group.start(worker(limit))
             group.wait("worker", START_SECONDS)
             group.write(ready=True)
-            tell(deployments)
+            print_addresses(deployments)
             while True:
                 time.sleep(1)
                 group.mend(lambda message: out.print(f"{time.strftime('%H:%M:%S')} {message}"))
@@ -122,14 +124,14 @@ def run(choice: Choice, at_once: int | None, limit: int | None) -> None:
         sys.exit(1)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # stopping is not stopped
+            signal.signal(number, signal.SIG_IGN)  # further signals must not interrupt stopping
         out.print("Stopping: runs first, so that they can save ...")
         group.stop()
         out.print("Stopped.")
 
 
 class Leave(BaseException):
-    """The signal to stop."""
+    """Raised by the handler of the signals that stop `up`."""
 
 
 def leave(number: int, frame: Any) -> None:
@@ -140,8 +142,11 @@ Choice = tuple[list[Service], dict[str, dict[str, str]], dict[str, dict[str, str
 
 
 def choose(profile: Profile, prefect_port: int, mlflow_port: int, ray_port: int, ray_dashboard_port: int) -> Choice:
-    """The services to start, and by the variable that would name another: the environment that leads to each, and the
-    secrets of it, by file. `ValueError` where a named one does not answer."""
+    """Return the services to start, the environment variables that lead to each, and the files of its secrets.
+
+    Variables and files are by the variable that would name another service. Raises `ValueError` if a named service does
+    not answer.
+    """
     if profile == "postgres":
         databases.check()
     chosen: list[Service] = []
@@ -172,27 +177,30 @@ def choose(profile: Profile, prefect_port: int, mlflow_port: int, ray_port: int,
 
 def require(variable: str, address: str, good: bool) -> None:
     if not good:
-        raise ValueError(f"{variable}={address} does not answer; start what it names, or unset it to have one started")
+        raise ValueError(
+            f"{variable}={address}: does not answer; start this service, or unset the variable to have one started"
+        )
 
 
 def importing(at_once: int | None) -> Any:
-    """Begin to import the flows, which takes seconds, while the servers start; returns what registers them."""
-    found: list[Any] = []
+    """Begin to import the flows, which takes seconds, while the servers start; return the function that registers
+    them."""
+    loaded: list[Any] = []
 
     def load() -> None:
         from flows.server.deployments import register
 
-        found.append(register)
+        loaded.append(register)
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
 
     def register() -> list[str]:
         thread.join()
-        if not found:
-            raise ServiceFailed("the flows could not be loaded; see above")
+        if not loaded:
+            raise ServiceFailed("the flows could not be loaded; see the error above")
         try:
-            return found[0](at_once)
+            return loaded[0](at_once)
         except httpx.HTTPError as error:
             raise ServiceFailed(
                 f"the deployments could not be registered with {os.environ['PREFECT_API_URL']}: {error}; "
@@ -202,8 +210,8 @@ def importing(at_once: int | None) -> Any:
     return register
 
 
-def tell(deployments: Sequence[str]) -> None:
-    """The addresses, what to press first, how to stop."""
+def print_addresses(deployments: Sequence[str]) -> None:
+    """Print the addresses, the first steps, and how to stop."""
     ui = os.environ.get("PREFECT_UI_URL") or os.environ["PREFECT_API_URL"].removesuffix("/api")
     state = last_state() or {"services": [], "secrets": {}, "environment": {}}
     addresses = {s["name"]: s["address"] for s in state["services"]}
@@ -218,9 +226,9 @@ def tell(deployments: Sequence[str]) -> None:
 
 
 def in_background(options: list[str]) -> None:
-    """`up` as a process of its own, until it is ready or has failed."""
+    """Run `up` as its own process; return when it is ready, exit if it fails."""
     if is_locked():
-        with processes.only_one():  # says what is wrong
+        with processes.only_one():  # raises the error
             return
     log = processes.logs() / "up.log"
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
@@ -239,7 +247,7 @@ def in_background(options: list[str]) -> None:
 
 @contextlib.contextmanager
 def interrupting(process: subprocess.Popen) -> Iterator[None]:
-    """Ctrl-C while it starts stops it too."""
+    """Stop the process if the block is interrupted, for example by Ctrl-C."""
     try:
         yield
     except BaseException:
@@ -249,13 +257,13 @@ def interrupting(process: subprocess.Popen) -> Iterator[None]:
 
 
 def ready() -> bool:
-    """Whether the `up` of this home has written that all answers."""
+    """Return whether the `up` of this home is alive, and all its services answer."""
     state = last_state()
     return state is not None and state["ready"] and is_locked()
 
 
 def down() -> None:
-    """Stop what `gpt2 up` started: runs first, which save and can go on later, then the services.
+    """Stop what `gpt2 up` started: first the runs, which save and can resume, then the services.
 
     Example: gpt2 down
     """
@@ -269,7 +277,7 @@ def down() -> None:
         deadline = time.monotonic() + 90
         while is_locked() and time.monotonic() < deadline:
             time.sleep(0.2)
-    if (state := last_state()) is not None:  # it was killed, or hangs
+    if (state := last_state()) is not None:  # it was killed or hangs
         processes.stop(state)
     out.print("Stopped.")
 
@@ -287,7 +295,7 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
     state = last_state()
     if state is None or not is_locked():
         if state is not None:
-            out.print("`gpt2 up` was killed; what is left of it is stopped by `gpt2 down`.")
+            out.print("`gpt2 up` was killed; `gpt2 down` stops its remaining processes.")
             sys.exit(1)
         out.print(f"Nothing is up for {home()}; `gpt2 up` starts everything.")
         sys.exit(3)
@@ -298,11 +306,11 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
     for service in state["services"]:
         alive = answers(service)
         bad |= not alive
-        told = "[green]answers[/]" if alive else "[red]does not answer[/]"
-        table.add_row(service["title"], service["address"], told, service["log"])
+        shown = "[green]answers[/]" if alive else "[red]does not answer[/]"
+        table.add_row(service["title"], service["address"], shown, service["log"])
     out.print(table)
     if not state["ready"]:
-        out.print("It is still starting, or starting something again.")
+        out.print("It is still starting, or restarting a service.")
     if login:
         out.print(f"Prefect's page:  {prefect_login()}")
         out.print(f"MLflow's page:   {USER}, password {secret_file(MLFLOW_PASSWORD).read_text()}")

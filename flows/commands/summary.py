@@ -18,7 +18,7 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 def describe(config: PipelineConfig, plan: Plan, console: Console) -> None:
-    """Print the resolved settings, which artifacts are done, and the predicted size."""
+    """Print the resolved settings, the artifacts that are done, and the predicted size."""
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False, markup=False)
     table = Table(title="Stages", title_justify="left")
     for column in ("stage", "makes", "artifact", "state"):
@@ -30,7 +30,7 @@ def describe(config: PipelineConfig, plan: Plan, console: Console) -> None:
 
 
 def size_table(config: PipelineConfig) -> Table:
-    """Predicted parameters, tokens, arithmetic and memory of pretraining."""
+    """Return the predicted parameters, tokens, arithmetic (FLOP) and memory of pretraining as a table."""
     model, train, workers = config.model_config_with_vocabulary(), config.pretrain, config.cluster.num_workers
     table = Table(title="Size of pretraining", title_justify="left")
     table.add_column("what")
@@ -49,8 +49,11 @@ def size_table(config: PipelineConfig) -> Table:
 
 
 def memory_bytes(config: PipelineConfig) -> int:
-    """Parameters, gradients, fp32 master and moments under ZeRO (Rajbhandari et al. 2020, section 3), activations
-    (Korthikanti et al. 2022: about 34 bytes per token, width and layer at 16 bits) and the libraries' own 0.6 GiB."""
+    """Return the predicted memory of a worker in bytes.
+
+    It sums parameters, gradients, fp32 master and moments under ZeRO (Rajbhandari et al. 2020, section 3), activations
+    (Korthikanti et al. 2022: about 34 bytes per token, width and layer at 16 bits) and 0.6 GiB of libraries.
+    """
     model, train, cluster = config.model_config_with_vocabulary(), config.pretrain, config.cluster
     n, workers = model.n_parameters, cluster.num_workers
     from gpt2.training.hardware import decided
@@ -65,7 +68,7 @@ def memory_bytes(config: PipelineConfig) -> int:
 
 
 def summarize(plan: Plan, registered: list[dict[str, Any]], console: Console) -> None:
-    """Print stages, models beside their baselines, verdicts, and what to do next."""
+    """Print the stages, models beside their baselines, verdicts, and next steps."""
     console.print(stage_table(plan, registered))
     console.print(model_table(plan, registered))
     for row in registered:
@@ -75,7 +78,7 @@ def summarize(plan: Plan, registered: list[dict[str, Any]], console: Console) ->
 
 
 def stage_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
-    """A row per artifact, with the time that making it took, now or before."""
+    """Return a table with a row per artifact and the time (s) that it took, now or before."""
     table = Table(title="Stages", title_justify="left")
     for column in ("stage", "result", "time", "artifact"):
         table.add_column(column, justify="right" if column == "time" else "left")
@@ -95,7 +98,7 @@ def stage_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
 
 
 def result(what: str, key: Key, artifact: Artifact | None) -> str:
-    """One line on an artifact."""
+    """Return a line on an artifact."""
     if artifact is None:
         return f"{what}: not made"
     info = artifact.info
@@ -114,7 +117,7 @@ def result(what: str, key: Key, artifact: Artifact | None) -> str:
 
 
 def model_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
-    """A row per model and per baseline."""
+    """Return a table with a row per model and per baseline."""
     table = Table(title="Models", title_justify="left")
     for column in ("model", "metric", "value", "verdict"):
         table.add_column(column, justify="right" if column == "value" else "left")
@@ -138,7 +141,7 @@ def model_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
 
 
 def next_steps() -> str:
-    """How to use the models and look at what happened."""
+    """Return the commands to use the models, and to see what happened."""
     pages = [s["address"] for s in (running() or {"services": []})["services"] if s["address"].startswith("http")]
     lines = [
         "Use the models",
@@ -146,7 +149,7 @@ def next_steps() -> str:
         "  gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl",
         '  python -c \'import gpt2; print(gpt2.load("models:/gpt2-sentiment@champion").predict(["great flight"]))\'',
         "  gpt2 card models:/gpt2-sentiment@champion",
-        "Look at what happened",
+        "See what happened",
         "  gpt2 models",
         f"  {'  '.join(pages)}" if pages else "  gpt2 up    then http://127.0.0.1:4200 (runs) and :5000 (models)",
         f"Everything local is in {home()}; `make clean-state` removes it.",

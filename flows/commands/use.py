@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def predict(model_uri: str, *, input: Path, output: Path):
-    """Apply a registered model to a file.
+    """Apply a registered model to a file of inputs.
 
     Example: gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl
 
@@ -51,7 +51,7 @@ def generate(
     stop: str = "",
     truncate: Annotated[bool, Parameter(negative="")] = False,
 ):
-    """Continue a text. In a terminal it appears as it is written.
+    """Continue a text. A terminal shows it as it is written.
 
     Example: gpt2 generate models:/gpt2-base@champion "This film" --max-tokens 60
 
@@ -62,9 +62,9 @@ def generate(
         temperature: 0 takes the likeliest token; higher is more varied.
         top_k: sample from the k likeliest tokens; 0 from all.
         top_p: sample from the likeliest tokens that hold this share of probability.
-        repetition_penalty: above 1, what the text has already becomes less likely.
+        repetition_penalty: above 1, tokens that the text already has become less likely.
         seed: the same seed gives the same text.
-        samples: how many continuations.
+        samples: number of continuations.
         stop: end before this text.
         truncate: leave out the beginning of a prompt that is too long.
     """
@@ -80,7 +80,7 @@ def generate(
 
 def show(model: LoadedModel, prompt: str, params: dict[str, Any], out: Console, err: Console) -> None:
     """Print the prompt and its continuation, piece by piece where `out` is a terminal; notes go to `err`."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         stream = getattr(model.predictor, "stream", None)
         if stream and out.is_terminal and params["samples"] == 1:
@@ -92,20 +92,21 @@ def show(model: LoadedModel, prompt: str, params: dict[str, Any], out: Console, 
         else:
             for text in model.predict([prompt], **params)["text"]:
                 out.print(prompt + text, highlight=False, markup=False, soft_wrap=True)
-    for note in told:
+    for note in caught:
         if note.category is UserWarning and "tokens are read" in str(note.message):
             err.print(f"note: {note.message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def read_inputs(path: Path) -> list[Any]:
-    """Inputs of `predict`: .txt a text per line; .jsonl a string or object per line; .csv, .parquet column `text`."""
+    """Return the inputs of `predict`: .txt a text per line; .jsonl a string or object per line; .csv, .parquet column
+    `text`."""
     if path.suffix not in (".txt", ".jsonl", ".csv", ".parquet"):
         raise ValueError(f"--input {path}: {path.suffix!r} is not .txt, .jsonl, .csv or .parquet")
     if not path.exists():
         raise ValueError(f"--input {path}: there is no such file")
     inputs = column(path) if path.suffix in (".csv", ".parquet") else lines(path)
     if not inputs:
-        raise ValueError(f"--input {path} is empty")
+        raise ValueError(f"--input {path}: is empty; give a file with inputs")
     return inputs
 
 
@@ -120,7 +121,7 @@ def lines(path: Path) -> list[Any]:
         raise ValueError(f"--input {path} is not UTF-8 at byte {error.start}; convert it") from None
     if path.suffix == ".txt":
         return [line for line in text.splitlines() if line.strip()]
-    return [value_of(f"--input {path} row {number}", *found) for number, *found in json_values(data, whole=True)]
+    return [value_of(f"--input {path} row {number}", *parsed) for number, *parsed in json_values(data, whole=True)]
 
 
 def value_of(place: str, value: Any, wrong: str | None) -> Any:
@@ -148,7 +149,7 @@ def column(path: Path) -> list[Any]:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write predictions, whole or not at all."""
+    """Write predictions atomically; raises `ValueError` for an unknown format."""
     aside = path.with_name(f".{path.name}.tmp")
     if path.suffix == ".jsonl":
         table.to_json(aside, orient="records", lines=True, force_ascii=False)

@@ -19,7 +19,7 @@ from cluster.home import store
 from cluster.registry.lineage import Lineage, registered_lineage
 from flows.config import PipelineConfig, merged, resolve, validate
 from flows.jobs.refresh_plan import like
-from flows.plan import Plan, base_keys, whole
+from flows.plan import Plan, absolute_place, base_keys
 from flows.stage_code import stage_code
 from flows.stages.provenance import IMPORT
 from gpt2.data.config import CanaryConfig, CorpusConfig, TokenizerConfig
@@ -35,24 +35,24 @@ NAME = registered_name(BASE_NAME)
 
 
 class ImportConfig(Settings):
-    """Published weights that become a version of the base model."""
+    """Settings of an import: published weights become a version of the base model."""
 
     source: str = Field(..., min_length=1)
     """A directory with config.json, model.safetensors (or pytorch_model.bin, or shards of either) and tokenizer.json
     (or vocab.json and merges.txt), or the id of a model on the hub, such as openai-community/gpt2, or ID@REVISION."""
     revision: str | None = Field(None, min_length=1)
-    """Of a model on the hub: the commit, branch or tag; empty: the latest."""
+    """The commit, branch or tag of a model on the hub; empty: the latest."""
     online: bool = True
-    """Fetch what the hub's local cache has not; else only the cache is looked at."""
+    """Fetch files from the hub that its local cache lacks; if off, only the cache is used."""
     champion: bool = False
-    """Make it the champion even where the gate refused it, or had no text to measure it on."""
+    """Make it the champion even if the gate refused it, or had no text to measure it on."""
     gate: GateConfig = GateConfig()
-    """What it must show to become the champion without that."""
+    """Conditions under which it becomes the champion without `champion`."""
 
     @model_validator(mode="before")
     @classmethod
     def _revision_behind(cls, values: Any) -> Any:
-        """ID@REVISION, as records and cards name a source."""
+        """Split a source ID@REVISION, as records and cards write it."""
         source = values.get("source") if isinstance(values, dict) else None
         if not isinstance(source, str) or values.get("revision") or "@" not in source or Path(source).exists():
             return values
@@ -61,24 +61,25 @@ class ImportConfig(Settings):
 
     @property
     def command(self) -> str:
-        """The command that asks for the same weights."""
+        """Return the command that imports the same weights."""
         revision = ["--revision", self.revision] if self.revision else []
         return shlex.join(["gpt2", "import", self.source, *revision])
 
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """Weights and their tokenizer, in a directory that was looked at."""
+    """Weights and their tokenizer, in a directory that was checked."""
 
     config: ImportConfig
     directory: Path
     model: ModelConfig
     files: dict[str, str]
-    """The sha256 of each file that is read: what the ids follow from, wherever the directory lies."""
+    """The sha256 of each file that is read. The ids follow from these, not from the place of the directory."""
 
     @classmethod
     def of(cls, config: ImportConfig) -> ImportPlan:
-        """The weights, checked from end to end; `ValueError` says why they can't be imported. A hub's are fetched."""
+        """Return the plan, after checking all weights; those on the hub are fetched. Raises `ValueError` if they can't
+        be imported."""
         from gpt2.weights import huggingface, published  # PyTorch
 
         if config.revision and Path(config.source).is_dir():
@@ -92,14 +93,14 @@ class ImportPlan:
 
     @property
     def revision(self) -> str | None:
-        """The commit, where the hub's cache says it."""
+        """Return the commit, if the weights lie in the hub's cache; else None."""
         return self.directory.name if self.directory.parent.name == "snapshots" else None
 
     @property
     def source(self) -> str:
-        """For people: where it came from, exactly."""
+        """Return the exact source of the weights, for users."""
         place = self.config.source
-        return whole(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
+        return absolute_place(place) if Path(place).is_dir() else f"{place}@{self.revision}" if self.revision else place
 
     @cached_property
     def plan(self) -> Plan:
@@ -121,11 +122,11 @@ class ImportPlan:
 
     @property
     def identity(self) -> str:
-        """The same for imports of the same weights."""
+        """Return an id that is the same for imports of the same weights."""
         return f"import-{self.plan.base.id}"
 
     def registered(self) -> dict[str, Any] | None:
-        """The registry's row where there is nothing left to do, else None. Starts nothing."""
+        """Return the registry's row if there is nothing left to do, else None. Starts nothing."""
         base = self.plan.base
         if store().find(base) is None:
             return None
@@ -137,22 +138,22 @@ class ImportPlan:
         if self.config.champion:
             champion = versions.by_alias(NAME, versions.CHAMPION)
             return versions.row(version) if champion and champion.version == version.version else None
-        # A description is what a version gets last, where there is nothing to judge it by.
+        # If there is no text to judge a version by, its description is the last step of its registration.
         described = version.description and isinstance(yardstick(base.id), str)
         return versions.row(version) if versions.judged(version) or described else None
 
     def nothing(self) -> str | None:
-        """Why there is nothing to do; None where there is something. Starts nothing."""
+        """Return why there is nothing to do; None if there is something to do. Starts nothing."""
         row = self.registered()
         return in_words(row) if row else None
 
 
-def prepare(found: ImportPlan) -> None:
-    """The tokenizer and, of what the model has learned here, an empty corpus and its tokens, as artifacts."""
-    plan, s = found.plan, store()
+def prepare(weights: ImportPlan) -> None:
+    """Make the tokenizer, an empty corpus and its tokens as artifacts."""
+    plan, s = weights.plan, store()
 
     def words(out: Path) -> dict[str, Any]:
-        tokenizer = Tokenizer.load(found.directory)
+        tokenizer = Tokenizer.load(weights.directory)
         tokenizer.save(out)
         return {"vocab_size": tokenizer.vocab_size}
 
@@ -168,7 +169,7 @@ def prepare(found: ImportPlan) -> None:
 
 
 def settings_like(base: Lineage, context: int) -> PipelineConfig:
-    """Settings of a pipeline with this base model alone, that reads so many tokens at once."""
+    """Return the settings of a pipeline with this base model alone, and a context of that many tokens."""
     alone = {
         "model": base.model.model_dump(exclude={"vocab_size"}),
         "pretrain": {"context": context},
@@ -178,22 +179,22 @@ def settings_like(base: Lineage, context: int) -> PipelineConfig:
 
 
 def yardstick(base: str) -> Lineage | str:
-    """The champion, whose held-out text the base model of that id is measured on; or why there is none."""
+    """Return the champion whose held-out text measures the base model `base`, or the reason why there is none."""
     from cluster.registry import versions  # MLflow
 
     champion = versions.by_alias(NAME, versions.CHAMPION)
     if champion is None or champion.tags.get(versions.ARTIFACT_TAG) == base:
         return f"{NAME} has no other champion, on whose held-out text it could be measured"
     try:
-        found = registered_lineage(champion)
+        lineage = registered_lineage(champion)
     except ValueError as error:
         return f"the champion's held-out text is not here: {error}"
-    if not found.tokens[-1].info["validation_documents"]:
+    if not lineage.tokens[-1].info["validation_documents"]:
         return f"the champion, version {champion.version}, was imported too, and has no held-out text"
-    return found
+    return lineage
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """A registered version in a line."""
+    """Return a sentence on a registered version."""
     why = f": {row['reasons']}" if row["reasons"] else ""
     return f"{row['model']} version {row['version']} has these weights, {row['verdict']}{why}"

@@ -29,21 +29,21 @@ from gpt2.weights import published
 
 
 @task(name="import weights")
-def write(found: ImportPlan) -> Artifact:
-    """The model and what it goes with, as artifacts of the same kinds as those of one that is trained here."""
-    prepare(found)
+def write(weights: ImportPlan) -> Artifact:
+    """Write the model, its tokenizer, corpus and tokens as artifacts, as for a model that is trained here."""
+    prepare(weights)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
-        return {**published.write(found.directory, found.files, out), IMPORTED: found.source}
+        return {**published.write(weights.directory, weights.files, out), IMPORTED: weights.source}
 
-    return make("import", found.plan.base, found.config.model_dump(mode="json"), build)
+    return make("import", weights.plan.base, weights.config.model_dump(mode="json"), build)
 
 
 @task(name="evaluate base model")
-def measure(found: ImportPlan, base: Artifact, champion: Lineage) -> Artifact:
-    """Bits per byte of the champion's held-out text."""
+def measure(weights: ImportPlan, base: Artifact, champion: Lineage) -> Artifact:
+    """Measure the model on the champion's held-out text, in bits per byte; return the report."""
     settings = settings_of(champion)
-    plan, context, reads = plan_of(settings, champion), settings.pretrain.context, found.model.n_positions
+    plan, context, reads = plan_of(settings, champion), settings.pretrain.context, weights.model.n_positions
     searched = search("base", plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
@@ -58,39 +58,42 @@ def measure(found: ImportPlan, base: Artifact, champion: Lineage) -> Artifact:
 
 
 def settings_of(champion: Lineage) -> Any:
-    """The settings that the champion is measured with: at the context that it was trained at."""
+    """Return the settings to measure the champion with, at the context of its training."""
     version = client().get_model_version(NAME, champion.version)
     return settings_like(champion, min(context_of(version) or champion.model.n_positions, champion.model.n_positions))
 
 
 @task(name="register", task_run_name="register base")
-def register(found: ImportPlan, base: Artifact, champion: Lineage | str) -> dict[str, Any]:
-    """A version of the base model; the gate decides, where there is text to measure it on, or who imports it does."""
+def register(weights: ImportPlan, base: Artifact, champion: Lineage | str) -> dict[str, Any]:
+    """Register the model as a version of the base model.
+
+    The gate judges it if there is text to measure it on. The user may make it the champion in any case.
+    """
     version = versions.by_artifact(NAME, base.id)
     done = version is not None and versions.judged(version)
-    made = measure(found, base, champion) if isinstance(champion, Lineage) and not done else None
+    made = measure(weights, base, champion) if isinstance(champion, Lineage) and not done else None
     report = json.loads(made.file("report.json").read_text()) if made else unmeasured(base, str(champion))
     with recorded("register-base", made.id if made else base.id, {}, {"model": base.id}) as run:
         run.metrics(report["metrics"])
-        version = version or entered("base", NAME, base, run, tags(found, report), texts(found, base, report))
+        version = version or entered("base", NAME, base, run, tags(weights, report), texts(weights, base, report))
         versions.challenge(NAME, version)
         if made and isinstance(champion, Lineage):
-            judge(found, version, made, report, champion)
+            judge(weights, version, made, report, champion)
         elif not done:
-            about = f"{report['title']}, imported from {found.source}. Not judged: {champion}."
+            about = f"{report['title']}, imported from {weights.source}. Not judged: {champion}."
             versions.describe(NAME, version, f"{about}\n\n{how_to_load(NAME, version)}\n")
             say(f"{NAME} version {version.version}: not judged: {champion}")
-        if found.config.champion:
-            promotion.promote(NAME, version.version, f"imported from {found.source} to be the champion", force=True)
-            say(f"{NAME} version {version.version}: champion, as was asked for")
+        if weights.config.champion:
+            promotion.promote(NAME, version.version, f"imported from {weights.source} to be the champion", force=True)
+            say(f"{NAME} version {version.version}: champion, as requested")
     gate.publish(version)
     version = versions.by_artifact(NAME, base.id)
     assert version is not None
     return versions.row(version)
 
 
-def judge(found: ImportPlan, version: Any, made: Artifact, report: dict[str, Any], champion: Lineage) -> None:
-    """The gate's decision beside the champion, on the same text."""
+def judge(weights: ImportPlan, version: Any, made: Artifact, report: dict[str, Any], champion: Lineage) -> None:
+    """Let the gate judge the version beside the champion, on the same text; announce the verdict."""
     settings = settings_of(champion)
     plan = plan_of(settings, champion)
 
@@ -98,9 +101,9 @@ def judge(found: ImportPlan, version: Any, made: Artifact, report: dict[str, Any
         own = other.tags.get(versions.ARTIFACT_TAG) == version.tags[versions.ARTIFACT_TAG]
         return read_report(made, other) if own else report_of(other, "base", plan, settings)
 
-    for key, value in measured_tags(report).items():  # it may have been registered when there was no champion yet
+    for key, value in measured_tags(report).items():  # it may have been registered before there was a champion
         promotion.tag(version, key, value)
-    verdict = promotion.decide(NAME, version, measured, gate.judging(version, found.config.gate))
+    verdict = promotion.decide(NAME, version, measured, gate.judging(version, weights.config.gate))
     versions.describe(NAME, version, description(NAME, version, report, verdict))
     said = "champion" if verdict.promote else "not promoted"
     say(f"{NAME} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
@@ -108,7 +111,7 @@ def judge(found: ImportPlan, version: Any, made: Artifact, report: dict[str, Any
 
 
 def unmeasured(base: Artifact, why: str) -> dict[str, Any]:
-    """What stands for a report where there is no text to measure the model on."""
+    """Return a report without metrics, for a model that could not be measured."""
     return {
         "title": BASE.title,
         "primary": {"name": BASE.primary, "higher_is_better": BASE.higher_is_better},
@@ -119,40 +122,40 @@ def unmeasured(base: Artifact, why: str) -> dict[str, Any]:
     }
 
 
-def tags(found: ImportPlan, report: dict[str, Any]) -> dict[str, str]:
-    """Of the version: where it came from, and what was measured."""
-    told = {"gpt2.data": found.plan.tokens.id, f"gpt2.{IMPORTED}": found.source}
-    return {**told, **(measured_tags(report) if report["metrics"] else {})}
+def tags(weights: ImportPlan, report: dict[str, Any]) -> dict[str, str]:
+    """Return the tags of the version: its source and its metrics."""
+    facts = {"gpt2.data": weights.plan.tokens.id, f"gpt2.{IMPORTED}": weights.source}
+    return {**facts, **(measured_tags(report) if report["metrics"] else {})}
 
 
-def texts(found: ImportPlan, base: Artifact, report: dict[str, Any]) -> dict[str, str]:
-    """The card, and the record: source, revision, and the sha256 of each file among the base's inputs."""
+def texts(weights: ImportPlan, base: Artifact, report: dict[str, Any]) -> dict[str, str]:
+    """Return the model card, and the record with source, revision and the sha256 of each file."""
     made = lineage("", base)
     settings = settings_like(made, made.model.n_positions)
-    record = provenance.record("base", settings, found.plan, base)
-    record["config"]["corpus"]["sources"] = settings.corpus.sources  # none were read; a schema wants some
-    files = [(name, f"`{sha}`") for name, sha in found.files.items()]
+    record = provenance.record("base", settings, weights.plan, base)
+    record["config"]["corpus"]["sources"] = settings.corpus.sources  # none were read, but the schema requires some
+    files = [(name, f"`{sha}`") for name, sha in weights.files.items()]
     stages = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in record["stages"]]
     text = model_card.card(
-        BASE, NAME, report, [("text", "what it was published with; not known here, and not searched")],
-        [("imported from", found.source)], [*files, *stages],
+        BASE, NAME, report, [("text", "that of its publisher; not known here, and not searched")],
+        [("imported from", weights.source)], [*files, *stages],
     )  # fmt: skip
     return {model_card.NAME: text, provenance.RECORD: json.dumps(record, indent=1) + "\n"}
 
 
 @flow(name="import", **HOOKS)
 def import_weights(config: ImportConfig) -> Any:
-    """Published weights become a version of the base model, which fine-tuning starts from and a refresh goes on with.
-    What is done already is not done again.
+    """Import published weights as a version of the base model, for fine-tuning and for refreshes with text of your own.
+    Finished work is not repeated.
 
     Args:
-        config: Where they are, and what is to become of them.
+        config: The source of the weights, and how to register them.
     """
-    return carry_out(lambda: ImportPlan.of(config), carried_out, lambda found: {"registered": [found.registered()]})
+    return carry_out(lambda: ImportPlan.of(config), carried_out, lambda weights: {"registered": [weights.registered()]})
 
 
-def carried_out(found: ImportPlan) -> dict[str, Any]:
-    """The flow's body."""
+def carried_out(weights: ImportPlan) -> dict[str, Any]:
+    """Import and register the weights; return the registry's row."""
     with parent_of_all():
-        base = write(found)
-        return {"registered": [register(found, base, yardstick(base.id))]}
+        base = write(weights)
+        return {"registered": [register(weights, base, yardstick(base.id))]}

@@ -23,7 +23,7 @@ from cluster import home
 from cluster.batch import scoring
 from cluster.connect import disconnect
 from cluster.home import store
-from cluster.registry.resolve import Used, used
+from cluster.registry.resolve import ResolvedModel, resolve_model
 from flows.jobs.retrain import RetrainPlan
 from flows.runs import events
 from flows.runs.locks import claim
@@ -38,40 +38,40 @@ from gpt2.monitoring.page import Page, drift_sentences, markdown, render, undeci
 from gpt2.monitoring.posts import present
 from gpt2.store.artifact import Artifact, Key, digest
 
-TOLD_WITHIN = pd.Timedelta(days=7)
-"""Alerts that began longer before the latest post are on the page, and no event: they are history."""
+ALERT_MAX_AGE = pd.Timedelta(days=7)
+"""Alerts that began longer before the latest post appear on the page, but are not sent as events."""
 Facts = dict[str, Any]
 
 
-def send_events(config: MonitorConfig, model: Used, built: Artifact, page: Path) -> list[str]:
-    """Send what was not sent before; returns the sentences of what was sent."""
-    told = json.loads(built.file("told.json").read_text())
-    recent = pd.Timestamp(told["latest"]) - TOLD_WITHIN
+def send_events(config: MonitorConfig, model: ResolvedModel, built: Artifact, page: Path) -> list[str]:
+    """Send alerts and drift that were not sent before, as events; return their sentences."""
+    summary = json.loads(built.file("told.json").read_text())
+    recent = pd.Timestamp(summary["latest"]) - ALERT_MAX_AGE
     common = {"monitor": config.name, "version": model.address, "page": str(page)}
     sent = []
-    for alert in told["alerts"]:
+    for alert in summary["alerts"]:
         if pd.Timestamp(alert["start"]) >= recent:
             facts = {**common, **alert, "window": config.window}
             identity = {"monitor": config.name, "event": events.SENTIMENT, "topic": alert["topic"]}
             sent += once(Key("told", {**identity, "start": alert["start"]}), events.SENTIMENT, model, facts)
-    if told["compared"]:
-        sent += tell_drift(config, model, told, common)
+    if summary["compared"]:
+        sent += send_drift(config, model, summary, common)
     return sent
 
 
-def tell_drift(config: MonitorConfig, model: Used, told: Facts, common: Facts) -> list[str]:
-    """Send that posts have drifted: where a measure rises above the threshold, having been below it, and every
-    `drift_again_days` while it stays there.
+def send_drift(config: MonitorConfig, model: ResolvedModel, summary: Facts, common: Facts) -> list[str]:
+    """Send an event of drift: when a measure rises above the threshold, and every `drift_again_days` while it stays
+    there.
 
-    Each record of what was told, or that nothing drifts any more, names the one before it, so that one that a killed
-    run has sent and not kept is the same event when it is sent again.
+    Each record (of an event, or of the end of drift) names the record before it. So an event that a killed run sent
+    without recording it is the same event when it is sent again.
     """
-    last, drifted = latest_record(config, model), sorted(told["drifted"])
+    last, drifted = latest_record(config, model), sorted(summary["drifted"])
     known = last.manifest["spec"]["drifted"] if last else []
     spec = {"version": model.address, "drifted": sorted({*drifted, *known}), "after": last.id if last else ""}
     key = Key(records(config), spec)
     if not drifted:
-        if known:  # the next one is another drift
+        if known:  # the next drift is a new one
             store().make(Key(key.kind, {**spec, "drifted": []}), lambda out: None)
         return []
     age = present() - pd.Timestamp(last.manifest["created"]) if last else pd.Timedelta(0)
@@ -79,46 +79,46 @@ def tell_drift(config: MonitorConfig, model: Used, told: Facts, common: Facts) -
         return []
 
     def facts() -> Facts:
-        figures = {"drifted": told["drifted"], "threshold": config.drift_threshold}
-        return {**common, **figures, "text": " ".join(told["drift"]), "training": training_of(model)}
+        figures = {"drifted": summary["drifted"], "threshold": config.drift_threshold}
+        return {**common, **figures, "text": " ".join(summary["drift"]), "training": training_of(model)}
 
     return once(key, events.DRIFT, model, facts)
 
 
 def records(config: MonitorConfig) -> str:
-    """The kind of what this monitor remembers of drift."""
+    """Return the artifact kind of this monitor's records of drift."""
     return f"drift-{config.name}"
 
 
-def latest_record(config: MonitorConfig, model: Used) -> Artifact | None:
-    """Of this version: the one that no other comes after."""
+def latest_record(config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
+    """Return the latest record of drift of this version; None if there is none."""
     folder = store().root / records(config)
-    found = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
-    mine = [made for made in found if made and made.manifest["spec"]["version"] == model.address]
-    followed = {made.manifest["spec"]["after"] for made in mine}
-    return next((made for made in mine if made.id not in followed), None)
+    all_records = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
+    own = [made for made in all_records if made and made.manifest["spec"]["version"] == model.address]
+    followed = {made.manifest["spec"]["after"] for made in own}
+    return next((made for made in own if made.id not in followed), None)
 
 
-def training_of(model: Used) -> Facts:
-    """How the model was trained, for who would train it again (`flows.jobs.retrain` does, by the version)."""
+def training_of(model: ResolvedModel) -> Facts:
+    """Return how the model was trained, for the event's receiver (`flows.jobs.retrain` trains it again)."""
     try:
         return RetrainPlan.of(model.address).facts()
     except ValueError as error:
         return {"flow": None, "why": str(error)}
 
 
-def once(key: Key, event: str, model: Used, facts: Facts | Callable[[], Facts]) -> list[str]:
-    """Send an event and remember that; [] where it was sent before.
+def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[], Facts]) -> list[str]:
+    """Send an event and record it; return its sentence in a list, or [] if it was sent before.
 
-    A run that is killed in between sends it again under the same id, which Prefect takes for the same event.
+    If a run is killed in between, the next run sends it again with the same id, so Prefect treats it as the same event.
     """
     if store().find(key):
         return []
     facts = facts() if callable(facts) else facts
-    events.of_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
+    events.emit_for_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
     say(f"{event}: {facts['text']}")
-    if not events.sent():
-        say(f"{event}: Prefect does not take it now; the next run tells it again")
+    if not events.wait_until_sent():
+        say(f"{event}: Prefect does not accept it now; the next run sends it again")
         return []
 
     def build(out: Path) -> None:
@@ -129,46 +129,48 @@ def once(key: Key, event: str, model: Used, facts: Facts | Callable[[], Facts]) 
 
 
 COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
-"""Of each scored post what the index is made of."""
+"""Columns of scored posts that the index is made of."""
 EXAMPLES = 3
-"""Posts shown with an alert."""
+"""Number of posts shown with an alert."""
 
 
 @task(name="read posts")
 def read_posts(config: MonitorConfig) -> tuple[pd.DataFrame, list[str]]:
-    """The posts of all files; unchanged files are not read again."""
+    """Return the posts of all files, and remarks on bad rows. Unchanged files are not read again."""
     return monitoring_posts.read_files(store(), config, say)
 
 
 @task(name="score posts")
-def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: Used, known: Artifact | None) -> int:
-    """Score what is new, a batch at a time; returns how many posts that were."""
+def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, known: Artifact | None) -> int:
+    """Score new posts in batches; return their number."""
     posts, new = monitoring_scored.to_score(
         arrived, monitoring_scored.batches(store(), config), model.identity, model.address, config
     )
     if len(posts) > new:
-        say(f"{len(posts) - new:,} earlier posts are scored again by {model.address}, to be its history")
+        say(f"{len(posts) - new:,} earlier posts are scored again by {model.address}, for its history")
     if len(posts):
         scoring.score(store(), posts, config, model, known, say)
     return new
 
 
 @task(name="build the index")
-def build_index(config: MonitorConfig, model: Used, known: Artifact | None, troubles: list[str], note: str) -> Artifact:
-    """The index of all scored posts, as Parquet, with alerts, drift and the page."""
+def build_index(
+    config: MonitorConfig, model: ResolvedModel, known: Artifact | None, troubles: list[str], note: str
+) -> Artifact:
+    """Build the index of all scored posts, as Parquet, with alerts, drift and the page."""
     made = monitoring_scored.batches(store(), config)
     until = monitoring_posts.present().floor(index.FREQUENCY[config.window])
     posts = monitoring_scored.without_future(monitoring_scored.scored(made, model.identity, COUNTED))
     latest = posts["time"].max() if len(posts) else until
-    # Once the window of the latest post is over, time alone changes nothing.
+    # Stop at the window after the latest post, so that the index does not change with time alone.
     until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
 
     def build(out: Path) -> dict[str, Any]:
         table = index.aggregate(posts, config, until, model.address)
         table.to_parquet(out / "index.parquet", index=False)
-        found = index.alerts(table, config)
+        alerts = index.alerts(table, config)
         wanted = pd.DataFrame(
-            [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in found],
+            [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in alerts],
             columns=["topic", "start", "end"],
         )
         examples = list(monitoring_scored.examples_of(made, model.identity, wanted, EXAMPLES, config.abstain_below))
@@ -176,14 +178,14 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
         usual = monitoring_scored.usual_undecided(config, known) if known else None
         cut = int(posts["cut"].eq(True).sum())
         page = Page(
-            config, model.address, model.metric, table, found, examples, drift, len(posts), troubles, note, usual, cut
+            config, model.address, model.metric, table, alerts, examples, drift, len(posts), troubles, note, usual, cut
         )
         (out / "page.html").write_text(render(page), "utf-8")
         (out / "page.md").write_text(markdown(page, str(page_path(config))), "utf-8")
-        told = {
+        summary = {
             "alerts": [
                 {**asdict(a), "start": a.start.isoformat(), "share": a.share, "text": a.sentence(config.window)}
-                for a in found
+                for a in alerts
             ],
             "compared": bool(page.drift),
             "drifted": {d.measure: round(d.psi, 3) for d in page.drifted},
@@ -191,9 +193,9 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
             "undecided": undecided(page)[0],
             "latest": min(latest, until + index.STEP[config.window]).isoformat(),
         }
-        (out / "told.json").write_text(json.dumps(told, indent=1))
+        (out / "told.json").write_text(json.dumps(summary, indent=1))
         left = int((posts["confidence"] < config.abstain_below).sum())
-        return {"posts": len(posts), "undecided": left, "topics": table["topic"].nunique(), "alerts": len(found)}
+        return {"posts": len(posts), "undecided": left, "topics": table["topic"].nunique(), "alerts": len(alerts)}
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring_scored.contents(made), "model": model.identity, "troubles": digest(troubles)}
@@ -202,32 +204,30 @@ def build_index(config: MonitorConfig, model: Used, known: Artifact | None, trou
 
 
 def page_path(config: MonitorConfig) -> Path:
-    """Where the latest page lies."""
+    """Return the path of the latest page."""
     return home.path(f"monitor-{config.name}")
 
 
 @task(name="tell")
-def tell(config: MonitorConfig, model: Used, built: Artifact) -> list[str]:
-    """Send the events that were not sent before."""
+def report_events(config: MonitorConfig, model: ResolvedModel, built: Artifact) -> list[str]:
+    """Send the events that were not sent before; return their sentences."""
     return send_events(config, model, built, page_path(config))
 
 
 @flow(name="monitor-sentiment", task_runner=ThreadPoolTaskRunner(max_workers=4))
 def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -> dict[str, Any] | State:  # noqa: B008
-    """New posts are scored by the champion and counted by topic and time; alerts and drift are told as events.
+    """Score new posts with the champion and count them by topic and time; alerts and drift are sent as events.
 
-    Each post counts once, whatever is killed in between. Ends at once where there are no new posts.
+    Each post counts once, also if runs are killed. Ends at once if there are no new posts.
 
     Args:
-        config: What it reads, how it counts, and when it raises an alert.
-        note: A sentence that the page says first.
+        config: Which posts it reads, how it counts them, and when it raises an alert.
+        note: A sentence at the top of the page.
     """
     without_tracebacks()
     with claim(f"monitor-{config.name}") as holder:
         if holder is not None:
-            return Completed(
-                name="Duplicate", message=f"{holder['run']} is monitoring the same; this run leaves it to it"
-            )
+            return Completed(name="Duplicate", message=f"{holder['run']} is monitoring the same, so this run ends")
         try:
             return watch(config, note)
         finally:
@@ -235,8 +235,8 @@ def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -
 
 
 def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
-    """The flow's body."""
-    model = used(config.model)
+    """Read, score, index and report the posts; return the figures of the run."""
+    model = resolve_model(config.model)
     arrived, troubles = read_posts(config)
     if arrived.empty and not monitoring_scored.batches(store(), config):
         return Completed(message=f"no posts in {', '.join(config.sources)}", data={"new_posts": 0, "alerts": []})
@@ -250,16 +250,16 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
         key=slug(f"monitor-{config.name}"),
         description=f"Sentiment of {config.name}",
     )
-    sent = tell(config, model, built)
+    sent = report_events(config, model, built)
     monitoring_scored.compact(store(), config, say)
     a_day_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
     monitoring_scored.keep_latest(store(), built, a_day_ago)
     said = f"{new:,} new posts" if new else "no new posts"
     left = f", {built.info['undecided']:,} of them undecided" if config.abstain_below else ""
     say(f"{said}; {built.info['posts']:,} in all{left}; alerts: {built.info['alerts']}; the page is {path}")
-    told = json.loads(built.file("told.json").read_text())
+    summary = json.loads(built.file("told.json").read_text())
     return {
-        "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in told["alerts"]],
-        "drift": told["drift"], "undecided": told["undecided"], "told": sent,
+        "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in summary["alerts"]],
+        "drift": summary["drift"], "undecided": summary["undecided"], "told": sent,
         "page": str(path), "index": str(built.path), "model": model.address,
     }  # fmt: skip

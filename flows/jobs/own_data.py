@@ -25,39 +25,40 @@ from gpt2.store.artifact import Artifact
 
 @task(name="prepare examples")
 def prepare(name: str, settings: PipelineConfig, plan: Plan) -> Artifact:
-    """Read the data, leave out what can't be learned from, and split the rest."""
+    """Read the data, leave out unusable rows, and split the rest."""
     return prepare_examples(name, settings, plan)
 
 
 @flow(name="train-classifier", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
 def train_classifier(config: ClassifierConfig) -> Any:
-    """A file of labelled texts becomes a model of its own. What is done already is not done again.
+    """Train and register a classifier on a file of labelled texts. Finished work is not repeated.
 
     Args:
-        config: The file, which columns it has, and what learns from it.
+        config: The file, its columns, and how the model is trained.
     """
     return carry_out(lambda: OwnDataPlan.of(config), in_turn)
 
 
 @flow(name="train-recommender", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
 def train_recommender(config: RecommenderConfig) -> Any:
-    """A catalogue and what people chose of it become a model of its own. What is done already is not done again.
+    """Train and register a recommender on a catalogue and on users' choices from it. Finished work is not repeated.
 
     Args:
-        config: The two files, which columns they have, and what learns from them.
+        config: The two files, their columns, and how the model is trained.
     """
     return carry_out(lambda: OwnDataPlan.of(config), in_turn)
 
 
 def in_turn(own: OwnDataPlan) -> dict[str, Any]:
-    """The body of both flows: a file that can't be learned from is refused at once, not after those that train now."""
+    """Prepare the examples, then train in turn. So an unusable file is refused at once, before waiting for other
+    trainings."""
     examples = prepare(own.config.task, own.settings, own.plan)
     with turn():
         return learn(own.with_examples(examples))
 
 
 def learn(own: OwnDataPlan) -> dict[str, Any]:
-    """All that follows the examples."""
+    """Train, evaluate and register the model, once the examples exist; return the registry's rows and the report."""
     if own.base is None:
         say("there is no gpt2-base yet: one is pretrained first")
         rows = pipeline.fn(own.settings)["registered"]
@@ -68,7 +69,7 @@ def learn(own: OwnDataPlan) -> dict[str, Any]:
 
 
 def fine_tuned(name: str, settings: PipelineConfig, plan: Plan) -> list[dict[str, Any]]:
-    """From the pretrained model to a registered one; the registry's rows."""
+    """Fine-tune, evaluate and register a task's model; return the registry's rows."""
     with parent_of_all() as run:
         run.params(settings.model_dump(mode="json"))
         with politely():

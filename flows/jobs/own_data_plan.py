@@ -20,12 +20,12 @@ from flows.plan import (
     ExistingKey,
     ModelKeys,
     Plan,
+    absolute_place,
     base_keys,
     make_plan,
     registered_before,
     task_identity,
     task_keys,
-    whole,
 )
 from gpt2.data.samples import PREFIX
 from gpt2.settings import Settings
@@ -38,113 +38,112 @@ from gpt2.training.config import TrainConfig
 
 CHAMPION = "models:/gpt2-base@champion"
 FEW_STEPS = 100
-"""A small file is learned in smaller batches, so that there are so many steps."""
+"""Batches of a small file are made smaller until there are this many steps."""
 SMALLEST_BATCH = 8
 LAST: Any = {"position": 100}
-"""Of a form: after the columns of the file."""
+"""Place in the form: after the columns of the file."""
 TUNED = ("train", "adaptation")
 """The sections of a task that a search changes."""
 
 
 class OwnDataConfig(Settings):
-    """Data of one's own that become a registered model; a subclass adds how they are read."""
+    """Settings of a training on your own data. A subclass adds how the data are read."""
 
     task: ClassVar[str]
-    """The task that learns: its settings that a subclass has too are passed on."""
+    """The task that is fine-tuned. Its settings that the subclass shares are passed on."""
     flow: ClassVar[str]
     """The name of its flow and command."""
     source: str = Field(..., min_length=1)
-    """The file."""
+    """The file with the data."""
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
-    """The registered model is gpt2-NAME; empty: from the file's name. A task's name is that of the sample's model."""
+    """The model is registered as gpt2-NAME; empty: NAME is made from the file's name. A task's own name is reserved for
+    the model of the sample."""
     base: str = Field(CHAMPION, min_length=1)
-    """The pretrained model that learns: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home.
-    Where there is no champion yet, one is pretrained first, as the preset says."""
+    """The pretrained model to fine-tune: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home. If
+    there is no champion yet, one is pretrained first with the preset."""
     preset: Preset = "laptop"
-    """The settings to start from; those of the model and its tokenizer are the pretrained model's."""
+    """The settings to start from. Those of the model and its tokenizer are taken from the pretrained model."""
     passes: float = Field(3.0, gt=0, le=1000)
-    """Passes over the training split."""
+    """Number of passes over the training split."""
     max_steps: int = Field(600, ge=1)
-    """No more steps than this, whatever the passes: some 7 minutes on two cores with the preset `laptop`."""
+    """Most steps, regardless of the passes. 600 steps take about 7 minutes on two cores with the preset `laptop`."""
     tasks: dict[str, Any] = Field(default={}, json_schema_extra=LAST)
-    """How it learns, as a search found it: the section `tasks` of its best.yaml, which the search's page shows as it is
-    written here; with the same preset. How long, and in which batches, follows from the size of the data all the
-    same."""
+    """Fine-tuning settings found by a search with the same preset: the section `tasks` of its best.yaml, which the
+    search's page shows in this format. Number of steps and batch size still follow from the size of the data."""
     gate: Gate = Field(Gate(), json_schema_extra=LAST)
-    """What the model must show to become the champion; what is left empty is as in the preset."""
+    """Conditions under which the model becomes the champion. Empty fields keep the preset's value."""
     changes: list[str] = Field(default=[], json_schema_extra=LAST)
-    """Any other settings of the pipeline, each as in pretrain.steps=500 or tasks.sentiment.train.context=64."""
+    """Any other settings of the pipeline, each in the form pretrain.steps=500 or tasks.sentiment.train.context=64."""
 
     def registered_as(self) -> str:
-        """What the model is called after `gpt2-`; `InvalidConfig` where that would be another task's model."""
+        """Return the registered name without `gpt2-`; raises `InvalidConfig` if it is the name of another task's
+        model."""
         if self.name is None:
             stem = Path(self.source.removeprefix(PREFIX)).name.partition(".")[0].lower()
             name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60].rstrip("-")
             if name and name not in ("base", *tasks()):
                 return name
-            raise InvalidConfig(f"name: {self.source!r} gives no name of its own; set one: --name mine")
+            raise InvalidConfig(f"name: can't be made from {self.source!r}; set one: --name mine")
         if self.name in {"base", *tasks()} - {self.task}:
-            raise InvalidConfig(f"name = {self.name!r}: gpt2-{self.name} is another kind of model; choose another")
+            raise InvalidConfig(f"name = {self.name!r}: gpt2-{self.name} is another kind of model; choose another name")
         return self.name
 
-    def asked(self) -> dict[str, Any]:
-        """What was asked for, as it can be asked for again from anywhere."""
+    def request(self) -> dict[str, Any]:
+        """Return {flow, config} with absolute paths, from which the same training can be requested again."""
         values = self.model_dump(mode="json") | {"name": self.registered_as()}
-        places = {what: whole(values[what]) for what in ("source", "interactions") if what in values}
+        places = {what: absolute_place(values[what]) for what in ("source", "interactions") if what in values}
         return {"flow": self.flow, "config": values | places}
 
     @field_validator("tasks")
     @classmethod
     def _of_fine_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
         if others := ", ".join(sorted(set(value) - {cls.task})):
-            raise ValueError(
-                f"these are settings of {others}, but {cls.task} learns here; give what gpt2 search {cls.task} found"
-            )
+            raise ValueError(f"these are settings of {others}; give the settings that gpt2 search {cls.task} found")
         for name, section in value.items():
             if not isinstance(section, dict) or (other := sorted(set(section) - set(TUNED))):
                 what = ", ".join(other) if isinstance(section, dict) else repr(section)
-                raise ValueError(f"{name} has {what}; only {' and '.join(TUNED)} of a search belong here")
+                raise ValueError(f"{name} has {what}; give only {' and '.join(TUNED)}, as a search found them")
         return value
 
 
 class ClassifierConfig(LabelledFile, OwnDataConfig):
-    """A file of labelled texts that becomes a registered model."""
+    """Settings of a classifier trained on a file of labelled texts."""
 
     task: ClassVar[str] = "sentiment"
     flow: ClassVar[str] = "train-classifier"
     source: str = Field(..., min_length=1)
-    """A .csv, .jsonl or .parquet file with a text and a label per row, and perhaps a time, a topic and a weight."""
+    """A .csv, .jsonl or .parquet file with a text and a label per row, and optionally a time, a topic and a weight."""
 
 
 class RecommenderConfig(CatalogueFiles, OwnDataConfig):
-    """A file of items and a file of interactions that become a registered model."""
+    """Settings of a recommender trained on a file of items and a file of interactions."""
 
     task: ClassVar[str] = "recommendation"
     flow: ClassVar[str] = "train-recommender"
     source: str = Field(..., min_length=1)
-    """The file of items (.csv, .jsonl, .parquet): id, text, perhaps a title; all other columns are attributes."""
+    """The file of items (.csv, .jsonl, .parquet): id, text, optionally a title; all other columns are attributes."""
     interactions: str = Field(..., min_length=1)
-    """The file of interactions: user, item, time, perhaps a weight such as a rating."""
+    """The file of interactions: user, item, time, optionally a weight such as a rating."""
 
 
 @dataclass(frozen=True)
 class OwnDataPlan:
-    """Settings of the whole and keys of all artifacts where a task learns data of one's own."""
+    """The plan of a training on your own data: the pipeline's settings and the keys of all artifacts."""
 
     config: OwnDataConfig
     base: Lineage | None
-    """The pretrained model that learns; None where one is pretrained first."""
+    """The pretrained model to fine-tune; None if one is pretrained first."""
     samples: int | None = None
-    """Of training, which say how long it is; None where the examples are not there yet."""
+    """Number of training samples, which sets the steps; None while there are no examples."""
 
     @classmethod
     def of(cls, config: OwnDataConfig) -> OwnDataPlan:
-        """The plan on the registry's base model; `ValueError` where it is not in this home."""
+        """Return the plan for the base model in the registry; raises `ValueError` if it is not in this home."""
         return cls(config, pretrained(config.base))
 
     @cached_property
     def settings(self) -> PipelineConfig:
-        """The pipeline's settings; with the number of training samples also how long training is."""
+        """The pipeline's settings. They have the right number of steps only if `samples` is known."""
         config, base, name = self.config, self.base, self.config.task
         others = {other: {"enabled": False} for other in tasks() if other != name}
         known = tasks()[name].Settings.model_fields
@@ -164,42 +163,45 @@ class OwnDataPlan:
 
     @cached_property
     def plan(self) -> Plan:
-        """The keys of all artifacts; `InvalidConfig` where a file can't be read."""
-        return plan_of(self.settings, self.base, self.config.asked())
+        """The keys of all artifacts; raises `InvalidConfig` if a file can't be read."""
+        return plan_of(self.settings, self.base, self.config.request())
 
     @property
     def keys(self) -> ModelKeys:
-        """Those of the task that learns."""
+        """Return the keys of the task's artifacts."""
         return self.plan.tasks[self.config.task]
 
     @property
     def identity(self) -> str:
-        """The same for runs that would make the same."""
+        """Return an id that is the same for runs that would make the same model."""
         return task_identity(self.config.task, self.plan)
 
     def with_examples(self, examples: Artifact) -> OwnDataPlan:
-        """The plan once the examples are there and say how long training is."""
+        """Return the plan with the number of training samples in `examples`."""
         context = getattr(self.settings.tasks, self.config.task).train.context
         count = tasks()[self.config.task].samples(examples.path, examples.info, context)
         return OwnDataPlan(self.config, self.base, count)
 
     def complete(self) -> OwnDataPlan | None:
-        """The same by the examples in the store; None where they are not there yet."""
+        """Return the plan with the examples in the store; None if they are not made yet."""
         examples = store().find(self.keys.examples)
         return self.with_examples(examples) if examples else None
 
     def registered(self) -> list[dict[str, Any]] | None:
-        """The rows of the registry where there is nothing left to do, else None. Starts nothing."""
+        """Return the registry's rows if there is nothing left to do, else None. Starts nothing."""
         complete = self.complete()
         return registered_before(complete.plan) if complete else None
 
     def nothing(self) -> str | None:
-        """Why there is nothing to do; None where there is something. Starts nothing."""
+        """Return why there is nothing to do; None if there is something to do. Starts nothing."""
         return "every stage was done before." if self.registered() else None
 
 
 def pretrained(address: str) -> Lineage | None:
-    """The model that learns; None where the registry has no champion yet. `ValueError` where it is not in this home."""
+    """Return the lineage of the pretrained model at an address; None if the registry has no champion yet.
+
+    Raises `ValueError` if it is not in this home.
+    """
     from cluster.registry import download, versions  # MLflow
 
     name = registered_name(BASE_NAME)
@@ -207,12 +209,12 @@ def pretrained(address: str) -> Lineage | None:
         return None
     version = download.find(address)
     if version.name != name:
-        raise InvalidConfig(f"base = {address!r} is no pretrained model; give models:/{name}/VERSION")
+        raise InvalidConfig(f"base = {address!r}: is not a pretrained model; give models:/{name}/VERSION")
     return registered_lineage(version)
 
 
 def fitting(values: dict[str, Any], name: str, base: Lineage | None) -> dict[str, Any]:
-    """Settings whose contexts are no longer than the pretrained model's positions."""
+    """Return the settings with contexts that are at most the pretrained model's number of positions."""
     if base is None:
         return values
     room = base.model.n_positions
@@ -222,7 +224,8 @@ def fitting(values: dict[str, Any], name: str, base: Lineage | None) -> dict[str
 
 
 def length(config: OwnDataConfig, train: TrainConfig, examples: int, workers: int) -> dict[str, Any]:
-    """Steps and batches by the size of the training split: so many passes, in smaller batches where it is small."""
+    """Return steps and batch sizes for the size of the training split: `passes` over it, in smaller batches if it is
+    small."""
     batch = train.batch_size
     while batch % (2 * workers) == 0 and batch > SMALLEST_BATCH and config.passes * examples < FEW_STEPS * batch:
         batch //= 2
@@ -237,7 +240,7 @@ def length(config: OwnDataConfig, train: TrainConfig, examples: int, workers: in
 
 
 def plan_of(settings: PipelineConfig, base: Lineage | None, asked: Mapping[str, Any] | None = None) -> Plan:
-    """The keys of all artifacts; those of the pretrained model are there. `asked` goes with the registered version."""
+    """Return the keys of all artifacts, where those of the pretrained model exist. `asked` is kept with the version."""
     if base is None:
         return make_plan(settings)
     corpus = ExistingKey("corpus", known=base.corpora[-1].id)

@@ -14,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from cluster import home
 from cluster.home import store
 from cluster.registry import resolve
-from cluster.registry.resolve import Used
+from cluster.registry.resolve import ResolvedModel
 from flows.plan import local_source
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
@@ -29,9 +29,14 @@ from gpt2.tasks.recommendation.recommend import recommend as recommend_to
 
 @task(name="recommend to users")
 def recommend_part(
-    parts: Store, key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None
+    parts: Store,
+    key: Key,
+    users: pd.DataFrame,
+    config: RecommendConfig,
+    model: ResolvedModel,
+    writer: ResolvedModel | None,
 ) -> Artifact:
-    """The recommendations of some users, as an artifact: what is complete is not done again."""
+    """Return the recommendations of some users as an artifact, made unless it is complete."""
 
     def build(out: Path) -> dict[str, Any]:
         loaded: Any = resolve.load(model.address, "recommendation")
@@ -45,16 +50,16 @@ def recommend_part(
 
 @flow(name="recommend", task_runner=ThreadPoolTaskRunner(max_workers=2))
 def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  # noqa: B008 - settings are frozen
-    """The best items for every active user, as Parquet with scores, model version and reasons, and a page to look at.
+    """Recommend items to every active user, as Parquet with scores, model version and reasons, and as a page.
 
-    A reason is a fact, or a sentence that a writer wrote and that passed all checks. Each user once, also when it is
-    killed and run again. With the same interactions and the same models there is nothing to do.
+    A reason is a fact, or a sentence of the writer that passed all checks. Each user appears once, also if a run is
+    killed and repeated. With the same interactions and models there is nothing to do.
 
     Args:
-        config: Whose choices, which models, how many items.
+        config: The interactions, the models, and the number of items.
     """
     without_tracebacks()
-    model, writer = resolve.used(config.model), resolve.used(config.writer) if config.writer else None
+    model, writer = resolve.resolve_model(config.model), resolve.resolve_model(config.writer) if config.writer else None
     inputs = {"interactions": source_id(config.source), "model": model.identity}
     if writer:
         inputs["writer"] = writer.identity
@@ -77,17 +82,19 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
         key="recommendations",
         description="Recommendations",
     )
-    told = "nothing is new" if before else "made"
-    say(
-        f"recommendations {told}: {made.info['users']:,} users, {made.info['rows']:,} rows in {made.path}; page: {page}"
-    )
+    outcome = "nothing is new" if before else "made"
+    size = f"{made.info['users']:,} users, {made.info['rows']:,} rows"
+    say(f"recommendations {outcome}: {size} in {made.path}; page: {page}")
     return {
         "users": made.info["users"], "new": before is None, "file": str(file), "page": str(page), "model": model.address
     }  # fmt: skip
 
 
-def make(key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, writer: Used | None) -> Artifact:
-    """All users' recommendations, put together from parts of `batch_users`, which are scratch: kept until all are."""
+def make(
+    key: Key, users: pd.DataFrame, config: RecommendConfig, model: ResolvedModel, writer: ResolvedModel | None
+) -> Artifact:
+    """Return the recommendations of all users, joined from parts of `batch_users` users. Parts are kept until all are
+    made."""
 
     def build(out: Path) -> dict[str, Any]:
         parts = []
@@ -106,8 +113,8 @@ def make(key: Key, users: pd.DataFrame, config: RecommendConfig, model: Used, wr
     return store().make(key, build)
 
 
-def draw(key: Key, made: Artifact, users: pd.DataFrame, model: Used, writer: Used | None) -> Artifact:
-    """The page of recommendations, as HTML and, in short, as Markdown."""
+def draw(key: Key, made: Artifact, users: pd.DataFrame, model: ResolvedModel, writer: ResolvedModel | None) -> Artifact:
+    """Draw the page of recommendations as HTML, and a short one as Markdown."""
 
     def build(out: Path) -> None:
         table = pd.read_parquet(made.file("recommendations.parquet"))

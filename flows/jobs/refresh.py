@@ -33,7 +33,7 @@ from gpt2.training_job import TrainingJob
 
 @task(name="find new documents")
 def find_documents(new: RefreshPlan) -> Artifact:
-    """Clean the files that are new or changed; keep the documents that no text of the champion holds."""
+    """Clean the new or changed files; keep the documents that are not in the champion's text."""
     config = new.config.corpus
 
     def build(out: Path, run: Run) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def find_documents(new: RefreshPlan) -> Artifact:
 
 @task(name="encode new documents")
 def encode_documents(new: RefreshPlan, merged: Artifact) -> Artifact:
-    """Encode them with the champion's tokenizer, into shards beside those that it has learned."""
+    """Encode the new documents with the champion's tokenizer, into new shards."""
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         before, config = new.champion, new.config
@@ -62,7 +62,7 @@ def encode_documents(new: RefreshPlan, merged: Artifact) -> Artifact:
 
 @task(name="go on training")
 def train_on(new: RefreshPlan, tokens: Artifact, plan: Plan) -> Artifact:
-    """Pretraining goes on from the champion's weights, with new samples and replayed old ones."""
+    """Continue pretraining from the champion's weights, with new samples and replayed old ones."""
     config, samples = new.config, new.new_samples(tokens)
     train = new.training(tokens)
 
@@ -89,7 +89,7 @@ def train_on(new: RefreshPlan, tokens: Artifact, plan: Plan) -> Artifact:
 
 @task(name="evaluate base model")
 def evaluate_base(new: RefreshPlan, plan: Plan) -> Artifact:
-    """Bits per byte of the old and of the new validation text, beside the champion's."""
+    """Measure bits per byte on the old and the new validation text, beside the champion's; return the report."""
     searched = search("base", plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
@@ -111,12 +111,12 @@ def evaluate_base(new: RefreshPlan, plan: Plan) -> Artifact:
 
 @flow(name="refresh", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | State:
-    """Only new or changed documents are read; the champion goes on with them, without forgetting the old ones.
+    """Continue the champion's training on new or changed documents, replaying old ones so that it does not forget them.
 
-    Ends at once, saying so, where there are none. Model, tokenizer and split are the champion's.
+    Ends at once if there are none. Model, tokenizer and split are the champion's.
 
     Args:
-        config: the pipeline's settings; of `corpus` the sources, `refresh`, `pretrain`, `tasks` and `cluster`.
+        config: the pipeline's settings; it reads `corpus.sources`, `refresh`, `pretrain`, `tasks` and `cluster`.
     """
     new = RefreshPlan.of(config)
     if reason := new.nothing():
@@ -128,13 +128,13 @@ def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | Stat
 
 
 def ended(reason: str) -> State:
-    """The flow run's state where there is nothing to do."""
+    """Return the flow run's state if there is nothing to do."""
     say(reason)
     return Completed(message=reason, data={"registered": [], "nothing": reason})
 
 
 def go_on(new: RefreshPlan) -> dict[str, Any] | State:
-    """All stages; after those that say how much is new, it may be nothing."""
+    """Run all stages; return the registry's rows, or the state if a stage shows that there is too little new text."""
     merged = find_documents(new)
     if reason := new.nothing():
         return ended(reason)
@@ -148,7 +148,8 @@ def go_on(new: RefreshPlan) -> dict[str, Any] | State:
     reports = [evaluate_base.submit(new, plan), *(evaluate_task.submit(name, plan) for name in plan.tasks)]
     for report in reports:
         report.result()
-    # The base comes last: while the champion is the old one, a run that was killed finds the same things to do.
+    # The base comes last: until then the champion is the old one, so a repeated run after a kill finds the same new
+    # text.
     rows = [register_model(name, new.config, plan) for name in (*plan.tasks, "base")]
     results.publish(plan, rows)
     return {"registered": rows}

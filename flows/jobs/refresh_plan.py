@@ -16,27 +16,27 @@ from gpt2.store.artifact import Artifact, Key
 from gpt2.training.config import TrainConfig
 
 SMALL = 32_000_000
-"""Bytes of source files that are cleaned without starting Ray: some seconds of work."""
+"""Most bytes of source files that are cleaned without starting Ray, in some seconds."""
 
 
 @dataclass(frozen=True)
 class RefreshPlan:
-    """The source files that are new or changed since the champion's text, and what they make."""
+    """The source files that are new or changed since the champion's training, and the artifacts made from them."""
 
     config: PipelineConfig
-    """The settings, with the champion's model, tokenizer, split and canaries in place of theirs."""
+    """The settings, with the champion's model, tokenizer, split and canaries."""
     champion: Lineage
     files: int
-    """In all sources."""
+    """Number of files in all sources."""
     sources: tuple[str, ...]
-    """New or changed, as are their `documents`."""
+    """The new or changed files; `documents` are their keys."""
     documents: tuple[Key, ...]
 
     @classmethod
     def of(cls, config: PipelineConfig, champion: Lineage | None = None) -> RefreshPlan:
-        """Compare the sources with what the champion, the registry's by default, has learned.
+        """Return the plan of a refresh of the champion, by default the registry's.
 
-        Reads the files that are there; starts nothing.
+        Reads the source files; starts nothing. Raises `ValueError` if there is no champion, or `InvalidConfig`.
         """
         champion = champion or champion_lineage()
         asked, config = config.canaries, like(champion, config)
@@ -53,13 +53,13 @@ class RefreshPlan:
 
     @cached_property
     def corpus(self) -> Key:
-        """Which of their documents are new."""
+        """The key of the corpus: which of the documents are new."""
         inputs = {PARENT: self.champion.corpora[-1].id, **{f"{i:06d}": key.id for i, key in enumerate(self.documents)}}
         return Key("corpus", {}, inputs, stage_code("deduplicate"))
 
     @cached_property
     def tokens(self) -> Key:
-        """The new documents, encoded."""
+        """The key of the encoded new documents."""
         before = self.champion
         return Key(
             "tokens",
@@ -70,46 +70,47 @@ class RefreshPlan:
 
     @property
     def small(self) -> bool:
-        """Whether the files are cleaned in a moment."""
+        """Return whether the files are small enough to be cleaned without Ray."""
         local = all(os.path.isfile(path) for path in self.sources)
         return local and sum(os.path.getsize(path) for path in self.sources) <= SMALL
 
     def nothing(self) -> str | None:
-        """Why there is nothing to do, as far as it is known by now; None where there is. Starts nothing."""
+        """Return why there is nothing to do, as far as is known by now; None if there is something to do. Starts
+        nothing."""
         version = f"the champion, gpt2-base version {self.champion.version}"
         if not self.documents:
             return f"no new documents: {version}, knows all {self.files:,} source files"
         if (corpus := store().find(self.corpus)) is None:
             return None
         count, least = corpus.info["unique_documents"], self.config.refresh.min_new_documents
-        told = f"{count:,} documents in {len(self.documents):,} new or changed files are new to {version}"
+        amount = f"{count:,} documents in {len(self.documents):,} new or changed files are new to {version}"
         if count == 0:
             return f"no new documents: {version}, knows all that {len(self.documents):,} new or changed files hold"
         if count < least:
-            return f"too few new documents: {told}; they wait until there are refresh.min_new_documents={least:,}"
+            return f"too few new documents: {amount}; it waits until there are refresh.min_new_documents={least:,}"
         if (tokens := store().find(self.tokens)) is None:
             return None
         if not self.new_samples(tokens):
             length, context = tokens.info["new_train_tokens"], self.config.pretrain.context
-            return f"too little new text: {told}, but {length:,} tokens are no sample of pretrain.context={context}"
+            return f"too little new text: {amount}, but {length:,} tokens are no sample of pretrain.context={context}"
         if few := self.too_few_alone(tokens):
-            return f"too little new text: {told}, but {few}"
+            return f"too little new text: {amount}, but {few}"
         if rows := registered_before(self.plan(tokens)):
             [row] = [row for row in rows if row["model"] == "gpt2-base"]
-            return f"done before: {told}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
+            return f"done before: {amount}; version {row['version']} learned them, {row['verdict']}: {row['reasons']}"
         return None
 
     def new_samples(self, tokens: Artifact) -> int:
-        """Of new training text."""
+        """Return the number of samples in the new training text."""
         return max(0, tokens.info["new_train_tokens"] - 1) // self.config.pretrain.context
 
     @property
     def alone(self) -> bool:
-        """Whether the new text is read without old: an imported champion has learned none that is here."""
+        """Return whether there is no old text to replay, because the champion was imported."""
         return not self.champion.tokens[-1].info["train_tokens"]
 
     def too_few_alone(self, tokens: Artifact) -> str | None:
-        """What there is too little of where nothing old goes with it; None where there is enough."""
+        """Return why the new text alone is too little; None if it is enough, or if old text is replayed."""
         context, batch = self.config.pretrain.context, self.config.pretrain.batch_size
         if not self.alone:
             return None
@@ -121,7 +122,7 @@ class RefreshPlan:
         return None
 
     def training(self, tokens: Artifact) -> TrainConfig:
-        """How pretraining goes on."""
+        """Return the training settings of the refresh."""
         refresh, samples = self.config.refresh, self.new_samples(tokens)
         if not self.alone:
             return refresh.training(self.config.pretrain, samples)
@@ -130,7 +131,7 @@ class RefreshPlan:
         return train.model_copy(update={"epochs": train.steps * train.batch_size / samples})  # the last batch is whole
 
     def plan(self, tokens: Artifact) -> Plan:
-        """The keys of all artifacts, once the new tokens are there and say how long training is."""
+        """Return the keys of all artifacts, once the new tokens exist and set the number of steps."""
         config, before = self.config, self.champion
         tokenizer = ExistingKey("tokenizer", known=before.tokenizer.id)
         base = Key(
@@ -156,12 +157,14 @@ class RefreshPlan:
 
 
 def like(champion: Lineage, config: PipelineConfig) -> PipelineConfig:
-    """The settings with the champion's model, tokenizer, split and canaries; `InvalidConfig` where the others don't fit
-    them."""
+    """Return the settings with the champion's model, tokenizer, split and canaries.
+
+    Raises `InvalidConfig` if the other settings don't fit them.
+    """
     model, split = champion.model, champion.tokens[-1].manifest["spec"]
     values = config.model_dump()
     values["model"] = {name: getattr(model, name) for name in ModelShape.model_fields}
-    if champion.tokens[-1].info["train_tokens"]:  # an imported one has no text, and no split of it
+    if champion.tokens[-1].info["train_tokens"]:  # an imported model has no text and no split
         values["corpus"]["validation_share"] = split["validation_share"]
     values["canaries"] = canaries_in(champion.tokens[0]).model_dump()
     values["tokenizer"] |= {

@@ -29,21 +29,21 @@ from gpt2.store.code import code_version
 from gpt2.store.model_files import Manifest, manifest
 
 SETTINGS = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-"""Variables that would have the new run recorded where the old one was."""
+"""Environment variables that would record the new run on the servers of the old one."""
 
 
 def reproduce(address: str, folder: Path | None, say: Callable[[str], None]) -> bool:
-    """Make the model again in `folder`, a fresh home; whether every file of it is the same, bit by bit.
+    """Make the model again in `folder`, a fresh home; return whether every file is the same, bit by bit.
 
-    `ValueError` where it can't be made again: the code is another, the data is gone or changed, or a training went on
-    from another one's state.
+    Raises `ValueError` if it can't be made again: the code differs, the data is missing or changed, or a training
+    continued from the state of another one.
     """
     version = download.find(address)
     known = download.expected_files(version)
     recorded = with_base(json.loads(download.read_text(version, RECORD)), version)
     config, artifact = check(recorded, download.exact(version)), recorded["artifact"]
     if folder and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; give a new folder, so that nothing old is taken for new")
+        raise ValueError(f"{folder}: is not empty; give a new folder, so that no old artifact is reused")
     fresh = (folder or Path(tempfile.mkdtemp(prefix="gpt2-reproduce-"))).absolute()
     fresh.mkdir(parents=True, exist_ok=True)
     say(f"Making {download.exact(version)} ({artifact['kind']}/{artifact['id']}) again in {fresh}")
@@ -57,9 +57,9 @@ def reproduce(address: str, folder: Path | None, say: Callable[[str], None]) -> 
 
 
 def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
-    """The recorded settings; `ValueError` where the same artifact would not come out of them here and now."""
+    """Return the recorded settings; raises `ValueError` if they would not make the same artifact here and now."""
     if not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
-        raise ValueError(f"{address} can't be made again: its {RECORD} is no record of ours")
+        raise ValueError(f"{address} can't be made again: its {RECORD} is not a record of this program")
     name = recorded["model"]
     for asked in (recorded.get("asked"), recorded.get("base")):
         if asked and asked["flow"] == IMPORT:
@@ -70,17 +70,17 @@ def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
     for stage in recorded["stages"]:
         if parent := stage["inputs"].get(PARENT):
             raise ValueError(
-                f"{address} can't be made again: its '{stage['what']}' is a refresh, that went on from "
+                f"{address} can't be made again: its '{stage['what']}' is a refresh, which continued from "
                 f"{stage['kind']}/{parent}"
             )
-    config = validate(merged(recorded["config"], {"cluster": {"checkpoint_url": None}}))  # sends nothing anywhere
+    config = validate(merged(recorded["config"], {"cluster": {"checkpoint_url": None}}))  # no copies of checkpoints
     for path, (train, _) in config.trainings().items():
         if train.continue_from and path in ("pretrain", f"tasks.{name}.train"):
-            raise ValueError(f"{address} can't be made again: {path} went on from {train.continue_from}'s state")
+            raise ValueError(f"{address} can't be made again: {path} continued from the state of {train.continue_from}")
     try:
         plan = make_plan(config)
     except ValueError as error:
-        raise ValueError(f"{address} can't be made again: its data is gone: {error}") from None
+        raise ValueError(f"{address} can't be made again: its data is missing: {error}") from None
     stages = keys_of(name, plan)
     if len(stages) != len(recorded["stages"]):
         before = len(plan.sources) - len(stages) + len(recorded["stages"])
@@ -93,16 +93,18 @@ def check(recorded: Mapping[str, Any], address: str) -> PipelineConfig:
             continue
         if then["code"] != code_version(*now.code):
             commit = f"; check out {recorded['git.commit']}" if "git.commit" in recorded else ""
-            raise ValueError(f"{address} can't be made again: the code of '{what}' is another now{commit}")
+            raise ValueError(f"{address} can't be made again: the code of '{what}' has changed{commit}")
         changed = [i for i in now.inputs if then["inputs"].get(i) != now.inputs[i]]
-        told = f"'{changed[0]}' of '{what}' is not the recorded one" if changed else f"'{what}' has other settings now"
-        raise ValueError(f"{address} can't be made again: its data has changed: {told}")
+        difference = (
+            f"'{changed[0]}' of '{what}' is not the recorded one" if changed else f"'{what}' has other settings now"
+        )
+        raise ValueError(f"{address} can't be made again: its data has changed: {difference}")
     return config
 
 
 def build(config: PipelineConfig, fresh: Path) -> None:
-    """Run the stages up to the model, in a process whose home is the fresh folder."""
-    if samples().exists():  # published files, each verified when it is used
+    """Run the stages up to the model in a process whose home is `fresh`; raises `ValueError` if it fails."""
+    if samples().exists():  # published files, verified when they are used
         (fresh / "samples").symlink_to(samples(), target_is_directory=True)
     variables = {k: v for k, v in os.environ.items() if k not in SETTINGS} | {"GPT2_HOME": str(fresh)}
     done = subprocess.run(
@@ -117,7 +119,7 @@ def build(config: PipelineConfig, fresh: Path) -> None:
 
 
 def compare(known: Manifest, made: Manifest, recorded: Mapping[str, Any], say: Callable[[str], None]) -> bool:
-    """Say which files are the same; True where all are."""
+    """Report which files are the same; return whether all are."""
     same = True
     for file in sorted((known.keys() | made.keys()) - {CARD, RECORD}):
         equal = file in known and file in made and known[file] == made[file]
@@ -134,7 +136,7 @@ def compare(known: Manifest, made: Manifest, recorded: Mapping[str, Any], say: C
 
 
 def main() -> None:
-    """Run the stages with the settings on the standard input, in the home that the environment names."""
+    """Run the stages with the settings read from standard input, in the home that the environment names."""
     configure()
     config = validate(json.load(sys.stdin))
     from flows.runs import services

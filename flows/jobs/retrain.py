@@ -36,33 +36,36 @@ LEARNERS: dict[str, type[OwnDataConfig]] = {c.flow: c for c in (ClassifierConfig
 
 @dataclass(frozen=True)
 class RetrainPlan:
-    """A version, what it was made by, and what would be made of its sources as they are now."""
+    """The plan of a retraining: the version, how it was trained, and the artifacts that its current sources give."""
 
     version: str
-    """Its exact address."""
+    """The exact address of the version."""
     task: str
-    """As `sentiment`; `base` for the pretrained model."""
+    """Its task, such as `sentiment`; `base` for the pretrained model."""
     flow: str
-    """`pipeline`, `refresh`, one of `LEARNERS`, or `finetune`: from a registered base model, with these settings."""
+    """The flow that trained it: `pipeline`, `refresh`, one of `LEARNERS`, or `finetune` from a registered base
+    model."""
     settings: dict[str, Any]
-    """Of the flow; sources as they were given: a folder, not the files that it held."""
+    """The settings of the flow. Sources are as given: a folder, not the files that it held."""
 
     @classmethod
     def of(cls, address: str) -> RetrainPlan:
-        """How the version at `models:/NAME@ALIAS` or `models:/NAME/VERSION` was trained; `ValueError` where that is not
-        known."""
+        """Return the plan for the version at `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+        Raises `ValueError` if it is not known how the version was trained.
+        """
         version = download.find(address)
         exact = download.exact(version)
         recorded = json.loads(download.read_text(version, RECORD))
         if not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
             raise ValueError(
-                f"how {exact} was trained is not known: its {RECORD} is no record of ours; train it by hand"
+                f"how {exact} was trained is not known: its {RECORD} is not a record of this program; train it by hand"
             )
         task, asked = recorded["model"], recorded.get("asked")
         if asked and asked["flow"] == IMPORT:
             raise ValueError(
-                f"{exact} was imported from {asked['config']['source']}, not trained; gpt2 run refresh goes on from "
-                f"the champion with text of yours"
+                f"{exact} was imported from {asked['config']['source']}, not trained; gpt2 run refresh continues "
+                f"the champion's training with your text"
             )
         if asked and asked["flow"] in LEARNERS:
             return cls(exact, task, asked["flow"], asked["config"])
@@ -74,40 +77,42 @@ class RetrainPlan:
 
     @property
     def name(self) -> str:
-        """As `gpt2-sentiment`."""
+        """Return the registered name, such as `gpt2-sentiment`."""
         return self.version.removeprefix("models:/").rpartition("/")[0]
 
     def learner(self) -> OwnDataConfig:
-        """The settings of a learner's flow; `InvalidConfig` where this release has others."""
+        """Return the settings of a flow on your own data; raises `InvalidConfig` if this release's schema differs."""
         return validated(LEARNERS[self.flow], self.settings)
 
     def pipeline(self) -> PipelineConfig:
-        """The settings of the other flows; `InvalidConfig` where this release has others."""
+        """Return the settings of the other flows; raises `InvalidConfig` if this release's schema differs."""
         return validate(self.settings)
 
     def facts(self) -> dict[str, Any]:
-        """For an event."""
+        """Return the plan's fields, for an event."""
         return asdict(self)
 
     @cached_property
     def own_data(self) -> OwnDataPlan | None:
-        """Of a flow that learns data of one's own."""
+        """The plan of a training on your own data; None for the other flows."""
         return OwnDataPlan.of(self.learner()) if self.flow in LEARNERS else None
 
     @cached_property
     def stage(self) -> Literal["pipeline", "refresh"] | None:
-        """The run that does it; None where the champion of the base model learns the task alone: also after a refresh
-        that would find nothing new."""
+        """The stage that retrains the model; None if only the task is fine-tuned, from the champion of the base model.
+
+        It is also None for a refresh that would find nothing new.
+        """
         if self.flow == "refresh":
             return "refresh" if RefreshPlan.of(self.pipeline()).nothing() is None else None
         return "pipeline" if self.flow == "pipeline" else None
 
     @cached_property
     def base(self) -> Lineage:
-        """The champion, which learns a task alone; `ValueError` where there is none."""
+        """The champion of the base model; raises `ValueError` if there is none."""
         base = pretrained(CHAMPION)
         if base is None:
-            raise ValueError("gpt2-base has no champion to learn; make one: gpt2 run")
+            raise ValueError("gpt2-base has no champion to fine-tune; make one: gpt2 run")
         return base
 
     @cached_property
@@ -126,17 +131,18 @@ class RetrainPlan:
 
     @property
     def identity(self) -> str:
-        """The same for runs that would make the same, whatever form they were asked for in."""
+        """Return an id that is the same for runs that would make the same model, in whatever form they were
+        requested."""
         return run_identity(self.stage, self.plan) if self.stage else task_identity(self.task, self.plan)
 
     def registered(self) -> list[dict[str, Any]] | None:
-        """The rows of the registry where no new version can come of it, else None. Starts nothing."""
+        """Return the registry's rows if no new version would be made, else None. Starts nothing."""
         if self.own_data:
             return self.own_data.registered()
         return registered_before(self.plan) if self.stage != "refresh" else None
 
     def nothing(self) -> str | None:
-        """Why no new version can come of it; None where one can."""
+        """Return why no new version would be made; None if one would."""
         rows = self.registered()
         if rows is None:
             return None
@@ -146,31 +152,31 @@ class RetrainPlan:
         sources = sources if self.task != "base" else [str(s) for s in self.settings["corpus"]["sources"]]
         return (
             f"{self.name} version {version} was trained with these settings on what {', '.join(sources)} "
-            f"hold{'s' if len(sources) == 1 else ''} now, so no new version can come of it; put what has come since "
-            f"there, labelled, and run this again"
+            f"hold{'s' if len(sources) == 1 else ''} now, so no new version can come of it; put newer, labelled data "
+            f"there, and run this again"
         )
 
 
 @flow(name="retrain", flow_run_name="retrain-{model}", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
 def retrain(model: str) -> Any:
-    """A registered model is trained again with its own settings, on its sources as they are now: a new version, for
-    the gate to judge. Without new data there is none, and the run says so.
+    """Train a registered model again with its own settings, on the current content of its sources; the gate judges the
+    new version. Without new data the run ends at once.
 
     Args:
-        model: Which one: models:/NAME/VERSION or models:/NAME@champion.
+        model: The model: models:/NAME/VERSION or models:/NAME@champion.
     """
     return carry_out(lambda: plan_again(model), train_again, lambda plan: plan.registered())
 
 
 def plan_again(model: str) -> RetrainPlan:
-    """The plan, having said how the version was trained; `ValueError` where that is not known."""
+    """Log how the version was trained; return the plan. Raises `ValueError` if it is not known."""
     plan = RetrainPlan.of(model)
-    say(f"{plan.version} was trained by {plan.flow}; the same is done with its sources as they are now")
+    say(f"{plan.version} was trained by {plan.flow}; the same is done with the current content of its sources")
     return plan
 
 
 def train_again(plan: RetrainPlan) -> Any:
-    """As the version was trained: from data of one's own, in a run of all stages, or a task alone."""
+    """Train as the version was trained: on your own data, in a run of all stages, or a task alone."""
     if plan.own_data:
         return in_turn(plan.own_data)
     if plan.stage:

@@ -27,7 +27,7 @@ Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "reg
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of the pipeline, all of them, or a refresh."""
+    """The plan of a run: a stage of the pipeline, all of them, or a refresh."""
 
     stage: Stage
     settings: PipelineConfig
@@ -35,16 +35,17 @@ class StagePlan:
 
     @classmethod
     def of(cls, stage: Stage, settings: PipelineConfig) -> StagePlan:
-        """The plan; `ValueError` where a source is missing or can't be read."""
+        """Return the plan; raises `ValueError` if a source is missing or can't be read."""
         return cls(stage, settings, make_plan(settings))
 
     @property
     def identity(self) -> str:
-        """The same for runs that would make the same."""
+        """Return an id that is the same for runs that would make the same artifacts."""
         return run_identity(self.stage, self.plan)
 
     def nothing(self) -> str | None:
-        """Why there is nothing to do; None where there is something. Only `pipeline` and `refresh` ask."""
+        """Return why `pipeline` or `refresh` has nothing to do; None if there is something to do, or for other
+        stages."""
         if self.stage == "refresh" and (reason := RefreshPlan.of(self.settings).nothing()):
             return f"{reason}."
         if self.stage == "pipeline" and registered_before(self.plan):
@@ -53,7 +54,7 @@ class StagePlan:
 
 
 def settings_of(preset: str, main: Settings, gate: Settings, changes: list[str], file: str | None) -> PipelineConfig:
-    """The settings that a filled form stands for; `InvalidConfig` says what is wrong."""
+    """Return the settings of a filled form; raises `InvalidConfig`."""
     return resolve(preset, Path(file) if file else None, [*changes_of(main, MAIN), *changes_of(gate, GATE), *changes])
 
 
@@ -71,16 +72,17 @@ def run(
     changes: list[str] = [],  # noqa: B006 - Prefect shows the default in the form
     file: str = "",
 ) -> Any:
-    """Text becomes a GPT-2 of your own. What is done already is not done again.
+    """Train a GPT-2 of your own from text. Finished work is not repeated.
 
     Args:
-        stage: The part to run: everything, one stage of it, or `refresh`: the champion goes on with new documents.
+        stage: The part to run: all stages, one stage, or `refresh`, which continues the champion's training on new
+            documents.
         preset: Settings to start from: `laptop` takes minutes on two cores, `smoke` is the smallest, the others are
             the published sizes and need GPUs.
-        main: Settings that are changed most; what is left empty is as in the preset.
-        gate: What a model must show to become the champion; what is left empty is as in the preset.
-        changes: Any other settings, each as in pretrain.optimizer.warmup_steps=20.
-        file: A YAML file of settings on the machine of the worker, that go over the preset's.
+        main: The settings that are changed most. Empty fields keep the preset's value.
+        gate: Conditions under which a model becomes the champion. Empty fields keep the preset's value.
+        changes: Any other settings, each in the form pretrain.optimizer.warmup_steps=20.
+        file: A YAML file on the machine of the worker, whose settings override the preset's.
     """
     return carry_out(
         lambda: StagePlan.of(stage, settings_of(preset, main, gate, changes, file)),
@@ -90,14 +92,14 @@ def run(
 
 
 def run_stage(stage: Stage, settings: PipelineConfig) -> Any:
-    """Run a stage, or all of them; of those that train, one at a time."""
+    """Run a stage, or all of them; stages that train run one at a time. Returns the stage's result."""
     story = {**STORY, "pipeline": pipeline, "refresh": refresh}[stage]
     with turn() if stage in TRAINS else contextlib.nullcontext():
         return story.fn(settings)
 
 
 def show_registered(plan: StagePlan) -> list[dict[str, Any]] | None:
-    """The rows of the registry, as a table of this run too; None for a refresh that has nothing new."""
+    """Show the registry's rows as a table of this run and return them; None for a refresh."""
     if plan.stage == "refresh":
         return None
     rows = registered_before(plan.plan)

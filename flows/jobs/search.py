@@ -30,95 +30,95 @@ from gpt2.training_job import TrainingJob
 
 
 @task(name="search", task_run_name="search {config.task}")
-def search_task(found: SearchPlan, config: SearchConfig) -> Artifact:
-    """Prepare the task's examples, try the candidates, and keep what they told."""
-    name, settings = config.task, found.candidates[0].settings
-    examples = prepare_examples(name, settings, found.plan)
+def search_task(search: SearchPlan, config: SearchConfig) -> Artifact:
+    """Prepare the task's examples, train the candidates, and keep their results as an artifact."""
+    name, settings = config.task, search.candidates[0].settings
+    examples = prepare_examples(name, settings, search.plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
-        jobs = jobs_of(found, examples, out)
+        jobs = jobs_of(search, examples, out)
         cluster = settings.task_cluster(name)
-        curves = batch_search.run(jobs, found.steps, REDUCTION, config.parallel, cluster, out, speaker())
-        told = rows(found, curves)
-        best = best_of(told)
-        (out / "candidates.json").write_text(json.dumps(told, indent=1, allow_nan=False))
-        (out / "best.yaml").write_text(as_settings(found, best))
-        plots.search(told, best["candidate"]).savefig(out / "candidates.png", metadata={"Software": None})
+        curves = batch_search.run(jobs, search.steps, REDUCTION, config.parallel, cluster, out, speaker())
+        results = rows(search, curves)
+        best = best_of(results)
+        (out / "candidates.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+        (out / "best.yaml").write_text(as_settings(search, best))
+        plots.search(results, best["candidate"]).savefig(out / "candidates.png", metadata={"Software": None})
         run.files(out / "best.yaml")
         run.files(out / "candidates.png")
-        own = told[0]["validation_loss"]
+        own = results[0]["validation_loss"]
         return {
-            "candidates": len(told),
-            "stopped_early": sum(row["state"] == "stopped early" for row in told),
-            "failed": sum(row["state"] == "failed" for row in told),
+            "candidates": len(results),
+            "stopped_early": sum(row["state"] == "stopped early" for row in results),
+            "failed": sum(row["state"] == "failed" for row in results),
             "best": best["candidate"],
             "best_validation_loss": best["validation_loss"],
-            **({"presets_validation_loss": own} if told[0]["state"] == "ended" and own is not None else {}),
+            **({"presets_validation_loss": own} if results[0]["state"] == "ended" and own is not None else {}),
         }
 
-    return make(f"search-{name}", found.key, config.model_dump(mode="json"), build)
+    return make(f"search-{name}", search.key, config.model_dump(mode="json"), build)
 
 
-def jobs_of(found: SearchPlan, examples: Artifact, out: Path) -> list[TrainingJob]:
-    """A job for each candidate, which sees no file of the test split."""
-    name = found.config.task
-    base = store().require("base", found.plan.base.id)
-    tokenizer = store().require("tokenizer", found.plan.tokenizer.id)
+def jobs_of(search: SearchPlan, examples: Artifact, out: Path) -> list[TrainingJob]:
+    """Return a job for each candidate, without the files of the test split."""
+    name = search.config.task
+    base = store().require("base", search.plan.base.id)
+    tokenizer = store().require("tokenizer", search.plan.tokenizer.id)
     seen = gpt2_search.without_test(examples.path, out / "_examples")
-    gpu = found.candidates[0].settings.task_cluster(name).use_gpu
-    every = gpt2_search.interval(found.steps, REDUCTION)
+    gpu = search.candidates[0].settings.task_cluster(name).use_gpu
+    every = gpt2_search.interval(search.steps, REDUCTION)
     return [
         TrainingJob(
             name=name,
-            train=decided(gpt2_search.watched(c.train, every, found.config.eval_samples), gpu),
+            train=decided(gpt2_search.watched(c.train, every, search.config.eval_samples), gpu),
             tokenizer=str(tokenizer.path),
             output=str(out / "_candidates" / f"{number:03d}"),
             base=str(base.path / MODEL),
             examples=str(seen),
             adaptation=c.adaptation,
         )
-        for number, c in enumerate(found.candidates)
+        for number, c in enumerate(search.candidates)
     ]
 
 
 @flow(name="search", flow_run_name="search-{config.task}", task_runner=ThreadPoolTaskRunner(max_workers=4), **HOOKS)
 def search(config: SearchConfig) -> Any:
-    """Better fine-tuning settings of a task, by its validation loss; the test split is not looked at. What is done
-    already is not done again.
+    """Search better fine-tuning settings of a task, by its validation loss. The test split is not used. Finished work
+    is not repeated.
 
     Args:
-        config: The task, what may change, and how many candidates are tried.
+        config: The task, the settings that may change, and the number of candidates.
     """
     return carry_out(lambda: SearchPlan.of(config), searched, publish)
 
 
-def searched(found: SearchPlan) -> dict[str, Any]:
-    """The flow's body."""
+def searched(search: SearchPlan) -> dict[str, Any]:
+    """Run the search and show it; return the path of the best settings and the figures."""
     with turn(), parent_of_all():
         with politely():
-            made = search_task(found, found.config)
-        publish(found)
+            made = search_task(search, search.config)
+        publish(search)
     say(f"the best settings: {made.file('best.yaml')}")
     return {"best": str(made.file("best.yaml")), **made.info}
 
 
-def publish(found: SearchPlan) -> None:
-    """The table of all candidates, and a page with the picture and the best settings, of this flow run."""
-    made = store().require(found.key.kind, found.key.id)
-    name, told = found.config.task, json.loads(made.file("candidates.json").read_text())
+def publish(search: SearchPlan) -> None:
+    """Show a table of all candidates, and a page with their figure and the best settings, on this flow run."""
+    made = store().require(search.key.kind, search.key.id)
+    name, results = search.config.task, json.loads(made.file("candidates.json").read_text())
     title = f"Candidates of the search for {name}"
-    show(create_table_artifact, table=table(told), key=slug(f"candidates-of-{name}"), description=title)
+    show(create_table_artifact, table=table(results), key=slug(f"candidates-of-{name}"), description=title)
     picture = image(made.file("candidates.png"), "candidates")
     best = made.file("best.yaml").read_text()
-    text = f"# {title}\n\n{picture}\n\n```yaml\n{best}```\n\n{how_to_go_on(found, made.file('best.yaml'))}"
+    text = f"# {title}\n\n{picture}\n\n```yaml\n{best}```\n\n{how_to_go_on(search, made.file('best.yaml'))}"
     show(create_markdown_artifact, markdown=text, key=slug(f"search-{name}"), description=f"Best settings of {name}")
 
 
-def how_to_go_on(found: SearchPlan, best: Path) -> str:
-    """Markdown: which fields of which forms take the best settings."""
-    name, preset = found.config.task, found.config.preset
-    told = f"In the form of `pipeline`: Preset `{preset}`, File `{best}`.\n"
+def how_to_go_on(search: SearchPlan, best: Path) -> str:
+    """Return Markdown that says which fields of which forms take the best settings."""
+    name, preset = search.config.task, search.config.preset
+    text = f"In the form of `pipeline`: Preset `{preset}`, File `{best}`.\n"
     if command := COMMANDS.get(name):
         tasks = json.dumps(yaml.safe_load(best.read_text())["tasks"], indent=1)
-        told += f"\nIn that of `{command.split()[0]}`: Preset `{preset}`, and as Tasks\n\n```json\n{tasks}\n```\n"
-    return told
+        text += f"\nIn that of `{command.split()[0]}`: Preset `{preset}`, and as Tasks\n\n```json\n{tasks}\n```\n"
+    return text

@@ -12,7 +12,16 @@ from pydantic import BaseModel, Field, field_validator
 
 from cluster.home import store
 from cluster.registry.lineage import Lineage
-from flows.config import InvalidConfig, PipelineConfig, merged, near, parse_change, preset_names, resolve, validate
+from flows.config import (
+    InvalidConfig,
+    PipelineConfig,
+    did_you_mean,
+    merged,
+    parse_change,
+    preset_names,
+    resolve,
+    validate,
+)
 from flows.jobs.own_data_plan import CHAMPION, fitting, plan_of, pretrained
 from flows.jobs.refresh_plan import like
 from flows.plan import Plan
@@ -28,7 +37,7 @@ from gpt2.tasks.task import tasks
 from gpt2.training.config import TrainConfig
 
 MISSES = 100
-"""So many draws in a row that are nothing new: the space has no more."""
+"""After this many draws without a new candidate, the space counts as exhausted."""
 ELSEWHERE = {
     "train.steps": "all candidates train equally long: set max_steps",
     "train.epochs": "all candidates train equally long: set max_steps",
@@ -39,10 +48,10 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings to try."""
+    """A candidate: settings to try."""
 
     drawn: dict[str, Any]
-    """{path: value} of what was drawn and is read; {} for the preset's."""
+    """The drawn values that are read, as {path: value}; {} for the preset's own settings."""
     settings: PipelineConfig
     task: str
 
@@ -55,55 +64,59 @@ class Trial:
         return getattr(self.settings.tasks, self.task).adaptation
 
     def identity(self) -> dict[str, Any]:
-        """What its result depends on, beside the inputs."""
+        """Return all settings that its result depends on."""
         return {"train": self.train.identity(), "adaptation": self.adaptation.identity()}
 
 
 def candidates(settings: PipelineConfig, name: str, given: Mapping[str, Any], trials: int, seed: int) -> list[Trial]:
-    """The settings as they are, and others drawn from the space (without one: `default_space`), no two alike.
+    """Return the settings as they are, and others drawn from the space (`default_space` if none is given), no two
+    alike.
 
-    As many as `trials`, or as there are. `InvalidConfig` names what can't be.
+    There are `trials` of them, or as many as the space has. Raises `InvalidConfig` for an invalid space.
     """
     dimensions = search.dimensions(given) if given else default_space(settings, name)
     whole = check(dimensions, settings, name)
-    found = [Trial({}, settings, name)]
-    seen = [found[0].identity()]
+    drawn = [Trial({}, settings, name)]
+    seen = [drawn[0].identity()]
     number = missed = 0
-    while len(found) < trials and missed < MISSES:
+    while len(drawn) < trials and missed < MISSES:
         candidate = changed(settings, name, search.draw(dimensions, whole, seed, number))
         number, missed = number + 1, missed + 1
         if candidate.identity() not in seen:
-            found.append(candidate)
+            drawn.append(candidate)
             seen.append(candidate.identity())
             missed = 0
-    if len(found) < 2:
-        raise InvalidConfig("space: all that it has is the preset's own settings; give other choices, or ranges")
-    return found
+    if len(drawn) < 2:
+        raise InvalidConfig("space: has no settings but the preset's own; give other choices, or ranges")
+    return drawn
 
 
 def default_space(settings: PipelineConfig, name: str) -> dict[str, search.Dimension]:
-    """Around the settings, of what matters most. Not the batch: of equally many steps the larger sees more. Warm-up is
-    over at the first look, or it would be judged by what it has not yet learned."""
+    """Return the default space: the settings that matter most, around their values.
+
+    Without the batch size, because in equally many steps a larger batch sees more samples. Warm-up ends before the
+    first evaluation, so that no candidate is judged during it.
+    """
     mine = getattr(settings.tasks, name)
     optimizer, rate = mine.train.optimizer, mine.train.optimizer.learning_rate
-    found: dict[str, search.Dimension] = {
+    space: dict[str, search.Dimension] = {
         "train.optimizer.learning_rate": search.Range(low=rate / 10, high=min(1.0, rate * 10), log=True),
         "train.optimizer.weight_decay": sorted({0.0, 0.01, 0.1, optimizer.weight_decay}),
         "train.optimizer.warmup_steps": sorted({0, mine.train.steps // 20, mine.train.steps // 10}),
     }
-    if mine.adaptation.kind == "full":  # else the embeddings stay as they are
-        found["train.optimizer.embedding_rate"] = search.Range(low=0.3, high=10, log=True)
+    if mine.adaptation.kind == "full":  # otherwise the embeddings are frozen
+        space["train.optimizer.embedding_rate"] = search.Range(low=0.3, high=10, log=True)
     if mine.adaptation.kind == "lora":
         rank = mine.adaptation.rank
-        found["adaptation.rank"] = sorted({max(1, rank // 2), rank, min(settings.model.n_embd, 2 * rank)})
-        found["adaptation.alpha"] = search.Range(low=4, high=64, log=True)
+        space["adaptation.rank"] = sorted({max(1, rank // 2), rank, min(settings.model.n_embd, 2 * rank)})
+        space["adaptation.alpha"] = search.Range(low=4, high=64, log=True)
     if mine.adaptation.kind == "prefix":
-        found["adaptation.prefix_length"] = sorted({max(1, mine.adaptation.prefix_length // 2), 16, 32})
-    return found
+        space["adaptation.prefix_length"] = sorted({max(1, mine.adaptation.prefix_length // 2), 16, 32})
+    return space
 
 
 def check(dimensions: Mapping[str, search.Dimension], settings: PipelineConfig, name: str) -> set[str]:
-    """The paths of integers; `InvalidConfig` where the schema has no such setting, or not these values."""
+    """Check the dimensions; return the paths of integers. Raises `InvalidConfig` for unknown settings or values."""
     whole = set()
     for path, dimension in dimensions.items():
         kind = type_at(path, name)
@@ -123,7 +136,7 @@ def check(dimensions: Mapping[str, search.Dimension], settings: PipelineConfig, 
 
 
 def type_at(path: str, name: str) -> Any:
-    """The type of a setting of a task; `InvalidConfig` where it can't be searched."""
+    """Return the type of a setting of a task; raises `InvalidConfig` if it can't be searched."""
     model: Any = task_of(name).Settings
     where = f"space: tasks.{name}.{path}"
     if path.partition(".")[0] not in ("train", "adaptation"):
@@ -133,7 +146,7 @@ def type_at(path: str, name: str) -> Any:
     for part in path.split("."):
         fields = getattr(model, "model_fields", {})
         if part not in fields:
-            raise InvalidConfig(f"{where}: there is no such setting{near(part, list(fields))}")
+            raise InvalidConfig(f"{where}: there is no such setting{did_you_mean(part, list(fields))}")
         extra, model = fields[part].json_schema_extra, fields[part].annotation
         if isinstance(extra, dict) and extra.get("identity") is False:
             raise InvalidConfig(f"{where} does not change what is learned; leave it out")
@@ -144,7 +157,7 @@ def type_at(path: str, name: str) -> Any:
 
 
 def reader(path: str) -> str | None:
-    """The kind of adaptation that reads a setting; None where all do."""
+    """Return the kind of adaptation that reads a setting; None if all kinds do."""
     section, _, field = path.partition(".")
     if section != "adaptation":
         return None
@@ -152,7 +165,10 @@ def reader(path: str) -> str | None:
 
 
 def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Trial:
-    """The settings with what was drawn, but for what another kind of adaptation reads; micro-batches fit the batch."""
+    """Return a candidate with the drawn values, except those that its kind of adaptation does not read.
+
+    Its micro-batch size is made to divide the batch.
+    """
     values = settings.model_dump()
     before = values["tasks"][name]["adaptation"]
     kind = drawn.get("adaptation.kind", before["kind"])
@@ -174,9 +190,9 @@ def changed(settings: PipelineConfig, name: str, drawn: Mapping[str, Any]) -> Tr
 
 
 REDUCTION = 3
-"""Of so many candidates one goes on, after a third and a ninth of all steps (Li et al. 2020 take 4)."""
+"""One of this many candidates goes on, after a ninth and a third of all steps (Li et al. 2020 take 4)."""
 COMMANDS = {"sentiment": "train-classifier FILE", "recommendation": "train-recommender ITEMS INTERACTIONS"}
-"""What else takes the best settings of a task."""
+"""Other commands that take the best settings of a task."""
 if TYPE_CHECKING:
     Preset = str
     TaskName = str
@@ -186,33 +202,33 @@ else:
 
 
 class SearchConfig(Settings):
-    """A search for better fine-tuning settings of a task, by its validation loss."""
+    """Settings of a search for better fine-tuning settings of a task, by its validation loss."""
 
     task: TaskName
-    """The task whose fine-tuning is searched."""
+    """The task whose fine-tuning settings are searched."""
     base: str = Field(CHAMPION, min_length=1)
-    """The pretrained model that learns: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home."""
+    """The pretrained model to fine-tune: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home."""
     preset: Preset = "laptop"
-    """The settings that candidates change; they are the first candidate. Those of the model and its tokenizer are the
-    pretrained model's."""
+    """The settings that candidates change; unchanged they are the first candidate. Those of the model and its tokenizer
+    are taken from the pretrained model."""
     trials: int = Field(12, ge=2, le=1000)
-    """How many candidates, at most as many as the space has."""
+    """Number of candidates, at most as many as the space has."""
     max_steps: int | None = Field(None, ge=1)
-    """Steps of a candidate that is not stopped early; empty: as in the preset."""
+    """Steps of a candidate that is not stopped early; empty: the preset's number."""
     space: dict[str, Any] = Field(default={})
-    """Paths under the task, in train and adaptation, each with choices or a range, as in {"train.batch_size": [16, 32],
+    """Paths under the task, in train and adaptation, each with choices or a range, such as
+    {"train.batch_size": [16, 32],
     "train.optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}. Empty: learning rates, warm-up and
-    weight decay around the preset's, and what its adaptation reads; dropout (adaptation.model_dropout, or dropout of
-    LoRA) only where it is named. Candidates train for equally many steps: of two
-    batch sizes the larger sees more."""
+    weight decay around the preset's, and the settings of its adaptation; dropout (adaptation.model_dropout, or dropout
+    of LoRA) only if it is named. Candidates train for equally many steps, so a larger batch sees more samples."""
     eval_samples: int = Field(1000, ge=1)
-    """Validation samples at each look, of some nine, on which candidates are stopped or chosen."""
+    """Validation samples of each of about nine evaluations, by which candidates are stopped or chosen."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Seeds what is drawn from the space. The seed of the candidates' trainings is the preset's."""
+    """Seed of the draws from the space. The candidates' trainings use the preset's seed."""
     parallel: int | None = operational(None, ge=1, le=4096)
-    """Candidates at a time; empty: as many as there are CPU cores or GPUs. With 1 nothing is left to chance."""
+    """Candidates at a time; empty: as many as there are CPU cores or GPUs. With 1 the result is reproducible."""
     changes: list[str] = Field(default=[])
-    """Any other settings of the pipeline, each as in tasks.sentiment.source=posts.csv."""
+    """Any other settings of the pipeline, each in the form tasks.sentiment.source=posts.csv."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -222,7 +238,7 @@ class SearchConfig(Settings):
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """All that is decided before anything starts."""
+    """The plan of a search: all that is decided before anything starts."""
 
     config: SearchConfig
     candidates: list[Trial]
@@ -231,48 +247,48 @@ class SearchPlan:
 
     @classmethod
     def of(cls, config: SearchConfig) -> SearchPlan:
-        """The candidates and the key of their search; `ValueError` for wrong settings, or no pretrained model."""
-        settings_of(config, None)  # wrong settings are told before the registry is asked
+        """Return the plan; raises `ValueError` for wrong settings, or if there is no pretrained model."""
+        settings_of(config, None)  # checks the settings before the registry is read
         base = pretrained(config.base)
         if base is None:
             raise InvalidConfig(
                 f"base = {config.base!r}: there is no such model yet; make one first: gpt2 run --preset {config.preset}"
             )
         settings = settings_of(config, base)
-        found = candidates(settings, config.task, config.space, config.trials, config.seed)
+        drawn = candidates(settings, config.task, config.space, config.trials, config.seed)
         plan = plan_of(settings, base)
         keys = plan.tasks[config.task]
         spec = {
             "task": config.task,
-            "candidates": [candidate.identity() for candidate in found],
+            "candidates": [candidate.identity() for candidate in drawn],
             "eval_samples": config.eval_samples,
             "reduction": REDUCTION,
             "preset": {"name": config.preset, **Trial({}, resolve(config.preset), config.task).identity()},
         }
         inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
         code = task_code(config.task, "model", "train", "search settings")
-        return cls(config, found, plan, Key("search", spec, inputs, code))
+        return cls(config, drawn, plan, Key("search", spec, inputs, code))
 
     @property
     def identity(self) -> str:
-        """The same for equal searches."""
+        """Return an id that is the same for equal searches."""
         return f"search-{self.key.id}"
 
     def nothing(self) -> str | None:
-        """Why there is nothing to do; None where there is something."""
+        """Return why there is nothing to do; None if there is something to do."""
         made = store().find(self.key)
         return f"the search was done before; {made.file('best.yaml')}" if made else None
 
     @property
     def steps(self) -> int:
-        """Of a candidate that is not stopped early."""
+        """Return the steps of a candidate that is not stopped early."""
         steps = self.candidates[0].train.steps
         assert steps is not None
         return steps
 
 
 def settings_of(config: SearchConfig, base: Lineage | None) -> PipelineConfig:
-    """The preset's settings, of this task alone, with this length of training and the pretrained model's shape."""
+    """Return the preset's settings for this task alone, with `max_steps` and the pretrained model's shape."""
     name = config.task
     values = resolve(config.preset).model_dump()
     values = merged(values, {"tasks": {other: {"enabled": other == name} for other in tasks()}})
@@ -296,60 +312,60 @@ def settings_of(config: SearchConfig, base: Lineage | None) -> PipelineConfig:
 
 
 def rows(search: SearchPlan, curves: list[Curve]) -> list[dict[str, Any]]:
-    """A row for each candidate, in order: what was drawn, how far it came, its last validation loss."""
-    found = []
+    """Return a row for each candidate, in order: its drawn settings, its last step and validation loss, its state."""
+    results = []
     for number, (candidate, curve) in enumerate(zip(search.candidates, curves, strict=True)):
         step, loss = curve.points[-1] if curve.points else (0, None)
         state = "failed" if curve.reason else "ended" if curve.ended else "stopped early"
         bad = loss is None or loss >= WORST
         points = [(s, value) for s, value in curve.points if value < WORST]
-        found.append(
+        results.append(
             {"candidate": number, "settings": candidate.drawn, "step": step, "validation_loss": None if bad else loss,
              "state": state, "reason": curve.reason, "curve": points}
         )  # fmt: skip
-    return found
+    return results
 
 
-def best_of(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row with the least validation loss at the last step; `ValueError` where none is finite."""
-    ended = [row for row in found if row["state"] == "ended" and row["validation_loss"] is not None]
+def best_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row with the lowest validation loss at the last step; raises `ValueError` if none is finite."""
+    ended = [row for row in results if row["state"] == "ended" and row["validation_loss"] is not None]
     if not ended:
-        raise ValueError("no candidate came to its end with a finite loss; give a space of lower learning rates")
+        raise ValueError("no candidate finished with a finite loss; give a space of lower learning rates")
     return min(ended, key=lambda row: row["validation_loss"])
 
 
 def as_settings(search: SearchPlan, row: Mapping[str, Any]) -> str:
-    """YAML that goes over the preset and gives the candidate's fine-tuning: only what is other than there."""
+    """Return YAML with the candidate's settings that differ from the preset."""
     name, candidate = search.config.task, search.candidates[row["candidate"]]
     before = getattr(resolve(search.config.preset).tasks, name).model_dump(mode="json")
     after = getattr(candidate.settings.tasks, name).model_dump(mode="json")
-    found = {part: change for part in ("train", "adaptation") if (change := other(before[part], after[part]))}
-    told = (
+    changes = {part: change for part in ("train", "adaptation") if (change := other(before[part], after[part]))}
+    text = (
         f"# The best of {len(search.candidates)} candidates of search/{search.key.id}, by validation loss: "
         f"{row['validation_loss']:.4f}.\n"
         f"# gpt2 run --preset {search.config.preset} --config best.yaml\n"
     )
     if command := COMMANDS.get(name):
-        told += f"# gpt2 {command} --preset {search.config.preset} --config best.yaml\n"
-    return told + yaml.safe_dump({"tasks": {name: found}}, sort_keys=False)
+        text += f"# gpt2 {command} --preset {search.config.preset} --config best.yaml\n"
+    return text + yaml.safe_dump({"tasks": {name: changes}}, sort_keys=False)
 
 
 def other(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What is other in `after`, section by section."""
-    found = {}
+    """Return the values of `after` that differ from `before`, section by section."""
+    changes = {}
     for name, value in after.items():
         if isinstance(value, dict):
             if inner := other(before[name], value):
-                found[name] = inner
+                changes[name] = inner
         elif value != before[name]:
-            found[name] = value
-    return found
+            changes[name] = value
+    return changes
 
 
-def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows for people, the best first."""
+def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows as a table for users, the best first."""
     order = {"ended": 0, "stopped early": 1, "failed": 2}
-    ranked = sorted(found, key=lambda row: (order[row["state"]], row["validation_loss"] or WORST, row["candidate"]))
+    ranked = sorted(results, key=lambda row: (order[row["state"]], row["validation_loss"] or WORST, row["candidate"]))
     return [
         {
             "candidate": row["candidate"],

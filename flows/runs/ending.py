@@ -24,14 +24,14 @@ from flows.runs.locks import claim
 from flows.runs.stage import say, without_tracebacks
 
 LEAVING_SECONDS = 25
-"""From a SIGTERM to the end of the process at the latest."""
+"""Most seconds from a SIGTERM to the end of the process."""
 
 STATUS = {StateType.COMPLETED: "FINISHED", StateType.FAILED: "FAILED"}
-"""What MLflow calls it; every other end is KILLED."""
+"""MLflow's status by Prefect's state; all other states are KILLED."""
 
 
 def end_mlflow_runs(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """Called in the run's process, or in the worker's where that is gone."""
+    """End the MLflow runs of a flow run. Prefect calls it in the run's process, or in the worker's if that is gone."""
     runs.end_open("gpt2.flow_run", str(flow_run.id), STATUS.get(state.type, "KILLED"))
 
 
@@ -41,15 +41,17 @@ HOOKS: dict[str, Any] = {
     "on_cancellation": [end_mlflow_runs],
     "on_crashed": [end_mlflow_runs],
 }
-"""For an outermost flow: of `@flow` or `with_options`."""
+"""Options of `@flow` or `with_options` for an outermost flow."""
 
 
 def or_cancelled(work: Callable[[], Any]) -> Any:
-    """What the work returns; the state Cancelled where a SIGTERM stopped it because somebody cancels this flow run, and
-    Failed with a sentence alone where a user can mend it (`ValueError`, which a caller of the flow gets as it is).
+    """Return the result of `work`, or the state Cancelled if a cancellation of this flow run stopped it by SIGTERM.
 
-    Prefect takes a SIGTERM for a cancellation only while the handler of it is its own, and else for a crash, which its
-    worker corrects a minute later: `cluster.training.stopping` has ours there, so that a training saves first.
+    Returns the state Failed for a `ValueError`, with its message. A caller of the flow gets the error itself.
+
+    Prefect treats a SIGTERM as a cancellation only while its own handler is installed. Otherwise it records a crash,
+    which its worker corrects a minute later. `cluster.training.stopping` installs our handler, so that a training saves
+    first.
     """
     try:
         return work()
@@ -64,24 +66,24 @@ def or_cancelled(work: Callable[[], Any]) -> Any:
 
 
 class JobPlan(Protocol):
-    """All that is decided about a job before anything starts."""
+    """The plan of a job: all that is decided before anything starts."""
 
     @property
     def identity(self) -> str:
-        """The same for jobs that would make the same."""
+        """Return an id that is the same for jobs that would make the same artifacts."""
 
     def nothing(self) -> str | None:
-        """Why there is nothing to do; None where there is something."""
+        """Return why there is nothing to do; None if there is something to do."""
 
 
 P = TypeVar("P", bound=JobPlan)
 
 
 def carry_out(prepare: Callable[[], P], work: Callable[[P], Any], already: Callable[[P], Any] | None = None) -> Any:
-    """Do a job, equal ones once; returns the result of `work`, or the state that the flow run ends with.
+    """Carry out a job, but not twice at the same time; return the result of `work`, or the flow run's final state.
 
-    A `ValueError` of `prepare` refuses the job. Where the plan has nothing to do, `already` returns the data of the
-    state; without it the work is done all the same. Work that trains takes its `flows.runs.locks.turn`.
+    A `ValueError` of `prepare` refuses the job. If the plan has nothing to do, `already` returns the data of the state;
+    without `already` the work is done in any case. Work that trains takes its `flows.runs.locks.turn`.
     """
     without_tracebacks()
     try:
@@ -103,8 +105,10 @@ def carry_out(prepare: Callable[[], P], work: Callable[[P], Any], already: Calla
 
 @contextlib.contextmanager
 def leaving_in_time() -> Iterator[None]:
-    """A SIGTERM, whoever handles it, ends this process in `LEAVING_SECONDS` at the latest: threads may be at work that
-    nothing can interrupt, and Prefect would wait a little longer than was promised."""
+    """Kill this process `LEAVING_SECONDS` after a SIGTERM, whichever handler runs.
+
+    Threads may be at work that nothing can interrupt, and Prefect would wait longer.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,9 +131,9 @@ def leaving_in_time() -> Iterator[None]:
 
 
 def duplicate(holder: dict[str, Any]) -> State:
-    """The end of a run whose work another run is doing."""
+    """Return the final state of a run whose work another run is doing, and link to that run."""
     if holder["url"]:
         create_link_artifact(link=holder["url"], link_text=f"Run {holder['run']}", key="the-run-that-does-it")
-    message = f"{holder['run']} is doing the same; this run leaves it to that one. {holder['url']}".strip()
+    message = f"{holder['run']} is doing the same, so this run ends. {holder['url']}".strip()
     say(message)
     return Completed(name="Duplicate", message=message)

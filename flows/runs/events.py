@@ -1,4 +1,4 @@
-"""Events that others may react to. Their names and resources are an interface: they do not change.
+"""Prefect events for automations. Their names and resources are an interface and do not change.
 
 | event | resource (`prefect.resource.id`) | when | payload |
 |---|---|---|---|
@@ -30,24 +30,23 @@ DRIFT: Literal["gpt2.sentiment.drift"] = "gpt2.sentiment.drift"
 EVENTS = (PROMOTED, REFUSED, RESTARTED, BUDGET, SENTIMENT, DRIFT)
 
 
-def of_model(event: str, name: str, id: UUID | None = None, **payload: Any) -> None:
-    """Tell what happened to a registered model, `gpt2-sentiment` for instance. What is told again under the same `id`
-    is the same event."""
-    tell(event, f"gpt2.model.{name}", name, payload, id)
+def emit_for_model(event: str, name: str, id: UUID | None = None, **payload: Any) -> None:
+    """Emit an event on a registered model, such as `gpt2-sentiment`. With the same `id` it is the same event."""
+    emit(event, f"gpt2.model.{name}", name, payload, id)
 
 
-def of_training(event: str, name: str, **payload: Any) -> None:
-    """Tell what happened to a training, `base` for instance."""
-    tell(event, f"gpt2.training.{name}", name, payload)
+def emit_for_training(event: str, name: str, **payload: Any) -> None:
+    """Emit an event on a training, such as `base`."""
+    emit(event, f"gpt2.training.{name}", name, payload)
 
 
-def tell(event: str, resource: str, name: str, payload: dict[str, Any], id: UUID | None = None) -> None:
-    """Hand the event to Prefect's thread, which sends it: whoever tells does not wait."""
+def emit(event: str, resource: str, name: str, payload: dict[str, Any], id: UUID | None = None) -> None:
+    """Hand an event to Prefect's thread, which sends it in the background."""
     emit_event(event, {"prefect.resource.id": resource, "prefect.resource.name": name}, payload=payload, id=id)
 
 
-def sent(seconds: float = 120) -> bool:
-    """Wait until all events that were told are sent; False where the server does not take them in time."""
+def wait_until_sent(seconds: float = 120) -> bool:
+    """Wait until all emitted events are sent; return False if the server does not accept them in time."""
     worker = EventsWorker.instance()
     waiting = threading.Thread(target=worker.wait_until_empty, daemon=True)
     waiting.start()

@@ -1,7 +1,7 @@
-"""Runs that would be in each other's way: one of equal ones, and one training at a time.
+"""Concurrency locks: identical runs execute once, and one training runs at a time.
 
-A claim is a lock of the file system on the store's disk: the system frees it with the process that holds it, however
-that ends, and it holds between the command line, the Prefect UI and schedules alike.
+A claim is a file lock on the store's disk, shared by the command line, the Prefect UI and schedules. The system frees
+it when the process that holds it ends, in whatever way.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from flows.runs.stage import say
 TRAINING = "training"
 
 
-def me() -> dict[str, Any]:
-    """Who holds a claim, for those who would like it."""
+def holder_facts() -> dict[str, Any]:
+    """Return the facts on this run that the holder of a claim writes, for runs that wait."""
     return {
         "run": flow_run.name or f"process {os.getpid()}",
         "url": flow_run.ui_url or "",
@@ -33,7 +33,7 @@ def me() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claim(name: str) -> Iterator[dict[str, Any] | None]:
-    """Try to hold `name` for a while; yields None where that worked, else who holds it."""
+    """Try to lock `name` during the block; yield None if it worked, else the facts on its holder."""
     folder = store().root / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"run-{name}", "a+") as handle:
@@ -44,24 +44,24 @@ def claim(name: str) -> Iterator[dict[str, Any] | None]:
             with contextlib.suppress(ValueError):
                 yield json.loads(handle.read())
                 return
-            yield {"run": "another run", "url": "", "id": ""}  # it has not yet written who it is
+            yield {"run": "another run", "url": "", "id": ""}  # the holder has not written its facts yet
             return
         handle.truncate(0)
-        handle.write(json.dumps(me()))
+        handle.write(json.dumps(holder_facts()))
         handle.flush()
         yield None
 
 
 @contextlib.contextmanager
 def turn(name: str = TRAINING) -> Iterator[None]:
-    """Hold `name` for a while, after those who want it too; says whom it waits for."""
-    told = None
+    """Lock `name` during the block, waiting for its holder; log which run holds it."""
+    announced = None
     while True:
         with claim(name) as holder:
             if holder is None:
                 yield
                 return
-        if holder != told:
+        if holder != announced:
             say(f"waiting for {holder['run']}: one training at a time {holder['url']}".rstrip())
-            told = holder
+            announced = holder
         time.sleep(1)

@@ -1,7 +1,7 @@
-"""What people look at on a flow run: progress and loss while a training runs, reports, results and links.
+"""Prefect artifacts of a flow run: progress and loss of a training under way, reports, results and links.
 
-Prefect's page shows an image inside Markdown where it is a `data:` address; it draws no Mermaid, and its image artifact
-prints the whole address.
+Prefect's page shows images in Markdown only as `data:` addresses. It draws no Mermaid, and its image artifact prints
+the whole address.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from flows.runs.services import say_alive
 from gpt2.training.journal import EVENTS, JOURNAL, read_journal
 
 PATIENCE = 600.0
-"""Seconds that an artifact waits for a Prefect server that went away; then the run goes on without it."""
+"""Seconds that an artifact waits for a Prefect server that does not answer; then the run goes on without it."""
 PROGRESS_EVERY, CURVE_EVERY, ALIVE_EVERY = 3.0, 30.0, 30.0
-"""Seconds between two states of the progress bar, of the curve, and two looks whether Prefect took the run for dead."""
+"""Seconds between two updates of the progress bar, of the curve, and of the state of a run marked as crashed."""
 LEAVING = 10.0
-"""Seconds that a training's end waits for the last of them."""
+"""Seconds that a training's end waits for the last update."""
 AWAY = (httpx.TransportError, PrefectHTTPStatusError)
 
-_drawing = threading.Lock()  # pyplot is no friend of threads
+_drawing = threading.Lock()  # pyplot is not thread-safe
 
 
 def slug(name: str) -> str:
-    """A name as an artifact's key: lower case letters, digits, dashes."""
+    """Return a name as an artifact's key: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9-]", "-", name.lower())
 
 
 def show(create: Callable[..., Any], **facts: Any) -> Any:
-    """Make an artifact; where Prefect does not answer for long, a warning instead: it is no reason to lose a run."""
+    """Create an artifact and return it; log a warning and return None if Prefect does not answer for long."""
     started = time.monotonic()
     while True:
         try:
@@ -60,17 +60,17 @@ def show(create: Callable[..., Any], **facts: Any) -> Any:
 
 
 def impatient() -> contextlib.AbstractContextManager[Any]:
-    """Prefect's client tries once: its pauses double, up to four minutes, which is too long to wait for a page."""
+    """Let Prefect's client try only once. Its pauses double up to four minutes, too long to wait for a page."""
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def image(path: Path, title: str) -> str:
-    """A PNG as Markdown that needs no other file."""
+    """Return a PNG as Markdown with a `data:` address."""
     return f"![{title}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
 
 
 def draw(journal: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """The loss so far, as a PNG in the folder."""
+    """Draw the loss so far as a PNG in the folder; return its path."""
     from gpt2.evaluation import plots
 
     with _drawing:
@@ -78,16 +78,16 @@ def draw(journal: Sequence[Mapping[str, Any]], folder: Path) -> Path:
 
 
 def curve(name: str, journal: Sequence[Mapping[str, Any]]) -> str:
-    """The loss so far, as Markdown."""
+    """Return the loss so far as Markdown with a figure."""
     last = max(r["step"] for r in journal)
     with tempfile.TemporaryDirectory() as folder:
         return f"# {name}: loss up to step {last}\n\n{image(draw(journal, Path(folder)), 'loss')}\n"
 
 
 class Live:
-    """Around a training: a progress bar and a loss curve of the flow run, that move as the journal grows.
+    """Context around a training that updates a progress bar and a loss curve of the flow run as the journal grows.
 
-    All of it in a thread of its own: neither a slow Prefect nor one that is away holds the training.
+    It works in its own thread, so a slow or absent Prefect server does not delay the training.
     """
 
     def __init__(self, name: str, folder: Path):
@@ -98,13 +98,13 @@ class Live:
         self.heard = time.monotonic()
         self.step = -1
         self.ended = threading.Event()
-        context = contextvars.copy_context()  # the run that the artifacts belong to
+        context = contextvars.copy_context()  # that of the flow run, to which the artifacts belong
         self.thread = threading.Thread(target=context.run, args=(self._follow,), daemon=True, name="live")
 
     def __enter__(self) -> Live:
         import gpt2.evaluation.plots
 
-        assert gpt2.evaluation.plots  # imported here: of two threads that import, one may see half a library
+        assert gpt2.evaluation.plots  # imported here, because concurrent imports may see partially initialised modules
         self.thread.start()
         return self
 
@@ -114,7 +114,7 @@ class Live:
 
     def _follow(self) -> None:
         took = 0.0
-        while not self.ended.wait(max(PROGRESS_EVERY, 30 * took)):  # a long journal takes long to read
+        while not self.ended.wait(max(PROGRESS_EVERY, 30 * took)):  # a long journal takes longer to read
             began = time.thread_time()
             with contextlib.suppress(*AWAY), impatient():
                 self._update()

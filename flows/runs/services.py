@@ -22,12 +22,13 @@ from flows.config import PipelineConfig
 from gpt2.data.samples import PREFIX, SampleUnavailable, fetch
 
 SILENCE = "Its process has died: no heartbeat. Run it again, and it goes on where it stopped."
-"""Why the automation marks a run as crashed."""
+"""Message with which the automation marks a run as crashed."""
 LIVES = "It lives: Prefect did not hear it for a while."
 
 
 def say_alive() -> None:
-    """Correct the state of this flow run, and of the one that it is a part of. Raises what the client raises."""
+    """Set this flow run and its parent back to Running if the automation marked them as crashed. Raises the client's
+    errors."""
     with get_client(sync_client=True) as client:
         for id in filter(None, (this_run.id, this_run.parent_flow_run_id)):
             state = client.read_flow_run(id).state
@@ -36,21 +37,20 @@ def say_alive() -> None:
 
 
 ATTEMPTS = 600
-"""Tries to reach the server again, a second apart."""
+"""Number of tries to reconnect to the server, one second apart."""
 
 
 def keep_events() -> None:
-    """Keep events until a server that went away is back; an embedded server lives as long as this process."""
+    """Keep events until an absent server answers again. An embedded server needs no such retries."""
     if PREFECT_API_URL.value():
         EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=ATTEMPTS)
 
 
 def start(config: PipelineConfig) -> None:
-    """Start Prefect's temporary server (where no other is named), Ray, MLflow's tables and the download of samples;
-    wait for Prefect.
+    """Start Prefect's temporary server (unless one is named), Ray, MLflow's tables and the download of samples.
 
-    What goes wrong with Ray shows where it is used. Nothing else may be importing when two threads import: libraries
-    with circular imports would be seen half made. So the imports here are one after the other.
+    Waits for Prefect only; errors of Ray are raised where it is used. Imports are done one after the other, because
+    concurrent imports may see partially initialised modules.
     """
     from prefect.client.orchestration import get_client
 
@@ -75,7 +75,7 @@ def start(config: PipelineConfig) -> None:
 
 
 def fetch_samples(config: PipelineConfig) -> None:
-    """Fetch the samples that a run will need; what can't be had shows where it is needed."""
+    """Fetch the samples that a run will need. Errors are raised later, where a sample is used."""
     sources = [*config.corpus.sources, *(t.source for t in config.task_settings().values())]
     for source in sources:
         if source.startswith(PREFIX):

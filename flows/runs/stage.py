@@ -1,4 +1,4 @@
-"""What every stage does around its work: look whether it is done, record it in MLflow, link both ways."""
+"""The frame of every stage: skip finished work, record it in MLflow, and link Prefect and MLflow to each other."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from gpt2.training.guard import Preempted
 LOCAL_SERVER = "http://127.0.0.1:4200"
 
 STOPPED = (Preempted, BudgetExceeded)
-"""How a run is ended that goes on later, from a checkpoint."""
+"""Errors that end a run which can resume from a checkpoint."""
 
-keep_events()  # before the first event of this process, whoever started it
+keep_events()  # before the first event of this process
 
 
 def say(message: str) -> None:
-    """A line for people: in the terminal and in Prefect's log of the run."""
+    """Log a line, in the terminal and in Prefect's log of the run."""
     speaker()(message)
 
 
 def warn(message: str) -> None:
-    """The same, as a warning."""
+    """Log a warning, in the terminal and in Prefect's log of the run."""
     logger().warning(message)
 
 
 def speaker() -> Callable[[str], None]:
-    """`say`, bound to this run, for threads that know nothing of it."""
+    """Return `say` bound to this run, for threads without its context."""
     return logger().info
 
 
 def logger() -> Any:
-    """Of this run, or of none."""
+    """Return the logger of this run, or a general one outside of runs."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -55,8 +55,10 @@ def logger() -> Any:
 
 
 class NoTraceback(logging.Filter):
-    """What a user can mend (`ValueError`) or asked for is told in a line, the run's last state; Prefect would print its
-    traceback at every level, and after it that this was unexpected."""
+    """Logging filter that removes the tracebacks of errors that users can correct (`ValueError`) or have caused.
+
+    The run's final state has their message. Prefect would print the traceback at every level, as an unexpected error.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
@@ -67,18 +69,18 @@ class NoTraceback(logging.Filter):
 
 
 def without_tracebacks() -> None:
-    """Keep the tracebacks of users' mistakes out of the logs of runs in this process."""
+    """Keep the tracebacks of users' errors out of the logs of runs in this process."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(NoTraceback())
 
 
 def root_flow_run() -> str:
-    """Id of the outermost flow run."""
+    """Return the id of the outermost flow run."""
     return str(flow_run.root_flow_run_id or flow_run.id or "none")
 
 
 def parent_run() -> Run:
-    """The MLflow run of the whole flow run: made by the first stage that has something to record."""
+    """Return the MLflow run of the whole flow run, which the first stage with something to record makes."""
     tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", PROCESS: this_process()}
     tags |= prefect_tags(root_flow_run())
     return Run.open(f"pipeline {flow_run.name or ''}".strip(), tags | commit_tag())
@@ -86,7 +88,7 @@ def parent_run() -> Run:
 
 @contextlib.contextmanager
 def parent_of_all() -> Iterator[Run]:
-    """The flow's own MLflow run, which ends as the block does; Ray is left at the end."""
+    """Yield the flow's own MLflow run, which gets the status of the block. Disconnects from Ray at the end."""
     from cluster.connect import disconnect  # Ray
 
     run = parent_run()
@@ -101,43 +103,45 @@ def parent_of_all() -> Iterator[Run]:
 
 
 def prefect_tags(flow_run_id: str) -> dict[str, str]:
-    """The Prefect run's id and link, for MLflow; a local server shows the runs of an embedded one."""
+    """Return MLflow tags with the Prefect run's id and link. A local server shows the runs of an embedded one."""
     server = (PREFECT_UI_URL.value() or LOCAL_SERVER).rstrip("/")
     url = f"{server}/runs/flow-run/{flow_run_id}"
     return {"prefect.flow_run.id": flow_run_id, "prefect.flow_run.url": url, NOTE: f"[Prefect flow run]({url})"}
 
 
 def commit_tag() -> dict[str, str]:
-    """The commit of the working directory's code, where it is a checkout."""
+    """Return the tag with the commit of this code; {} if it is not a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {"git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"git.commit": git.stdout.strip()} if git.returncode == 0 else {}
 
 
 def resolved() -> dict[str, Any]:
-    """The settings that this flow run was given, complete."""
+    """Return the complete settings that this flow run was given."""
     config = flow_run.parameters.get("config", {})
     return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(config)
 
 
 def manifest_of(inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """{name: {kind, id, counts}} of what a key is made from; an outside file has a sha256 and no counts."""
-    found = {}
+    """Return {name: {kind, id, counts}} of the inputs of a key. An outside file has its sha256 as id, and no counts."""
+    entries = {}
     for name, id in inputs.items():
         paths = [p for p in store().root.glob(f"*/{id}") if p.parent.name != ".partial"]
         artifact = store().get(paths[0].parent.name, id) if paths else None
         info = artifact.info.items() if artifact else ()
         counts = {k: v for k, v in info if isinstance(v, int) and not isinstance(v, bool)}
-        found[name] = {"kind": artifact.kind if artifact else "file", "id": id, "counts": counts}
-    return found
+        entries[name] = {"kind": artifact.kind if artifact else "file", "id": id, "counts": counts}
+    return entries
 
 
 @contextlib.contextmanager
 def recorded(
     name: str, identity: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None
 ) -> Iterator[Run]:
-    """An MLflow child run named `name` around the work; a retry of the same work continues the same run. `inputs` are
-    the ids of what it is made from, by name."""
+    """Record the block as an MLflow child run; a retry of the same work continues the same run.
+
+    `inputs` are the ids of its inputs by name.
+    """
     parent = parent_run()
     tags = {"gpt2.artifact": identity, "gpt2.stage": name, **prefect_tags(str(flow_run.id or ""))}
     run = Run.open(name, tags | commit_tag(), parent.id)
@@ -159,11 +163,11 @@ def recorded(
 def make(
     name: str, key: Key, settings: Mapping[str, Any], build: Callable[[Path, Run], Mapping[str, Any] | None]
 ) -> Artifact:
-    """The artifact of `key`: found done, or built inside a recorded run."""
-    found = store().find(key)
-    if found is not None:
+    """Return the artifact of `key`; if it does not exist, build it inside a recorded run."""
+    done = store().find(key)
+    if done is not None:
         say(f"{name}: done before ({key.kind}/{key.id})")
-        return found
+        return done
     with recorded(name, key.id, settings, key.inputs) as run:
         artifact = store().make(key, lambda out: build(out, run))
         figures = {k: v for k, v in artifact.info.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}

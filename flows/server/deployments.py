@@ -46,16 +46,18 @@ PAYLOAD = """{"event": {{ event.event | tojson }},
  "resource": {{ event.resource.id | tojson }},
  "payload": {{ event.payload | tojson }},
  "text": {{ (event.resource.name ~ ": " ~ event.event) | tojson }}}"""
-"""What the webhook gets: JSON, with a `text` as chat services read it."""
+"""The body of a call of the webhook: JSON, with a `text` as chat services read it."""
 
 
 def create(url: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
-    """An automation per event that posts `PAYLOAD` to `url`; those of an earlier call are replaced. `ValueError` for
-    what is no address, and without a server that lasts."""
+    """Create an automation per event that posts `PAYLOAD` to `url`, in place of those of an earlier call; return them.
+
+    Raises `ValueError` for an invalid address, and without a permanent Prefect server.
+    """
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url!r} is not an address; give one such as https://example.org/hook")
+        raise ValueError(f"{url!r}: is not an address; give one such as https://example.org/hook")
     if not PREFECT_API_URL.value():
-        raise ValueError("automations need a Prefect server that lasts; start one and set PREFECT_API_URL")
+        raise ValueError("automations need a permanent Prefect server; start one and set PREFECT_API_URL")
     block: Any = Webhook(method="POST", url=url).save(BLOCK, overwrite=True)
     return [replace(event, block) for event in events]
 
@@ -75,19 +77,19 @@ def replace(event: str, block: Any) -> Automation:
 LISTED = files("flows") / "prefect.yaml"
 POOL = "gpt2"
 AT_ONCE = 3
-"""Flow runs at a time; of those that train, one goes on and the others wait (`flows.runs.locks`) or leave it to that
-one."""
+"""Default limit of flow runs at the same time. Of runs that train, one works and the others wait or end
+(`flows.runs.locks`)."""
 SILENT = 75
-"""A run without a heartbeat for so many seconds (one is sent every 30 s) has died."""
+"""Seconds without a heartbeat, which is sent every 30 s, after which a run counts as dead."""
 
 
 def register(at_once: int | None = None) -> list[str]:
-    """Register pool, deployments and the automation for dead runs. What is as it should be is left alone, but for that
-    automation, which is made anew. `at_once` is the pool's limit from now on; None leaves it, `AT_ONCE` where there is
-    none.
+    """Register the work pool, the deployments and the automation for dead runs; return the deployments' names.
 
-    A deployment's schedules keep their ids and whether somebody has enabled them: a tick is never run twice.
-    Returns the deployments' names.
+    Only changed deployments are updated; the automation is always made anew. `at_once` sets the pool's limit; None
+    keeps it, or sets `AT_ONCE` if there is none.
+
+    A deployment's schedules keep their ids and whether they are enabled, so no scheduled run happens twice.
     """
     os.environ.setdefault("GPT2_WORKING_DIR", os.getcwd())
     with get_client(sync_client=True) as client:
@@ -97,18 +99,18 @@ def register(at_once: int | None = None) -> list[str]:
 
 
 def read() -> list[dict[str, Any]]:
-    """The entries of `prefect.yaml`."""
+    """Return the entries of `prefect.yaml`."""
     return yaml.safe_load(LISTED.read_text())["deployments"]
 
 
 def filled(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry with its variables; what a trigger says of its event is Prefect's to fill in when it fires."""
+    """Return an entry with its variables filled in, except those of triggers, which Prefect fills in when they fire."""
     triggers = {"triggers": entry["triggers"]} if "triggers" in entry else {}
     return {**apply_values({k: v for k, v in entry.items() if k not in triggers}, {}), **triggers}
 
 
 def make_pool(client: SyncPrefectClient, at_once: int | None) -> None:
-    """The work pool, limited."""
+    """Create the work pool, or update its limit."""
     limit = at_once or AT_ONCE
     try:
         pool = client.read_work_pool(POOL)
@@ -129,7 +131,8 @@ def make_pool(client: SyncPrefectClient, at_once: int | None) -> None:
 
 
 def crash_the_silent(client: SyncPrefectClient) -> None:
-    """An automation: a run whose heartbeats stop is marked crashed, so that it frees its place and can run again."""
+    """Make the automation that marks a run without heartbeats as crashed, so that it frees its place and can run
+    again."""
     name = "gpt2: a run without a heartbeat has crashed"
     beat = "prefect.flow-run.heartbeat"
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Duplicate")}
@@ -139,7 +142,7 @@ def crash_the_silent(client: SyncPrefectClient) -> None:
         after={beat},
         expect={beat, *ends},
         posture=Posture.Proactive,
-        threshold=1,  # it fires where fewer came; with 0 it never does
+        threshold=1,  # it fires if fewer came; with 0 it never fires
         within=datetime.timedelta(seconds=SILENT),
     )
     crash = ChangeFlowRunState(state=StateType.CRASHED, message=SILENCE)
@@ -147,7 +150,7 @@ def crash_the_silent(client: SyncPrefectClient) -> None:
 
 
 def automate(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Make an automation anew, in place of the one of its name; one that somebody switched off stays off."""
+    """Replace the automation of the same name; a disabled one stays disabled."""
     for old in client.read_automations_by_name(automation.name):
         automation.enabled = automation.enabled and old.enabled
         client.delete_automation(old.id)
@@ -155,7 +158,7 @@ def automate(client: SyncPrefectClient, automation: AutomationCore) -> None:
 
 
 def register_one(client: SyncPrefectClient, entry: dict[str, Any]) -> str:
-    """Create or update one deployment; a second time with the same entry changes nothing."""
+    """Create or update one deployment; return its name. Repeating it with the same entry changes nothing."""
     flow = load_flow_from_entrypoint(entry["entrypoint"])
     name, schema = f"{flow.name}/{entry['name']}", parameter_schema(flow).model_dump(exclude_unset=True)
     pool, version = entry["work_pool"], digest([entry, schema])[:12]
@@ -187,7 +190,7 @@ def register_one(client: SyncPrefectClient, entry: dict[str, Any]) -> str:
 
 
 def trigger(client: SyncPrefectClient, deployment: UUID, entry: dict[str, Any]) -> None:
-    """Make the automations by which events run a deployment."""
+    """Make the automations that run a deployment at events."""
     for item in entry.get("triggers", []):
         wanted: Any = TypeAdapter(DeploymentTriggerTypes).validate_python(item)
         wanted.set_deployment_id(deployment)
@@ -195,12 +198,12 @@ def trigger(client: SyncPrefectClient, deployment: UUID, entry: dict[str, Any]) 
 
 
 def update_of(new: DeploymentScheduleCreate, active: bool) -> DeploymentScheduleUpdate:
-    """What a schedule becomes; the server knows it by its slug and leaves its id."""
+    """Return the update of a schedule. The server finds it by its slug and keeps its id."""
     return DeploymentScheduleUpdate(schedule=new.schedule, slug=new.slug, parameters=new.parameters, active=active)
 
 
 def schedule(item: dict[str, Any]) -> DeploymentScheduleCreate:
-    """A schedule of `prefect.yaml`; its slug is what it is known by from one registration to the next."""
+    """Return a schedule of `prefect.yaml`. Its slug identifies it over repeated registrations."""
     when = construct_schedule(
         interval=item.get("interval"), cron=item.get("cron"), rrule=item.get("rrule"), timezone=item.get("timezone")
     )

@@ -16,7 +16,7 @@ POOL = "gpt2"
 
 
 def server(port: int, profile: Profile = "sqlite") -> Service:
-    """The API, the UI and the scheduler; it asks for the home's login."""
+    """Return the service of Prefect's API, UI and scheduler, which requires the home's login."""
     address = f"http://{LOOPBACK}:{port}"
     environment = {
         "PREFECT_SERVER_API_AUTH_STRING": prefect_login(),
@@ -43,7 +43,8 @@ def server(port: int, profile: Profile = "sqlite") -> Service:
 
 
 def worker(at_once: int | None) -> Service:
-    """Starts the runs that the UI and schedules ask for, as processes of this machine: at most so many at a time."""
+    """Return the service of the worker, which starts the runs of UI and schedules as processes, at most `at_once` at a
+    time."""
     command = ("worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER)
     limit = ("--limit", str(at_once)) if at_once else ()
     return Service(
@@ -64,7 +65,7 @@ def worker(at_once: int | None) -> Service:
 
 
 def worker_is_online() -> bool:
-    """Whether the server of this process's environment has heard of our worker lately."""
+    """Return whether the Prefect server reports our worker as online."""
     from prefect.client.orchestration import get_client
 
     try:

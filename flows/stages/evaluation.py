@@ -1,4 +1,4 @@
-"""Every model beside its baselines, as a report."""
+"""Evaluate every model beside its baselines; the result is a report."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def publish(name: str, report: Artifact) -> None:
 
 
 def search(name: str, plan: Plan) -> Artifact:
-    """How much of what is held out the training text has."""
+    """Return the contamination search of a model: which held-out texts are in the training text."""
 
     def build(out: Path) -> dict[str, Any]:
         tokens = store().require("tokens", plan.tokens.id)
         if name in plan.tasks:
-            return contamination.of_task(name, tokens, held_out(name, plan), out)
-        return contamination.of_documents(tokens, out)
+            return contamination.search_examples(name, tokens, held_out(name, plan), out)
+        return contamination.search_documents(tokens, out)
 
     return store().make(plan.of(name).contamination, build)
 
@@ -51,7 +51,7 @@ def held_out(name: str, plan: Plan) -> Artifact:
 
 @task(name="evaluate base model")
 def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
-    """Validation loss, perplexity, bits per byte, sample texts."""
+    """Measure validation loss, perplexity and bits per byte, and write sample texts; return the report."""
     searched = search("base", plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
 
 @task(name="evaluate", task_run_name="evaluate {name}")
 def evaluate_task(name: str, plan: Plan) -> Artifact:
-    """The task's metrics beside its baselines on the same examples."""
+    """Measure a task's model and its baselines on the same examples; return the report."""
     keys, searched = plan.tasks[name], search(name, plan)
 
     def build(out: Path, run: Run) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def evaluate_task(name: str, plan: Plan) -> Artifact:
 
 @flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def evaluate(config: PipelineConfig = resolve("laptop")) -> list[str]:
-    """Every model is measured beside its baselines.
+    """Evaluate every model beside its baselines.
 
     Args:
         config: the pipeline's settings.

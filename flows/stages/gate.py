@@ -31,9 +31,9 @@ from gpt2.store.model_files import RefusedModel
 
 
 def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> dict[str, Any]:
-    """The report of another registered version on the same examples; its `folder` has the predictions."""
+    """Return the report of another registered version on the same examples; its `folder` has the predictions."""
     own, model_id, context = plan.of(name).report, version.tags[versions.ARTIFACT_TAG], config.pretrain.context
-    # As its own run would have made it: often it has.
+    # The key that the version's own run used, so its report often exists.
     key = Key(own.kind, own.spec, {**own.inputs, "model": model_id}, own.code)
     own_context = None if name in plan.tasks else reads(version, plan, config)
     if own_context is not None:
@@ -51,14 +51,17 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
 
 
 def rereading(own: Key, model_id: str, reads: int, context: int) -> Key:
-    """Of the report of a base model that reads so many tokens of its own at once, on the text of the report `own`."""
+    """Return the key of a base model's report when it is measured with its own tokenizer and context on the text of
+    report `own`."""
     spec, inputs = {**own.spec, "reads": reads, "context": context}, {**own.inputs, "model": model_id}
     return Key(own.kind, spec, inputs, own.code)
 
 
 def reads(version: Any, plan: Plan, config: PipelineConfig) -> int | None:
-    """How many tokens at once another version of the base model reads of its own tokenizer; None where it reads what
-    the run's own model does: its tokenizer and the context that it was trained at are the same."""
+    """Return the context (tokens of its own tokenizer) of another version of the base model.
+
+    Returns None if its tokenizer and context are those of the run's own model.
+    """
     theirs = store().require("tokenizer", plan.tokenizer.id).file("tokenizer.json").read_text("utf-8")
     own, shape = (json.loads(download.read_text(version, file)) for file in ("tokenizer.json", "config.json"))
     context = min(trained_at(version) or config.pretrain.context, shape["n_positions"])
@@ -66,7 +69,7 @@ def reads(version: Any, plan: Plan, config: PipelineConfig) -> int | None:
 
 
 def trained_at(version: Any) -> int | None:
-    """The context of a base model's training; None where nothing tells it."""
+    """Return the context of a base model's training; None if it is unknown."""
     if made := store().get("base", version.tags[versions.ARTIFACT_TAG]):
         return made.manifest["spec"]["train"]["context"]
     try:
@@ -76,19 +79,22 @@ def trained_at(version: Any) -> int | None:
 
 
 def read_report(report: Artifact, version: Any) -> dict[str, Any]:
-    """A version's report, with the folder where its predictions lie."""
+    """Return a version's report, with `folder`, where its predictions lie, and `version`."""
     content = json.loads(report.file("report.json").read_text())
     return {**content, "folder": str(report.path), "version": version.version}
 
 
 FOLDER = "verdict"
-"""Of the artifacts of the MLflow run that registered the version."""
+"""Folder of the verdict among the artifacts of the MLflow run that registered the version."""
 Report = Mapping[str, Any]
 
 
 def judging(version: Any, policy: GateConfig) -> Callable[[Report, Report | None], Verdict]:
-    """How the gate judges a version. A report says in `folder` where its predictions lie, and in `version` whose they
-    are. The verdict is kept before anyone acts on it."""
+    """Return a function that judges a version from its report and the champion's.
+
+    A report has the place of its predictions in `folder`, and their version in `version`. The verdict is stored before
+    it takes effect.
+    """
 
     def judge(report: Report, champion: Report | None) -> Verdict:
         rival = Path(champion["folder"]) if champion else None
@@ -99,17 +105,17 @@ def judging(version: Any, policy: GateConfig) -> Callable[[Report, Report | None
         }
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / FOLDER
-            found = verdict_page.write(out, Path(report["folder"]), rival, policy, facts)
-            if found is None:
+            result = verdict_page.write(out, Path(report["folder"]), rival, policy, facts)
+            if result is None:
                 return judge_by_values(report, champion)
             Run(version.run_id).files(out, FOLDER)
-        return Verdict(found["promote"], tuple(found["reasons"]))
+        return Verdict(result["promote"], tuple(result["reasons"]))
 
     return judge
 
 
 def publish(version: Any) -> None:
-    """Show the verdict that is kept with a version on the flow's run in Prefect; nothing where none was measured."""
+    """Show the verdict that is kept with a version on the flow run; does nothing if there is none."""
     files = [f.path for f in client().list_artifacts(version.run_id, FOLDER)]
     if f"{FOLDER}/{verdict_page.VERDICT}" not in files:
         return
@@ -118,7 +124,7 @@ def publish(version: Any) -> None:
         def kept(name: str) -> Path:
             return Path(client().download_artifacts(version.run_id, f"{FOLDER}/{name}", scratch))
 
-        found = json.loads(kept(verdict_page.VERDICT).read_text("utf-8"))
+        result = json.loads(kept(verdict_page.VERDICT).read_text("utf-8"))
         drawn = ""
         if f"{FOLDER}/{verdict_page.PICTURE}" in files:
             drawn = image(kept(verdict_page.PICTURE), "Beside the baselines, with 95 % intervals")
@@ -127,25 +133,23 @@ def publish(version: Any) -> None:
         "The whole page, with parts, errors and cost": page,
         "The version in the registry": version_url(version.name, version.version),
     }
-    text = verdict_page.markdown(found, drawn, links)
-    key, description = slug(f"verdict-{version.name}"), verdict_page.heading(found)
+    text = verdict_page.markdown(result, drawn, links)
+    key, description = slug(f"verdict-{version.name}"), verdict_page.heading(result)
     show(create_markdown_artifact, markdown=text, key=key, description=description)
 
 
-def again(address: str, out: Path | None = None) -> dict[str, Any]:
-    """The verdict on a version, computed again from the predictions that are kept with it; its page goes to `out`.
+def recompute_verdict(address: str, out: Path | None = None) -> dict[str, Any]:
+    """Compute the verdict on a version again from the predictions kept with it; return it. Its page goes to `out`.
 
-    `ValueError` where the version has none, or the stored one does not follow from them.
+    Raises `ValueError` if the version has no predictions, or if the stored verdict does not follow from them.
     """
     version = download.find(address)
     with tempfile.TemporaryDirectory() as scratch:
         files = [f.path for f in client().list_artifacts(version.run_id, FOLDER)]
         if f"{FOLDER}/{verdict_page.VERDICT}" not in files:
-            raise ValueError(
-                f"{download.exact(version)} has no verdict with predictions; `gpt2 card {address}` tells why"
-            )
+            raise ValueError(f"{download.exact(version)} has no verdict with predictions; see `gpt2 card {address}`")
         folder = Path(client().download_artifacts(version.run_id, FOLDER, scratch))
-        found = verdict_page.recompute(folder)
+        result = verdict_page.recompute(folder)
         if out is not None:
             out.write_bytes((folder / verdict_page.PAGE).read_bytes())
-        return found
+        return result

@@ -1,4 +1,4 @@
-"""What a registered model says of itself: its card, and the record from which it can be made again."""
+"""The texts kept with a registered model: its card, and the record from which it can be made again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.registry import download
 from cluster.registry.lineage import IMPORTED
 from cluster.tracking.environment import numerical_environment
 from flows.config import PipelineConfig
-from flows.plan import Plan, whole
+from flows.plan import Plan, absolute_place
 from flows.runs.stage import commit_tag
 from gpt2.data.canaries import PLANTED
 from gpt2.evaluation.model_card import NAME as CARD
@@ -22,33 +22,38 @@ from gpt2.tasks.task import kind
 
 RECORD = "provenance.json"
 NEEDED = {"model", "artifact", "config", "stages", "environment"}
-"""What a record holds."""
+"""Fields that a record must have."""
 IMPORT = "import"
-"""What records of imported models call the flow that was asked for."""
+"""Name of the requested flow in records of imported models."""
 
 
 def about(name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any]) -> dict[str, str]:
-    """The texts that go with a model's files: its card, and `provenance.json`."""
-    found = record(name, config, plan, model)
-    return {CARD: model_card(name, config, plan, model, report, found), RECORD: json.dumps(found, indent=1) + "\n"}
+    """Return the texts that are kept among a model's files: its card, and `provenance.json`."""
+    recorded = record(name, config, plan, model)
+    return {
+        CARD: model_card(name, config, plan, model, report, recorded),
+        RECORD: json.dumps(recorded, indent=1) + "\n",
+    }
 
 
 def keys_of(name: str, plan: Plan) -> list[tuple[str, Key]]:
-    """(what, key) of each artifact that the model comes from, in order, and at the end its own."""
-    found = [(what, key) for stage, what, key in plan.by_stage() if stage in ("tokenize", "pretrain")]
+    """Return (what, key) of each artifact that the model comes from, in order; the model itself is the last."""
+    keys_in_order = [(what, key) for stage, what, key in plan.by_stage() if stage in ("tokenize", "pretrain")]
     if keys := plan.tasks.get(name):
-        found += [(f"{name} examples", keys.data), (f"{name} model", keys.model)]
-    return found
+        keys_in_order += [(f"{name} examples", keys.data), (f"{name} model", keys.model)]
+    return keys_in_order
 
 
 def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> dict[str, Any]:
-    """Data ids, configuration, code versions, seeds and environment: what `gpt2 reproduce` goes by."""
+    """Return the record that `gpt2 reproduce` uses: data ids, configuration, code versions, seeds and environment."""
     settings = config.model_dump(mode="json")
     settings["corpus"]["sources"] = list(plan.sources)  # whole paths, whatever the working directory is
-    given: dict[str, Any] = {"sources": [whole(source) for source in config.corpus.sources]} if plan.sources else {}
+    given: dict[str, Any] = (
+        {"sources": [absolute_place(source) for source in config.corpus.sources]} if plan.sources else {}
+    )
     given |= {"asked": dict(plan.asked)} if plan.asked else {}
     for other, own in config.task_settings(enabled_only=False).items():
-        places = {what: whole(place) for what, place in own.sources().items()}
+        places = {what: absolute_place(place) for what, place in own.sources().items()}
         settings["tasks"][other] |= {"enabled": other == name, **places}
     stages = [
         {"what": what, "kind": k.kind, "id": k.id, "inputs": dict(k.inputs), "code": code_version(*k.code)}
@@ -66,8 +71,10 @@ def record(name: str, config: PipelineConfig, plan: Plan, model: Artifact) -> di
 
 
 def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
-    """The record, with settings and stages of the registered base model that learned, where that is another run's: its
-    text is not what this version's own settings name. `ValueError` where it has no record any more."""
+    """Return the record, with settings and stages of the registered base model if another run trained it.
+
+    In that case this version's own settings name another text. Raises `ValueError` if the base model has no record.
+    """
     base = version.tags.get("gpt2.base_version")
     if base is None or not isinstance(recorded, dict) or not recorded.keys() >= NEEDED:
         return recorded
@@ -84,10 +91,10 @@ def with_base(recorded: dict[str, Any], version: Any) -> dict[str, Any]:
 
 
 def model_card(
-    name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any], found: dict[str, Any]
+    name: str, config: PipelineConfig, plan: Plan, model: Artifact, report: dict[str, Any], recorded: dict[str, Any]
 ) -> str:
-    """The model's card."""
-    tuned = config.task_settings().get(name)  # None where the model is pretrained
+    """Return the model card, as Markdown."""
+    tuned = config.task_settings().get(name)  # None for the pretrained model
     train, workers = tuned.train if tuned else config.pretrain, config.task_cluster(name)
     data: list[tuple[str, Any]] = [("text", ", ".join(Path(s).name for s in plan.sources))]
     data += figures(plan.tokens, "train_documents", "train_tokens", "validation_tokens", PLANTED)
@@ -106,8 +113,8 @@ def model_card(
     ]
     if tuned:
         training.append(("what it changes", tuned.adaptation.kind))
-    lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in found["stages"]]
-    lineage += [("commit", f"`{found['git.commit']}`")] if "git.commit" in found else []
+    lineage = [(s["what"], f"`{s['kind']}/{s['id']}`") for s in recorded["stages"]]
+    lineage += [("commit", f"`{recorded['git.commit']}`")] if "git.commit" in recorded else []
     if source := plan.tags.get(f"gpt2.{IMPORTED}"):
         lineage.insert(0, ("weights imported from", source))
     return card(kind(name), plan.of(name).registered, report, data, training, lineage)
@@ -117,6 +124,6 @@ TRAINING_FIGURES = ("steps", "seconds", "tokens_per_second", "train_loss", "vali
 
 
 def figures(key: Key, *names: str) -> Rows:
-    """Counts that an artifact's stage told."""
+    """Return the named counts in an artifact's `info`, as rows of a table."""
     info = store().require(key.kind, key.id).info
     return [(name.replace("_", " "), info[name]) for name in names if name in info]

@@ -1,4 +1,4 @@
-"""Models into the registry: a new version each, the gate, and the alias that follows from it."""
+"""Register models: a new version each, judged by the gate, which moves the alias of the champion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpt2.tasks.task import kind
 
 @task(name="register", task_run_name="register {name}")
 def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, Any]:
-    """Register the model, compare it with the champion, move the alias or say why not."""
+    """Register a model and let the gate compare it with the champion; return the registry's row."""
     keys = plan.of(name)
     registered = keys.registered
     made = store().require(keys.report.kind, keys.report.id)
@@ -58,14 +58,14 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
 def new_version(
     name: str, model: Artifact, config: PipelineConfig, plan: Plan, report: dict[str, Any], run: Run
 ) -> Any:
-    """A registry version with its card, the record that it can be reproduced from, and tags."""
+    """Return a new registry version with its card, the record to reproduce it, and tags."""
     keys, texts = plan.of(name), provenance.about(name, config, plan, model, report)
     tags = {"gpt2.data": keys.data.id, **measured_tags(report), **plan.tags}
     return entered(name, keys.registered, model, run, tags, texts)
 
 
 def measured_tags(report: dict[str, Any]) -> dict[str, str]:
-    """What the gate compares, as the tables of versions show it."""
+    """Return the tags with the metric that the gate compares, which tables of versions show."""
     metric = report["primary"]["name"]
     return {
         "gpt2.metric": metric,
@@ -75,7 +75,7 @@ def measured_tags(report: dict[str, Any]) -> dict[str, str]:
 
 
 def entered(name: str, registered: str, model: Artifact, run: Run, tags: dict[str, str], texts: dict[str, str]) -> Any:
-    """A registry version with these tags and those that every version has; `texts` go among its files."""
+    """Return a registry version with `tags` and those that every version has; `texts` are kept among its files."""
     params, predictor = kind(name).params, kind(name).predictor(model.path / MODEL)
     example = list(predictor.input_example)
     champion = versions.by_alias(registered, versions.CHAMPION)
@@ -92,7 +92,7 @@ def entered(name: str, registered: str, model: Artifact, run: Run, tags: dict[st
 
 
 def description(registered: str, version: Any, report: dict[str, Any], verdict: gate_verdict.Verdict) -> str:
-    """What the registry's page says of a version."""
+    """Return the description of a version for the registry's page, as Markdown."""
     metrics = "\n".join(f"| {k} | {v:.4f} |" for k, v in report["metrics"].items() if isinstance(v, float))
     decision = "Promoted" if verdict.promote else "Not promoted"
     return (
@@ -103,7 +103,7 @@ def description(registered: str, version: Any, report: dict[str, Any], verdict: 
 
 
 def how_to_load(registered: str, version: Any) -> str:
-    """Markdown: the code, and where the card is."""
+    """Return Markdown with the code that loads the model, and the command that shows its card."""
     return (
         f'```python\nimport gpt2\nmodel = gpt2.load("models:/{registered}/{version.version}")\n```\n'
         f"The model's card: `gpt2 card models:/{registered}/{version.version}`. "
@@ -112,7 +112,7 @@ def how_to_load(registered: str, version: Any) -> str:
 
 @flow(name="register")
 def register(config: PipelineConfig = resolve("laptop")) -> list[dict[str, Any]]:
-    """Evaluated models become registry versions; the gate decides which one is the champion.
+    """Register evaluated models; the gate decides which versions become champions.
 
     Args:
         config: the pipeline's settings.

@@ -1,4 +1,5 @@
-"""The end of a run: models beside their baselines, verdicts, costs and links on one page, and events of the gate."""
+"""The results of a run: models beside their baselines, verdicts, costs and links on one page, and events of the
+gate."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def publish(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The page of these registered versions (`registry.row`), as the artifact `results` of the flow run."""
+    """Show the page of these registered versions (`versions.row`) as the artifact `results` of the flow run."""
     keys = plan.reports()
     reports = {}
     for row in rows:
@@ -43,7 +44,7 @@ def publish(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def page(rows: Sequence[Mapping[str, Any]], reports: Mapping[str, Mapping[str, Any]], links: Mapping[str, str]) -> str:
-    """Markdown: a row per version with its primary metric and that of each baseline, and why the gate decided so."""
+    """Return Markdown with a row per version: its primary metric, that of each baseline, and the gate's reasons."""
     lines = ["# Results", "", "| model | verdict | metric | value | baselines |", "|---|---|---|---|---|"]
     for row in rows:
         report = reports[row["model"]]
@@ -57,7 +58,7 @@ def page(rows: Sequence[Mapping[str, Any]], reports: Mapping[str, Mapping[str, A
 
 
 def costs(took: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """Markdown: what each stage's results took, whenever they were made; what is not known has no cell."""
+    """Return Markdown with the cost of each artifact, whenever it was made; unknown figures have empty cells."""
     columns = {title: show for title, show in COLUMNS.items() if any(show(info) for *_, info in took)}
     lines = ["", f"| stage | result | {' | '.join(columns)} |", "|---|---|" + "---:|" * len(columns)]
     for stage, what, info in took:
@@ -66,11 +67,11 @@ def costs(took: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
 
 
 def cost_tags(model: Artifact) -> dict[str, str]:
-    """What a model's own training took, as tags of its version (`gpt2.cost.*`)."""
+    """Return the cost of a model's training as tags of its version (`gpt2.cost.*`)."""
     return {f"gpt2.cost.{name}": str(model.info[name]) for name in FIGURES if name in model.info}
 
 
 def announce(name: str, version: int, promoted: bool, reasons: Sequence[str]) -> None:
-    """Tell Prefect what the gate decided."""
+    """Emit the gate's verdict on a version as an event."""
     event = events.PROMOTED if promoted else events.REFUSED
-    events.of_model(event, name, version=version, reasons="; ".join(reasons), url=version_url(name, version))
+    events.emit_for_model(event, name, version=version, reasons="; ".join(reasons), url=version_url(name, version))

@@ -1,4 +1,4 @@
-"""Documents in, token shards out."""
+"""Turn documents into token shards."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from gpt2.store.artifact import Artifact
 
 @task(name="clean documents")
 def clean_documents(config: PipelineConfig, plan: Plan) -> list[Artifact]:
-    """Read, validate and normalise every source file; quarantine what is bad."""
+    """Read, validate and normalise every source file; quarantine bad documents."""
     keys = list(plan.documents)
-    found = [store().find(key) for key in keys]
-    done = [a for a in found if a]
+    existing = [store().find(key) for key in keys]
+    done = [a for a in existing if a]
     if len(done) == len(keys):
         say(f"clean documents: done before ({len(keys)} files)")
     else:
@@ -42,7 +42,7 @@ def clean_documents(config: PipelineConfig, plan: Plan) -> list[Artifact]:
 
 @task(name="drop duplicates")
 def drop_duplicates(plan: Plan, documents: list[Artifact]) -> Artifact:
-    """Keep the first of equal documents."""
+    """Keep the first of equal documents; return the corpus."""
     return make("drop-duplicates", plan.corpus, {}, lambda out, run: tokenization.deduplicate(documents, out))
 
 
@@ -77,7 +77,7 @@ def encode(
 
 @flow(name="tokenize")
 def tokenize(config: PipelineConfig = resolve("laptop")) -> str:
-    """Text files become token shards.
+    """Turn text files into token shards.
 
     Args:
         config: the pipeline's settings; this stage reads `corpus`, `tokenizer` and `canaries`.

@@ -23,7 +23,7 @@ from cluster.config import ClusterConfig
 from cluster.connect import connect, dashboard, jobs_at_once, ray_tags
 from cluster.home import store
 from cluster.tracking.runs import Run, Sender
-from cluster.training.follow import Follow, event_key
+from cluster.training.follow import JournalFollower, event_key
 from cluster.training.launch import train
 from cluster.training.stopping import BudgetExceeded, politely
 from cluster.training.usage import MEMORY, USAGE, metrics
@@ -42,7 +42,7 @@ from gpt2.training_job import TrainingJob
 
 
 def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
-    """The task's examples, split."""
+    """Return the task's examples, split into training, validation and test."""
     keys, settings = plan.tasks[name], config.task_settings()[name]
 
     def prepare(out: Path, run: Run) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
 
 @task(name="fine-tune", task_run_name="fine-tune {name}")
 def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
-    """Prepare the task's examples and train from the pretrained model."""
+    """Prepare the task's examples and fine-tune the pretrained model on them; return the model."""
     keys, settings = plan.tasks[name], config.task_settings()[name]
     examples = prepare_examples(name, config, plan)
 
@@ -81,7 +81,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
 
 @flow(name="finetune", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
-    """The pretrained model learns each downstream task.
+    """Fine-tune the pretrained model on each downstream task.
 
     Args:
         config: the pipeline's settings; this stage reads `tasks` and `cluster`.
@@ -90,7 +90,7 @@ def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
 
 
 def finetune_all(config: PipelineConfig, plan: Plan) -> list[str]:
-    """Each task's training, in a flow; ids of the models."""
+    """Fine-tune all tasks, as many at a time as the cluster holds; return the ids of the models."""
     names = list(plan.tasks)
     if all(store().find(k.model) and store().find(k.examples) for k in plan.tasks.values()):
         width = len(names)
@@ -108,7 +108,7 @@ def finetune_all(config: PipelineConfig, plan: Plan) -> list[str]:
 
 @task(name="train base model")
 def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
-    """Pretrain on the token shards."""
+    """Pretrain on the token shards; return the model."""
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         tokens = store().require("tokens", plan.tokens.id)
@@ -131,7 +131,7 @@ def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
 
 @flow(name="pretrain")
 def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
-    """GPT-2 is trained on the token shards.
+    """Train GPT-2 on the token shards.
 
     Args:
         config: the pipeline's settings; this stage reads `model`, `pretrain` and `cluster`.
@@ -141,24 +141,24 @@ def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
 
 
 def run_job(job: TrainingJob, cluster: ClusterConfig, run: Run, budget: BudgetConfig) -> dict[str, Any]:
-    """Train; returns the figures of the last records."""
+    """Train a job, and record it in MLflow and Prefect; return the figures of its last records."""
     output = Path(job.output)
     connect()
     run.tag(ray_tags())
     if url := dashboard():
         show(create_link_artifact, link=url, link_text="Ray dashboard", key=slug(f"ray-{job.name}"))
-    announcing = Follow(output / EVENTS, event_key, announcer(job.name))
+    announcing = JournalFollower(output / EVENTS, event_key, announcer(job.name))
     try:
         with Live(job.name, output), Sender(run) as sender, announcing:
             on_record, on_usage = recorder(job.name, run, sender), system_recorder(cluster, run, sender)
             journal = train(job, cluster, on_record, speaker(), on_usage, budget)
     except BudgetExceeded as error:
-        events.of_training(events.BUDGET, job.name, reason=str(error))
+        events.emit_for_training(events.BUDGET, job.name, reason=str(error))
         raise
-    told = account(journal, read_journal(output / EVENTS))
-    tell(job.name, told, run)
-    took = cost(read_journal(output / USAGE), journal, budget)
-    say(f"{job.name}: took {took}")
+    times = account(journal, read_journal(output / EVENTS))
+    publish_account(job.name, times, run)
+    expense = cost(read_journal(output / USAGE), journal, budget)
+    say(f"{job.name}: took {expense}")
     with tempfile.TemporaryDirectory() as folder:
         run.files(draw(journal, Path(folder)))
     last: dict[str, Any] = {}
@@ -171,67 +171,70 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, run: Run, budget: BudgetCo
         "validation_loss": last["validation_loss"],
         "tokens_per_second": sorted(rates)[len(rates) // 2],
         "peak_share": last.get("peak_share", 0.0),
-        **told.metrics(),
-        **took.metrics(),
-        **({"currency": took.currency} if took.money is not None else {}),
+        **times.metrics(),
+        **expense.metrics(),
+        **({"currency": expense.currency} if expense.money is not None else {}),
     }
 
 
-def tell(name: str, told: Account, run: Run) -> None:
-    """Where the time of a training went, in the log, in MLflow and as a page of the Prefect run."""
-    restarts = f", {len(told.restarts)} restarts" if told.restarts else ""
-    say(f"{name}: {told.goodput:.0%} of {told.wall:.0f} s went into steps that count{restarts}")
-    for restart in told.restarts:
+def publish_account(name: str, times: Account, run: Run) -> None:
+    """Report how the time of a training was spent: in the log, in MLflow and on the flow run."""
+    restarts = f", {len(times.restarts)} restarts" if times.restarts else ""
+    say(f"{name}: {times.goodput:.0%} of {times.wall:.0f} s went into steps that count{restarts}")
+    for restart in times.restarts:
         say(f"{name}: restarted at {clock(restart.time)} after {restart.cause}: {restart.seconds:.0f} s lost")
-    text = page(name, told)
+    text = page(name, times)
     run.text(text, "time.md")
     description = f"Where the time of training {name} went"
     show(create_markdown_artifact, markdown=text, key=slug(f"time-of-{name}"), description=description)
 
 
-def page(name: str, told: Account) -> str:
-    """The account as Markdown."""
-    useful = told.wall * told.goodput
-    rows = [("steps that count", useful), *((what, s) for what, s in told.lost.items() if s >= 0.05)]
-    lines = [f"# {name}: goodput {told.goodput:.0%}", "", "| time spent | s | share |", "|---|---|---|"]
-    lines += [f"| {what} | {seconds:.1f} | {seconds / max(told.wall, 1e-9):.0%} |" for what, seconds in rows]
-    if told.restarts:
+def page(name: str, times: Account) -> str:
+    """Return the use of time as Markdown."""
+    useful = times.wall * times.goodput
+    rows = [("steps that count", useful), *((what, s) for what, s in times.lost.items() if s >= 0.05)]
+    lines = [f"# {name}: goodput {times.goodput:.0%}", "", "| time spent | s | share |", "|---|---|---|"]
+    lines += [f"| {what} | {seconds:.1f} | {seconds / max(times.wall, 1e-9):.0%} |" for what, seconds in rows]
+    if times.restarts:
         lines += ["", "| restart | cause | noticed after | workers back | state loaded | steps again | lost |"]
         lines += ["|---|---|---|---|---|---|---|"]
-        for r in told.restarts:
+        for r in times.restarts:
             parts = [f"{v:.1f} s" for v in (r.detect, r.restart, r.reload, r.recompute, r.seconds)]
             lines.append(f"| {clock(r.time)} | {r.cause} | " + " | ".join(parts) + " |")
-    if told.bad_steps:
-        lines += ["", f"{told.bad_steps} steps were left out because of their gradient."]
+    if times.bad_steps:
+        lines += ["", f"{times.bad_steps} steps were left out because of their gradient."]
     return "\n".join(lines) + "\n"
 
 
 def clock(time: float) -> str:
-    """A time for people."""
+    """Return a time (s since 1970) as local date and time."""
     return datetime.datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def recorder(name: str, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
-    """Takes a journal's records: a line in the log, metrics to MLflow. A continued run goes on where it stopped."""
+    """Return a function that takes a journal's records, logs them and sends their metrics to MLflow.
+
+    A continued run skips the records that MLflow already has.
+    """
     logged = {"loss": run.last_step("loss"), "validation_loss": run.last_step("validation_loss")}
 
-    tell = speaker()
+    log = speaker()
 
     def record(entry: dict[str, Any]) -> None:
         kind = "validation_loss" if "validation_loss" in entry else "loss"
         if entry["step"] <= logged[kind]:
             return
-        values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum comes at the end
+        values = {k: v for k, v in entry.items() if k not in ("step", "time", "tokens")}  # their sum is sent at the end
         sender.put(values, entry["step"], entry.get("time"))
         if text := describe(name, entry):
-            tell(text)
+            log(text)
 
     return record
 
 
 def announcer(name: str) -> Callable[[dict[str, Any]], None]:
-    """Takes a training's events as they come; Prefect is told of each restart."""
-    begun, context = time.time(), contextvars.copy_context()  # of the run that it happens in
+    """Return a function that takes a training's events, and emits a Prefect event for each restart."""
+    begun, context = time.time(), contextvars.copy_context()  # that of the flow run
     failures: list[dict[str, Any]] = []
 
     def announce(event: dict[str, Any]) -> None:
@@ -240,14 +243,17 @@ def announcer(name: str) -> Callable[[dict[str, Any]], None]:
         if event["event"] in ("failure", "hang"):
             failures.append(event)
         elif event["event"] == "begin" and failures:
-            context.run(events.of_training, events.RESTARTED, name, cause=describe_failure(failures[0]))
+            context.run(events.emit_for_training, events.RESTARTED, name, cause=describe_failure(failures[0]))
             failures.clear()
 
     return announce
 
 
 def system_recorder(cluster: ClusterConfig, run: Run, sender: Sender) -> Callable[[dict[str, Any]], None]:
-    """Takes samples of what the processes use; a step is a second. What MLflow has is not sent again."""
+    """Return a function that takes samples of the resources in use and sends them to MLflow; a step is a second.
+
+    Samples that MLflow already has are skipped.
+    """
     processes = ["driver", *(f"rank{rank}" for rank in range(cluster.num_workers))]
     continued = run.last_step("loss") > 0
     known = {who: run.last_step(f"system/{who}/{MEMORY}") if continued else -1 for who in processes}
@@ -265,7 +271,7 @@ def system_recorder(cluster: ClusterConfig, run: Run, sender: Sender) -> Callabl
 
 
 def describe(name: str, entry: dict[str, Any]) -> str | None:
-    """A journal's record for people; None for a step left out, which an event tells."""
+    """Return a sentence on a journal's record; None for a skipped step, which has an event."""
     if "validation_loss" in entry:
         return f"{name}: step {entry['step']}, validation loss {entry['validation_loss']:.3f}"
     if "loss" not in entry:

@@ -26,7 +26,7 @@ def test_clean_removes_the_home_and_nothing_else(elsewhere):
 def test_clean_refuses_a_folder_that_is_not_ours(elsewhere):
     home.home()
     (elsewhere / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"thesis\.txt.*not ours"):
+    with pytest.raises(ValueError, match=r"thesis\.txt.*gpt2 did not make"):
         home.clean()
     assert (elsewhere / "thesis.txt").exists()
 

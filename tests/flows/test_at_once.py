@@ -11,7 +11,7 @@ def test_more_than_was_measured_needs_postgresql():
         up(at_once=SQLITE_RUNS + 1)
     assert check_at_once(SQLITE_RUNS, "sqlite") == SQLITE_RUNS
     assert check_at_once(SQLITE_RUNS + 1, "postgres") == SQLITE_RUNS + 1
-    with pytest.raises(ValueError, match="--at-once=0 lets nothing run"):
+    with pytest.raises(ValueError, match="--at-once=0: lets nothing run"):
         up(at_once=0)
 
 

@@ -43,12 +43,12 @@ CASES = [
     ("cluster.num_workers=3", ["batch_size=16", "num_workers=3", "multiple of 24"]),
     ("cluster.num_workers=0", ["cluster.num_workers = 0"]),
     ("cluster.zero_stage=4", ["cluster.zero_stage = 4"]),
-    ("cluster.offload_parameters=true", ["offload_parameters", "zero_stage: 3"]),
-    ("gate.must_beat=[item-KNN]", ["'item-KNN' is no baseline of any model", "did you mean 'item-kNN'"]),
+    ("cluster.offload_parameters=true", ["offload_parameters", "set zero_stage to 3"]),
+    ("gate.must_beat=[item-KNN]", ["'item-KNN': is not a baseline of any model", "did you mean 'item-kNN'"]),
     ("cluster.use_gpu=perhaps", ["cluster.use_gpu = 'perhaps'"]),
     ("cluster.max_failures=-1", ["max_failures"]),
     ("pretrain.precision=fp8", ["precision = 'fp8'", "'bf16'"]),
-    ("pretrain.precision=fp16", ["fp16 needs a GPU", "bf16"]),
+    ("pretrain.precision=fp16", ["fp16: needs a GPU", "bf16"]),
     ("pretrain.seed=-1", ["seed = -1"]),
     ("pretrain.checkpoint_every=0", ["checkpoint_every = 0"]),
     ("pretrain.keep_checkpoints=0", ["keep_checkpoints = 0"]),
@@ -98,7 +98,7 @@ def test_wrong_setting_is_refused(change, expected):
 def test_a_context_shorter_than_a_canary_is_refused():
     short = ["pretrain.context=32"]
     resolve("smoke", None, short)
-    with pytest.raises(InvalidConfig, match=r"pretrain\.context=32 is shorter than a canary.*canaries\.count to 0"):
+    with pytest.raises(InvalidConfig, match=r"pretrain\.context=32: is shorter than a canary.*canaries\.count to 0"):
         resolve("smoke", None, [*short, "canaries.count=1"])
 
 

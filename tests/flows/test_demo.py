@@ -39,9 +39,9 @@ def champion(folder: Path) -> None:
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(capsys):
-    with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` makes models"):
+    with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` trains models"):
         app(["monitor", "--demo", "--set", "model=models:/gpt2-absent@champion"], result_action="return_value")
-    with pytest.raises(ValueError, match="--demo replays the sample posts and reads no inbox"):
+    with pytest.raises(ValueError, match="--demo: replays the sample posts and reads no inbox"):
         app(["monitor", "inbox", "--demo"], result_action="return_value")
     assert capsys.readouterr().out == "" and not (samples() / "replay").exists()
 
@@ -50,7 +50,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(capsys):
 def test_the_planted_surge_is_told_where_it_was_planted_and_once(tmp_path):
     home = Home(tmp_path, [])
     said = home.call(DEMO, code=2)
-    assert said.startswith("refused:") and "gpt2-sentiment" in said and "`gpt2 run` makes models" in said
+    assert said.startswith("refused:") and "gpt2-sentiment" in said and "`gpt2 run` trains models" in said
     assert "Traceback" not in said and not (tmp_path / "home" / "samples").exists()
     program = f"from pathlib import Path; from tests.flows.test_demo import champion; champion(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=home.environment, check=True, capture_output=True)

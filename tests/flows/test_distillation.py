@@ -27,7 +27,7 @@ def test_the_key_has_the_teacher(small_changes):
 
 
 def test_a_teacher_that_is_not_registered_is_refused(small_changes):
-    with pytest.raises(InvalidConfig, match=r"tasks.sentiment.distil.teacher: .*is no version of gpt2-sentiment"):
+    with pytest.raises(InvalidConfig, match=r"tasks.sentiment.distil.teacher: .*is not a version of gpt2-sentiment"):
         plan(small_changes, STUDENT, "tasks.sentiment.distil.teacher=models:/gpt2-recommendation@champion")
     with pytest.raises(InvalidConfig, match=r"distil.teacher: models:/gpt2-sentiment@nobody: .*`gpt2 models` lists"):
         plan(small_changes, STUDENT, "tasks.sentiment.distil.teacher=models:/gpt2-sentiment@nobody")

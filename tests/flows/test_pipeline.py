@@ -112,7 +112,7 @@ def test_checkpoints_of_a_killed_run_are_listed_verified_and_exported(home, inte
     )
     assert int(model.split()[-1]) >= 1
     assert "is not what its manifest says" in interrupted["damaged"]
-    assert "nowhere is no checkpoint" in interrupted["absent"]
+    assert "nowhere: is not a checkpoint" in interrupted["absent"]
 
 
 def test_a_killed_run_goes_on_and_ends_well(home, first_run):

@@ -83,7 +83,7 @@ def planted(tmp_path_factory):
 
 
 def contaminated(tokens, out):
-    info = contamination.of_documents(tokens, out)
+    info = contamination.search_documents(tokens, out)
     found = json.loads((out / "contamination.json").read_text())
     assert info == {"units": 20, "contaminated": len(found["contaminated"]), "contamination": found["share"]}
     return found["contaminated"]
@@ -96,7 +96,7 @@ def test_copies_are_found_in_all_text_that_was_trained_on(planted, tmp_path, mon
     assert sorted(contaminated(second, tmp_path)) == sorted(marks[:6])
     # Of very many held-out documents some are looked for, chosen by their hashes.
     monkeypatch.setattr(contamination, "MAX_DOCUMENTS", 8)
-    contamination.of_documents(second, tmp_path)
+    contamination.search_documents(second, tmp_path)
     found = json.loads((tmp_path / "contamination.json").read_text())
     assert 2 <= found["units"] < 16 and found["total"] == 20 and set(found["contaminated"]) <= set(marks[:6])
     assert "(of 20, chosen by hash)" in evaluation_contamination.as_sentence(found)
@@ -117,7 +117,7 @@ def test_a_task_is_looked_for_in_the_pretraining_text_and_its_own_examples(plant
     spec = kind.Settings(source=str(tmp_path / "posts.csv"), test_share=0.5)
     key = Key("sentiment-examples", {}, {"source": str(tmp_path)}, ())
     examples = store().make(key, lambda out: kind.prepare(spec, tmp_path / "posts.csv", out))
-    contamination.of_task("sentiment", first, examples, tmp_path)
+    contamination.search_examples("sentiment", first, examples, tmp_path)
     found = json.loads((tmp_path / "contamination.json").read_text())
     test = kind.texts(examples.path, "test")
     expected = {i for i, post in enumerate(test) if any(post in t for t in held_out[:4])}
@@ -127,4 +127,4 @@ def test_a_task_is_looked_for_in_the_pretraining_text_and_its_own_examples(plant
 
 def test_choices_are_no_texts(planted, tmp_path):
     examples = store().make(Key("recommendation-examples", {}, {"source": "none"}, ()), lambda out: {})
-    assert contamination.of_task("recommendation", planted[1], examples, tmp_path)["units"] == 0
+    assert contamination.search_examples("recommendation", planted[1], examples, tmp_path)["units"] == 0

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cluster.batch import scoring
-from cluster.registry.resolve import used
+from cluster.registry.resolve import resolve_model
 from gpt2.monitoring import posts as monitoring_posts
 from gpt2.monitoring import scored
 from gpt2.monitoring.config import MonitorConfig
@@ -34,7 +34,7 @@ class Monitor:
 
     def run(self, model: int = 0) -> tuple[int, int]:
         """(posts scored, of them new)."""
-        which = used(str(self.models[model]))
+        which = resolve_model(str(self.models[model]))
         arrived, _ = monitoring_posts.read_files(self.store, self.config, print)
         posts, new = scored.to_score(arrived, self.made(), which.identity, which.address, self.config)
         scoring.score(self.store, posts, self.config, which, None, print)
@@ -45,7 +45,7 @@ class Monitor:
 
     def table(self, model: int = 0) -> pd.DataFrame:
         columns = ["time", "topics", "label", "confidence", "version"]
-        return scored.scored(self.made(), used(str(self.models[model])).identity, columns)
+        return scored.scored(self.made(), resolve_model(str(self.models[model])).identity, columns)
 
 
 @pytest.fixture
@@ -102,12 +102,14 @@ def test_a_batch_of_before_a_column_was_there_is_read_and_new_ones_tell_it(monit
         old.to_parquet(out / "scored.parquet", index=False)
         return {"posts": len(old)}
 
-    spec = {"model": used(str(monitor.models[0])).identity, "monitor": "posts"}
+    spec = {"model": resolve_model(str(monitor.models[0])).identity, "monitor": "posts"}
     monitor.store.make(Key(scored.kind(monitor.config), spec), build)
     text = {"text": "@crew " + "long " * 500, "time": "2026-03-02T00:00:00Z"}
     (monitor.inbox / "b.jsonl").write_text(json.dumps(text) + "\n")
     assert monitor.run() == (1, 1)
-    found = scored.scored(monitor.made(), used(str(monitor.models[0])).identity, ["text", "cut"]).set_index("post")
+    found = scored.scored(monitor.made(), resolve_model(str(monitor.models[0])).identity, ["text", "cut"]).set_index(
+        "post"
+    )
     assert len(found) == 5 + len(old) + 1 and found["cut"].isna().sum() == len(old)
     assert found["text"][found["cut"].eq(True)].tolist() == [text["text"].strip()]
 
@@ -176,7 +178,7 @@ def test_a_post_of_a_time_to_come_is_a_bad_row_until_then(monitor):
 def taken_early(monitor, time: pd.Timestamp = NEVER) -> None:
     """A post that was scored before such times were bad rows."""
     post = pd.DataFrame({"post": ["f" * 32], "time": [time], "topic": [None], "text": ["@crew from afar"]})
-    scoring.score(monitor.store, post, monitor.config, used(str(monitor.models[0])), None, print)
+    scoring.score(monitor.store, post, monitor.config, resolve_model(str(monitor.models[0])), None, print)
 
 
 def test_a_post_of_a_time_to_come_that_was_taken_hides_nothing(monitor):
@@ -205,5 +207,5 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(monitor):
 def test_a_label_that_the_model_lacks_is_refused(monitor):
     monitor.arrive("a.jsonl", range(3))
     monitor.config = MonitorConfig.model_validate({**monitor.config.model_dump(), "negative": "angry"})
-    with pytest.raises(ValueError, match=r"negative='angry' is no label of .*; its labels are negative, positive"):
+    with pytest.raises(ValueError, match=r"negative='angry': is no label of .*; choose one of negative, positive"):
         monitor.run()

@@ -344,7 +344,7 @@ def test_with_none_intact_it_stops_and_never_starts_over(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
         DAMAGES["cut"](tmp_path / f"_checkpoints/step-{step:08d}/state-00002-of-00004.safetensors")
-    with pytest.raises(GaveUp, match=r"none of the 2 checkpoints in .* is intact"):
+    with pytest.raises(GaveUp, match=r"none of its 2 checkpoints is intact"):
         load(tmp_path)
 
 

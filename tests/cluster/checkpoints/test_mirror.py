@@ -136,7 +136,9 @@ def test_a_copy_that_is_cut_short_anywhere_is_the_old_or_the_new(bucket, tmp_pat
 
 def test_a_store_that_is_away_stops_a_new_run_and_is_told_by_one_under_way(bucket, tmp_path):
     away = "http://127.0.0.1:9/x"
-    with pytest.raises(GaveUp, match=r"http://127.0.0.1:9/x/run can't be read .*check cluster.checkpoint_url"):
+    with pytest.raises(
+        GaveUp, match=r"http://127.0.0.1:9/x/run: its checkpoints can't be read .*check cluster.checkpoint_url"
+    ):
         load(tmp_path / "a", away)
     save(tmp_path / "a", f"{bucket}/here", 1)
     save(tmp_path / "a", away, 2)

@@ -111,4 +111,4 @@ def test_what_is_not_whole_is_refused(tmp_path):
     for messages in run_ranks(2, refused, tmp_path):
         missing, empty = messages
         assert "values" in missing and "missing" in missing
-        assert "holds no state-" in empty
+        assert "has no state-" in empty

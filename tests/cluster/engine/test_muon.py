@@ -29,11 +29,11 @@ def differing(engine) -> list[str]:
                 momentum = torch.randn(shape, generator=torch.Generator().manual_seed(len(expected))).bfloat16()
                 piece = fragments.piece(p)
                 expected[name] = piece, direction(momentum, parts).flatten()[piece.start : piece.start + piece.count]
-                piece.of(momenta[here[id(piece.flat)]]).copy_(
+                piece.part_of(momenta[here[id(piece.flat)]]).copy_(
                     momentum.flatten()[piece.start : piece.start + piece.count]
                 )
         updates = fragments.inner.directions(flats, momenta, parts)
-        wrong += [n for n, (p, e) in expected.items() if not torch.equal(p.of(updates[here[id(p.flat)]]), e)]
+        wrong += [n for n, (p, e) in expected.items() if not torch.equal(p.part_of(updates[here[id(p.flat)]]), e)]
         assert expected
     return wrong
 

@@ -70,7 +70,7 @@ def test_an_operator_may_force_with_a_reason_that_is_kept(files_are_there):
         promote(name, "2")
     with pytest.raises(ValueError, match="the gate has not judged it"):
         promote(name, "3")
-    with pytest.raises(ValueError, match="needs --reason"):
+    with pytest.raises(ValueError, match="needs a reason"):
         promote(name, "2", force=True)
     assert champion(name) == 1
     assert int(promote(name, "2", "the baseline's labels were wrong", force=True).version) == 1

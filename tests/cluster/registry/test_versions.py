@@ -68,10 +68,10 @@ def test_artifact_of_a_version(tmp_path):
     assert artifact_id("models:/gpt2-taught/1", "gpt2-taught") == "first"
     assert artifact_id("models:/gpt2-taught@champion", "gpt2-taught") == "second"
     for uri in ("models:/gpt2-taught@nobody", "models:/gpt2-taught/3"):
-        with pytest.raises(ValueError, match=r"gpt2-taught.*`gpt2 models` lists what there is"):
+        with pytest.raises(ValueError, match=r"gpt2-taught.*`gpt2 models` lists the models"):
             artifact_id(uri, "gpt2-taught")
     for uri in ("models:/gpt2-other/1", "models:/gpt2-taught", "models:/gpt2-taught/x"):
-        with pytest.raises(ValueError, match="is no version of gpt2-taught; give models:/gpt2-taught@champion"):
+        with pytest.raises(ValueError, match="is not a version of gpt2-taught; give models:/gpt2-taught@champion"):
             artifact_id(uri, "gpt2-taught")
     client().delete_registered_model("gpt2-taught")
 

@@ -9,7 +9,7 @@ from cluster.services import databases
     ("address", "reason"),
     [
         ("", "needs the address of a PostgreSQL server"),
-        ("db.example", "is no address"),
+        ("db.example", "is not a URL"),
         ("mysql://gpt2:hidden@db.example", "lacks postgresql://, user or host"),
         ("postgresql://db.example", "lacks postgresql://, user or host"),
         ("postgresql://gpt2:hidden@db.example/mine", "names a database; leave it out"),

@@ -78,7 +78,7 @@ def test_a_used_port_is_named_with_the_option(own_home):
     wanted = service()
     with (
         socket.create_server(("127.0.0.1", wanted.ports["--toy"])),
-        pytest.raises(ValueError, match=r"--toy=\d+ of Toy can't be used.*choose another with --toy"),
+        pytest.raises(ValueError, match=r"--toy=\d+: Toy can't use this port.*choose another with --toy"),
     ):
         processes.check_ports([wanted], "127.0.0.1")
 

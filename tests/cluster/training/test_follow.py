@@ -2,13 +2,13 @@
 
 import json
 
-from cluster.training.follow import Follow, record_key
+from cluster.training.follow import JournalFollower, record_key
 from gpt2.training.journal import Journal, append
 
 
 def test_each_step_once_whatever_happens_to_the_file(tmp_path):
     path, got = tmp_path / "journal.jsonl", []
-    with Follow(path, record_key, lambda r: got.append((r["step"], r.get("loss"))), every=0.01) as follow:
+    with JournalFollower(path, record_key, lambda r: got.append((r["step"], r.get("loss"))), every=0.01) as follow:
         journal = Journal(path, 0)
         for step in range(1, 6):
             journal.write({"step": step, "loss": float(step)})
@@ -27,7 +27,7 @@ def test_each_step_once_whatever_happens_to_the_file(tmp_path):
 def test_a_file_that_only_grows_is_read_once(tmp_path):
     path, got = tmp_path / "usage.jsonl", []
     append(path, {"who": "rank0", "time": 1})
-    follow = Follow(path, None, got.append)
+    follow = JournalFollower(path, None, got.append)
     follow._read()
     follow._read()
     append(path, {"who": "rank0", "time": 1})

@@ -8,7 +8,7 @@ import pytest
 from cluster.config import ClusterConfig
 from cluster.connect import disconnect
 from cluster.training import stopping, usage
-from cluster.training.failures import PER_MINUTE, told
+from cluster.training.failures import PER_MINUTE, forwarded_warnings
 from cluster.training.follow import describe_event
 from cluster.training.launch import train
 from cluster.training.stopping import BudgetExceeded
@@ -35,7 +35,7 @@ def test_a_used_up_budget_stops_after_a_checkpoint_and_the_training_goes_on_late
         stopping._spent.seconds += 1000
 
     limit = BudgetConfig(max_seconds=1000, price_per_cpu_hour=3600)
-    with pytest.raises(BudgetExceeded, match=r"budget.max_seconds=1000 is used up by .* run the same command to go on"):
+    with pytest.raises(BudgetExceeded, match=r"budget.max_seconds=1000: used up by .* run the same command to go on"):
         train(work, cluster, on_record, print, samples.append, limit)
     with pytest.raises(BudgetExceeded):
         train(work, cluster, on_record, print, samples.append, limit)  # nothing is left for another
@@ -59,7 +59,7 @@ def test_a_used_up_budget_stops_after_a_checkpoint_and_the_training_goes_on_late
 def test_system_metrics_are_named_as_mlflow_shows_them(tmp_path):
     with Usage(tmp_path, "rank3", cpus=1) as sampler:
         sum(i * i for i in range(300_000))
-        sampler.tell()
+        sampler.write_sample()
     first, second, *_ = read_journal(tmp_path / USAGE)
     found = metrics(second, first)
     assert found["system/rank3/cpu_utilization_percentage"] > 0
@@ -83,7 +83,7 @@ def test_energy_counters_of_packages_add_up(tmp_path, monkeypatch):
 
 def test_remarks_come_with_the_rank_and_without_floods(tmp_path):
     logger = logging.getLogger("some.library")
-    with told(Events(tmp_path), 1):
+    with forwarded_warnings(Events(tmp_path), 1):
         logger.warning("the disk is slow")
         logger.info("nothing")
         try:

@@ -91,7 +91,7 @@ def test_what_cant_be_made_again_is_refused_with_the_reason(recorded):
     for stage in found["stages"]:
         if stage["what"] == "base model":
             stage |= {"code": "0" * 64, "id": "0" * 16}
-    with pytest.raises(ValueError, match="the code of 'base model' is another now"):
+    with pytest.raises(ValueError, match="the code of 'base model' has changed"):
         check(found, "models:/x/1")
 
 
@@ -101,7 +101,7 @@ def test_changed_and_missing_data_are_told(recorded):
     with pytest.raises(ValueError, match="its data has changed: 'source' of 'sentiment examples'"):
         check(found, "models:/x/1")
     data.unlink()
-    with pytest.raises(ValueError, match="its data is gone"):
+    with pytest.raises(ValueError, match="its data is missing"):
         check(found, "models:/x/1")
 
 
@@ -141,7 +141,7 @@ def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(le
     for stage in whole["stages"]:
         if stage["what"] == "base model":
             stage["inputs"]["parent"] = "f" * 16
-    with pytest.raises(ValueError, match="its 'base model' is a refresh, that went on from base/ffffffffffffffff"):
+    with pytest.raises(ValueError, match="its 'base model' is a refresh, which continued from base/ffffffffffffffff"):
         check(whole, "models:/x/1")
     whole = with_base(own, made)
     whole["config"]["corpus"]["sources"] = [str(text.folder)]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.batch import scoring
 from cluster.home import store
-from cluster.registry.resolve import used
+from cluster.registry.resolve import resolve_model
 from flows.config import InvalidConfig, settings
 from flows.jobs import monitor
 from flows.jobs.monitor import build_index
@@ -109,7 +109,7 @@ def test_killed_and_run_again_each_post_counts_once_and_each_alert_is_told_once(
 def test_one_post_of_a_time_to_come_silences_no_alert(tmp_path, monkeypatch):
     """Such a post was taken by an earlier version: the index leaves it out, and what is recent is so as of now."""
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
-    model = used(str(model_folder(tmp_path / "model")))
+    model = resolve_model(str(model_folder(tmp_path / "model")))
     config = MonitorConfig(time_field="time", window="day", min_posts=5)
     now = pd.Timestamp.now("UTC")
     times = [now - pd.Timedelta(days=n // 10) for n in range(300)] + [pd.Timestamp("2261-12-31", tz="UTC")]
@@ -128,7 +128,7 @@ def test_one_post_of_a_time_to_come_silences_no_alert(tmp_path, monkeypatch):
 
 def test_what_is_undecided_is_told_and_another_setting_counts_all_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
-    model = used(str(model_folder(tmp_path / "model")))
+    model = resolve_model(str(model_folder(tmp_path / "model")))
     config, now = MonitorConfig(window="day", min_posts=5), pd.Timestamp.now("UTC")
     posts = pd.DataFrame({"post": [f"{n:032x}" for n in range(60)], "time": now - pd.Timedelta(hours=30)})
     posts = posts.assign(topic=None, text=[f"@crew post {n}" for n in range(60)])
@@ -156,14 +156,14 @@ def test_an_emptied_inbox_changes_neither_drift_nor_what_the_page_says(tmp_path,
         table.to_parquet(out / "train.parquet"), table.to_parquet(out / "test.parquet")
 
     learned = store().make(Key("sentiment-examples"), examples)
-    model = used(str(model_folder(tmp_path / "model")))
+    model = resolve_model(str(model_folder(tmp_path / "model")))
     monkeypatch.setattr(monitor, "show", lambda *arguments, **more: None)
-    monkeypatch.setattr(monitor, "tell", lambda config, model, built: [])
+    monkeypatch.setattr(monitor, "report_events", lambda config, model, built: [])
     for step in ("read_posts", "score_posts", "build_index"):  # as Prefect runs them, without its server
         monkeypatch.setattr(monitor, step, getattr(monitor, step).fn)
 
     def watched(examples: str = learned.id) -> str:
-        monkeypatch.setattr(monitor, "used", lambda address: replace(model, examples=examples))
+        monkeypatch.setattr(monitor, "resolve_model", lambda address: replace(model, examples=examples))
         result = monitor.watch(config, "")
         return result if isinstance(result, State) else result["drift"]
 
@@ -185,8 +185,8 @@ def test_a_wrong_setting_or_no_champion_is_refused_at_once():
         settings(MonitorConfig, {}, None, ["abstain_below=60"])
     with pytest.raises(InvalidConfig, match="did you mean 'min_posts'"):
         settings(MonitorConfig, {}, None, ["min_post=3"])
-    with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` makes models"):
-        used("models:/gpt2-absent@champion")
+    with pytest.raises(ValueError, match=r"gpt2-absent.*`gpt2 run` trains models"):
+        resolve_model("models:/gpt2-absent@champion")
 
 
 def test_the_replay_plants_its_surge_and_loses_no_post(tmp_path):

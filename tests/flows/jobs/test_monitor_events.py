@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from cluster.home import store
-from cluster.registry.resolve import Used
+from cluster.registry.resolve import ResolvedModel
 from flows.jobs import monitor
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.store.artifact import Artifact
 
-MODELS = [Used("gpt2-mood", f"models:/gpt2-mood/{n}", f"{n:016}", "", "") for n in (1, 2)]
+MODELS = [ResolvedModel("gpt2-mood", f"models:/gpt2-mood/{n}", f"{n:016}", "", "") for n in (1, 2)]
 
 
 class Told:
@@ -21,8 +21,8 @@ class Told:
     def __init__(self, folder, monkeypatch):
         self.folder, self.ids, self.taken = folder, [], True
         monkeypatch.setenv("GPT2_HOME", str(folder / "home"))
-        monkeypatch.setattr(monitor.events, "of_model", lambda event, name, id, **facts: self.ids.append(id))
-        monkeypatch.setattr(monitor.events, "sent", lambda: self.taken)
+        monkeypatch.setattr(monitor.events, "emit_for_model", lambda event, name, id, **facts: self.ids.append(id))
+        monkeypatch.setattr(monitor.events, "wait_until_sent", lambda: self.taken)
 
     def run(self, *drifted: str, model: int = 0, compared: bool = True, config: MonitorConfig = MonitorConfig()) -> int:  # noqa: B008
         """The number of events of one run."""

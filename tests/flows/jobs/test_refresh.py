@@ -216,7 +216,7 @@ def test_what_is_new_is_found_encoded_and_chained(text):
         lineage("3", third.base)
     shutil.move(text.folder / "away", first.tokens[0].path)
     os.unlink(token_files(third.tokens[-1]).train[0])
-    with pytest.raises(DamagedArtifact, match="is missing; bring it back, or tokenize again"):
+    with pytest.raises(DamagedArtifact, match=r"is missing, a shard of .*; restore it, or tokenize again"):
         token_files(third.tokens[-1])
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cluster.registry.resolve import Used
+from cluster.registry.resolve import ResolvedModel
 from flows.config import InvalidConfig, resolve
 from flows.jobs.monitor import training_of
 from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan
@@ -52,7 +52,7 @@ def test_a_pipelines_sources_are_the_folders_that_it_was_given(text, small_chang
     write(text.folder / "c.jsonl", text.writer.texts(3))
     assert len(make_plan(how.pipeline()).documents) == len(plan.documents) + 1
     assert RetrainPlan.of(version(tmp_path, "fresh", config, plan, refreshed_from="gpt2-base/1")).flow == "refresh"
-    facts = training_of(Used("x", how.version, "", "", ""))
+    facts = training_of(ResolvedModel("x", how.version, "", "", ""))
     assert json.loads(json.dumps(facts)) == how.facts()
     assert facts["settings"]["tasks"]["sentiment"]["source"] == str(tmp_path / "mine.csv")
 
@@ -66,7 +66,7 @@ def test_a_learners_settings_are_those_that_were_asked_for(text, small_data, tmp
         own = OwnDataPlan(config, base, 300)
         settings, plan = own.settings, own.plan
         with pytest.raises(InvalidConfig, match=r"name = 'base'"):
-            config.model_copy(update={"name": "base"}).asked()
+            config.model_copy(update={"name": "base"}).request()
     how = RetrainPlan.of(version(tmp_path, "asked", settings, plan))
     assert how.flow == "train-classifier"
     assert how.learner() == config.model_copy(update={"name": "mine", "source": str(tmp_path / "mine.csv")})
@@ -79,8 +79,8 @@ def test_what_is_not_known_is_said(tmp_path):
     odd = registered("gpt2-bare", tmp_path / "odd", seed=1, texts={RECORD: "{}"})
     with pytest.raises(ValueError, match=rf"gpt2-bare/{odd.version} was trained is not known.*train it by hand"):
         RetrainPlan.of(f"models:/gpt2-bare/{odd.version}")
-    found = training_of(Used("folder", str(tmp_path), "", "", ""))
-    assert found["flow"] is None and "is not a registry address" in found["why"]
+    found = training_of(ResolvedModel("folder", str(tmp_path), "", "", ""))
+    assert found["flow"] is None and "is not an address of the registry" in found["why"]
 
 
 AGAIN = """

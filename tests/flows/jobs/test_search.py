@@ -52,7 +52,7 @@ def test_the_first_is_the_preset_and_no_two_are_alike():
     )
     assert more[:12] == found
     assert len(tried({"train.batch_size": [4, 8]})) == 2  # all that there are, once
-    with pytest.raises(InvalidConfig, match="all that it has is the preset's own"):
+    with pytest.raises(InvalidConfig, match="has no settings but the preset's own"):
         tried({"train.batch_size": [8]})
 
 
@@ -93,7 +93,7 @@ def test_only_what_an_adaptation_reads_is_drawn_with_it():
         ({"train.micro_batch_size": [1, 2]}, "does not change what is learned"),
         ({"train.log_every.x": [1]}, "does not change what is learned"),
         ({"adaptation.rank": [1, 2]}, r"read with kind=lora only; add adaptation\.kind: \[lora\]"),
-        ({"adaptation.kind": ["lora"], "adaptation.rank": [2, 64]}, "rank=64 is more than"),
+        ({"adaptation.kind": ["lora"], "adaptation.rank": [2, 64]}, "rank=64: is more than"),
         ({"adaptation.kind": ["lorra"]}, "lorra"),
         ({"adaptation.kind": [["full"]]}, r"adaptation\.kind"),
     ],
@@ -169,7 +169,7 @@ def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
         for task, schema in of_file.items():
             own = {k: v for k, v in given.items() if k in schema.model_fields}
             if task != name and number:
-                with pytest.raises(InvalidConfig, match=f"these are settings of {name}, but {task} learns here"):
+                with pytest.raises(InvalidConfig, match=f"these are settings of {name}; give"):
                     settings(schema, own, file, ())
         own = {k: v for k, v in given.items() if k in of_file[name].model_fields}
         learned = getattr(OwnDataPlan(settings(of_file[name], own, file, ()), None, 5000).settings.tasks, name)
@@ -188,8 +188,8 @@ def test_the_best_is_what_data_of_ones_own_are_learned_with(name, tmp_path):
 def test_what_is_no_result_of_a_search_is_refused(tmp_path):
     file = tmp_path / "best.yaml"
     for text, told in (
-        ("tasks: {sentiment: {source: b.csv}}", "sentiment has source; only train and adaptation of a search"),
-        ("tasks: {sentiment: 3}", "sentiment has 3; only"),
+        ("tasks: {sentiment: {source: b.csv}}", "sentiment has source; give only train and adaptation"),
+        ("tasks: {sentiment: 3}", "sentiment has 3; give only"),
         ("tasks: {mood: {}}", "these are settings of mood"),
         ("pretrain: {steps: 3}", "pretrain: there is no such setting"),
     ):
@@ -219,7 +219,7 @@ def test_the_best_came_to_its_end():
     assert [axes.get_xlabel() for axes in drawn.axes] == ["step", "learning_rate"]
     assert len(drawn.axes[0].lines) == 4  # the last told nothing
     assert len(plots.search([{**row, "settings": {}} for row in told], 0).axes) == 1
-    with pytest.raises(ValueError, match="no candidate came to its end"):
+    with pytest.raises(ValueError, match="no candidate finished"):
         best_of(told[1:2])
 
 

@@ -82,7 +82,7 @@ def test_drift_starts_the_retraining_of_its_version_and_what_was_switched_off_st
 
 
 def test_automations_need_a_server_and_an_address():
-    with pytest.raises(ValueError, match=r"'example\.org' is not an address"):
+    with pytest.raises(ValueError, match=r"'example\.org': is not an address"):
         create("example.org")
     with pytest.raises(ValueError, match="set PREFECT_API_URL"):
         create("https://example.org/hook")
@@ -96,18 +96,18 @@ from flows.runs import events
 from flows.stages import results
 from flows.stages.training import announcer
 results.announce("gpt2-sentiment", 3, True, ['better than "always neutral"'])
-events.of_model(events.REFUSED, "gpt2-sentiment", version=4, reasons="worse", url="http://x")
+events.emit_for_model(events.REFUSED, "gpt2-sentiment", version=4, reasons="worse", url="http://x")
 announce = announcer("base")
 announce({"event": "failure", "time": 1.0, "workers": {"0": "of an earlier launch"}})
 announce({"event": "failure", "time": time.time(), "workers": {"1": "its process died"}})
 announce({"event": "failure", "time": time.time(), "workers": {"0": "lost its connection to another worker"}})
 announce({"event": "begin", "time": time.time(), "step": 4})
-events.of_training(events.BUDGET, "base", reason="budget.max_seconds=1 is used up")
-events.of_model(events.SENTIMENT, "gpt2-sentiment", reason="more complaints")
+events.emit_for_training(events.BUDGET, "base", reason="budget.max_seconds=1 is used up")
+events.emit_for_model(events.SENTIMENT, "gpt2-sentiment", reason="more complaints")
 id = uuid.uuid4()
 for _ in range(2):  # told twice under one id: one event
-    events.of_model(events.DRIFT, "gpt2-sentiment", id, drifted={"tokens": 0.4})
-assert events.sent()
+    events.emit_for_model(events.DRIFT, "gpt2-sentiment", id, drifted={"tokens": 0.4})
+assert events.wait_until_sent()
 EventsWorker.instance().drain()
 """
 
@@ -121,8 +121,8 @@ assert {"monitor-sentiment/monitor-sentiment", "recommend/recommend"} <= set(nam
 NAME = "gpt2: drift asks for a training"
 with get_client(sync_client=True) as client:
     [made] = client.read_automations_by_name(NAME)
-    events.of_model(events.DRIFT, "gpt2-sentiment", version="models:/gpt2-sentiment/3", drifted={"tokens": 0.4})
-    assert events.sent()
+    events.emit_for_model(events.DRIFT, "gpt2-sentiment", version="models:/gpt2-sentiment/3", drifted={"tokens": 0.4})
+    assert events.wait_until_sent()
     deployment = client.read_deployment_by_name("retrain/retrain")
     deadline = time.monotonic() + 90
     while not (runs := [r for r in client.read_flow_runs() if r.deployment_id == deployment.id]):
