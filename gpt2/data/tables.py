@@ -28,6 +28,8 @@ UTC = "datetime64[us, UTC]"
 MAX_UNTIMED = 0.1
 """Largest tolerated share of rows without a time, where the file has times."""
 DAMAGED, ESCAPED = re.compile("[\udc80-\udcff]"), re.compile(r'(\\+)"')
+EDGES = re.compile(r"^[\s{0}]+|[\s{0}]+$".format("\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"))
+"""Spaces and invisible characters at the ends of a text."""
 EXACT = 2**53
 """The largest whole number up to which a float has all of them."""
 STRINGS = (
@@ -292,6 +294,12 @@ def cell(value: Any) -> str | None:
     if isinstance(value, float | np.floating) and value.is_integer():
         value = int(value)
     return str(value).encode("utf-8", "replace").decode("utf-8").strip() or None
+
+
+def name_in(value: Any) -> str | None:
+    """Return a cell as an id or a label: its text without invisible characters at its ends, such as U+200B."""
+    text = cell(value)
+    return EDGES.sub("", text) or None if text else None
 
 
 def times(column: pd.Series) -> pd.Series:
