@@ -15,6 +15,7 @@ import ray
 
 from cluster.config import ClusterConfig
 from cluster.home import ray_folder
+from cluster.process_env import RAY_REMEDY, ray_fault
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
 
@@ -52,9 +53,14 @@ _changing = threading.Lock()
 
 
 def start_or_attach() -> subprocess.Popen | None:
-    """Connect to Ray; return the process that cleans up after this one if Ray is local, else None."""
+    """Connect to Ray; return the process that cleans up after this one if Ray is local, else None.
+
+    Raises `ValueError` where nothing listens at RAY_ADDRESS.
+    """
     global _dashboard
     if address := os.environ.get("RAY_ADDRESS"):
+        if fault := ray_fault(address):
+            raise ValueError(f"RAY_ADDRESS={fault}; {RAY_REMEDY}")
         _dashboard = ray.init(address=address, **QUIETLY).dashboard_url or None
         return None
     return start_local(include_dashboard=False)

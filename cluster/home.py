@@ -109,14 +109,23 @@ def clean() -> Path:
 
 
 def ray_link(folder: Path) -> Path:
-    return Path(tempfile.gettempdir()) / f"gpt2-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    """Return the place of the short link to Ray's folder: in the system's temporary folder, or in /tmp where that path
+    is too long itself."""
+    name = f"gpt2-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    link = Path(tempfile.gettempdir()) / name
+    return link if fits_sockets(link) else Path("/tmp") / name
+
+
+def fits_sockets(folder: Path) -> bool:
+    """Return whether Ray's sockets in the folder have paths that the system allows."""
+    return len(os.fsencode(folder)) + RAY_SOCKET_SUFFIX <= 107
 
 
 def ray_folder() -> Path:
     """Return Ray's temporary folder in the home, or a short link to it if the path is too long for Ray's sockets."""
     folder = home() / "ray"
     folder.mkdir(exist_ok=True)
-    if len(os.fsencode(folder)) + RAY_SOCKET_SUFFIX <= 107:
+    if fits_sockets(folder):
         return folder
     link = ray_link(folder)
     if not (link.is_symlink() and link.resolve() == folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "on",  # `gpt2 import` lifts this value and no other (`gpt2.weights.huggingface.network`)
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     # We handle signals; Ray's handler prints a stack of addresses and aborts.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
@@ -55,6 +56,7 @@ def configure() -> Path:
     Call it before Prefect, Ray or MLflow is imported.
     """
     path = home()
+    keep_loopback_direct()
     os.environ["GPT2_HOME"] = str(path)
     os.environ.setdefault("PREFECT_HOME", str(path / "prefect"))
     for name, value in QUIET.items():
@@ -68,6 +70,48 @@ def configure() -> Path:
     if not named and "ray" not in sys.modules:  # Ray reads these once, when it is imported
         os.environ |= ray_token()
     return path
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+
+
+def keep_loopback_direct() -> None:
+    """Except loopback from the proxy that the environment names, if any: no proxy can reach our services.
+
+    Without a proxy nothing is set, because on macOS any such variable replaces the system's settings.
+    """
+    if not any(os.environ.get(name) for name in os.environ if name.lower() in PROXIES):
+        return
+    said = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in said.split(",") if host.strip()]
+    merged = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts and "*" not in hosts)])
+    os.environ |= {"no_proxy": merged, "NO_PROXY": merged}
+
+
+def ray_fault(address: str) -> str | None:
+    """Return what is wrong with RAY_ADDRESS; None if something listens there. Ray itself would wait for minutes."""
+    place = address
+    if address == "auto":  # the cluster that was last started on this machine with `ray start`
+        own = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # as Ray looks for it
+        current = Path(os.environ.get("RAY_TMPDIR") or own or "/tmp") / "ray" / "ray_current_cluster"
+        if not current.exists():
+            return "auto: no cluster was started here with `ray start`"
+        place = current.read_text().strip()
+    kind, _, place = place.rpartition("://")
+    host, _, number = place.rpartition(":")
+    if address == "local" or kind not in ("", "ray", "http", "https"):
+        return None
+    if kind.startswith("http") or not number.isdigit():
+        return f"{address}: not the address of a head"
+    try:
+        socket.create_connection((host.strip("[]"), int(number)), timeout=3).close()
+    except (OSError, OverflowError) as error:
+        return f"{address}: {error}"
+    return None
+
+
+RAY_REMEDY = "give RAY_ADDRESS as host:6379 of a running head, or unset it"
 
 
 def use(state: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import psutil
 
 from cluster.home import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN, SERVICES, home, is_locked, last_state, running
+from cluster.process_env import RAY_REMEDY, ray_fault
 from cluster.services import databases
 from cluster.services.processes import port_answers, user_of
 
@@ -184,12 +185,8 @@ def ray_cluster() -> Result:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Result("Ray", "ok", "local, started with a run")
-    host, _, number = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(number)), timeout=3).close()
-    except (OSError, ValueError) as error:
-        remedy = "give RAY_ADDRESS as host:6379 of a running head, or unset it"
-        return Result("Ray", "failed", f"{address}: {error}", remedy)
+    if fault := ray_fault(address):
+        return Result("Ray", "failed", fault, RAY_REMEDY)
     return Result("Ray", "ok", f"{address} answers")
 
 

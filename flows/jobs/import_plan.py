@@ -105,7 +105,9 @@ class ImportPlan:
     @cached_property
     def plan(self) -> Plan:
         """The keys of all artifacts."""
-        words = {name: sha for name, sha in self.files.items() if name.startswith(("tokenizer", "vocab", "merges"))}
+        words = {
+            name: sha for name, sha in self.files.items() if name.startswith(("tokenizer", "vocab", "merges", "added"))
+        }
         tokenizer = Key("tokenizer", {}, words, stage_code("learn tokenizer"))
         corpus = Key("corpus", {"imported": True}, {}, stage_code("deduplicate"))
         dtype = TokenizerConfig(vocab_size=self.model.vocab_size).dtype

@@ -30,6 +30,8 @@ def clean_documents(config: PipelineConfig, plan: Plan) -> list[Artifact]:
     if len(done) == len(keys):
         say(f"clean documents: done before ({len(keys)} files)")
     else:
+        if others := corpus.left_out(config.corpus.sources):
+            say(f"clean documents: {others}")
         sources = {f"{i:06d}": key.inputs["source"] for i, key in enumerate(keys)}
         settings = {"corpus": config.corpus.model_dump(mode="json")}
         with recorded("clean-documents", plan.corpus.id, settings, sources) as run:

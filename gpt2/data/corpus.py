@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt2.data.config import CorpusConfig
-from gpt2.data.readers import EXCERPT, Document, stream
+from gpt2.data.readers import EXCERPT, FORMATS, Document, listed, readable, stream
+from gpt2.data.samples import PREFIX
 from gpt2.data.splits import content_digest
 
 QUARANTINE = "quarantine.jsonl"
 SCHEMA = pa.schema([("text", pa.string()), ("digest", pa.binary(16))])
 BUCKET_ROWS = 2_000_000  # digests compared at a time: 32 MB
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 LINE_BYTES = 4_000_000  # room in a line or record for other keys and columns
 
 
@@ -63,6 +65,22 @@ def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
             number += 1
     bad = sum(reasons.values())
     return {"documents": total, "bytes": size, "bad": bad, "reasons": dict(reasons), "pieces": number}
+
+
+def left_out(sources: list[str]) -> str | None:
+    """Return how many files in folders and globs are not read, by suffix; None if all are.
+
+    Names that begin with a dot or an underline, such as `_SUCCESS`, are not counted.
+    """
+    names = [name for source in sources if not source.startswith(PREFIX) for name in listed(source)[1]]
+    others = [PurePosixPath(name) for name in names if not readable(name)]
+    counts = Counter(
+        "".join(p.suffixes[-2:] if p.suffix in PACKED else p.suffixes[-1:]).lower() or "without a suffix"
+        for p in others
+        if not p.name.startswith((".", "_"))
+    )
+    by_suffix = ", ".join(f"{n:,} {suffix}" for suffix, n in counts.most_common())
+    return f"{counts.total():,} files left out: {by_suffix}; {', '.join(FORMATS)} are read" if counts else None
 
 
 def read(path: str, config: CorpusConfig) -> Iterator[Document]:

@@ -1,8 +1,8 @@
 """Source files, and documents read from them as streams, each with its line and byte offset or its fault.
 
-Sources are files, directories, globs and fsspec URLs; each file has an id that identifies its content. The readers of
-`datasets` give up a whole chunk at a bad line and can't say where it was. So lines and CSV records are read here, exact
-to the byte, and handed on as a `datasets.IterableDataset`; Parquet is read by `datasets`.
+Sources are files, directories, globs and fsspec URLs; each file has an id that follows from its form and content. The
+readers of `datasets` give up a whole chunk at a bad line and can't say where it was. So lines and CSV records are read
+here, exact to the byte, and handed on as a `datasets.IterableDataset`. Of Parquet, only the column of texts is read.
 
 A document is quarantined, with the reason, for invalid UTF-8, a NUL byte, a lone surrogate, JSON that is no object with
 a text under the key, a CSV record with an unclosed quote (one that goes on for more than `max_bytes` counts as such) or
@@ -13,33 +13,40 @@ order mark and CRLF are accepted silently; so is an empty file, which has no doc
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import gzip
+import hashlib
 import io
 import json
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gpt2.data import samples
-from gpt2.store.artifact import digest, file_sha256
+from gpt2.store.artifact import IS_POINTER, LFS, digest, file_sha256
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
+CHANGED = ("lastmodified", "mtime", "updated", "created")  # names of the time of change in fsspec's file systems
 
 
 def split_suffix(path: str) -> tuple[str, str | None]:
-    """Return (format, compression) of a file name; `ValueError` lists the formats."""
-    lower = path.lower()
+    """Return (format, compression) of a file name, or of a URL's path; `ValueError` lists the formats."""
+    lower = (urlsplit(path).path if is_web(path) else path).lower()
     for suffix, compression in COMPRESSIONS.items():
         for format in FORMATS:
             if lower.endswith(format + suffix):
@@ -47,13 +54,60 @@ def split_suffix(path: str) -> tuple[str, str | None]:
     raise ValueError(f"{path} is not one of {', '.join(FORMATS)}, plain or with .gz or .zst; convert or rename it")
 
 
+def is_web(path: str) -> bool:
+    """Return True for an HTTP address, which may end in a query (`?download=1`)."""
+    return path.startswith(("http://", "https://"))
+
+
 def readable(path: str) -> bool:
     """Return True if the file name has a suffix that we read."""
+    with contextlib.suppress(ValueError):
+        return bool(split_suffix(path))
+    return False
+
+
+def locate(source: str) -> tuple[Any, str]:
+    """Return (fsspec's file system, path in it) of a source; `ValueError` if there can be no such source."""
+    if "::" in source:
+        if not Path(source).exists():
+            raise ValueError(f"{source}: chained addresses are not read; unpack the file, and give its own address")
+        return fsspec.filesystem("file"), str(Path(source).absolute())
     try:
+        return fsspec.core.url_to_fs(source)
+    except ImportError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def is_pattern(source: str) -> bool:
+    """Return True if a source that does not exist is a glob."""
+    return "::" not in source and any(c in source for c in ("*[" if is_web(source) else "*?["))
+
+
+def listed(source: str) -> tuple[Any, list[str]]:
+    """Return (file system, all files of a source, sorted); `ValueError` if it does not exist.
+
+    A name that exists is that file or folder, also with `[2013]` in it. Else it may be a glob.
+    """
+    fs, path = locate(source)
+    fs.invalidate_cache()
+    if (readable(path) or not is_web(path)) and fs.isfile(path):
         split_suffix(path)
-        return True
-    except ValueError:
-        return False
+        return fs, [path]
+    if fs.isdir(path):
+        return fs, sorted(fs.find(path))
+    if is_pattern(source):
+        return fs, sorted(fs.glob(escaped(fs, path)))
+    if fs.exists(path):
+        split_suffix(path)
+    raise ValueError(f"{source} does not exist; give a file, a directory, a glob or an fsspec URL")
+
+
+def escaped(fs: Any, pattern: str) -> str:
+    """Return a glob in which brackets and marks in the name of an existing folder stand for themselves."""
+    folder, _, name = pattern.rpartition("/")
+    if not is_pattern(folder):
+        return pattern
+    return f"{glob.escape(folder) if fs.isdir(folder) else escaped(fs, folder)}/{name}"
 
 
 def expand(sources: list[str]) -> list[str]:
@@ -63,44 +117,54 @@ def expand(sources: list[str]) -> list[str]:
     """
     files: list[str] = []
     for source in sources:
-        fs, path = fsspec.core.url_to_fs(source)
-        local = fs.protocol == "file" or "file" in fs.protocol
-        if any(c in path for c in "*?["):
-            names = sorted(fs.glob(path))
-        elif fs.isdir(path):
-            names = sorted(fs.find(path))
-        elif fs.exists(path):
-            split_suffix(path)
-            names = [path]
-        else:
-            raise ValueError(f"{source} does not exist; give a file, a directory, a glob or an fsspec URL")
+        fs, names = listed(source)
         names = [name for name in names if readable(name)]
         if not names:
             raise ValueError(f"{source} holds no file of {', '.join(FORMATS)} (plain, .gz or .zst); give another")
-        files += [name if local else fs.unstrip_protocol(name) for name in names]
+        files += names if "file" in fs.protocol else [fs.unstrip_protocol(name) for name in names]
     return files
 
 
 def source_id(source: str) -> str:
-    """Return the identity of a source's content: sha256 of local files, the store's own key of remote ones."""
+    """Return the identity of what reading a source gives: it follows from form, compression and content.
+
+    A remote file's content is its address with the version that the server gives (ETag, or time of change and size).
+    Without a version, and for a local file, it is the sha256 of the bytes.
+    """
     if source.startswith(samples.PREFIX):
         return samples.identity(source.removeprefix(samples.PREFIX))
-    fs, path = fsspec.core.url_to_fs(source)
+    fs, path = locate(source)
+    format = [*split_suffix(path)] if readable(path) else [PurePosixPath(path).suffix.lower()]
     if "file" not in fs.protocol:
-        if not fs.exists(path):
-            raise ValueError(f"{source} does not exist; check the address and the credentials")
-        return digest([source, str(fs.ukey(path))])
+        return digest([format, version(fs, path)])
     local = Path(path)
     if local.is_dir():
         files = sorted(p for p in local.rglob("*") if p.is_file())
         return digest([[p.relative_to(local).as_posix(), file_sha256(p)] for p in files])
     try:
-        return file_sha256(local)
+        return digest([format, file_sha256(local)])
     except OSError as error:
         raise ValueError(f"{source} can't be read ({error.strerror}); check the path") from None
 
 
+def version(fs: Any, path: str) -> list[str]:
+    """Return what identifies the content of a remote file; `ValueError` if there is none."""
+    address = fs.unstrip_protocol(path)
+    try:
+        facts = {re.sub("[-_]", "", name.lower()): str(value) for name, value in fs.info(path).items() if value}
+        changed = next((facts[name] for name in CHANGED if name in facts), None)
+        if "etag" in facts:
+            return [address, facts["etag"].strip('"')]
+        if changed and "size" in facts:
+            return [address, changed, facts["size"]]
+        with fs.open(path, "rb") as stream:
+            return [hashlib.file_digest(stream, "sha256").hexdigest()]
+    except FileNotFoundError:
+        raise ValueError(f"{address} does not exist; check the address and the credentials") from None
+
+
 BLOCK = 256  # documents in a block
+TEXTUAL = ("string", "large_string", "string_view", "binary", "large_binary")  # Impala and Hive write text as binary
 EXCERPT = 80
 
 
@@ -134,14 +198,9 @@ def stream(path: str, text_field: str, max_bytes: int) -> IterableDataset:
 
 def blocks(path: str, text_field: str, max_bytes: int) -> Iterator[dict[str, list]]:
     """Yield blocks of documents as columns."""
-    rows: list[Document] = []
-    for document in documents(path, text_field, max_bytes):
-        rows.append(document)
-        if len(rows) == BLOCK:
-            yield dict(zip(Document._fields, map(list, zip(*rows, strict=True)), strict=True))
-            rows = []
-    if rows:
-        yield dict(zip(Document._fields, map(list, zip(*rows, strict=True)), strict=True))
+    rows = documents(path, text_field, max_bytes)
+    while block := list(islice(rows, BLOCK)):
+        yield dict(zip(Document._fields, map(list, zip(*block, strict=True)), strict=True))
 
 
 def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
@@ -151,12 +210,24 @@ def documents(path: str, text_field: str, max_bytes: int) -> Iterator[Document]:
         yield from parquet_documents(path, text_field)
         return
     read = {".txt": text_documents, ".jsonl": json_documents, ".csv": csv_documents}[format]
+    fs, place = locate(path)
     try:
-        with fsspec.open(path, "rb") as raw:
+        with fs.open(place, "rb") as raw:
             yield from read(path, Lines(path, decompressed(cast(BinaryIO, raw), compression), max_bytes), text_field)
     except (EOFError, zlib.error, OSError) as error:
         what = "is cut or damaged" if compression else "can't be read"
-        raise UnreadableFile(f"{path} {what} ({error}); get the file again") from None
+        raise UnreadableFile(fault(path, what, error)) from None
+
+
+def fault(path: str, otherwise: str, error: Exception) -> str:
+    """Return what is wrong with a file that could not be read, and what to do."""
+    fs, place = locate(path)
+    with contextlib.suppress(OSError), fs.open(place, "rb") as raw:
+        if raw.read(len(LFS)) == LFS:
+            return f"{path} {IS_POINTER}"
+    if "requires too much memory" in str(error):  # pyarrow bounds the window to 128 MB
+        return f"{path} needs a window over 128 MB (it was made with zstd --long); unpack it with zstd -d --long=31"
+    return f"{path} {otherwise} ({str(error).partition(chr(10))[0][:200]}); get the file again"
 
 
 def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
@@ -212,6 +283,8 @@ class Lines:
         if self.number == 1:
             if data.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise UnreadableFile(f"{self.path} is UTF-16; convert it to UTF-8")
+            if data.startswith(LFS):
+                raise UnreadableFile(f"{self.path} {IS_POINTER}")
             data = data.removeprefix(b"\xef\xbb\xbf")
         data = data.removesuffix(b"\n").removesuffix(b"\r")
         return Line(data, self.number, offset, too_long, quotes % 2 == 1)
@@ -348,33 +421,30 @@ def csv_records(lines: Lines) -> Iterator[tuple[Line, list[str] | None, str | No
 
 
 def parquet_documents(path: str, text_field: str) -> Iterator[Document]:
-    """Yield a document per row, read by `datasets`."""
-    import datasets
-
+    """Yield a document per row. Only the column of texts is read, as bytes: one bad text fails no other."""
+    fs, place = locate(path)
     try:
-        rows = datasets.load_dataset("parquet", data_files=glob.escape(path), split="train", streaming=True)
-        number = 0
-        for batch in rows.with_format("arrow").iter(BLOCK):
-            if text_field not in batch.column_names:
+        with fs.open(place, "rb") as raw:
+            file = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)  # no row group is held whole
+            names = file.schema_arrow.names
+            if text_field not in names:
                 raise UnreadableFile(
-                    f"{path} has no column {text_field!r}; it has {', '.join(batch.column_names)}: "
-                    f"set corpus.text_field"
+                    f"{path} has no column {text_field!r}; it has {', '.join(names)[:500]}: set corpus.text_field"
                 )
-            column = batch.column(text_field)
-            if pa.types.is_dictionary(column.type):
-                column = column.cast(column.type.value_type)
-            textual = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            # read as bytes: one text that is not UTF-8 would fail the whole block
-            for value in (column.cast(pa.large_binary()) if textual else column).to_pylist():
-                number += 1
-                if not textual or value is None:
-                    yield Document("", number, None, f"{text_field!r} is {type(value).__name__}, not text")
-                    continue
-                text, wrong = decode(value)
-                yield Document(excerpt(value) if wrong else text, number, None, wrong)
+            number = 0
+            for batch in file.iter_batches(BLOCK, columns=[text_field], use_threads=False):
+                column = batch.column(text_field)
+                if pa.types.is_dictionary(column.type):
+                    column = column.cast(column.type.value_type)
+                textual = str(column.type) in TEXTUAL
+                for value in (column.cast(pa.large_binary()) if textual else column).to_pylist():
+                    number += 1
+                    if not textual or value is None:
+                        yield Document("", number, None, f"{text_field!r} is {type(value).__name__}, not text")
+                        continue
+                    text, wrong = decode(value)
+                    yield Document(excerpt(value) if wrong else text, number, None, wrong)
     except UnreadableFile:
         raise
-    except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
-        raise UnreadableFile(
-            f"{path} can't be read as Parquet ({str(error).splitlines()[0][:200]}); get it again"
-        ) from None
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise UnreadableFile(fault(path, "can't be read as Parquet", error)) from None

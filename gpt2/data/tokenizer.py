@@ -23,6 +23,7 @@ from gpt2.store.model_files import inside, read_json
 
 FILE = "tokenizer.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"  # the two files of older models
+ADDED = "added_tokens.json"  # their third, if tokens were added: {token: id}
 CONFIG, RECORD = "config.json", "tokenizer_sha256"  # where our saved models record their tokenizer
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 """GPT-2's pattern of words (openai/gpt-2, `encoder.py`), without needless backtracking.
@@ -83,32 +84,41 @@ class Tokenizer:
         return cls(rust)
 
     @classmethod
-    def gpt2(cls, vocabulary: Path, merges: Path) -> Tokenizer:
+    def gpt2(cls, vocabulary: Path, merges: Path, added: dict[str, int] | None = None) -> Tokenizer:
         """Read GPT-2's tokenizer from its published `encoder.json` and `vocab.bpe`; `ValueError` if they are something
-        else."""
+        else. `added` are tokens with their ids, which follow those of the vocabulary and end-of-text."""
         try:
             rust = Rust(BPE.from_file(str(vocabulary), str(merges)))
         except Exception as error:  # the Rust library raises bare Exception
             raise ValueError(f"{vocabulary} and {merges} are not a BPE's vocabulary and merges: {error}") from None
         rust.pre_tokenizer = ByteLevel(add_prefix_space=False)
         rust.decoder = ByteLevelDecoder()
-        rust.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+        added = {} if added is None else added
+        ids = {END_OF_TEXT: -1} | added
+        for token in sorted(ids, key=ids.__getitem__):
+            rust.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+            if added.get(token, rust.token_to_id(token)) != rust.token_to_id(token):
+                raise ValueError(
+                    f"the added token {token!r:.100} has the id {added[token]}, but the next free one is "
+                    f"{rust.token_to_id(token)}; give its tokenizer.json"
+                )
         return cls(rust)
 
     @classmethod
     def load(cls, path: Path, vocab_size: int | None = None) -> Tokenizer:
-        """Read a `tokenizer.json`, a directory that holds one, or a directory with `vocab.json` and `merges.txt`.
+        """Read a `tokenizer.json`, a directory that holds one, or a directory with `vocab.json` and `merges.txt`, and
+        `added_tokens.json` if it is there.
 
         Files of other names and links to elsewhere are never read. `ValueError` if the directory's model was saved with
         another tokenizer, or if the number of ids is not `vocab_size`.
         """
         file = path / FILE if path.is_dir() else path
         if path.is_dir():
-            for name in (FILE, VOCABULARY, MERGES):
+            for name in (FILE, VOCABULARY, MERGES, ADDED):
                 inside(path / name)
         try:
             if path.is_dir() and not file.exists() and (path / VOCABULARY).exists():
-                tokenizer = cls.gpt2(path / VOCABULARY, path / MERGES)
+                tokenizer = cls.gpt2(path / VOCABULARY, path / MERGES, added_tokens(path / ADDED))
             else:
                 tokenizer = cls(Rust.from_str(file.read_text("utf-8")))
         except FileNotFoundError:
@@ -250,6 +260,14 @@ def byte_ranks(rust: Rust) -> dict[bytes, int] | None:
     if any([piece.id for piece in rust.model.tokenize(token)] != [vocabulary[token]] for token in tokens):
         return None
     return {bytes(letters[letter] for letter in token): vocabulary[token] for token in tokens}
+
+
+def added_tokens(path: Path) -> dict[str, int]:
+    """Return {token: id} of an `added_tokens.json`, {} if there is none; `ValueError` if it holds something else."""
+    added = read_json(path) if path.exists() else {}
+    if not isinstance(added, dict) or not all(type(id) is int for id in added.values()):
+        raise ValueError(f"{path} is not a JSON object of tokens and ids; give its tokenizer.json")
+    return added
 
 
 def byte_letters() -> dict[str, int]:

@@ -10,10 +10,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pandas as pd
 
-from gpt2.data.readers import UnreadableFile, expand, source_id
+from gpt2.data.readers import UnreadableFile, expand, is_pattern, locate, source_id
 from gpt2.data.tables import UTC, cell, missing, records, times
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.store.artifact import Key, Store
@@ -32,8 +31,8 @@ def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
         try:
             files += [(path, source) for path in expand([source])]
         except ValueError:
-            fs, path = fsspec.core.url_to_fs(source)
-            if not fs.isdir(path) and not any(c in path for c in "*?["):
+            fs, path = locate(source)
+            if not fs.isdir(path) and (fs.exists(path) or not is_pattern(source)):
                 raise
     return list({path: (path, source) for path, source in files}.values())
 

@@ -35,6 +35,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+LFS = b"version https://git-lfs.github.com/spec/"
+"""The first bytes of the pointer that a clone without git-lfs holds in place of a file."""
+IS_POINTER = "is a pointer of git-lfs, not the file itself; fetch the file with `git lfs pull`"
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     with open(path, "rb") as stream:

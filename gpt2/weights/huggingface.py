@@ -5,9 +5,12 @@ Only safetensors and JSON are written.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +27,13 @@ if TYPE_CHECKING:
     from gpt2.data.tokenizer import Tokenizer
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-TOKENIZER = ["tokenizer.json", "vocab.json", "merges.txt"]
+TOKENIZER = ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"]
 SAFE = ["config.json", *TOKENIZER, "model*.safetensors", "model.safetensors.index.json"]
 PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+OFFLINE_BY_DEFAULT = "on"
+"""Our value of HF_HUB_OFFLINE. The hub's client reads it as 1, which is what users set."""
 
 
 def folder(source: str, online: bool = False, revision: str | None = None, cache: Path | None = None) -> Path:
@@ -48,9 +55,10 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         ))  # fmt: skip
 
     try:
-        snapshot = fetched(SAFE)
-        if not [*snapshot.glob("model*.safetensors")]:
-            snapshot = fetched(SAFE + PICKLED)
+        with network(online):
+            snapshot = fetched(SAFE)
+            if not [*snapshot.glob("model*.safetensors")]:
+                snapshot = fetched(SAFE + PICKLED)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         remedy = f"fetch it with gpt2.weights.huggingface.folder({source!r}, online=True)"
         if online:
@@ -59,6 +67,23 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"{source} can't be downloaded from the hub: {str(error).partition(chr(10))[0]}") from None
     return snapshot
+
+
+@contextlib.contextmanager
+def network(online: bool) -> Iterator[None]:
+    """Let the hub's client reach the network within the block, if `online`.
+
+    The client reads HF_HUB_OFFLINE once, when it is imported. Our own default is lifted; a user's value holds.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if online and os.environ.get("HF_HUB_OFFLINE") == OFFLINE_BY_DEFAULT:
+        constants.HF_HUB_OFFLINE = False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 # Settings that our model has built in; a configuration with other values is refused.
@@ -147,7 +172,9 @@ def load(directory: Path) -> GPT2:
         )
     head = tensors.pop("lm_head.weight", None)
     tied = tensors.get("wte.weight")
-    if head is not None and tied is not None and not (head.dtype == tied.dtype and torch.equal(head, tied)):
+    if head is not None and tied is None:  # of tied tensors, a file may hold either
+        tensors["wte.weight"] = head
+    elif head is not None and tied is not None and not (head.dtype == tied.dtype and torch.equal(head, tied)):
         raise ValueError(
             f"{path}: lm_head.weight differs from wte.weight, but GPT-2's head is tied to its embedding; is it another "
             f"architecture's, or was its vocabulary changed?"
@@ -171,6 +198,8 @@ def read_config(path: Path) -> ModelConfig:
     kind = values.get("model_type") if isinstance(values, dict) else values
     if not isinstance(values, dict) or kind != "gpt2":
         raise ValueError(f"{path} describes model_type={reprlib.repr(kind)}, not 'gpt2'; give a GPT-2's directory")
+    if values.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same function
+        values["activation_function"] = "gelu_new"
     for name, expected in FIXED.items():
         if values.get(name, expected) != expected:
             raise ValueError(f"{path}: {name}={reprlib.repr(values[name])} is not supported, only {expected!r}")

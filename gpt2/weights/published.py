@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2 import weights
 from gpt2.data.config import TokenizerConfig
-from gpt2.data.tokenizer import CONFIG, FILE, MERGES, VOCABULARY, Tokenizer
+from gpt2.data.tokenizer import ADDED, CONFIG, FILE, MERGES, VOCABULARY, Tokenizer
 from gpt2.store import model_files
 from gpt2.store.artifact import file_sha256
 from gpt2.store.model_files import BASE_NAME, MODEL, validated
@@ -26,7 +26,12 @@ def digests(directory: Path) -> dict[str, str]:
     `ValueError` if one of them is missing.
     """
     whole = (directory / FILE).exists()
-    names = [CONFIG, *([FILE] if whole else [VOCABULARY, MERGES]), *(path.name for path in tensors.places(directory))]
+    added = [ADDED] if (directory / ADDED).exists() else []
+    names = [
+        CONFIG,
+        *([FILE] if whole else [VOCABULARY, MERGES, *added]),
+        *(path.name for path in tensors.places(directory)),
+    ]
     for name in names:
         if not (directory / name).is_file():
             wanted = f"{FILE}, or {VOCABULARY} with {MERGES}" if name in (VOCABULARY, MERGES) else name

@@ -7,6 +7,7 @@ other code that a configuration points to is never read.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gpt2.store.artifact import IS_POINTER, LFS
 from gpt2.store.model_files import inside, read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -73,6 +75,9 @@ def shards(index: Path) -> dict[str, Tensor]:
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of one .safetensors or .bin file, on the CPU; `ValueError` if they are not plain."""
     inside(path)
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        if stream.read(len(LFS)) == LFS:
+            raise ValueError(f"{path} {IS_POINTER}")
     found = unpickled(path) if path.suffix == ".bin" else mapped(path)
     for name, tensor in found.items():
         if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":

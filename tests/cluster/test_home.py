@@ -1,8 +1,18 @@
 """Local state in one folder; the doctor says what is wrong and what to do."""
 
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
 import pytest
 
-from cluster import home
+from cluster import home, process_env
 from cluster.services import doctor
 
 
@@ -31,7 +41,12 @@ def test_clean_refuses_a_folder_that_is_not_ours(elsewhere):
     assert (elsewhere / "thesis.txt").exists()
 
 
-def test_ray_folder_is_short_enough_for_sockets(tmp_path, monkeypatch):
+@pytest.mark.parametrize("long_tmpdir", [False, True])
+def test_ray_folder_is_short_enough_for_sockets(tmp_path, monkeypatch, long_tmpdir):
+    if long_tmpdir:  # as batch systems give one
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        (tmp_path / ("t" * 80)).mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / ("t" * 80)))
     deep = tmp_path / ("x" * 60) / ("y" * 60)
     monkeypatch.setenv("GPT2_HOME", str(deep))
     folder = home.ray_folder()
@@ -59,9 +74,59 @@ def test_doctor_names_a_remedy_for_what_is_wrong(monkeypatch, elsewhere):
     assert results["Python"].state == results["packages"].state == "ok"
 
 
-def test_doctor_finds_a_port_in_use():
-    import socket
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:9", "[::1]:9", "ray://127.0.0.1:9", "nonsense", "http://127.0.0.1:8265"]
+)
+def test_where_no_head_listens_ray_is_not_waited_for(monkeypatch, tmp_path, address):
+    from cluster import connect
 
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=rf"RAY_ADDRESS={re.escape(address)}: .*; give RAY_ADDRESS as host:6379"):
+        connect.connect()
+    assert time.monotonic() - begin < 10
+
+
+PROXIED = """
+import os, urllib.request
+from cluster.process_env import configure
+configure()
+import httpx, requests
+address = os.environ["ADDRESS"]
+print(urllib.request.urlopen(address).status, httpx.get(address).status_code, requests.get(address).status_code)
+print(os.environ["no_proxy"] == os.environ["NO_PROXY"], os.environ["NO_PROXY"])
+"""
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_loopback_never_goes_through_a_proxy(tmp_path, variable):
+    """The proxy answers nothing; what else the user excepts stays so."""
+    with socket.socket() as proxy, http.server.HTTPServer(
+        ("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler
+    ) as server:  # fmt: skip
+        proxy.bind(("127.0.0.1", 0))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        environment = {
+            "GPT2_HOME": str(tmp_path), variable: f"http://127.0.0.1:{proxy.getsockname()[1]}",
+            "NO_PROXY": "inside.example", "ADDRESS": f"http://127.0.0.1:{server.server_port}/",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", PROXIED], env={**kept, **environment}, capture_output=True, text=True, timeout=60
+        )
+        server.shutdown()
+    assert done.stdout.split() == ["200"] * 3 + ["True", "inside.example,127.0.0.1,localhost,::1"], done.stderr
+
+
+def test_without_a_proxy_nothing_is_set(monkeypatch):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    process_env.keep_loopback_direct()
+    assert "NO_PROXY" not in os.environ and "no_proxy" not in os.environ
+
+
+def test_doctor_finds_a_port_in_use():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,5 +1,7 @@
 """Published weights as a base model: what is refused, what they become, and what learns and goes on from them."""
 
+import hashlib
+import http.server
 import json
 import os
 import pickle
@@ -9,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +121,86 @@ def test_from_the_hubs_cache_with_its_commit(tmp_path, monkeypatch):
     assert found.source == f"acme/tiny@{commit}" and found.plan.asked["config"]["source"] == found.source
     assert published(store(), taken(found).base) == found.source
     assert found.plan.base.id == asked(tmp_path / "files").plan.base.id
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub with one model, `acme/tiny`, as the hub's client reads it."""
+
+    folder: Path
+    commit = "0123456789abcdef" * 2 + "01234567"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        resolved = f"/acme/tiny/resolve/{self.commit}/"
+        if path == "/api/models/acme/tiny/revision/main":
+            body = json.dumps({"id": "acme/tiny", "sha": self.commit, "siblings": []}).encode()
+        elif path == f"/api/models/acme/tiny/tree/{self.commit}":
+            files = [f for f in self.folder.iterdir() if f.is_file()]
+            body = json.dumps(
+                [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f"{f.name:>40}"} for f in files]
+            ).encode()
+        elif path.startswith(resolved) and (file := self.folder / path.removeprefix(resolved)).is_file():
+            body = file.read_bytes()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The address of a hub on loopback, and the model that it has."""
+    theirs = publish(tmp_path / "published")
+    handler = type("Handler", (Hub,), {"folder": tmp_path / "published"})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", theirs
+    server.shutdown()
+
+
+FETCH = """
+from cluster.process_env import configure
+configure()
+from flows.jobs.import_plan import ImportConfig, ImportPlan
+import huggingface_hub
+found = ImportPlan.of(ImportConfig(source="acme/tiny"))
+print("FOUND", found.source, found.model.n_parameters)
+try:
+    huggingface_hub.HfApi().model_info("acme/tiny")
+except huggingface_hub.errors.OfflineModeIsEnabled:
+    print("OFFLINE")
+"""
+
+
+def test_a_model_of_the_hub_is_fetched_and_nothing_else_is(hub, tmp_path):
+    """As `gpt2 import acme/tiny` fetches it: in a process with the environment that we set."""
+    address, theirs = hub
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_OFFLINE"))}
+    mine = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "GPT2_HOME": str(tmp_path / "home")}
+
+    def fetch(**more):
+        return subprocess.run(
+            [sys.executable, "-c", FETCH], env={**kept, **mine, **more}, capture_output=True, text=True, timeout=120
+        )
+
+    refused = fetch(HF_HUB_OFFLINE="1")  # a user's own word holds
+    assert "not in the hub's local cache; is the network reachable, and HF_HUB_OFFLINE unset?" in refused.stderr
+    done = fetch()
+    size = sum(p.numel() for p in theirs.parameters())
+    assert f"FOUND acme/tiny@{Hub.commit} {size}\nOFFLINE" in done.stdout, done.stderr
+    assert not list((tmp_path / "hf").rglob("modeling_evil.py"))
 
 
 class Evil:

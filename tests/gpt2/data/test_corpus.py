@@ -152,3 +152,23 @@ def test_too_many_bad_documents_stop_with_counts():
     check_bad_share(counts, CorpusConfig(max_bad_share=0.01))
     with pytest.raises(TooManyBadDocuments, match="no usable document"):
         check_bad_share([{"documents": 0, "bad": 0, "reasons": {}, "quarantine": "/store/x"}], CorpusConfig())
+
+
+def test_files_that_are_not_read_are_counted(tmp_path):
+    for name in (
+        "a.jsonl",
+        "b.json",
+        "x/c4.00000.json.gz",
+        "x/c4.00001.json.gz",
+        "d.tsv",
+        "README",
+        "_SUCCESS",
+        ".crc",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    expected = (
+        "5 files left out: 2 .json.gz, 1 without a suffix, 1 .json, 1 .tsv; .txt, .jsonl, .csv, .parquet are read"
+    )
+    assert corpus.left_out([str(tmp_path), "sample:reviews"]) == expected
+    assert corpus.left_out([str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")]) is None

@@ -6,9 +6,13 @@ import gzip
 import http.server
 import io
 import json
+import os
 import threading
 import tracemalloc
+import zipfile
+from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -207,9 +211,10 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def web(tmp_path):
+def web(tmp_path, request):
     """A folder and the address at which a real HTTP server shows it."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    handler = functools.partial(getattr(request, "param", Quiet), directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield tmp_path, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -228,3 +233,137 @@ def test_remote_files_are_read_like_local_ones(web):
         assert source_id(url) == source_id(url)
     with pytest.raises(ValueError, match="does not exist"):
         expand([f"{address}/absent.jsonl"])
+
+
+def test_the_id_follows_from_content_form_and_compression(tmp_path):
+    """A wrongly named file is cured by its new name; a copy elsewhere is the same."""
+    (tmp_path / "other").mkdir()
+    names = ("d.txt", "d.jsonl", "d.jsonl.gz", "d.csv", "d.dat", "other/E.JSONL")
+    for name in names:
+        (tmp_path / name).write_bytes(GOOD)
+    ids = {name: source_id(str(tmp_path / name)) for name in names}
+    assert ids["d.jsonl"] == ids.pop("other/E.JSONL")
+    assert len(set(ids.values())) == len(ids)
+    (tmp_path / "d.jsonl").write_bytes(GOOD * 2)
+    assert source_id(str(tmp_path / "d.jsonl")) != ids["d.jsonl"]
+
+
+class Plain(Quiet):
+    """Sends no version, only the bytes, as many applications do."""
+
+    def send_header(self, keyword, value):
+        if keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+
+class Tagged(Plain):
+    """Sends an ETag that does not follow from size or time."""
+
+    def end_headers(self):
+        self.send_header("ETag", '"' + Path(self.directory, "tag").read_text() + '"')
+        super().end_headers()
+
+
+@pytest.mark.parametrize("web", [Quiet, Plain, Tagged], indirect=True)
+def test_the_id_of_a_url_changes_with_what_is_there(web):
+    folder, address = web
+    (folder / "tag").write_text("v1")
+    (folder / "feed.jsonl").write_bytes(GOOD)
+    os.utime(folder / "feed.jsonl", (1_700_000_000,) * 2)
+    before = source_id(f"{address}/feed.jsonl")
+    assert source_id(f"{address}/feed.jsonl") == before
+    (folder / "tag").write_text("v2")
+    (folder / "feed.jsonl").write_bytes(GOOD.replace(b"fine", b"FINE"))  # of the same size
+    assert source_id(f"{address}/feed.jsonl") != before
+    with pytest.raises(ValueError, match=r"absent\.jsonl does not exist; check the address"):
+        source_id(f"{address}/absent.jsonl")
+
+
+def test_a_remote_file_has_one_id_however_it_was_found():
+    """A store's listing and its answer for one file differ in what else they say."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/one-id/a.jsonl", GOOD)
+    [path] = expand(["memory://one-id"])
+    before = source_id(path)
+    assert source_id("memory://one-id/a.jsonl") == before
+    memory.pipe("/one-id/a.jsonl", GOOD * 2)
+    assert source_id(path) != before
+
+
+def test_a_chained_address_is_refused_by_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.jsonl", GOOD)
+    for read_address in (lambda address: expand([address]), source_id):
+        with pytest.raises(ValueError, match=r"zip://a\.jsonl::.*chained addresses are not read; unpack the file"):
+            read_address(f"zip://a.jsonl::{tmp_path}/x.zip")
+    (tmp_path / "a::b.jsonl").write_bytes(GOOD)
+    [path] = expand([str(tmp_path / "a::b.jsonl")])
+    assert texts(documents(path, "text", 100)) == ["fine"] and source_id(path)
+
+
+ODD = ("Author [2013].jsonl", "what?.jsonl", "a*.jsonl", "[x].parquet", "100% & = #1.jsonl")
+
+
+def test_a_name_that_exists_is_that_file(tmp_path):
+    (tmp_path / "a1.jsonl").write_bytes(GOOD)
+    (tmp_path / "Author 2.jsonl").write_bytes(GOOD)
+    (tmp_path / "in [2] parts").mkdir()
+    for name in (*ODD, "in [2] parts/a.jsonl"):
+        path = tmp_path / name
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({"text": ["fine"]}), path)
+        else:
+            path.write_bytes(GOOD)
+        assert expand([str(path)]) == [str(path)]
+        assert texts(documents(str(path), "text", 100)) == ["fine"]
+    assert expand([str(tmp_path / "in [2] parts")]) == [str(tmp_path / "in [2] parts" / "a.jsonl")]
+    assert expand([str(tmp_path / "in [2] parts" / "*.jsonl")]) == [str(tmp_path / "in [2] parts" / "a.jsonl")]
+    assert expand([str(tmp_path / "a[0-9].jsonl")]) == [str(tmp_path / "a1.jsonl")]  # else it is a glob
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/odd/x [1].jsonl", GOOD)
+    assert expand(["memory://odd/x [1].jsonl"]) == ["memory:///odd/x [1].jsonl"]
+
+
+def test_the_path_of_a_url_decides_not_its_query(web):
+    folder, address = web
+    (folder / "data.jsonl").write_bytes(GOOD)
+    (folder / "page").write_bytes(GOOD)
+    for query in ("?download=1", "?X-Amz-Signature=a%2Fb&x=[1]", "?name=x.csv", "?a=b.gz"):
+        [url] = expand([f"{address}/data.jsonl{query}"])
+        assert texts(documents(url, "text", 100)) == ["fine"] and source_id(url)
+    with pytest.raises(ValueError, match=r"absent\.jsonl\?download=1 does not exist"):
+        expand([f"{address}/absent.jsonl?download=1"])
+    with pytest.raises(ValueError, match=r"page\?as=x\.jsonl is not one of \.txt"):
+        expand([f"{address}/page?as=x.jsonl"])
+
+
+def test_a_part_without_rows_has_no_documents(tmp_path):
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "part-00001.parquet")
+    assert list(documents(str(tmp_path / "part-00001.parquet"), "text", 100)) == []
+
+
+def test_only_the_column_of_texts_is_read(tmp_path):
+    """Others may have any type: a map, or one that no reader knows."""
+    others = {"meta": pa.array([[("a", "b")]] * 2, pa.map_(pa.string(), pa.string())), "big": ["x" * 10**6] * 2}
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int8(), pa.string())):
+        pq.write_table(pa.table({"text": pa.array(["a", "é"], kind), **others}), tmp_path / "a.parquet")
+        assert texts(documents(str(tmp_path / "a.parquet"), "text", 100)) == ["a", "é"], kind
+    pq.write_table(pa.table({"text": pa.array([b"\xff", b"b"], pa.binary())}), tmp_path / "b.parquet")
+    assert [d.reason for d in documents(str(tmp_path / "b.parquet"), "text", 100)] == [
+        "invalid UTF-8 at byte 0 of the document", None,
+    ]  # fmt: skip
+
+
+def test_a_long_window_of_zstd_is_named(tmp_path):
+    long = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
+    ).compressobj()  # without its size: with it, the window is no larger than the text
+    with pytest.raises(UnreadableFile, match=r"a\.jsonl\.zst needs a window over 128 MB.*zstd -d --long=31"):
+        read(tmp_path / "a.jsonl.zst", long.compress(GOOD * 3000) + long.flush())
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 7\n"
+    for name in ("a.txt", "a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.jsonl.zst"):
+        with pytest.raises(UnreadableFile, match=rf"{name} is a pointer of git-lfs.*git lfs pull"):
+            read(tmp_path / name, pointer)

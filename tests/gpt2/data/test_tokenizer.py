@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -311,6 +312,27 @@ def test_the_two_files_of_older_models(published, files, tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\nnothere either\n")
     with pytest.raises(ValueError, match=r"is not a tokenizer: .*are not a BPE's vocabulary and merges"):
         Tokenizer.load(tmp_path)
+
+
+def test_tokens_that_were_added_to_the_two_files(files, tmp_path):
+    """They lie in a third file; in a text they are text, as end-of-text is."""
+    shutil.copy(files / "encoder.json", tmp_path / "vocab.json")
+    shutil.copy(files / "vocab.bpe", tmp_path / "merges.txt")
+    added = {"<|pad|>": 50258, "<|startoftext|>": 50257}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    tokenizer = Tokenizer.load(tmp_path, 50259)
+    assert tokenizer.end_of_text == 50256 and tokenizer.decode([50257, 15496, 50258]) == "<|startoftext|>Hello<|pad|>"
+    text = "Hello<|pad|> <|endoftext|>"
+    assert tokenizer.encode(text) == tokenizer.slowly(text) and max(tokenizer.encode(text)) < 50256
+    tokenizer.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").record == tokenizer.record
+    for wrong, reason in (
+        ({"<|pad|>": 50300}, "'<|pad|>' has the id 50300, but the next free one is 50257"),
+        ([], "no"),
+    ):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="is not a tokenizer: .*" + re.escape(reason)):
+            Tokenizer.load(tmp_path)
 
 
 def test_transformers_reads_it(tmp_path):

@@ -115,6 +115,23 @@ def test_old_buffers_and_an_equal_head_are_ignored(model, tmp_path):
     assert torch.equal(logits(huggingface.load(tmp_path).eval()), logits(model))
 
 
+def test_of_the_tied_tensors_either_is_enough(model, tmp_path):
+    huggingface.save(model, tmp_path)
+    change(tmp_path, lambda t: t.update({"lm_head.weight": t.pop("transformer.wte.weight")}))
+    assert torch.equal(logits(huggingface.load(tmp_path).eval()), logits(model))
+    edit(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="tie_word_embeddings=False is not supported"):
+        huggingface.load(tmp_path)
+
+
+def test_the_other_name_of_gelu_new_is_the_same(model, tmp_path):
+    huggingface.save(model, tmp_path)
+    edit(tmp_path, activation_function="gelu_pytorch_tanh")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert (theirs(IDS).logits - logits(huggingface.load(tmp_path).eval())).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

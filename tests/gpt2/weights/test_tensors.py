@@ -62,6 +62,15 @@ def test_shards(model, tmp_path, pickled):
     assert torch.equal(weights.load(tmp_path).wte.weight, expected)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_named(model, tmp_path, name):
+    huggingface.save(model, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 7\n")
+    with pytest.raises(ValueError, match=rf"{name} is a pointer of git-lfs, not the file itself; .*`git lfs pull`"):
+        weights.load(tmp_path)
+
+
 class Payload:
     """Unpickled, leaves a mark."""
 
