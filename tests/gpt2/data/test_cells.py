@@ -180,7 +180,7 @@ def test_a_post_without_an_optional_key_has_no_topic_and_no_id(tmp_path):
     rows = [{"text": "a", "at": "2026-01-01"}, {"text": "b", "at": "2026-01-02", "topic": "t", "id": 7}, {"at": 1}]
     posts, bad = read(str(write(tmp_path / "a.jsonl", rows)), "inbox", config)
     assert posts["topic"].isna().tolist() == [True, False] and [number for number, _ in bad] == [3]
-    with pytest.raises(UnreadableFile, match="has no column 'topic'; it has text, at: set topic_field"):
+    with pytest.raises(UnreadableFile, match="has no column 'id'; it has text, at: set id_field"):
         read(str(write(tmp_path / "b.jsonl", rows[:1])), "inbox", config)
 
 
