@@ -30,6 +30,8 @@ MAX_UNTIMED = 0.1
 DAMAGED, ESCAPED = re.compile("[\udc80-\udcff]"), re.compile(r'(\\+)"')
 EDGES = re.compile(r"^[\s{0}]+|[\s{0}]+$".format("\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"))
 """Spaces and invisible characters at the ends of a text."""
+LEAST_SECONDS = 1e8
+"""The least number that is seconds since 1970: March 1973. Smaller ones count days, hours, minutes or rows."""
 EXACT = 2**53
 """The largest whole number up to which a float has all of them."""
 STRINGS = (
@@ -302,13 +304,16 @@ def name_in(value: Any) -> str | None:
     return EDGES.sub("", text) or None if text else None
 
 
-def times(column: pd.Series) -> pd.Series:
-    """Return a column's times in UTC, NaT if a cell is no time: ISO 8601, or seconds or milliseconds since 1970."""
+def times(column: pd.Series, least: float = LEAST_SECONDS) -> pd.Series:
+    """Return a column's times in UTC, NaT if a cell is no time: ISO 8601, or seconds or milliseconds since 1970.
+
+    A number below `least` is a year of ISO 8601 or no time: it may be a day number of Excel, or a month.
+    """
     if pd.api.types.is_datetime64_any_dtype(column):
         return pd.to_datetime(column, utc=True).astype(UTC)
     number = pd.to_numeric(column, errors="coerce")
     dates = number.between(19000101, 22001231)  # 20240131, the basic form of ISO 8601
-    number = number.where(number.between(0, 1e14) & ~dates)
+    number = number.where(number.between(least, 1e14) & ~dates)
     seconds = number.where(number < 1e11, number / 1000)
     since_1970 = pd.to_datetime(seconds * 1e6, unit="us", utc=True).astype(UTC)
     written = column.where(number.isna()).map(lambda v: None if v is None else str(v).removesuffix(".0"))

@@ -134,9 +134,12 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
         [row["id"] for row in rows], index=table.index, dtype=object
     )  # an integer stays one beside a missing id
     if config.time_field:
-        table["time"] = times(table["time"])
+        written, table["time"] = table["time"], times(table["time"])
         untimed = table["time"].isna()
-        bad += [(int(n), f"{config.time_field!r} is not a time") for n in table["number"][untimed]]
+        bad += [
+            (int(n), f"{config.time_field!r} is not a time, but {value!r:.60}; write ISO 8601 or seconds since 1970")
+            for n, value in zip(table["number"][untimed], written[untimed], strict=True)
+        ]
         table = table[~untimed]
     else:
         table["time"] = pd.Series(pd.NaT, index=table.index, dtype=UTC)

@@ -76,7 +76,7 @@ def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) ->
     counts = {"without_user_or_item": rows - len(table)}
     if table.empty:
         raise ValueError(f"{place}: none of {rows:,} rows has a user and an item; set user_field and item_field")
-    parsed = times(plain(table["time"]))
+    parsed = times(plain(table["time"]), least=0)  # only the order counts, which small numbers have, too
     none = parsed.isna()
     if none.mean() > MAX_UNTIMED:
         raise ValueError(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2.data.readers import UnreadableFile
-from gpt2.data.tables import cell, read_table, records
+from gpt2.data.tables import cell, read_table, records, times
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.monitoring.posts import read
 from gpt2.tasks.recommendation.catalogue import read_items, usable
@@ -209,3 +209,21 @@ def test_what_nobody_sees_at_an_end_makes_no_label_and_no_id(tmp_path, form):
     items = [{"id": "1\ufeff", "title": "one"}, {"id": "1", "title": "again"}]
     found, counts = read_items(write(tmp_path / f"i.{form}", items), RecommendationSettings())
     assert found["item"].tolist() == ["1"] and counts["items_repeated"] == 1
+
+
+# Row 10: a number is a time only where it can be one
+
+
+@pytest.mark.parametrize("of", [str, float, int])
+def test_small_numbers_are_years_or_no_times(of):
+    numbers = [1990, 45292, 201801, 7, 0, 28_000_000, 1_772_359_200, 20240131]
+    found = times(pd.Series([of(n) for n in numbers]))
+    right = ["1990-01-01", None, None, None, None, None, "2026-03-01", "2024-01-31"]
+    assert [None if pd.isna(t) else str(t.date()) for t in found] == right
+
+
+def test_day_numbers_of_excel_are_bad_rows_with_a_reason(tmp_path):
+    rows = [{"text": "a", "time": 45292.5}, {"text": "b", "time": "2026-01-01"}]
+    posts, bad = read(str(write(tmp_path / "a.jsonl", rows)), "inbox", MonitorConfig(time_field="time"))
+    assert posts["text"].tolist() == ["b"]
+    assert bad == [(1, "'time' is not a time, but 45292.5; write ISO 8601 or seconds since 1970")]
