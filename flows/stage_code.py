@@ -113,7 +113,8 @@ STAGES = {
         },
     ),
     "recommend": Stage(
-        ("flows.jobs.recommend",), {"gpt2.tasks.recommendation.page": "drawn later, as an artifact of its own"}
+        ("flows.jobs.recommend", "gpt2.tasks.recommendation.predictor"),
+        {"gpt2.tasks.recommendation.page": "drawn later, as an artifact of its own"},
     ),
     "write reasons": Stage(("gpt2.tasks.reasons.predictor",)),
     "draw recommendations": Stage(("gpt2.tasks.recommendation.page",)),

@@ -37,7 +37,7 @@ class Replicas:
         if wrong:
             names = ", ".join(str(rank) for rank in wrong)
             raise CorruptedReplica(
-                f"worker {names}: its parameters differ from those of the others (silent corruption); check its machine"
+                f"worker {names}: parameters differ from the others' (silent corruption); check the machine"
             )
 
     def _sums(self) -> list[Tensor]:

@@ -9,12 +9,14 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,13 @@ from gpt2.data.readers import UnreadableFile, decompressed, split_suffix
 UTC = "datetime64[us, UTC]"
 MAX_UNTIMED = 0.1
 """Largest tolerated share of rows without a time, where the file has times."""
+EXACT = 2**53
+"""The largest whole number up to which a float has all of them."""
+STRINGS = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary,
+    pa.types.is_binary_view, pa.types.is_fixed_size_binary,
+)  # fmt: skip
+"""Tests of the types of strings and bytes."""
 Record = tuple[int, dict[str, Any], str | None]
 """Number of the row from 1, the row, and its fault or None."""
 
@@ -31,11 +40,13 @@ Record = tuple[int, dict[str, Any], str | None]
 def read_table(source: Path) -> pd.DataFrame:
     """Read a whole table; `ValueError` if the file or a row of it can't be read.
 
-    A csv is UTF-8, else Latin-1. Its cells are text, and only an empty one is missing: `None` and `NA` may be labels.
+    A cell of a csv is text, and only an empty one is missing: `None` and `NA` may be labels. A record of a csv with a
+    stray quote is a row of missing cells, so that each reader counts it.
     """
     try:
         if source.suffix == ".parquet" or source.name.endswith(".parquet.brotli"):
-            return pq.read_table(source).to_pandas(integer_object_nulls=True)
+            # pandas' own metadata would make columns of its nullable types, in which NA is neither true nor false
+            return parquet_table(source).to_pandas(integer_object_nulls=True, ignore_metadata=True)
         if source.suffix == ".jsonl":
             return frame(objects(source.read_bytes()))
         if source.suffix == ".csv":
@@ -43,6 +54,33 @@ def read_table(source: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise subclasses of these
         raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
     raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
+
+
+def parquet_table(source: Path | BinaryIO) -> pa.Table:
+    """Read a Parquet file without pandas' unnamed index.
+
+    All types of strings, and bytes that are UTF-8 (Impala and Hive write no more), are text. Categories are their
+    values.
+    """
+    table = pq.read_table(source)
+    table = table.select([name for name in table.column_names if not re.fullmatch(r"__index_level_\d+__", name)])
+    for place, name in enumerate(table.column_names):
+        column = table.column(place)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        table = table.set_column(place, name, textual(column))
+    return table
+
+
+def textual(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of strings or bytes as text, or as bytes if a value is not UTF-8; any other unchanged."""
+    if not any(is_of(column.type) for is_of in STRINGS):
+        return column
+    values = column.cast(pa.large_binary())
+    try:
+        return values.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return values
 
 
 def csv_table(source: Path) -> pd.DataFrame:
@@ -68,11 +106,12 @@ def objects(data: bytes) -> list[dict[str, Any]]:
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return a table of the rows. Whole numbers beside an empty cell stay whole; pandas would make them floats."""
+    """Return a table of the rows. Whole numbers stay exact; pandas would make floats of those beside an empty cell."""
     table = pd.DataFrame(rows)
     for name in table.select_dtypes("float"):
         values = [row.get(name) for row in rows]
-        if all(value is None or type(value) is int for value in values):
+        exact = all(value is None or type(value) is int for value in values)
+        if exact or any(type(value) is int and abs(value) > EXACT for value in values):
             table[name] = pd.Series(values, dtype=object)
     return table
 
@@ -86,7 +125,7 @@ def records(path: str) -> Iterator[Record]:
         with fsspec.open(path, "rb") as raw:
             stream = cast(BinaryIO, raw)
             if format == ".parquet":
-                rows = pq.read_table(stream).to_pylist()
+                rows = parquet_table(stream).to_pylist()
                 yield from ((number, row, None) for number, row in enumerate(rows, 1))
             else:
                 data = decompressed(stream, compression).read()
@@ -152,10 +191,18 @@ def missing(columns: Iterable[str], wanted: Mapping[str, str | None]) -> str | N
 
 
 def cell(value: Any) -> str | None:
-    """Return a cell as stripped text, None for an empty one; a whole number has no decimal point."""
-    if value is None or value != value or str(value) in ("", "<NA>", "NaT"):
+    """Return a cell as stripped text, None for one without: empty, a list, an object, or bytes that are not UTF-8.
+
+    A whole number has no decimal point.
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return None
+    if value is None or value is pd.NA or isinstance(value, list | tuple | dict | np.ndarray) or value != value:
         return None
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | np.floating) and value.is_integer():
         value = int(value)
     return str(value).encode("utf-8", "replace").decode("utf-8").strip() or None
 

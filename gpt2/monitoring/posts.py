@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from gpt2.data.readers import UnreadableFile, expand, is_pattern, locate, source_id
-from gpt2.data.tables import UTC, missing, records, times
+from gpt2.data.tables import UTC, cell, missing, records, times
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.store.artifact import Key, Store
 
@@ -116,18 +116,18 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
         if wrong is None:
             if number == 1:
                 check_columns(path, row, config)
-            if not isinstance(row.get(config.text_field), str) or not row[config.text_field].strip():
+            text = cell(row.get(config.text_field))
+            if text is None:
                 wrong = f"{config.text_field!r} is {row.get(config.text_field)!r:.60}, not text"
         if wrong is not None:
             bad.append((number, wrong))
             continue
-        topic = row.get(config.topic_field) if config.topic_field else None
         rows.append(
             {
                 "number": number,
-                "text": row[config.text_field].strip()[:MAX_CHARS],
+                "text": text[:MAX_CHARS],
                 "time": row.get(config.time_field) if config.time_field else None,
-                "topic": None if topic is None or topic == "" else str(topic).strip(),
+                "topic": cell(row.get(config.topic_field)) if config.topic_field else None,
                 "id": row.get(config.id_field) if config.id_field else None,
             }
         )

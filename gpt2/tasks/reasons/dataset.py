@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2.data.corpus import normalise
 from gpt2.data.splits import splits
-from gpt2.data.tables import missing, read_table
+from gpt2.data.tables import cell, missing, read_table
 from gpt2.data.text import words
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.model.heads import pad
@@ -43,9 +43,8 @@ def read(source: Path, text: str, label: str | None, good: str) -> tuple[pd.Data
     if fault := missing(table, {"texts_field": text, "label_field": label}):
         raise ValueError(f"{source} has {fault}")
     reviews = pd.DataFrame({"text": table[text]})
-    reviews["good"] = True if label is None else table[label].astype(str) == good
-    reviews = reviews[reviews["text"].notna()]
-    reviews["text"] = [normalise(str(value)) for value in reviews["text"]]
+    reviews["good"] = True if label is None else table[label].map(cell) == good
+    reviews["text"] = [normalise(cell(value) or "") for value in reviews["text"]]
     reviews = reviews[reviews["text"] != ""].drop_duplicates("text").reset_index(drop=True)
     if not reviews["good"].any():
         raise ValueError(f"{source}: no row has {label}={good!r}; set label_field and good_label, or label_field: null")

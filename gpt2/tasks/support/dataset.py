@@ -35,7 +35,7 @@ def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
     import pandas as pd
     import yaml
 
-    from gpt2.data.tables import missing, read_table
+    from gpt2.data.tables import cell, missing, read_table
 
     if source.is_dir():
         files = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in sorted(source.glob("*.yml"))]
@@ -46,7 +46,7 @@ def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
     table = read_table(source)
     if fault := missing(table, {"question_field": question, "answer_field": answer}):
         raise ValueError(f"{source} has {fault}")
-    return table[[question, answer]].set_axis(["question", "answer"], axis=1)
+    return pd.DataFrame({"question": table[question].map(cell), "answer": table[answer].map(cell)})
 
 
 KNOWN, REPLY = "\nKnown answer:", "\nReply:"

@@ -206,7 +206,7 @@ def test_an_ended_training_is_continued_with_more_steps_and_another_rate(inputs)
 
 
 def test_what_can_never_run_is_refused(inputs, tmp_path):
-    with pytest.raises(NotEnoughResources, match=r"need 64 CPUs.*lower cluster.num_workers"):
+    with pytest.raises(NotEnoughResources, match=r"needs 64 CPUs.*lower cluster.num_workers"):
         on_cluster(job(inputs, tmp_path / "out", batch_size=128), num_workers=64, cpus_per_worker=1)
     with pytest.raises(ValueError, match="not divisible"):
         on_cluster(job(inputs, tmp_path / "out"), num_workers=3)

@@ -291,7 +291,7 @@ def test_the_report_says_what_it_means(tmp_path, passes):
     for shown in (page, text):
         assert exposure.HEADING in shown and "18.00 to 24.00" in shown
         assert "planted 100 times in the training text" in shown and "have an exposure of 21.2 bits" in shown
-        assert "1.4 on average" in shown and "at 29.9 the model" in shown
+        assert "1.4 bits on average" in shown and "At 29.9 bits" in shown
         assert ("read about 25.0 times" in shown) is (passes is not None)
 
 
