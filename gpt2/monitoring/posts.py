@@ -116,8 +116,8 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
         if wrong is None:
             if number == 1:
                 check_columns(path, row, config)
-            text = cell(row.get(config.text_field))
-            if text is None:
+            text = cell(row.get(config.text_field)) or ""
+            if not text:
                 wrong = f"{config.text_field!r} is {row.get(config.text_field)!r:.60}, not text"
         if wrong is not None:
             bad.append((number, wrong))
