@@ -111,28 +111,43 @@ def read_inputs(path: Path) -> list[Any]:
 
 
 def lines(path: Path) -> list[Any]:
-    """Return an input for each line that is not empty: its text, or the value of a line of JSON."""
-    from gpt2.data.tables import json_values
+    """Return an input for each line that is not empty: its text, or the value of a line of JSON.
 
-    data = path.read_bytes()
+    Only `\\n` and `\\r\\n` end a line of text.
+    """
+    from gpt2.data.readers import UnreadableFile
+    from gpt2.data.tables import DAMAGED, decoded, json_values
+
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--input {path} is not UTF-8 at byte {error.start}; convert it") from None
-    if path.suffix == ".txt":
-        return [line for line in text.splitlines() if line.strip()]
-    return [value_of(f"--input {path} row {number}", *parsed) for number, *parsed in json_values(data, whole=True)]
+        if path.suffix == ".jsonl":
+            values = json_values(path.read_bytes(), whole=True)
+            return [value_of(f"--input {path} row {number}", *parsed) for number, *parsed in values]
+        rows = [line.removesuffix("\r") for line in decoded(path.read_bytes()).split("\n")]
+    except UnreadableFile as error:
+        raise ValueError(f"--input {path} can't be read: {error}") from None
+    if damaged := next((number for number, row in enumerate(rows, 1) if DAMAGED.search(row)), None):
+        raise ValueError(f"--input {path} line {damaged} is not UTF-8, as the others are; mend it")
+    return [row for row in rows if row.strip()]
 
 
 def value_of(place: str, value: Any, wrong: str | None) -> Any:
     """Return the input that a line of JSON stands for; `ValueError` where it is none."""
     if wrong:
         raise ValueError(f"{place} is {wrong}")
-    if isinstance(value, dict) and set(value) == {"text"}:
-        value = value["text"]
+    if isinstance(value, dict) and "text" in value:
+        return text_of(place, value["text"])
     if not isinstance(value, (str, dict)):
-        raise ValueError(f"{place} is neither a string nor an object")
+        raise ValueError(f"{place} is {value!r:.60}, neither a string nor an object; put quotes around a text")
     return value
+
+
+def text_of(place: str, value: Any) -> str:
+    """Return a cell of the column `text`, a number as its digits; `ValueError` if it has no text."""
+    from gpt2.data.tables import cell
+
+    if cell(value) is None:
+        raise ValueError(f"{place} has no text in `text`; give it one, or leave the row out")
+    return value if isinstance(value, str) else str(cell(value))
 
 
 def column(path: Path) -> list[Any]:
@@ -145,7 +160,7 @@ def column(path: Path) -> list[Any]:
         raise ValueError(f"--input {error}") from None
     if "text" not in table:
         raise ValueError(f"--input {path} has no column `text`; it has {listed(table)}")
-    return table["text"].tolist()
+    return [text_of(f"--input {path} row {number}", value) for number, value in enumerate(table["text"], 1)]
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

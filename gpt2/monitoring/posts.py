@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,12 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
     """
     rows: list[dict[str, Any]] = []
     bad: list[Bad] = []
+    columns: dict[str, None] = {}
     for number, row, wrong in records(path):
-        if wrong is None:
-            if number == 1:
-                check_columns(path, row, config)
-            text = cell(row.get(config.text_field)) or ""
-            if not text:
-                wrong = f"{config.text_field!r} is {row.get(config.text_field)!r:.60}, not text"
-        if wrong is not None:
-            bad.append((number, wrong))
+        columns |= dict.fromkeys(row)
+        text = cell(row.get(config.text_field))
+        if text is None or wrong is not None:
+            bad.append((number, wrong or f"{config.text_field!r} is {row.get(config.text_field)!r:.60}, not text"))
             continue
         rows.append(
             {
@@ -131,6 +128,7 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
                 "id": row.get(config.id_field) if config.id_field else None,
             }
         )
+    check_columns(path, columns, config)
     table = pd.DataFrame(rows, columns=["number", "text", "time", "topic", "id"])
     table["id"] = pd.Series(
         [row["id"] for row in rows], index=table.index, dtype=object
@@ -159,10 +157,10 @@ def split_future(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) 
     return posts[~early], bad
 
 
-def check_columns(path: str, row: dict[str, Any], config: MonitorConfig) -> None:
-    """Raise `UnreadableFile` if a file's first row lacks a column that the settings name."""
+def check_columns(path: str, columns: Collection[str], config: MonitorConfig) -> None:
+    """Raise `UnreadableFile` if no row of a file has a column that the settings name; a file may have no rows."""
     names = ("text_field", "time_field", "id_field", "topic_field")
-    if fault := missing(row, {name: getattr(config, name) for name in names}):
+    if columns and (fault := missing(columns, {name: getattr(config, name) for name in names})):
         raise UnreadableFile(f"{path} has {fault}")
 
 

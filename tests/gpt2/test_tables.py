@@ -69,8 +69,9 @@ def test_inputs_are_read_as_they_are_written(tmp_path, name, content, inputs):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "is empty"),
-        ("a.txt", b"one\xff", "is not UTF-8 at byte 3; convert it"),
-        ("a.jsonl", b'"one"\n\n[2]', "row 2 is neither a string nor an object"),
+        ("a.txt", b"one\xff\n" + "é\u2028ü".encode(), "line 1 is not UTF-8, as the others are"),
+        ("a.txt", b"\xff\xfeo\x00", "it is UTF-16; convert it to UTF-8"),
+        ("a.jsonl", b'"one"\n\n[2]', "row 2 is [2], neither a string nor an object"),
         ("a.jsonl", b'"one"\n{"text": ', "row 2 is not JSON"),
         ("a.csv", b"body\nx\n", "has no column `text`; it has body"),
         ("a.csv", b"", "can't be read as a table"),

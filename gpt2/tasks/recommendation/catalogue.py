@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, read_table, times
+from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, name_in, read_table, times
 from gpt2.data.text import words
 from gpt2.tasks.recommendation.config import TABLES, CatalogueFiles, InteractionsFile
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ID_FIELDS = ("id", "item")
+NAMELESS = re.compile(r"(Unnamed: \d+(\.\d+)*)?")
+"""Columns without a name, as `DataFrame.to_csv` writes its index, under the names that pandas gives them."""
 TITLE_CHARS = 80
 """Longest title that is made from a text (characters)."""
 
@@ -69,7 +71,7 @@ def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) ->
     if not rows:
         raise ValueError(f"{place} has no rows; add interactions")
     table = table.reset_index(drop=True)
-    table = table.assign(user=table["user"].map(cell), item=table["item"].map(cell))
+    table = table.assign(user=table["user"].map(name_in), item=table["item"].map(name_in))
     table = table[table["user"].notna() & table["item"].notna()]
     counts = {"without_user_or_item": rows - len(table)}
     if table.empty:
@@ -122,14 +124,16 @@ def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dic
             columns[name] = column
     if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
         raise ValueError(f"{place} has {fault}")
-    others = [c for c in table if c not in columns.values()] if settings.attributes is None else settings.attributes
+    others = settings.attributes
+    if others is None:
+        others = [c for c in table if c not in columns.values() and not NAMELESS.fullmatch(str(c).strip())]
     if absent := [c for c in others if c not in table]:
         raise ValueError(f"{place} has no column {absent[0]!r}; it has {listed(table)}: change attributes")
     if len(columns) == 1 and not others:
         raise ValueError(
             f"{place} has only ids of items and nothing that describes them; set text_field, title_field or attributes"
         )
-    ids = [cell(value) for value in table[id_field]]
+    ids = [name_in(value) for value in table[id_field]]
     cells = {name: table[column].map(as_text).tolist() for name, column in columns.items() if name != "id"}
     attributes = [table[column].map(as_text).tolist() for column in others]
     rows: dict[str, tuple[str, str, str]] = {}

@@ -159,7 +159,7 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
 
     Its columns are text, label, row, and those of time, topic and weight that the file has.
     """
-    from gpt2.data.tables import cell, missing, read_table
+    from gpt2.data.tables import cell, missing, name_in, read_table
 
     table = read_table(source)
     label = settings.label_field or next((name for name in LABEL_FIELDS if name in table), LABEL_FIELDS[0])
@@ -175,7 +175,7 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
     table["row"] = range(1, len(table) + 1)
     counts = {"rows": len(table)}
     for name in ("text", "label", *({"topic"} & columns.keys())):
-        table[name] = table[name].map(cell)
+        table[name] = table[name].map(name_in if name == "label" else cell)
     if "title" in table:
         both = zip(map(cell, table.pop("title")), map(cell, table["text"]), strict=True)
         table["text"] = ["\n".join(filter(None, parts)) or None for parts in both]

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpt2.data.readers import UnreadableFile
 from gpt2.data.tables import cell, read_table, records
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.monitoring.posts import read
-from gpt2.tasks.recommendation.catalogue import usable
+from gpt2.tasks.recommendation.catalogue import read_items, usable
 from gpt2.tasks.recommendation.config import RecommendationSettings
 from gpt2.tasks.sentiment.config import SentimentSettings
 from gpt2.tasks.sentiment.dataset import read_labelled
@@ -169,3 +170,42 @@ def test_a_list_is_no_label(tmp_path):
     for form in ("jsonl", "parquet"):
         found, counts = read_labelled(write(tmp_path / f"a.{form}", rows), SentimentSettings())
         assert found.empty and counts == {"rows": 2, "empty": 2}
+
+
+# Row 22: keys that some rows leave out
+
+
+def test_a_post_without_an_optional_key_has_no_topic_and_no_id(tmp_path):
+    config = MonitorConfig(topic_field="topic", id_field="id", time_field="at")
+    rows = [{"text": "a", "at": "2026-01-01"}, {"text": "b", "at": "2026-01-02", "topic": "t", "id": 7}, {"at": 1}]
+    posts, bad = read(str(write(tmp_path / "a.jsonl", rows)), "inbox", config)
+    assert posts["topic"].isna().tolist() == [True, False] and [number for number, _ in bad] == [3]
+    with pytest.raises(UnreadableFile, match="has no column 'id'; it has text, at: set id_field"):
+        read(str(write(tmp_path / "b.jsonl", rows[:1])), "inbox", config)
+
+
+# Row 11: columns without a name
+
+
+def test_the_index_of_a_table_is_no_attribute(tmp_path):
+    items = pd.DataFrame({"id": ["a", "b"], "title": ["Film 1", "Film 2"], "genre": ["dogs", "cats"]})
+    items.to_csv(tmp_path / "a.csv")
+    pd.read_csv(tmp_path / "a.csv").to_csv(tmp_path / "b.csv")  # with two of them
+    items.set_index(pd.Index([7, 9])).to_parquet(tmp_path / "c.parquet")
+    for name in ("a.csv", "b.csv", "c.parquet"):
+        found, _ = read_items(tmp_path / name, RecommendationSettings())
+        assert found["text"].tolist() == ["genre: dogs", "genre: cats"], name
+
+
+# Row 42: invisible characters at an end
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_nobody_sees_at_an_end_makes_no_label_and_no_id(tmp_path, form):
+    labels = ["pos", "pos\u200b", "\ufeffpos ", "a\u200db", " \u200b "]
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    found, counts = read_labelled(write(tmp_path / f"a.{form}", rows), SentimentSettings())
+    assert found["label"].tolist() == ["pos", "pos", "pos", "a\u200db"] and counts["empty"] == 1
+    items = [{"id": "1\ufeff", "title": "one"}, {"id": "1", "title": "again"}]
+    found, counts = read_items(write(tmp_path / f"i.{form}", items), RecommendationSettings())
+    assert found["item"].tolist() == ["1"] and counts["items_repeated"] == 1
