@@ -184,7 +184,7 @@ def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
     out.print(f"It becomes a version of gpt2-{name}, made from {learner}")
     if dry_run:
         return
-    from flows.commands.summary import model_table
+    from flows.commands.summary import address_of, model_table
 
     if rows:
         out.print("Nothing to do: every stage was done before.")
@@ -204,4 +204,5 @@ def learn(chosen: OwnDataConfig, dry_run: bool) -> None:
     title = "Report, with the labels to look at" if labelled else "Report"
     out.print(f"{title}: {store().require(report.kind, report.id).file('report.html')}")
     inputs = "texts.txt" if labelled else "histories.jsonl"
-    out.print(f"Use it: gpt2 predict models:/gpt2-{name}@champion --input {inputs} --output scored.jsonl")
+    for row in rows:
+        out.print(f"Use it: gpt2 predict {address_of(row)} --input {inputs} --output scored.jsonl", markup=False)

@@ -74,7 +74,7 @@ def summarize(plan: Plan, registered: list[dict[str, Any]], console: Console) ->
     for row in registered:
         console.print(f"[bold]{row['model']}[/] version {row['version']} {row['verdict']}: {row['reasons']}")
     console.print()
-    console.print(next_steps(), highlight=False)
+    console.print(next_steps(registered), highlight=False)
 
 
 def stage_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
@@ -140,15 +140,24 @@ def model_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
     return table
 
 
-def next_steps() -> str:
+def address_of(row: dict[str, Any]) -> str:
+    """Return the address of a registered version: by its alias if it was promoted, else by its number, as its model may
+    have no champion."""
+    return f"models:/{row['model']}{'@champion' if row['verdict'] == 'promoted' else '/' + str(row['version'])}"
+
+
+def next_steps(registered: list[dict[str, Any]]) -> str:
     """Return the commands to use the models, and to see what happened."""
     pages = [s["address"] for s in (running() or {"services": []})["services"] if s["address"].startswith("http")]
+    at = {row["model"]: address_of(row) for row in registered}
+    base = at.get("gpt2-base", "models:/gpt2-base@champion")
+    sentiment = at.get("gpt2-sentiment", "models:/gpt2-sentiment@champion")
     lines = [
         "Use the models",
-        '  gpt2 generate models:/gpt2-base@champion "This film"',
-        "  gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl",
-        '  python -c \'import gpt2; print(gpt2.load("models:/gpt2-sentiment@champion").predict(["great flight"]))\'',
-        "  gpt2 card models:/gpt2-sentiment@champion",
+        f'  gpt2 generate {base} "This film"',
+        f"  gpt2 predict {sentiment} --input posts.txt --output scored.jsonl",
+        f'  python -c \'import gpt2; print(gpt2.load("{sentiment}").predict(["great flight"]))\'',
+        f"  gpt2 card {sentiment}",
         "See what happened",
         "  gpt2 models",
         f"  {'  '.join(pages)}" if pages else "  gpt2 up    then http://127.0.0.1:4200 (runs) and :5000 (models)",

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from gpt2.data.config import CorpusConfig
 from gpt2.data.readers import EXCERPT, FORMATS, Document, listed, readable, stream
-from gpt2.data.samples import PREFIX
 from gpt2.data.splits import content_digest
 
 QUARANTINE = "quarantine.jsonl"
@@ -72,7 +71,7 @@ def left_out(sources: list[str]) -> str | None:
 
     Names that begin with a dot or an underline, such as `_SUCCESS`, are not counted.
     """
-    names = [name for source in sources if not source.startswith(PREFIX) for name in listed(source)[1]]
+    names = [name for source in sources for name in listed(source)[1]]
     others = [PurePosixPath(name) for name in names if not readable(name)]
     counts = Counter(
         "".join(p.suffixes[-2:] if p.suffix in PACKED else p.suffixes[-1:]).lower() or "without a suffix"
