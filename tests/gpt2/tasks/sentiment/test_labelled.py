@@ -416,7 +416,7 @@ def test_headlines_become_a_model_with_companies_as_parts_and_labels_to_look_at(
     common = tested["topic"].value_counts()
     shown = {s["slice"].removeprefix("topic: "): s["units"] for s in found["slices"] if s["slice"].startswith("topic")}
     assert shown == common[common >= 10].head(8).to_dict()
-    [heading] = [h for h in found["tables"] if "is the label right" in h]
+    [heading] = [h for h in found["tables"] if "label errors" in h]
     listed = found["tables"][heading]["rows"]
     losses = [float(row[0]) for row in listed]
     assert losses == sorted(losses, reverse=True) and 0 < len(losses) <= 20
