@@ -9,12 +9,10 @@ registry.)
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
@@ -24,15 +22,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from cluster.home import home, tracking_uri
+from cluster.registry.local import ADDRESS, FOLDER, MANIFEST_TAG, forget_unused
 from cluster.tracking.runs import client
 from gpt2.store.artifact import digest
 from gpt2.store.model_files import MODEL, Manifest, RefusedModel, compare_sizes, read_manifest, sizes, verify
 
-MANIFEST_TAG = "gpt2.manifest"
-FOLDER = f"artifacts/{MODEL}"
-"""Folder of a version's files among MLflow's artifacts."""
-ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>[0-9]+))")
-UNUSED_DAYS = 30
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes for a model, version or alias that does not exist; other errors (no answer) don't mean that."""
 
@@ -193,11 +187,3 @@ def listed(files: ArtifactRepository) -> dict[str, int | None]:
         if entry.is_dir:
             raise RefusedModel(f"its {entry.path!r:.200} is a folder; a model has plain files only")
     return {entry.path.removeprefix(f"{FOLDER}/"): entry.file_size for entry in entries}
-
-
-def forget_unused(folder: Path) -> None:
-    """Remove downloaded models that were not used for `UNUSED_DAYS` days."""
-    for path in folder.iterdir():
-        with suppress(OSError):  # another process was faster
-            if time.time() - path.stat().st_mtime > UNUSED_DAYS * 86400:
-                shutil.rmtree(path)

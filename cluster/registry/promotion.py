@@ -30,7 +30,8 @@ from mlflow.exceptions import MlflowException
 
 from cluster.registry import download
 from cluster.registry.download import ABSENT
-from cluster.registry.versions import CHAMPION, PREVIOUS, by_alias, verdict_of
+from cluster.registry.local import verdict_of
+from cluster.registry.versions import CHAMPION, PREVIOUS, by_alias
 from cluster.tracking.runs import client
 from gpt2.gate.verdict import Verdict, judge_by_values
 from gpt2.store.model_files import RefusedModel

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import gpt2
 from cluster.process_env import configure
+from cluster.registry import local
 from gpt2.loading import SCHEME, LoadedModel
 from gpt2.store.artifact import digest
 from gpt2.store.model_files import manifest
@@ -16,9 +18,20 @@ from gpt2.store.model_files import manifest
 def models(address: str) -> tuple[Path, str]:
     """Return (the folder of the verified files, the version's exact address); see `cluster.registry.download.pull`."""
     configure()  # before MLflow is imported, or it would send telemetry
-    from cluster.registry.download import pull
+    if here := local.pull(address):
+        return here
+    from cluster.registry.download import pull  # MLflow
 
     return pull(address)
+
+
+def listed() -> list[dict[str, Any]]:
+    """Return the rows of `cluster.registry.versions.versions`, without MLflow where the registry is a local file."""
+    if (found := local.versions()) is not None:
+        return [version.row() for version in found]
+    from cluster.registry.versions import versions  # MLflow
+
+    return versions()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-from cluster.registry.download import ABSENT, ADDRESS, MANIFEST_TAG, find, scratch_folder, take
+from cluster.registry.download import ABSENT, find, scratch_folder, take
+from cluster.registry.local import ADDRESS, MANIFEST_TAG, Version, verdict_of
 from cluster.tracking.runs import Run, client, experiment_id
 from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import manifest
@@ -50,11 +51,6 @@ def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
     matching = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
     matching = [v for v in matching if MANIFEST_TAG in v.tags]
     return max(matching, key=lambda v: int(v.version)) if matching else None
-
-
-def verdict_of(version: ModelVersion) -> str:
-    """Return the verdict: `promoted`, `refused` or `not judged yet`. A promotion counts more than a refusal."""
-    return next((word for word in ("promoted", "refused") if f"gpt2.{word}" in version.tags), "not judged yet")
 
 
 def judged(version: ModelVersion) -> bool:
@@ -180,15 +176,6 @@ def versions() -> list[dict[str, Any]]:
         for alias, number in client().get_registered_model(model.name).aliases.items():
             aliases.setdefault(str(number), []).append(alias)
         for v in sorted(client().search_model_versions(f"name = '{model.name}'"), key=lambda v: -int(v.version)):
-            rows.append(
-                {
-                    "name": model.name,
-                    "version": int(v.version),
-                    "aliases": sorted(aliases.get(str(v.version), [])),
-                    "verdict": verdict_of(v),
-                    "reasons": v.tags.get(f"gpt2.{verdict_of(v)}", ""),
-                    "tags": dict(v.tags),
-                    "created": v.creation_timestamp / 1000,
-                }
-            )
+            known = aliases.get(str(v.version), [])
+            rows.append(Version(v.name, int(v.version), v.creation_timestamp / 1000, "", dict(v.tags), known).row())
     return rows

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.table import Table
 
 from flows.commands.console import tables as out
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def benchmark(
@@ -72,6 +74,8 @@ def measured(name: str, loaded: Any, data: Path, limit: int | None, batch_size: 
 
 def table(results: list[dict[str, Any]]) -> Table:
     """Return a table with a row per metric."""
+    from rich.table import Table
+
     shown = Table()
     for column in ("task", "documents", "metric", "value", "95 % interval"):
         shown.add_column(column, justify="left" if column in ("task", "metric") else "right")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.table import Table
 
-from cluster.checkpoints.files import Kept
 from flows.commands.console import err
 from flows.commands.console import tables as out
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cluster.checkpoints.files import Kept
 
 
 def checkpoint_table(checkpoints: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
     """Return a table with a row per checkpoint; with `damages`, it shows whether each is intact."""
+    from rich.table import Table
+
     table = Table()
     for column in ("training", "step", "tokens", "validation loss", "size", "workers", "ZeRO", "age", "state"):
         table.add_column(column, justify="right" if column in ("step", "tokens", "validation loss", "size") else "left")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.box import SIMPLE
-from rich.table import Table
 
 from flows.commands.console import tables as out
 
@@ -19,9 +17,12 @@ def models():
 
     Example: gpt2 models
     """
-    from cluster.registry.versions import versions
+    from rich.box import SIMPLE
+    from rich.table import Table
 
-    rows = versions()
+    from cluster.registry.resolve import listed
+
+    rows = listed()
     if not rows:
         out.print("No models are registered yet; `gpt2 run` makes some.")
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -139,7 +140,7 @@ def verdict(model_uri: str, *, output: Path | None = None):
 
 def status(version) -> str:
     """Return the decisions on a version as a section of its card."""
-    from cluster.registry.versions import verdict_of
+    from cluster.registry.local import verdict_of
 
     lines = [f"* {version.name} version {version.version}, {verdict_of(version)}"]
     lines += [f"* alias `@{alias}`" for alias in version.aliases]

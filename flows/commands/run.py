@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
-from cluster.home import store
 from flows.commands.console import tables as out
-from flows.config import PipelineConfig
-from flows.jobs.refresh_plan import RefreshPlan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.config import PipelineConfig
 
 Stage = Literal["pipeline", "tokenize", "pretrain", "finetune", "evaluate", "register", "refresh"]
 
@@ -84,6 +85,8 @@ def run(
 
 def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) -> None:
     """Refresh the champion; with `dry_run`, print what is new and start nothing."""
+    from flows.jobs.refresh_plan import RefreshPlan
+
     new = RefreshPlan.of(config)
     if reason := new.nothing():
         console.print(f"Nothing to do: {reason}.", highlight=False, markup=False)
@@ -96,6 +99,7 @@ def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) ->
     if dry_run:
         return
     console.print("Starting Prefect and MLflow ...")
+    from cluster.home import store
     from flows.commands.summary import summarize
     from flows.jobs.refresh import refresh
     from flows.runs.locks import turn

@@ -73,8 +73,6 @@ def load(source: Path | str) -> GPT2:
 
 
 def _load(directory: Path) -> GPT2:
-    import torch
-
     from gpt2.model.transformer import GPT2
     from gpt2.weights import huggingface as weights_huggingface
     from gpt2.weights import tensors as weights_tensors
@@ -85,7 +83,7 @@ def _load(directory: Path) -> GPT2:
         return weights_huggingface.load(directory)
     config = model_files.validated(ModelConfig, values.get("architecture"), path)
     path, tensors = weights_tensors.weights(directory)
-    with torch.device("meta"):  # shapes only: the file's tensors become the parameters
+    with weights_tensors.shapes_only():  # the file's tensors become the parameters
         model = GPT2(config)
     weights_tensors.check(path, tensors, model.state_dict())
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)

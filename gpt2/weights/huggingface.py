@@ -179,7 +179,7 @@ def load(directory: Path) -> GPT2:
             f"{path}: lm_head.weight differs from wte.weight, but GPT-2's head is tied to its embedding; is it another "
             f"architecture's, or was its vocabulary changed?"
         )
-    with torch.device("meta"):  # shapes only: the file's tensors become the parameters
+    with weights_tensors.shapes_only():  # the file's tensors become the parameters
         model = GPT2(config)
 
     def theirs(name: str, tensor: Tensor) -> Tensor:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gpt2.store.artifact import IS_POINTER, LFS
 from gpt2.store.model_files import inside, read_json
@@ -25,6 +27,22 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files that may hold weights, in the order of search: each, then the shards that its `.index.json` lists."""
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}", re.ASCII)
 """Pattern of a plain file name."""
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out `torch.nn.init`, which on the device `meta` would import PyTorch's compiler, for a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build modules without memory and values: the parameters have shapes alone."""
+    with torch.device("meta"), _Uninitialised():
+        yield
 
 
 def weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:

@@ -1,9 +1,14 @@
 """`gpt2 models`, `promote`, `rollback`, `card` on real versions; and what can't be reproduced is refused."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from cluster.registry import download
 from cluster.registry.versions import by_alias, challenge
 from cluster.tracking.runs import client
 from flows.cli import app
@@ -17,6 +22,7 @@ from tests.cluster.small import registered
 from tests.flows.jobs.test_refresh import Text
 
 NAME = "gpt2-commands"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +162,28 @@ def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(le
 def test_a_version_without_record_says_so(versions):
     with pytest.raises(ValueError, match=f"it has no {RECORD}"):
         gpt2("reproduce", f"models:/{NAME}/1")
+
+
+SAY = "import runpy, sys, atexit; atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))"
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        (["--help"], ("numpy", "pandas", "pydantic", "fsspec", "mlflow", "prefect", "ray", "torch", "flows.config")),
+        (["models"], ("numpy", "pandas", "mlflow", "sqlalchemy", "prefect", "ray", "torch", "flows.config")),
+        (["predict", f"models:/{NAME}@challenger", "--input", "in.txt", "--output", "out.jsonl"],
+         ("mlflow", "sqlalchemy", "fastapi", "prefect", "ray", "deepspeed", "torch._dynamo", "sympy", "flows.config")),
+    ],
+    ids=["help", "models", "predict"],
+)  # fmt: skip
+def test_a_command_imports_only_what_it_uses(versions, tmp_path, command, unused):
+    download.pull(f"models:/{NAME}@challenger")  # the copy that a first call makes
+    (tmp_path / "in.txt").write_text("My bag is lost\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code = f"{SAY}; runpy.run_module('flows.cli', run_name='__main__')"
+    words = [sys.executable, "-c", code, *command]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert "cyclopts" in imported and imported.isdisjoint(unused)
