@@ -12,7 +12,7 @@ from flows.commands import benchmark, models, own_data, scheduled, search
 from flows.commands.console import err
 from flows.commands.machine import automations, clean, doctor, export_checkpoint, list_checkpoints, verify_checkpoints
 from flows.commands.run import run
-from flows.commands.use import generate, predict
+from flows.commands.use import generate, label, predict
 
 app = App(
     name="gpt2",
@@ -25,6 +25,7 @@ for command in (
     run,
     predict,
     generate,
+    label,
     automations,
     doctor,
     clean,

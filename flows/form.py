@@ -13,11 +13,15 @@ from gpt2.gate.config import GateConfig
 from gpt2.settings import Settings
 from gpt2.tasks.task import tasks
 
-MAIN = {
+FILES = {
     "sources": "corpus.sources",
     "text_field": "corpus.text_field",
-    **{f"{name}_{field}": f"tasks.{name}.{field}" for name in tasks() for field in ("enabled", "source")},
+    **{f"{name}_source": f"tasks.{name}.source" for name in tasks()},
     "recommendation_interactions": "tasks.recommendation.interactions",
+}
+"""Fields of the form for files of one's own, and the setting that each changes."""
+MAIN = {
+    **{f"{name}_enabled": f"tasks.{name}.enabled" for name in tasks()},
     "steps": "pretrain.steps",
     "batch_size": "pretrain.batch_size",
     "learning_rate": "pretrain.optimizer.learning_rate",
@@ -26,7 +30,7 @@ MAIN = {
     "seed": "pretrain.seed",
     "canaries": "canaries.count",
 }
-"""Fields of the form, and the setting that each changes."""
+"""Fields of the form for settings, and the setting that each changes."""
 GATE = {name: f"gate.{name}" for name in GateConfig.model_fields}
 
 
@@ -56,10 +60,13 @@ class Filled(Settings):
 
 if TYPE_CHECKING:
     Preset = str
+    Files = Settings
     Main = Settings
     Gate = Settings
 else:
     Preset = Literal[tuple(preset_names())]
+    Files = create_model("Files", __base__=Filled, **{name: optional_field(path) for name, path in FILES.items()})
+    Files.__doc__ = "Files of your own, and their columns. Empty fields keep the preset's value, which is a sample."
     Main = create_model("Main", __base__=Filled, **{name: optional_field(path) for name, path in MAIN.items()})
     Main.__doc__ = "The settings that are changed most. Empty fields keep the preset's value."
     Gate = create_model("Gate", __base__=Filled, **{name: optional_field(path) for name, path in GATE.items()})

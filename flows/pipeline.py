@@ -7,14 +7,17 @@ import time
 from typing import Any
 
 from prefect import Flow, flow
+from prefect.artifacts import create_table_artifact
 
 from cluster.connect import disconnect
 from flows.config import PipelineConfig, resolve
-from flows.plan import make_plan
-from flows.runs.stage import parent_of_all
+from flows.plan import expected, make_plan
+from flows.runs.names import add, called, named, places
+from flows.runs.prefect_artifacts import show
+from flows.runs.stage import parent_of_all, say
 from flows.stages.evaluation import evaluate
 from flows.stages.registration import register
-from flows.stages.results import publish
+from flows.stages.results import documents, publish, told
 from flows.stages.tokenization import tokenize
 from flows.stages.training import finetune, pretrain
 
@@ -27,7 +30,7 @@ STORY: dict[str, Flow] = {
 }
 
 
-@flow(name="pipeline")
+@flow(name="pipeline", flow_run_name=named(lambda config: called("pipeline", places(config.corpus.sources))))
 def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     """Text becomes token shards, a pretrained GPT-2, fine-tuned models, reports and registry versions.
 
@@ -37,6 +40,10 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     results: dict[str, Any] = {}
     with parent_of_all() as run:
+        if takes := expected(config, make_plan(config)):
+            show(
+                create_table_artifact, table=takes, key="expected", description="What this run will take, by past runs"
+            )
         run.params(config.model_dump(mode="json"))
         run.facts(config.model_dump(mode="json"))
         for name, stage in STORY.items():
@@ -46,6 +53,10 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
                 leaving.start()
             results[name] = stage(config)
             seconds[name] = round(time.monotonic() - started, 1)
+            for line in told(name, make_plan(config), results[name]):
+                say(f"{len(seconds)} of {len(STORY)}, {name} ({seconds[name]:,.0f} s): {line}")
+            if name == "tokenize":
+                add(documents(make_plan(config)))
         publish(make_plan(config), results["register"])
         run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
     return {"registered": results["register"], "mlflow_run": run.id}

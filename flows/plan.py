@@ -13,10 +13,12 @@ from flows.stage_code import stage_code, task_code
 from gpt2.data import samples as data_samples
 from gpt2.data.config import CanaryConfig
 from gpt2.data.readers import expand, source_id
+from gpt2.model.config import ModelConfig
 from gpt2.settings import Settings
-from gpt2.store.artifact import Key, Store, digest
+from gpt2.store.artifact import Artifact, Key, Store, digest
 from gpt2.tasks.base.kind import BASE
 from gpt2.tasks.task import registered_name
+from gpt2.training import cost
 
 NOT_OF_EXAMPLES = ("enabled", "source", "train", "adaptation", "distil")
 """Settings of a task that concern training alone."""
@@ -102,6 +104,41 @@ class Plan:
         for name, keys in self.models.items():
             yield "evaluate", f"{name} contamination", keys.contamination
             yield "evaluate", f"{name} report", keys.report
+
+
+def expected(config: PipelineConfig, plan: Plan) -> list[dict[str, Any]]:
+    """Return what each artifact that is not there yet is expected to take on this machine: stage, result, seconds, and
+    for trainings tokens, joules and cost; from those of its kind that were made here. Unknown figures are left out."""
+    rows = []
+    for stage, what, key, done in stages_done(plan, store()):
+        if done:
+            continue
+        train = config.pretrain if key.kind == BASE.name else None
+        if train is None and key.kind in plan.tasks:
+            train = config.task_settings()[key.kind].train
+        samples = train.steps * train.batch_size * train.context if train and train.steps else None
+        past, size = [], 1.0
+        for artifact in made_before(key.kind):
+            theirs = artifact.manifest["spec"].get("train", {})
+            facts = {**artifact.info}
+            if "steps" in facts:
+                facts["samples"] = facts["steps"] * theirs["batch_size"] * theirs["context"]
+            past.append(facts)
+        if past and train and key.kind == BASE.name:
+            [before, *_] = made_before(key.kind)
+            shape, context = before.manifest["spec"]["model"], before.manifest["spec"]["train"]["context"]
+            theirs = ModelConfig.model_validate(shape).flops_per_token(context)
+            size = config.model_config_with_vocabulary().flops_per_token(train.context) / theirs
+        rows.append({"stage": stage, "result": what, **cost.expected(past, samples, size)})
+    return rows
+
+
+def made_before(kind: str) -> list[Artifact]:
+    """Return the artifacts of a kind that were made on this machine, newest first."""
+    folder = store().root / kind
+    ids = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    made = [artifact for id in ids if (artifact := store().get(kind, id)) and "seconds" in artifact.info]
+    return sorted(made, key=lambda artifact: artifact.manifest["created"], reverse=True)
 
 
 def make_plan(config: PipelineConfig) -> Plan:

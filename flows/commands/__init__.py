@@ -10,5 +10,5 @@ scheduled.py  `gpt2 monitor`, `recommend`
 search.py     `gpt2 search`
 services.py   `gpt2 up`, `down`, `status`
 summary.py    the tables before and after a run: settings, size, stages, models, next steps
-use.py        `gpt2 predict`, `generate`, and their files
+use.py        `gpt2 predict`, `generate`, `label`, and their files
 """

@@ -83,18 +83,19 @@ def export_checkpoint(path: Path, output: Path):
     out.print(f"The model of {path.name} is in {output}", highlight=False)
 
 
-def automations(url: str):
-    """Call a webhook when a model is promoted or refused, a training restarts or exceeds its budget, or sentiment
-    changes.
+def automations(where: str):
+    """Tell people or a program when a model is promoted or refused, a training restarts or exceeds its budget, or
+    sentiment changes.
 
-    Example: PREFECT_API_URL=http://127.0.0.1:4200/api gpt2 automations https://example.org/hook
+    Example: PREFECT_API_URL=http://127.0.0.1:4200/api gpt2 automations https://hooks.slack.com/services/T0/B0/x
 
     Args:
-        url: the address to post to.
+        where: a webhook of Slack or Teams, any other address, which gets JSON, or a notification block of Prefect as
+            TYPE/NAME, such as sendgrid-email/ops.
     """
     from flows.server.deployments import create
 
-    for automation in create(url):
+    for automation in create(where):
         out.print(automation.name, highlight=False)
 
 

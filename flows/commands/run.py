@@ -78,8 +78,11 @@ def run(
         finally:
             disconnect()
         return
+    from flows.runs.names import called, places
+
+    name = called(f"pipeline {config.stem if config else preset}", places(settings.corpus.sources))
     with turn():
-        result = pipeline(settings)
+        result = pipeline.with_options(flow_run_name=name)(settings)
     summarize(plan, result["registered"], out)
 
 

@@ -58,6 +58,7 @@ def monitor(
         out.print(text, markup=False)
     out.print(f"{result['new_posts']:,} new posts, {result['posts']:,} in all. Parquet: {result['index']}")
     out.print(f"Page: {result['page']}")
+    out.print(f"Texts to label next: {result['to_label']}")
 
 
 def demo_folder() -> Path:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cluster.home import home, running, store
 from flows.config import PipelineConfig
-from flows.plan import STAGES, Plan, stages_done
+from flows.plan import STAGES, Plan, expected, stages_done
 from gpt2.store.artifact import Artifact, Key
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -23,9 +23,15 @@ def describe(config: PipelineConfig, plan: Plan, console: Console) -> None:
     table = Table(title="Stages", title_justify="left")
     for column in ("stage", "makes", "artifact", "state"):
         table.add_column(column)
+    takes = {(row["stage"], row["result"]): row.get("seconds") for row in expected(config, plan)}
     for stage, what, key, done in stages_done(plan, store()):
-        table.add_row(stage, what, f"{key.kind}/{key.id}", "[green]done[/]" if done else "would run")
+        seconds = takes.get((stage, what))
+        state = "[green]done[/]" if done else "would run" if seconds is None else f"would run, about {seconds:,.0f} s"
+        table.add_row(stage, what, f"{key.kind}/{key.id}", state)
     console.print(table)
+    if known := [seconds for seconds in takes.values() if seconds is not None]:
+        of = "" if len(known) == len(takes) else f" for the {len(known)} of {len(takes)} that were made here before"
+        console.print(f"About {sum(known) / 60:,.1f} minutes{of}, one after the other, by past runs of this machine.")
     console.print(size_table(config))
 
 

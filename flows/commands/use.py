@@ -1,4 +1,4 @@
-"""`gpt2 predict` and `gpt2 generate`, with their files of inputs and predictions."""
+"""`gpt2 predict`, `generate` and `label`, with their files of inputs and predictions."""
 
 from __future__ import annotations
 
@@ -76,6 +76,85 @@ def generate(
         "repetition_penalty": repetition_penalty, "samples": samples, "stop": stop, "truncate": truncate,
     }  # fmt: skip
     show(load(model_uri), prompt, params, out, err)
+
+
+def label(
+    model_uri: str,
+    *,
+    input: Path | None = None,
+    output: Path | None = None,
+    count: int = 100,
+    add: Path | None = None,
+):
+    """Choose the texts to label next: those that would teach a classifier most, unlike each other, by topic.
+
+    Fill in the column `label` of the file, in any program, and give it back with --add: its rows are added to the file
+    that the model learned from, and the deployment `retrain`, or gpt2 train-classifier, learns them.
+
+    Example: gpt2 label models:/gpt2-sentiment@champion --input posts.csv --output to_label.csv
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION of a classifier.
+        input: .txt, .jsonl, .csv or .parquet, with a column `text`, and perhaps `topic` and `label`.
+        output: the .csv to label.
+        count: number of texts.
+        add: a file that was written by --output, with labels.
+    """
+    if add is not None:
+        added, source = add_labels(model_uri, add)
+        out.print(f"{added:,} labelled texts were added to {source}; `retrain` learns them", markup=False)
+        return
+    if input is None or output is None or output.suffix != ".csv":
+        raise ValueError("gpt2 label needs --input FILE and --output FILE.csv, or --add FILE.csv with labels")
+    chosen = to_label(model_uri, input, count)
+    write_table(chosen, output)
+    reasons = ", ".join(f"{n:,} {why}" for why, n in chosen["why"].str.partition(":")[0].value_counts().items())
+    out.print(f"{len(chosen):,} texts to label are in {output}: {reasons}", markup=False)
+
+
+def to_label(model_uri: str, path: Path, count: int) -> pd.DataFrame:
+    """Return the texts of a file to label next; those that the model was trained on are known if they are here."""
+    import pandas as pd
+
+    from cluster.home import store
+    from cluster.registry.resolve import load, resolve_model
+    from gpt2.data.tables import cell, read_table
+    from gpt2.tasks.sentiment import labelling
+
+    model = resolve_model(model_uri)
+    predictor: Any = load(model.address, "sentiment").predictor
+    if path.suffix == ".txt":
+        table = pd.DataFrame({"text": read_inputs(path)})
+    else:
+        table = read_table(path)
+        if "text" not in table:
+            raise ValueError(f"--input {path} has no column `text`")
+        table = table.assign(text=table["text"].map(cell))
+    table = table[table["text"].notna()].reset_index(drop=True)
+    examples = store().get("sentiment-examples", model.examples) if model.examples else None
+    known = read_table(examples.file("train.parquet"))["text"].tolist() if examples else []
+    return labelling.choose(labelling.judged(table, predictor), known, count)
+
+
+def add_labels(model_uri: str, path: Path) -> tuple[int, Path]:
+    """Add labelled texts to the source of a classifier; return (their number, the source)."""
+    import datetime
+
+    from flows.jobs.retrain import RetrainPlan
+    from gpt2.data.samples import PREFIX
+    from gpt2.tasks.sentiment import labelling
+    from gpt2.tasks.sentiment.config import LabelledFile
+
+    plan = RetrainPlan.of(model_uri)
+    settings = plan.settings if plan.flow == "train-classifier" else plan.settings.get("tasks", {}).get("sentiment", {})
+    source = settings.get("source", "")
+    if not Path(source).is_file():
+        what = "is a sample, which stays as it is" if source.startswith(PREFIX) else "is not a file of this machine"
+        raise ValueError(f"{plan.version}: {source!r}, from which it learned, {what}; gpt2 train-classifier FILE")
+    known = {name: value for name, value in settings.items() if name in LabelledFile.model_fields}
+    columns = LabelledFile.model_validate(known)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return labelling.add(path, Path(source), columns, now), Path(source)
 
 
 def show(model: LoadedModel, prompt: str, params: dict[str, Any], out: Console, err: Console) -> None:

@@ -143,7 +143,7 @@ def texts(weights: ImportPlan, base: Artifact, report: dict[str, Any]) -> dict[s
     return {model_card.NAME: text, provenance.RECORD: json.dumps(record, indent=1) + "\n"}
 
 
-@flow(name="import", **HOOKS)
+@flow(name="import", flow_run_name="import · {config.source}", **HOOKS)
 def import_weights(config: ImportConfig) -> Any:
     """Import published weights as a version of the base model, for fine-tuning and for refreshes with text of your own.
     Finished work is not repeated.

@@ -15,7 +15,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import pandas as pd
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -27,6 +27,7 @@ from cluster.registry.resolve import ResolvedModel, resolve_model
 from flows.jobs.retrain import RetrainPlan
 from flows.runs import events
 from flows.runs.locks import claim
+from flows.runs.names import called, named, places
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
 from flows.stage_code import stage_code
@@ -36,7 +37,8 @@ from gpt2.monitoring import scored as monitoring_scored
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.monitoring.page import Page, drift_sentences, markdown, render, undecided
 from gpt2.monitoring.posts import present
-from gpt2.store.artifact import Artifact, Key, digest
+from gpt2.store.artifact import Artifact, Key, digest, write_atomically
+from gpt2.tasks.sentiment import labelling
 
 ALERT_MAX_AGE = pd.Timedelta(days=7)
 """Alerts that began longer before the latest post appear on the page, but are not sent as events."""
@@ -130,6 +132,8 @@ def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[],
 
 COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
 """Columns of scored posts that the index is made of."""
+TO_LABEL = 50
+"""Number of posts that the monitor asks people to label."""
 EXAMPLES = 3
 """Number of posts shown with an alert."""
 
@@ -180,6 +184,7 @@ def build_index(
         page = Page(
             config, model.address, model.metric, table, alerts, examples, drift, len(posts), troubles, note, usual, cut
         )
+        to_label(made, model, config).to_csv(out / "label.csv", index=False)
         (out / "page.html").write_text(render(page), "utf-8")
         (out / "page.md").write_text(markdown(page, str(page_path(config))), "utf-8")
         summary = {
@@ -203,6 +208,18 @@ def build_index(
     return store().make(Key(f"index-{config.name}", spec, inputs, stage_code("index posts")), build)
 
 
+def to_label(made: list[Artifact], model: ResolvedModel, config: MonitorConfig) -> pd.DataFrame:
+    """Return which of the latest posts to label next: unsure, unlike the training texts, and unlike each other."""
+    wanted = ["time", "text", "topics", "label", "confidence"]
+    posts = monitoring_scored.without_future(monitoring_scored.scored(made, model.identity, wanted))
+    posts = posts.nlargest(config.drift_posts, "time")
+    examples = store().get("sentiment-examples", model.examples) if model.examples else None
+    known = pd.read_parquet(examples.file("train.parquet"), columns=["text"])["text"].tolist() if examples else []
+    topics = [names[0] if len(names) else None for names in posts["topics"]]
+    facts = {"topic": topics, "suggested": posts["label"], "unsure": 1 - posts["confidence"]}
+    return labelling.choose(posts[["text", "confidence"]].assign(**facts), known, TO_LABEL)
+
+
 def page_path(config: MonitorConfig) -> Path:
     """Return the path of the latest page."""
     return home.path(f"monitor-{config.name}")
@@ -214,7 +231,11 @@ def report_events(config: MonitorConfig, model: ResolvedModel, built: Artifact) 
     return send_events(config, model, built, page_path(config))
 
 
-@flow(name="monitor-sentiment", task_runner=ThreadPoolTaskRunner(max_workers=4))
+@flow(
+    name="monitor-sentiment",
+    flow_run_name=named(lambda config, note: called(f"monitor {config.name}", places(config.sources))),
+    task_runner=ThreadPoolTaskRunner(max_workers=4),
+)
 def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -> dict[str, Any] | State:  # noqa: B008
     """Score new posts with the champion and count them by topic and time; alerts and drift are sent as events.
 
@@ -250,6 +271,15 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
         key=slug(f"monitor-{config.name}"),
         description=f"Sentiment of {config.name}",
     )
+    asked = pd.read_csv(built.file("label.csv"))
+    file = home.path(f"label-{config.name}").with_suffix(".csv")
+    write_atomically(file, built.file("label.csv").read_bytes())
+    show(
+        create_table_artifact,
+        table=json.loads(asked.drop(columns="label").to_json(orient="records")),
+        key=slug(f"label-{config.name}"),
+        description=f"Label next: fill in the column label of {file}, then gpt2 label {config.model} --add {file}",
+    )
     sent = report_events(config, model, built)
     monitoring_scored.compact(store(), config, say)
     a_day_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
@@ -261,5 +291,5 @@ def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     return {
         "new_posts": new, "posts": built.info["posts"], "alerts": [a["text"] for a in summary["alerts"]],
         "drift": summary["drift"], "undecided": summary["undecided"], "told": sent,
-        "page": str(path), "index": str(built.path), "model": model.address,
+        "page": str(path), "to_label": str(file), "index": str(built.path), "model": model.address,
     }  # fmt: skip

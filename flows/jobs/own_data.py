@@ -15,6 +15,7 @@ from flows.pipeline import pipeline
 from flows.plan import Plan
 from flows.runs.ending import HOOKS, carry_out
 from flows.runs.locks import turn
+from flows.runs.names import called, named, place
 from flows.runs.stage import parent_of_all, say
 from flows.stages import results
 from flows.stages.evaluation import evaluate_task
@@ -29,7 +30,12 @@ def prepare(name: str, settings: PipelineConfig, plan: Plan) -> Artifact:
     return prepare_examples(name, settings, plan)
 
 
-@flow(name="train-classifier", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
+@flow(
+    name="train-classifier",
+    flow_run_name=named(lambda config: called(f"classifier gpt2-{config.registered_as()}", place(config.source))),
+    task_runner=ThreadPoolTaskRunner(max_workers=8),
+    **HOOKS,
+)
 def train_classifier(config: ClassifierConfig) -> Any:
     """Train and register a classifier on a file of labelled texts. Finished work is not repeated.
 
@@ -39,7 +45,16 @@ def train_classifier(config: ClassifierConfig) -> Any:
     return carry_out(lambda: OwnDataPlan.of(config), in_turn)
 
 
-@flow(name="train-recommender", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
+@flow(
+    name="train-recommender",
+    flow_run_name=named(
+        lambda config: called(
+            f"recommender gpt2-{config.registered_as()}", *map(place, (config.source, config.interactions))
+        )
+    ),
+    task_runner=ThreadPoolTaskRunner(max_workers=8),
+    **HOOKS,
+)
 def train_recommender(config: RecommenderConfig) -> Any:
     """Train and register a recommender on a catalogue and on users' choices from it. Finished work is not repeated.
 

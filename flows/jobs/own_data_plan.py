@@ -40,8 +40,9 @@ CHAMPION = "models:/gpt2-base@champion"
 FEW_STEPS = 100
 """Batches of a small file are made smaller until there are this many steps."""
 SMALLEST_BATCH = 8
+LATER: Any = {"position": 90}
 LAST: Any = {"position": 100}
-"""Place in the form: after the columns of the file."""
+"""Places in the form: files and their columns, then how it is trained, then settings that few change."""
 TUNED = ("train", "adaptation")
 """The sections of a task that a search changes."""
 
@@ -58,14 +59,14 @@ class OwnDataConfig(Settings):
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
     """The model is registered as gpt2-NAME; empty: NAME is made from the file's name. A task's own name is reserved for
     the model of the sample."""
-    base: str = Field(CHAMPION, min_length=1)
+    base: str = Field(CHAMPION, min_length=1, json_schema_extra=LATER)
     """The pretrained model to fine-tune: models:/gpt2-base@ALIAS or models:/gpt2-base/VERSION, trained in this home. If
     there is no champion yet, one is pretrained first with the preset."""
-    preset: Preset = "laptop"
+    preset: Preset = Field("laptop", json_schema_extra=LATER)
     """The settings to start from. Those of the model and its tokenizer are taken from the pretrained model."""
-    passes: float = Field(3.0, gt=0, le=1000)
+    passes: float = Field(3.0, gt=0, le=1000, json_schema_extra=LATER)
     """Number of passes over the training split."""
-    max_steps: int = Field(600, ge=1)
+    max_steps: int = Field(600, ge=1, json_schema_extra=LATER)
     """Most steps, regardless of the passes. 600 steps take about 7 minutes on two cores with the preset `laptop`."""
     tasks: dict[str, Any] = Field(default={}, json_schema_extra=LAST)
     """Fine-tuning settings found by a search with the same preset: the section `tasks` of its best.yaml, which the

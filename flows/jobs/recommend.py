@@ -16,6 +16,7 @@ from cluster.home import store
 from cluster.registry import resolve
 from cluster.registry.resolve import ResolvedModel
 from flows.plan import local_source
+from flows.runs.names import called, named, place
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
 from flows.stage_code import stage_code
@@ -48,7 +49,11 @@ def recommend_part(
     return parts.make(key, build)
 
 
-@flow(name="recommend", task_runner=ThreadPoolTaskRunner(max_workers=2))
+@flow(
+    name="recommend",
+    flow_run_name=named(lambda config: called("recommend", place(config.source))),
+    task_runner=ThreadPoolTaskRunner(max_workers=2),
+)
 def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  # noqa: B008 - settings are frozen
     """Recommend items to every active user, as Parquet with scores, model version and reasons, and as a page.
 

@@ -109,7 +109,7 @@ def evaluate_base(new: RefreshPlan, plan: Plan) -> Artifact:
     return report
 
 
-@flow(name="refresh", task_runner=ThreadPoolTaskRunner(max_workers=8))
+@flow(name="refresh", flow_run_name="refresh", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def refresh(config: PipelineConfig = resolve("laptop")) -> dict[str, Any] | State:
     """Continue the champion's training on new or changed documents, replaying old ones so that it does not forget them.
 

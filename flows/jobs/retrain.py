@@ -157,7 +157,7 @@ class RetrainPlan:
         )
 
 
-@flow(name="retrain", flow_run_name="retrain-{model}", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
+@flow(name="retrain", flow_run_name="retrain · {model}", task_runner=ThreadPoolTaskRunner(max_workers=8), **HOOKS)
 def retrain(model: str) -> Any:
     """Train a registered model again with its own settings, on the current content of its sources; the gate judges the
     new version. Without new data the run ends at once.

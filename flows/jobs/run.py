@@ -12,13 +12,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.config import PipelineConfig, resolve
-from flows.form import GATE, MAIN, Gate, Main, Preset, changes_of
+from flows.form import FILES, GATE, MAIN, Files, Gate, Main, Preset, changes_of
 from flows.jobs.refresh import refresh
 from flows.jobs.refresh_plan import RefreshPlan
 from flows.pipeline import STORY, pipeline
 from flows.plan import Plan, make_plan, registered_before, run_identity
 from flows.runs.ending import HOOKS, carry_out
 from flows.runs.locks import turn
+from flows.runs.names import called, named, places
 from gpt2.settings import Settings
 
 TRAINS = ("pipeline", "pretrain", "finetune", "refresh")
@@ -53,39 +54,55 @@ class StagePlan:
         return None
 
 
-def settings_of(preset: str, main: Settings, gate: Settings, changes: list[str], file: str | None) -> PipelineConfig:
+def settings_of(
+    files: Settings, preset: str, main: Settings, gate: Settings, changes: list[str], file: str | None
+) -> PipelineConfig:
     """Return the settings of a filled form; raises `InvalidConfig`."""
-    return resolve(preset, Path(file) if file else None, [*changes_of(main, MAIN), *changes_of(gate, GATE), *changes])
+    filled = [
+        change for fields, paths in ((files, FILES), (main, MAIN), (gate, GATE)) for change in changes_of(fields, paths)
+    ]
+    return resolve(preset, Path(file) if file else None, [*filled, *changes])
+
+
+def run_name(stage: Stage, preset: str, **filled: Any) -> str:
+    """Return what a run is called; a form that is refused later names its preset alone."""
+    try:
+        sources = settings_of(preset=preset, **filled).corpus.sources
+    except ValueError:
+        sources = []
+    return called(f"{stage} {preset}", places(sources))
 
 
 @flow(
     name="gpt2",
-    flow_run_name="{stage}-{preset}",
+    flow_run_name=named(run_name),
     task_runner=ThreadPoolTaskRunner(max_workers=8),
     **HOOKS,
 )
 def run(
-    stage: Stage = "pipeline",
+    files: Files = Files(),  # noqa: B008 - settings are frozen
     preset: Preset = "laptop",
-    main: Main = Main(),  # noqa: B008 - settings are frozen
+    main: Main = Main(),  # noqa: B008
     gate: Gate = Gate(),  # noqa: B008
     changes: list[str] = [],  # noqa: B006 - Prefect shows the default in the form
     file: str = "",
+    stage: Stage = "pipeline",
 ) -> Any:
     """Train a GPT-2 of your own from text. Finished work is not repeated.
 
     Args:
-        stage: The part to run: all stages, one stage, or `refresh`, which continues the champion's training on new
-            documents.
+        files: Files of your own, and their columns. Empty fields keep the preset's value, which is a sample.
         preset: Settings to start from: `laptop` takes minutes on two cores, `smoke` is the smallest, the others are
             the published sizes and need GPUs.
         main: The settings that are changed most. Empty fields keep the preset's value.
         gate: Conditions under which a model becomes the champion. Empty fields keep the preset's value.
         changes: Any other settings, each in the form pretrain.optimizer.warmup_steps=20.
         file: A YAML file on the machine of the worker, whose settings override the preset's.
+        stage: The part to run: all stages, one stage, or `refresh`, which continues the champion's training on new
+            documents.
     """
     return carry_out(
-        lambda: StagePlan.of(stage, settings_of(preset, main, gate, changes, file)),
+        lambda: StagePlan.of(stage, settings_of(files, preset, main, gate, changes, file)),
         lambda plan: run_stage(plan.stage, plan.settings),
         show_registered,
     )

@@ -81,7 +81,12 @@ def jobs_of(search: SearchPlan, examples: Artifact, out: Path) -> list[TrainingJ
     ]
 
 
-@flow(name="search", flow_run_name="search-{config.task}", task_runner=ThreadPoolTaskRunner(max_workers=4), **HOOKS)
+@flow(
+    name="search",
+    flow_run_name="search {config.task} · {config.trials} candidates",
+    task_runner=ThreadPoolTaskRunner(max_workers=4),
+    **HOOKS,
+)
 def search(config: SearchConfig) -> Any:
     """Search better fine-tuning settings of a task, by its validation loss. The test split is not used. Finished work
     is not repeated.

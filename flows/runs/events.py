@@ -9,7 +9,8 @@
 | `gpt2.sentiment.alert` | `gpt2.model.NAME` | a topic's share surges | topic, start, share, expected, text, … |
 | `gpt2.sentiment.drift` | `gpt2.model.NAME` | posts unlike the training data | version, drifted, training, text, … |
 
-`gpt2 automations URL` makes an example automation for each.
+Each has the `url` of a page: that of the version in MLflow, or of the run in Prefect. `gpt2 automations WHERE` makes an
+automation for each.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from uuid import UUID
 
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
+from prefect.runtime import flow_run
 
 PROMOTED: Literal["gpt2.model.promoted"] = "gpt2.model.promoted"
 REFUSED: Literal["gpt2.gate.refused"] = "gpt2.gate.refused"
@@ -42,6 +44,8 @@ def emit_for_training(event: str, name: str, **payload: Any) -> None:
 
 def emit(event: str, resource: str, name: str, payload: dict[str, Any], id: UUID | None = None) -> None:
     """Hand an event to Prefect's thread, which sends it in the background."""
+    if "url" not in payload and (url := flow_run.ui_url):
+        payload = {**payload, "url": url}
     emit_event(event, {"prefect.resource.id": resource, "prefect.resource.name": name}, payload=payload, id=id)
 
 

@@ -83,7 +83,7 @@ def parent_run() -> Run:
     """Return the MLflow run of the whole flow run, which the first stage with something to record makes."""
     tags = {"gpt2.flow_run": root_flow_run(), "gpt2.level": "pipeline", PROCESS: this_process()}
     tags |= prefect_tags(root_flow_run())
-    return Run.open(f"pipeline {flow_run.name or ''}".strip(), tags | commit_tag())
+    return Run.open(flow_run.name or "pipeline", tags | commit_tag())
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """`prefect.yaml`, registered with a Prefect server: deployments, work pool, automations.
 
-`gpt2 up` registers at its start. `gpt2 automations URL` makes an automation for each of our events, which calls the
-webhook; a second call changes the address.
+`gpt2 up` registers at its start. `gpt2 automations WHERE` makes an automation for each of our events, which calls a
+webhook or notifies people through one of Prefect's blocks; a second call changes where.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 from importlib.resources import files
 from typing import Any
 from uuid import UUID
 
 import yaml
 from prefect.automations import Automation
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import MicrosoftTeamsWebhook, SlackWebhook
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
@@ -27,7 +31,7 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import construct_schedule
 from prefect.events import AutomationCore, DeploymentTriggerTypes, EventTrigger
-from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
@@ -35,7 +39,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessWorker
-from pydantic import TypeAdapter
+from pydantic import SecretStr, TypeAdapter
 
 from flows.runs.events import EVENTS
 from flows.runs.services import SILENCE
@@ -49,28 +53,63 @@ PAYLOAD = """{"event": {{ event.event | tojson }},
 """The body of a call of the webhook: JSON, with a `text` as chat services read it."""
 
 
-def create(url: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
-    """Create an automation per event that posts `PAYLOAD` to `url`, in place of those of an earlier call; return them.
+SUBJECT = "{{ event.resource.name }}: {{ event.event }}"
+BODY = """{{ event.payload.text or event.payload.reasons or event.payload.reason or event.payload.cause }}
+{{ event.payload.url }}"""
+"""What a notification says: the sentence of the event, and the address of its page."""
+CHATS: tuple[tuple[str, type[NotificationBlock]], ...] = (
+    (r"https://hooks\.slack(-gov)?\.com/", SlackWebhook),
+    (r"https://[^/]*\.(office|azure|powerplatform)\.com[:/]", MicrosoftTeamsWebhook),
+)
+"""Addresses of chats, and the block that writes to them."""
 
-    Raises `ValueError` for an invalid address, and without a permanent Prefect server.
+
+def create(where: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
+    """Create an automation per event, in place of those of an earlier call; return them.
+
+    `where` is an address that gets `PAYLOAD`, the address of a Slack or Teams webhook, or a notification block of the
+    server as TYPE/NAME, such as sendgrid-email/ops. Raises `ValueError` for another, and without a permanent server.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url!r}: is not an address; give one such as https://example.org/hook")
+    block = re.fullmatch(r"[a-z0-9-]+/[\w .-]+", where)
+    if not block and not where.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{where!r}: is not an address; give one such as https://example.org/hook, or a notification block of "
+            f"Prefect as TYPE/NAME, such as sendgrid-email/ops"
+        )
     if not PREFECT_API_URL.value():
         raise ValueError("automations need a permanent Prefect server; start one and set PREFECT_API_URL")
-    block: Any = Webhook(method="POST", url=url).save(BLOCK, overwrite=True)
-    return [replace(event, block) for event in events]
+    chat = next((kind for pattern, kind in CHATS if re.match(pattern, where)), None)
+    action: Any
+    if block or chat:
+        document = existing(where) if block else chat(url=SecretStr(where)).save(BLOCK, overwrite=True)  # type: ignore
+        action = SendNotification(block_document_id=document, subject=SUBJECT, body=BODY)
+    else:
+        document = Webhook(method="POST", url=where).save(BLOCK, overwrite=True)
+        action = CallWebhook(block_document_id=document, payload=PAYLOAD)
+    return [replace(event, action) for event in events]
 
 
-def replace(event: str, block: Any) -> Automation:
+def existing(address: str) -> UUID:
+    """Return the id of the server's notification block at TYPE/NAME; raises `ValueError` if there is none."""
+    try:
+        block = Block.load(address)
+    except ValueError:
+        block = None
+    if not isinstance(block, NotificationBlock):
+        raise ValueError(f"{address}: is no notification block of the server; make it on Prefect's page Blocks")
+    return block._block_document_id  # type: ignore[return-value]
+
+
+def replace(event: str, action: Any) -> Automation:
+    """Make the automation of an event anew."""
     name = f"{event} calls {BLOCK}"
     with contextlib.suppress(ValueError):  # there is none
         Automation.read(name=name).delete()
     return Automation(
         name=name,
-        description=f"Posts to the address in the block {BLOCK} when {event} happens",
+        description=f"Tells {'people' if isinstance(action, SendNotification) else 'a webhook'} when {event} happens",
         trigger=EventTrigger(expect={event}, posture=Posture.Reactive, threshold=1),
-        actions=[CallWebhook(block_document_id=block, payload=PAYLOAD)],
+        actions=[action],
     ).create()
 
 

@@ -83,7 +83,7 @@ def evaluate_task(name: str, plan: Plan) -> Artifact:
     return report
 
 
-@flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=8))
+@flow(name="evaluate", flow_run_name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def evaluate(config: PipelineConfig = resolve("laptop")) -> list[str]:
     """Evaluate every model beside its baselines.
 

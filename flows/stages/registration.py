@@ -110,7 +110,7 @@ def how_to_load(registered: str, version: Any) -> str:
     )
 
 
-@flow(name="register")
+@flow(name="register", flow_run_name="register")
 def register(config: PipelineConfig = resolve("laptop")) -> list[dict[str, Any]]:
     """Register evaluated models; the gate decides which versions become champions.
 

@@ -15,7 +15,7 @@ from flows.plan import Plan
 from flows.runs import events
 from flows.runs.prefect_artifacts import show
 from flows.runs.stage import parent_run
-from gpt2.store.artifact import Artifact
+from gpt2.store.artifact import Artifact, Key
 
 FIGURES = ("seconds", "cpu_seconds", "gpu_seconds", "tokens", "joules", "cost", "currency")
 COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -28,13 +28,45 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+def told(stage: str, plan: Plan, result: Any) -> list[str]:
+    """Return what a stage of the pipeline came to: a sentence, or one for each model."""
+    if stage == "tokenize":
+        return [
+            f"{documents(plan)}, {store().require('tokens', plan.tokens.id).info['train_tokens']:,} tokens to learn"
+        ]
+    if stage == "evaluate":
+        return [f"{name}: {figure(read(key))}" for name, key in plan.reports().items()]
+    if stage == "register":
+        return [f"{row['model']} version {row['version']} {row['verdict']}: {row['reasons']}" for row in result]
+    keys = {"base": plan.base} if stage == "pretrain" else {name: plan.tasks[name].model for name in plan.tasks}
+    infos = {name: store().require(key.kind, key.id).info for name, key in keys.items()}
+    return [
+        f"{name}: {info.get('tokens', 0):,.0f} tokens read in {info['seconds']:,.0f} s" for name, info in infos.items()
+    ]
+
+
+def documents(plan: Plan) -> str:
+    """Return the number of documents of the corpus, once it is encoded, as in `33,110 documents`."""
+    info = store().require("tokens", plan.tokens.id).info
+    return f"{info['train_documents'] + info['validation_documents']:,} documents"
+
+
+def read(key: Key) -> dict[str, Any]:
+    """Return the report of a key."""
+    return json.loads(store().require(key.kind, key.id).file("report.json").read_text())
+
+
+def figure(report: Mapping[str, Any]) -> str:
+    """Return a report's primary metric beside each baseline's."""
+    metric = report["primary"]["name"]
+    beside = ", ".join(f"{name} {values[metric]:.4f}" for name, values in report["baselines"].items())
+    return f"{metric.replace('_', ' ')} {report['metrics'][metric]:.4f}" + (f" ({beside})" if beside else "")
+
+
 def publish(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     """Show the page of these registered versions (`versions.row`) as the artifact `results` of the flow run."""
     keys = plan.reports()
-    reports = {}
-    for row in rows:
-        artifact = store().require(keys[row["model"]].kind, keys[row["model"]].id)
-        reports[row["model"]] = json.loads(artifact.file("report.json").read_text())
+    reports = {row["model"]: read(keys[row["model"]]) for row in rows}
     made = [(stage, what, store().find(key)) for stage, what, key in plan.by_stage()]
     took = [(stage, what, artifact.info) for stage, what, artifact in made if artifact]
     text = page(rows, reports, {"MLflow run of the pipeline": parent_run().url}) + costs(took)

@@ -77,7 +77,7 @@ def encode(
     return make("encode", plan.tokens, {}, build)
 
 
-@flow(name="tokenize")
+@flow(name="tokenize", flow_run_name="tokenize")
 def tokenize(config: PipelineConfig = resolve("laptop")) -> str:
     """Turn text files into token shards.
 

@@ -79,7 +79,7 @@ def finetune_task(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
     return make(f"finetune-{name}", keys.model, config.model_dump(mode="json"), build)
 
 
-@flow(name="finetune", task_runner=ThreadPoolTaskRunner(max_workers=8))
+@flow(name="finetune", flow_run_name="finetune", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
     """Fine-tune the pretrained model on each downstream task.
 
@@ -129,7 +129,7 @@ def train_base(config: PipelineConfig, plan: Plan) -> Artifact:
     return make("pretrain", plan.base, config.model_dump(mode="json"), build)
 
 
-@flow(name="pretrain")
+@flow(name="pretrain", flow_run_name="pretrain")
 def pretrain(config: PipelineConfig = resolve("laptop")) -> str:
     """Train GPT-2 on the token shards.
 

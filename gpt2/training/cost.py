@@ -178,3 +178,25 @@ def rises(samples: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """Return the increases of a counter between samples; 0 if the counter was reset."""
     values = [s[name] for s in samples if name in s]
     return [max(0.0, b - a) for a, b in pairwise(values)]
+
+
+def expected(past: Sequence[Mapping[str, Any]], samples: int | None, size: float = 1.0) -> dict[str, float]:
+    """Return what making an artifact is expected to take, from the figures of past ones of its kind, newest first.
+
+    A training, which has `steps`, takes its start and, for each token, the time of the past one, `size` times as long
+    for a model of as many times the arithmetic. `samples` is steps x batch x context of the training to come, and
+    `samples` of a past one says which share of that were tokens. Energy and cost grow alike. All else takes what it
+    took at the median of the last five. Returns {} if nothing is known.
+    """
+    past = past[:5]
+    if not past:
+        return {}
+    last = past[0]
+    if samples is None or "tokens_per_second" not in last:
+        seconds = sorted(info["seconds"] for info in past)
+        return {"seconds": seconds[len(seconds) // 2]}
+    tokens = samples * min(1.0, last["tokens"] / last["samples"])
+    computing = last["tokens"] / last["tokens_per_second"]
+    more = tokens / last["tokens"] * size
+    figures = {"seconds": max(0.0, last["seconds"] - computing) + computing * more, "tokens": tokens}
+    return figures | {name: last[name] * more for name in ("joules", "cost") if name in last}

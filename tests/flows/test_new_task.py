@@ -78,9 +78,10 @@ from flows.jobs.run import run
 from flows.plan import make_plan
 config = resolve("smoke", None, sys.argv[1:])
 plan = make_plan(config)
+schema = parameter_schema(run).model_dump()["definitions"]
 print(json.dumps({
     "settings": {name: settings.model_dump(mode="json") for name, settings in config.task_settings().items()},
-    "form": list(parameter_schema(run).model_dump()["definitions"]["Main"]["properties"]),
+    "form": [n for part in ("Files", "Main") for n in schema[part]["properties"]],
     "plan": {name: [keys.examples.code, keys.model.id, keys.registered] for name, keys in plan.tasks.items()},
 }))
 """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cluster.registry import download
@@ -162,6 +163,18 @@ def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(le
 def test_a_version_without_record_says_so(versions):
     with pytest.raises(ValueError, match=f"it has no {RECORD}"):
         gpt2("reproduce", f"models:/{NAME}/1")
+
+
+def test_texts_to_label_are_written_for_people(versions, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("text,topic\nMy bag is lost,air\nWhat a crew,sea\nMy bag is lost,air\n,sea\n")
+    words = ["label", f"models:/{NAME}/1"]
+    gpt2(*words, "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    assert "2 texts to label are in" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert dict(zip(table["topic"], table["text"], strict=True)) == {"air": "My bag is lost", "sea": "What a crew"}
+    assert table["label"].isna().all() and set(table["suggested"]) <= {"negative", "positive"}
+    with pytest.raises(ValueError, match=r"needs --input FILE and --output FILE\.csv"):
+        gpt2(*words)
 
 
 SAY = "import runpy, sys, atexit; atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))"

@@ -197,7 +197,10 @@ def test_cancel_means_free(up):
     with up.client as client:
         assert "CRASHED" not in [s.type.value for s in client.read_flow_run_states(id)]
     assert up.mlflow_runs("pretrain").count("KILLED") == 1 and "RUNNING" not in up.mlflow_runs("pretrain")
-    assert "RUNNING" not in up.mlflow_runs(f"pipeline {run.name}")
+    name, _, documents = run.name.partition(", ")
+    assert name.startswith("pipeline smoke · ") and documents.endswith(" documents")
+    states = up.mlflow_runs(name)
+    assert states and "RUNNING" not in states
 
 
 def test_a_killed_process_is_crashed_and_goes_on(up):

@@ -12,7 +12,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from flows.config import InvalidConfig, preset_names, resolve
-from flows.form import GATE, MAIN, Gate, Main
+from flows.form import FILES, GATE, MAIN, Files, Gate, Main
 from flows.jobs.import_plan import ImportConfig
 from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan, RecommenderConfig
 from flows.jobs.run import run, settings_of
@@ -33,9 +33,13 @@ ROOT = Path(__file__).parents[3]
 def test_the_form_shows_the_one_schema():
     schema = parameter_schema(run).model_dump()
     assert schema["properties"]["preset"]["enum"] == preset_names()
-    fields, gate = (schema["definitions"][name]["properties"] for name in ("Main", "Gate"))
-    assert set(fields) == set(MAIN) and set(gate) == set(GATE) == set(GateConfig.model_fields)
-    every = [*fields.values(), *gate.values()]
+    files, fields, gate = (schema["definitions"][name]["properties"] for name in ("Files", "Main", "Gate"))
+    assert min(schema["properties"], key=lambda name: schema["properties"][name]["position"]) == "files"
+    assert next(iter(files)) == "sources"
+    assert (
+        set(files) == set(FILES) and set(fields) == set(MAIN) and set(gate) == set(GATE) == set(GateConfig.model_fields)
+    )
+    every = [*files.values(), *fields.values(), *gate.values()]
     assert all(len(field["description"]) > 20 and "default" not in field for field in every)
     assert gate["probability"]["minimum"] == 0.5 and gate["cheaper_in"]["enum"] == ["parameters", "latency"]
     assert gate["max_parameters"]["type"] == "integer"
@@ -43,14 +47,20 @@ def test_the_form_shows_the_one_schema():
     assert fields["learning_rate"]["exclusiveMinimum"] == 0
     assert all(field.get("type") != "boolean" for field in fields.values())  # the form sends those untouched as off
     assert fields["support_enabled"]["enum"] == ["yes", "no"]
-    assert schema["properties"]["main"]["default"] == schema["properties"]["gate"]["default"] == {}
+    assert (
+        schema["properties"]["main"]["default"]
+        == schema["properties"]["gate"]["default"]
+        == schema["properties"]["files"]["default"]
+        == {}
+    )
 
 
 def test_a_filled_form_is_what_the_command_line_would_say():
     sources = ["a, b.txt", "c.txt"]
-    main = Main(steps=70, learning_rate=6e-4, sources=sources, sentiment_source="posts.csv", support_enabled="yes")
+    files = Files(sources=sources, sentiment_source="posts.csv")
+    main = Main(steps=70, learning_rate=6e-4, support_enabled="yes")
     gate = Gate(probability=0.99, max_latency_ms=20, must_beat=["TF-IDF + logistic regression"])
-    filled = settings_of("smoke", main, gate, ["cluster.zero_stage=1"], "")
+    filled = settings_of(files, "smoke", main, gate, ["cluster.zero_stage=1"], "")
     said = [
         "pretrain.steps=70",
         "pretrain.optimizer.learning_rate=6e-4",
@@ -63,9 +73,9 @@ def test_a_filled_form_is_what_the_command_line_would_say():
         "cluster.zero_stage=1",
     ]
     assert filled == resolve("smoke", None, said)
-    assert settings_of("laptop", Main(), Gate(), [], "") == resolve("laptop")
+    assert settings_of(Files(), "laptop", Main(), Gate(), [], "") == resolve("laptop")
     with pytest.raises(InvalidConfig, match="did you mean 'steps'"):
-        settings_of("smoke", main, gate, ["pretrain.stepz=3"], "")
+        settings_of(files, "smoke", main, gate, ["pretrain.stepz=3"], "")
 
 
 def test_what_learns_files_of_ones_own_is_judged_by_its_own_gate():

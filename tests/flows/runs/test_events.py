@@ -81,6 +81,29 @@ def test_drift_starts_the_retraining_of_its_version_and_what_was_switched_off_st
     assert done.returncode == 0 and "started" in done.stdout, done.stderr[-3000:]
 
 
+@pytest.mark.slow
+def test_people_are_told_through_a_block_of_prefect_with_a_link_to_the_page(tmp_path, receiver):
+    url, got = receiver
+    with prefect_server(tmp_path) as port:
+        environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", BLOCKS, url],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        told, refused = sorted(
+            (got.get(timeout=60) for _ in range(2)), key=lambda message: message["subject"], reverse=True
+        )
+    assert told["subject"] == "gpt2-sentiment: gpt2.sentiment.alert"
+    text, link = told["body"].splitlines()
+    assert text == '@united: "61 of 90" posts are negative' and "/runs/flow-run/" in link
+    assert refused["body"].splitlines() == ["worse", "http://x"]
+
+
 def test_automations_need_a_server_and_an_address():
     with pytest.raises(ValueError, match=r"'example\.org': is not an address"):
         create("example.org")
@@ -109,6 +132,33 @@ for _ in range(2):  # told twice under one id: one event
     events.emit_for_model(events.DRIFT, "gpt2-sentiment", id, drifted={"tokens": 0.4})
 assert events.wait_until_sent()
 EventsWorker.instance().drain()
+"""
+
+BLOCKS = """
+import sys
+from prefect import flow
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from flows.runs import events
+from flows.server.deployments import create, existing
+from prefect.automations import Automation
+said = {"subject": "{{subject}}", "body": "{{body}}"}
+CustomWebhookNotificationBlock(name="ops", url=sys.argv[1], json_data=said).save("ops")
+create("custom-webhook/ops")
+try:
+    create("custom-webhook/nobody")
+except ValueError as error:
+    assert "make it on Prefect's page Blocks" in str(error)
+@flow
+def job():
+    events.emit_for_model(events.SENTIMENT, "gpt2-sentiment", text='@united: "61 of 90" posts are negative')
+    events.emit_for_model(events.REFUSED, "gpt2-sentiment", version=4, reasons="worse", url="http://x")
+    assert events.wait_until_sent()
+job()
+for address, kind in (("https://hooks.slack.com/services/T00000000/B00000000/x", "slack-webhook"),
+                      ("https://example.webhook.office.com/webhookb2/x", "ms-teams-webhook")):
+    create(address, (events.DRIFT,))
+    [action] = Automation.read(name=f"{events.DRIFT} calls gpt2-webhook").actions
+    assert action.type == "send-notification" and action.block_document_id == existing(f"{kind}/gpt2-webhook")
 """
 
 DRIFT = """

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from gpt2.training.config import BudgetConfig
-from gpt2.training.cost import cost
+from gpt2.training.cost import cost, expected
 
 
 def sample(who, pid, time, used, **more):
@@ -45,3 +45,18 @@ def test_what_can_not_be_known_is_absent():
 def test_a_limit_of_money_needs_a_price():
     with pytest.raises(ValidationError, match="max_cost=1 needs a price; set price_per_cpu_hour"):
         BudgetConfig(max_cost=1)
+
+
+def test_a_training_is_expected_to_take_its_start_and_the_past_time_of_a_token():
+    last = {
+        "seconds": 50.0, "tokens": 8000, "samples": 10000, "steps": 10, "tokens_per_second": 200.0, "joules": 100.0
+    }  # fmt: skip
+    found = expected([last], 20000)
+    assert found == {"seconds": 10 + 80, "tokens": 16000, "joules": 200.0}  # 10 s of its 50 were not computing
+    assert expected([last], 10000, size=3.0)["seconds"] == 10 + 120
+    assert expected([last], None) == {"seconds": 50.0}  # how long it will be is not known
+
+
+def test_other_work_is_expected_to_take_what_it_took_and_the_unknown_is_not_made_up():
+    assert expected([{"seconds": s} for s in (9, 1, 2, 100, 3, 500)], None) == {"seconds": 3}
+    assert expected([], 100) == {}
