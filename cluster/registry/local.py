@@ -98,18 +98,24 @@ def versions() -> list[Version] | None:
     return list(found.values())
 
 
+def find(address: str) -> Version | None:
+    """Return the version at `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None if MLflow must be asked."""
+    parts = ADDRESS.fullmatch(address)
+    if parts is None:
+        return None
+    name, alias, number = parts.groups()
+    return next(
+        (v for v in versions() or () if v.name == name and (alias in v.aliases if alias else str(v.version) == number)),
+        None,
+    )
+
+
 def pull(address: str) -> tuple[Path, str] | None:
     """Return what `cluster.registry.download.pull` returns, if the verified copy is there and the version intact.
 
     Otherwise return None; `download.pull` makes the copy, or says what is wrong.
     """
-    parts = ADDRESS.fullmatch(address)
-    for version in (versions() or ()) if parts else ():
-        if version.name == parts["name"] and (
-            parts["alias"] in version.aliases if parts["alias"] else str(version.version) == parts["version"]
-        ):
-            break
-    else:
+    if (version := find(address)) is None:
         return None
     place = urlparse(version.place)
     stored = Path(unquote(place.path))
