@@ -117,10 +117,11 @@ def load() -> None:
 def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
     # Imported here because they load PyTorch, which a run with nothing to train does not need.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
     from cluster.training.failures import TellFailures
+    from cluster.training.network import NetworkConfig
     from gpt2.training.engine import HEAP
 
     class Trainer(TorchTrainer):
@@ -159,7 +160,7 @@ def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
                 }
             },
         ),
-        torch_config=TorchConfig(timeout_s=300),
+        torch_config=NetworkConfig(timeout_s=300),
     )
     try:
         trainer.fit()
