@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,11 +19,16 @@ import ray
 from cluster.config import ClusterConfig
 from cluster.home import ray_folder
 from cluster.process_env import RAY_REMEDY, ray_fault
+from gpt2.store.artifact import Store
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
 
 
 QUIETLY: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+SHARED = ("GPT2_STORE", "MLFLOW_TRACKING_URI")
+"""Addresses that workers on other machines get from the driver. Credentials they have of their own."""
 
 
 class NotEnoughResources(ValueError):
@@ -61,7 +69,9 @@ def start_or_attach() -> subprocess.Popen | None:
     if address := os.environ.get("RAY_ADDRESS"):
         if fault := ray_fault(address):
             raise ValueError(f"RAY_ADDRESS={fault}; {RAY_REMEDY}")
-        _dashboard = ray.init(address=address, **QUIETLY).dashboard_url or None
+        shared = {name: os.environ[name] for name in SHARED if name in os.environ and "GPT2_STORE" in os.environ}
+        environment = {"runtime_env": {"env_vars": shared}} if shared else {}
+        _dashboard = ray.init(address=address, **environment, **QUIETLY).dashboard_url or None
         return None
     return start_local(include_dashboard=False)
 
@@ -190,3 +200,24 @@ def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def spread_into(out: Path, store: Store, function: Callable[..., Any], arguments: tuple) -> Any:
+    """Call `function(*arguments, FOLDER)` on a worker and return its result; its files are in the folder `out` then.
+
+    They come through the store if workers do not see `out`.
+    """
+    result, name = next(iter(spread(_into, [(out, store, function, arguments)])))
+    if name is not None:
+        shutil.copytree(store.locate(name), out, dirs_exist_ok=True)
+        store.remove(*name.split("/")[:2])
+    return result
+
+
+def _into(out: Path, store: Store, function: Callable[..., Any], arguments: tuple) -> tuple[Any, str | None]:
+    if not store.distant:
+        return function(*arguments, out), None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "out"
+        folder.mkdir()
+        return function(*arguments, folder), store.hand(folder)

@@ -58,6 +58,8 @@ def configure() -> Path:
     path = home()
     keep_loopback_direct()
     os.environ["GPT2_HOME"] = str(path)
+    if (folder := os.environ.get("GPT2_STORE")) and "://" not in folder:
+        os.environ["GPT2_STORE"] = str(Path(folder).resolve())
     os.environ.setdefault("PREFECT_HOME", str(path / "prefect"))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -92,8 +92,7 @@ def records(config: MonitorConfig) -> str:
 
 def latest_record(config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
     """Return the latest record of drift of this version; None if there is none."""
-    folder = store().root / records(config)
-    all_records = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
+    all_records = [store().get(records(config), id) for id in store().ids(records(config))]
     own = [made for made in all_records if made and made.manifest["spec"]["version"] == model.address]
     followed = {made.manifest["spec"]["after"] for made in own}
     return next((made for made in own if made.id not in followed), None)

@@ -83,8 +83,7 @@ def forget(store: Store, config: MonitorConfig, current: set[str]) -> None:
 
     The files themselves and the scored posts stay.
     """
-    folder = store.root / copies(config)
-    for id in sorted({path.name for path in folder.glob("*")} - current):
+    for id in sorted(set(store.ids(copies(config))) - current):
         earlier = store.get(copies(config), id)
         if earlier is None or earlier.manifest["spec"]["source"] in config.sources:
             store.remove(copies(config), id)
