@@ -3,6 +3,7 @@
     PREFIX/store.json              the store's identity, made at its first use
     PREFIX/KIND/ID/SHA256          an artifact's files, named by their content, so that two makers never mix
     PREFIX/KIND/ID/manifest.json   written last, and by one maker only: from then on the artifact exists
+    PREFIX/checkpoints/KIND-ID/    of the training that makes that artifact (`cluster.checkpoints.distant`)
     PREFIX/leases/NAME/NUMBER      who works on what (`gpt2.store.lease`)
 
 A store of objects has no rename and no locks. All that is asked of it is to create an object only if it is absent
@@ -34,6 +35,8 @@ FIRST = 8.0
 AT_ONCE = 8
 """Files of an artifact that travel at the same time."""
 IDENTITY = "store.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints of trainings under way, by `KIND-ID` of what each makes."""
 ANSWERS = (FileNotFoundError, FileExistsError, PermissionError)
 """Errors with which a store answers, so that asking again does not help."""
 
@@ -227,6 +230,7 @@ class RemoteStore(Store):
         if self.remote.create(f"{folder}/{MANIFEST}", (work / MANIFEST).read_bytes()):
             for name in set(self.remote.names(folder)) - {MANIFEST, *by_content}:  # half-uploaded by others
                 self.remote.remove(f"{folder}/{name}")
+            self.remote.remove(f"{CHECKPOINTS}/{key.kind}-{key.id}")
             return super().settle(key, work, manifest)
         shutil.rmtree(work)
         first = self.find(key)

@@ -83,7 +83,8 @@ def test_a_maker_that_is_killed_while_it_uploads_leaves_no_artifact_and_is_repla
         from gpt2.store.remote import Remote, open_store
         Remote.upload = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
         store = open_store({address!r}, Path({str(tmp_path / "one")!r}), lambda: None)
-        store.make(Key("thing", {{"a": 1}}, {{"x": "y"}}, ("gpt2.settings",)), lambda out: (out / "a").write_text("a") and {{}})
+        key = Key("thing", {{"a": 1}}, {{"x": "y"}}, ("gpt2.settings",))
+        store.make(key, lambda out: (out / "a").write_text("a") and {{}})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
     assert done.returncode == -9
