@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Any
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import ClusterConfig
-from cluster.home import ray_folder
+from cluster.home import ray_folder, store
 from cluster.process_env import RAY_REMEDY, ray_fault
-from gpt2.store.artifact import Store
+from gpt2.store.artifact import Store, digest, file_sha256
+from gpt2.store.code import PROJECT, module_files
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
 
@@ -29,6 +33,18 @@ QUIETLY: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERRO
 
 SHARED = ("GPT2_STORE", "MLFLOW_TRACKING_URI")
 """Addresses that workers on other machines get from the driver. Credentials they have of their own."""
+
+
+SAME = {
+    "Python": "use the same version on all nodes",
+    "code": "install the same version of gpt2-pipeline on all nodes, and start Ray there again",
+    "store": "make GPT2_STORE reachable from all nodes: s3:// with their own credentials, or a common folder",
+}
+"""Facts on a node that must be those of the driver, and the remedy."""
+CLOCKS = 30.0
+"""Seconds that the clocks of nodes may differ."""
+NODE_PATIENCE = 60.0
+"""Seconds that a node may take to answer: its first process has to start."""
 
 
 class NotEnoughResources(ValueError):
@@ -72,8 +88,48 @@ def start_or_attach() -> subprocess.Popen | None:
         shared = {name: os.environ[name] for name in SHARED if name in os.environ and "GPT2_STORE" in os.environ}
         environment = {"runtime_env": {"env_vars": shared}} if shared else {}
         _dashboard = ray.init(address=address, **environment, **QUIETLY).dashboard_url or None
+        if "GPT2_STORE" in os.environ and (fault := unfit_node()):
+            raise ValueError(fault)
         return None
     return start_local(include_dashboard=False)
+
+
+def alive() -> list[dict[str, Any]]:
+    """Return Ray's facts on the nodes that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_facts() -> dict[str, Any]:
+    """Return what must be the same on all nodes, and the time (s since 1970), of the node where it runs."""
+    files = {name: file_sha256(path) for package in PROJECT for name, path in module_files(package)}
+    try:
+        place = store()
+        seen = place.root.name if place.distant else place.root.stat().st_ino
+    except (OSError, ValueError) as error:
+        seen = f"{type(error).__name__}: {error}"
+    return {"Python": platform.python_version(), "code": digest(files)[:16], "store": seen, "time": time.time()}
+
+
+def unfit_node() -> str | None:
+    """Return why a node of the cluster can't work for this process, with the remedy; None if all can."""
+    own, begun = node_facts(), time.time()
+    asked = {
+        node["NodeManagerAddress"]: ray.remote(num_cpus=0)(node_facts)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote()
+        for node in alive()
+    }
+    for address, answer in asked.items():
+        try:
+            facts = ray.get(answer, timeout=NODE_PATIENCE)
+        except Exception as error:  # whatever a node without our code raises
+            return f"node {address}: {str(error).strip().splitlines()[-1]}; install the same gpt2-pipeline there"
+        for what, remedy in SAME.items():
+            if facts[what] != own[what]:
+                return f"node {address}: its {what} is {facts[what]}, here it is {own[what]}; {remedy}"
+        if not begun - CLOCKS < facts["time"] < time.time() + CLOCKS:
+            return f"node {address}: its clock is more than {CLOCKS:g} s from the one here; set the clocks by NTP"
+    return None
 
 
 def start_local(**options: Any) -> subprocess.Popen:
@@ -202,22 +258,22 @@ def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float
             ray.cancel(reference, force=True)
 
 
-def spread_into(out: Path, store: Store, function: Callable[..., Any], arguments: tuple) -> Any:
+def spread_into(out: Path, place: Store, function: Callable[..., Any], arguments: tuple) -> Any:
     """Call `function(*arguments, FOLDER)` on a worker and return its result; its files are in the folder `out` then.
 
     They come through the store if workers do not see `out`.
     """
-    result, name = next(iter(spread(_into, [(out, store, function, arguments)])))
+    result, name = next(iter(spread(_into, [(out, place, function, arguments)])))
     if name is not None:
-        shutil.copytree(store.locate(name), out, dirs_exist_ok=True)
-        store.remove(*name.split("/")[:2])
+        shutil.copytree(place.locate(name), out, dirs_exist_ok=True)
+        place.remove(*name.split("/")[:2])
     return result
 
 
-def _into(out: Path, store: Store, function: Callable[..., Any], arguments: tuple) -> tuple[Any, str | None]:
-    if not store.distant:
+def _into(out: Path, place: Store, function: Callable[..., Any], arguments: tuple) -> tuple[Any, str | None]:
+    if not place.distant:
         return function(*arguments, out), None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "out"
         folder.mkdir()
-        return function(*arguments, folder), store.hand(folder)
+        return function(*arguments, folder), place.hand(folder)

@@ -23,7 +23,6 @@ HARMLESS = {
     "cluster.checkpoints": "a training that goes on ends with the same bits, as tests/cluster/test_chaos.py shows",
     "cluster.training.failures": "reports failures",
     "cluster.training.relay": "carries what is told",
-    "cluster.training.network": "carries gradients, whatever the interface",
     "cluster.training.stopping": "stops a training, which goes on later with the same bits",
     "cluster.training.usage": "measures the machine",
     "flows.plan": "keys",

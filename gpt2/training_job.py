@@ -77,7 +77,7 @@ class TrainingJob(Settings):
 
     def moved(self, change: Callable[[str], str]) -> TrainingJob:
         """Return the job with `change` applied to the path or name of each input."""
-        inputs = {name: change(p) for name in INPUTS if (p := getattr(self, name)) and "://" not in p}
+        inputs: dict[str, Any] = {name: change(p) for name in INPUTS if (p := getattr(self, name)) and "://" not in p}
         if self.tokens:
             inputs["tokens"] = self.tokens.moved(change)
         return self.model_copy(update=inputs)

@@ -18,7 +18,17 @@ from typing import Any, Literal
 
 import psutil
 
-from cluster.home import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN, SERVICES, home, is_locked, last_state, running
+from cluster.home import (
+    MLFLOW_PASSWORD,
+    PREFECT_LOGIN,
+    RAY_TOKEN,
+    SERVICES,
+    home,
+    is_locked,
+    last_state,
+    running,
+    store,
+)
 from cluster.process_env import RAY_REMEDY, ray_fault
 from cluster.services import databases
 from cluster.services.processes import port_answers, user_of
@@ -187,7 +197,27 @@ def ray_cluster() -> Result:
         return Result("Ray", "ok", "local, started with a run")
     if fault := ray_fault(address):
         return Result("Ray", "failed", fault, RAY_REMEDY)
-    return Result("Ray", "ok", f"{address} answers")
+    if "GPT2_STORE" not in os.environ:
+        return Result("Ray", "ok", f"{address} answers")
+    from cluster.connect import alive, connect, disconnect  # Ray, which takes seconds to load
+
+    try:
+        connect()  # it compares the nodes with this machine
+        nodes = len(alive())
+    except ValueError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Result("Ray", "failed", found, remedy)
+    finally:
+        disconnect()
+    return Result("Ray", "ok", f"{address} answers; code, Python, store and clocks agree on all {nodes} nodes")
+
+
+def artifacts() -> Result:
+    try:
+        return Result("store", "ok", f"{store().place} answers")
+    except ValueError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Result("store", "failed", found, remedy)
 
 
 def services() -> Result:
@@ -218,6 +248,7 @@ CHECKS: tuple[Callable[[], Result], ...] = (
     memory,
     disk,
     writable,
+    artifacts,
     shared_memory,
     gpu,
     compiler,
