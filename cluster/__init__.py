@@ -4,6 +4,7 @@ batch/          work on Ray's workers that is not training
 checkpoints/    checkpoints on disk, and their copies
 config.py       `ClusterConfig`: workers, devices, ZeRO
 connect.py      a Ray: attach or start; spread calls over it
+deploy/         image, Compose and Kubernetes files: what a team deploys
 engine/         DeepSpeed
 home.py         GPT2_HOME: its folders, its state and secrets, its latest pages
 process_env.py  the environment of every process, set before Prefect, Ray or MLflow is imported
