@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,10 +17,12 @@ from typing import Any
 
 import psutil
 import ray
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.home import ray_folder, store
+from cluster.orphans import Guard, ending_with_this_process
 from cluster.process_env import RAY_REMEDY, ray_fault
 from gpt2.store.artifact import Store, digest, file_sha256
 from gpt2.store.code import PROJECT, module_files
@@ -51,6 +53,17 @@ class NotEnoughResources(ValueError):
     """Raised where the cluster has too few CPUs or GPUs for a job."""
 
 
+class SearchAsWeDo(JobConfig):
+    """A job whose workers look for modules where this process does. Ray would put the working directory first, which
+    may hold a `cluster.py`."""
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=[] if sys.flags.safe_path else [os.path.abspath(sys.path[0])])
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # so Ray adds nothing itself
+
+
 class Keeper(threading.Thread):
     """Thread that holds the connection to Ray. Linux ends Ray's processes with the thread that started them."""
 
@@ -58,11 +71,11 @@ class Keeper(threading.Thread):
         super().__init__(daemon=True, name="ray-keeper")
         self.ready: Future[None] = Future()
         self.leave = threading.Event()
-        self.reaper: subprocess.Popen | None = None
+        self.guard: Guard | None = None
 
     def run(self) -> None:
         try:
-            self.reaper = start_or_attach()
+            self.guard = start_or_attach()
         except BaseException as error:
             self.ready.set_exception(error)
             return
@@ -76,8 +89,8 @@ _dashboard: str | None = None
 _changing = threading.Lock()
 
 
-def start_or_attach() -> subprocess.Popen | None:
-    """Connect to Ray; return the process that cleans up after this one if Ray is local, else None.
+def start_or_attach() -> Guard | None:
+    """Connect to Ray; return the guard that ends it with this process if Ray is local, else None.
 
     Raises `ValueError` where nothing listens at RAY_ADDRESS.
     """
@@ -86,8 +99,10 @@ def start_or_attach() -> subprocess.Popen | None:
         if fault := ray_fault(address):
             raise ValueError(f"RAY_ADDRESS={fault}; {RAY_REMEDY}")
         shared = {name: os.environ[name] for name in SHARED if name in os.environ and "GPT2_STORE" in os.environ}
-        environment = {"runtime_env": {"env_vars": shared}} if shared else {}
-        _dashboard = ray.init(address=address, **environment, **QUIETLY).dashboard_url or None
+        job: dict[str, Any] = {"runtime_env": {"env_vars": shared}} if shared else {}
+        if not address.startswith("ray://"):  # a client would send it to its server
+            job["job_config"] = SearchAsWeDo()
+        _dashboard = ray.init(address=address, **job, **QUIETLY).dashboard_url or None
         if "GPT2_STORE" in os.environ and (fault := unfit_node()):
             raise ValueError(fault)
         return None
@@ -132,36 +147,24 @@ def unfit_node() -> str | None:
     return None
 
 
-def start_local(**options: Any) -> subprocess.Popen:
-    """Start Ray on this machine, on loopback; return the process that cleans up after it."""
+def start_local(**options: Any) -> Guard:
+    """Start Ray on this machine, on loopback; return the guard that ends it with this process.
+
+    Ray ends most of its processes itself. The agents of a killed driver would live for another minute.
+    """
     # By default, the processes of a local Ray whose head died look for it for a minute.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
-    ray.init(
-        address="local",
-        object_store_memory=OBJECT_STORE_BYTES,
-        num_cpus=psutil.cpu_count() or 1,
-        _temp_dir=str(ray_folder()),
-        **options,
-        **QUIETLY,
-    )
-    return end_agents_with_this_process()
-
-
-def end_agents_with_this_process() -> subprocess.Popen:
-    """Start a shell that kills Ray's agents when this process ends; return it. The caller must keep the result.
-
-    Without it, the agents of a killed driver live for another minute and report to a head that is gone.
-    """
-    children = [c for raylet in psutil.Process().children() if raylet.name() == "raylet" for c in raylet.children()]
-    agents = [str(c.pid) for c in children if "agent" in " ".join(c.cmdline()).lower()]
-    script = 'read _; sleep 5; for p in "$@"; do grep -qi agent /proc/$p/cmdline && kill -9 $p; done'
-    return subprocess.Popen(
-        ["sh", "-c", script, "agents", *agents],
-        stdin=subprocess.PIPE,  # never written to: its end is ours
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with ending_with_this_process() as guard:
+        ray.init(
+            address="local",
+            object_store_memory=OBJECT_STORE_BYTES,
+            num_cpus=psutil.cpu_count() or 1,
+            _temp_dir=str(ray_folder()),
+            job_config=SearchAsWeDo(),
+            **options,
+            **QUIETLY,
+        )
+    return guard
 
 
 def connect_early() -> Keeper | None:

@@ -15,7 +15,7 @@ FLOORS = ("gpt2", "cluster", "flows")
 MODULES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 ROOMS = sorted(path.parent for path in MODULES if path.name == "__init__.py")
 LARGEST = 450  # lines of a file
-MODULES_AT_MOST = 216  # the last five: a store at any address, and trainings across hosts
+MODULES_AT_MOST = 217  # beyond 211: a store at any address, trainings across hosts, what ends with its command
 NAMES = {"gpt2": 20, "cluster": 16, "flows": 16}
 
 

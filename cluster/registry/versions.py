@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import shutil
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,19 @@ def verdict_of(version: ModelVersion) -> str:
 def judged(version: ModelVersion) -> bool:
     """Return whether the gate has judged the version."""
     return verdict_of(version) != "not judged yet"
+
+
+ANNOUNCED = "gpt2.announced"
+"""The tag of a version whose verdict was sent as an event."""
+NEWS = 7 * 86400
+"""Age (s) of a version up to which its verdict is still worth an event."""
+
+
+def announced(version: ModelVersion) -> bool:
+    """Return whether the gate's verdict on the version was sent as an event, or need not be: it is old, or an
+    operator's."""
+    old = version.creation_timestamp / 1000 < time.time() - NEWS
+    return old or "gpt2.forced" in version.tags or version.tags.get(ANNOUNCED) == verdict_of(version)
 
 
 def row(version: ModelVersion) -> dict[str, Any]:

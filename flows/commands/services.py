@@ -26,6 +26,7 @@ from cluster.home import (
     prefect_login,
     secret_file,
 )
+from cluster.orphans import stop, unmarked
 from cluster.services import databases, processes
 from cluster.services.databases import Profile
 from cluster.services.doctor import answers
@@ -70,7 +71,7 @@ def up(
         values |= {"ray-dashboard-port": ray_dashboard_port, **({"at-once": at_once} if at_once else {})}
         return in_background([word for name, value in values.items() for word in (f"--{name}", str(value))])
     with processes.only_one():
-        if (left := last_state()) is not None and (count := processes.stop(left)):
+        if (left := last_state()) is not None and (count := stop(left)):
             out.print(f"Stopped {count} processes of an earlier `gpt2 up` that was killed.")
         run(choose(profile, prefect_port, mlflow_port, ray_port, ray_dashboard_port), at_once, limit)
 
@@ -237,6 +238,7 @@ def in_background(options: list[str]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
+            env=unmarked(os.environ),  # it outlives this command
             start_new_session=True,
         )
     with interrupting(process):
@@ -278,7 +280,7 @@ def down() -> None:
         while is_locked() and time.monotonic() < deadline:
             time.sleep(0.2)
     if (state := last_state()) is not None:  # it was killed or hangs
-        processes.stop(state)
+        stop(state)
     out.print("Stopped.")
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 import pandas as pd
 from prefect import flow, task
@@ -107,16 +106,12 @@ def training_of(model: ResolvedModel) -> Facts:
 
 
 def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[], Facts]) -> list[str]:
-    """Send an event and record it; return its sentence in a list, or [] if it was sent before.
-
-    If a run is killed in between, the next run sends it again with the same id, so Prefect treats it as the same event.
-    """
+    """Send an event and record it; return its sentence in a list, or [] if it was sent before."""
     if store().find(key):
         return []
     facts = facts() if callable(facts) else facts
-    events.emit_for_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
     say(f"{event}: {facts['text']}")
-    if not events.wait_until_sent():
+    if not events.emit_once(event, model.name, key.id, **facts):
         say(f"{event}: Prefect does not accept it now; the next run sends it again")
         return []
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.home import samples
+from cluster.orphans import ending_with_this_process
 from cluster.process_env import configure
 from cluster.registry import download
 from cluster.registry.lineage import PARENT
@@ -158,4 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_with_this_process():
+        main()

@@ -43,10 +43,11 @@ from gpt2.store.artifact import digest
 
 BLOCK = "gpt2-webhook"
 PAYLOAD = """{"event": {{ event.event | tojson }},
+ "id": {{ event.id | string | tojson }},
  "resource": {{ event.resource.id | tojson }},
  "payload": {{ event.payload | tojson }},
  "text": {{ (event.resource.name ~ ": " ~ event.event) | tojson }}}"""
-"""The body of a call of the webhook: JSON, with a `text` as chat services read it."""
+"""The body of a call of the webhook: JSON, with a `text` as chat services read it. An event keeps its `id`."""
 
 
 def create(url: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:

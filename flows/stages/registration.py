@@ -46,11 +46,11 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
             versions.describe(registered, version, description(registered, version, report, verdict))
         said = "champion" if verdict.promote else "not promoted"
         say(f"{registered} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
-        results.announce(registered, int(version.version), verdict.promote, verdict.reasons)
         version = versions.by_artifact(registered, keys.model.id)
         assert version is not None
     else:
         say(f"register-{name}: done before ({registered} version {version.version})")
+    results.announce(version)
     gate.publish(version)
     return versions.row(version)
 

@@ -1,0 +1,114 @@
+"""No orphans: what a process starts ends with it, however it ends, SIGKILL included.
+
+Such processes have a mark in their environment, and hand it on to all that they start. So all of them can be found,
+also when their parent was killed, and no others. `python -m cluster.orphans ID` stops those that have the mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.home import last_state, services
+
+MARK = "GPT2_STARTED_BY"
+"""The environment variable that holds the mark."""
+
+
+class Guard:
+    """A shell that waits until this process is gone, or this object, and then stops all that has the mark `id`."""
+
+    def __init__(self) -> None:
+        self.id = uuid.uuid4().hex
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen(
+            ["sh", "-c", 'read _; exec "$@"', "gpt2", sys.executable, "-P", "-m", "cluster.orphans", self.id],
+            stdin=subprocess.PIPE,  # never written to: its end is ours
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={**unmarked(os.environ), "PYTHONPATH": path},  # another guard must not stop this one
+            start_new_session=True,
+        )
+
+
+def unmarked(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process that may outlive this one."""
+    return {name: value for name, value in environment.items() if name != MARK}
+
+
+@contextlib.contextmanager
+def ending_with_this_process() -> Iterator[Guard]:
+    """Guard all that is started in the block; yield the guard, which the caller must keep."""
+    guard, before = Guard(), os.environ.get(MARK)
+    os.environ[MARK] = guard.id
+    try:
+        yield guard
+    finally:
+        os.environ.pop(MARK)
+        if before is not None:
+            os.environ[MARK] = before
+
+
+def marked(id: str, words: Iterable[str] = ()) -> list[psutil.Process]:
+    """Return the processes with the mark; with words, only those that have one of them in the command line."""
+    words, matching = tuple(words), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) != id or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if not words or any(word in " ".join(process.cmdline()) for word in words):
+                matching.append(process)
+    return matching
+
+
+def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:
+    """Send SIGTERM, and after `seconds` SIGKILL to those still alive; return the number of processes."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGTERM)
+    for process in psutil.wait_procs(processes, timeout=seconds)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return len(processes)
+
+
+def stop(state: Mapping[str, Any], seconds: float = 25) -> int:
+    """Stop all processes of a `gpt2 up` by its state (`cluster.home.last_state`); return their number.
+
+    The work stops first and has `seconds` to save and to say so, then the services in reverse order of their start.
+    """
+    count = ask_to_stop(marked(state["id"], state["works"]), seconds) if state["works"] else 0
+    for service in reversed(state.get("services", [])):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(service["pid"])
+            if process.environ().get(MARK) == state["id"]:
+                count += ask_to_stop([process], seconds / 2)
+    count += ask_to_stop(marked(state["id"]), 5)
+    (services() / "state.json").unlink(missing_ok=True)
+    return count
+
+
+def stop_orphans(id: str) -> None:
+    """Stop all that has the mark of a process that is gone."""
+    state = last_state()
+    if state is not None and state["id"] == id:
+        stop(state, 10)
+    for _ in range(3):  # a process may have been on its way
+        ask_to_stop(marked(id), 5)
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    stop_orphans(sys.argv[1])
