@@ -199,6 +199,10 @@ def json_values(path: str, form: FileForm, whole: bool) -> Iterator[tuple[int, A
             text, wrong = lines.decoded(line.data)
             try:
                 value = json.loads(text)
+                if "\\ud" in text.lower():
+                    json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                value, wrong = None, "cut within a character (a lone surrogate)"
             except (ValueError, RecursionError):
                 value, wrong = None, wrong or "not JSON"
             if wrong is None or whole or line.end:
@@ -242,7 +246,7 @@ def missing(columns: Iterable[str], wanted: Mapping[str, str | None]) -> str | N
     have = getattr(columns, "attrs", {}).get("columns") or list(columns)
     for setting, column in wanted.items():
         if column is not None and column not in have:
-            return f"no column {column!r}; it has {listed(have)}: set {setting}"
+            return f"no column {column!r}; it has {listed(have) or 'none'}: set {setting}"
     return None
 
 

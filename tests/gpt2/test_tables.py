@@ -77,7 +77,7 @@ def test_inputs_are_read_as_they_are_written(tmp_path, name, content, inputs):
         ("a.jsonl", b'"one"\n\n[2]', "row 2 is [2], neither a string nor an object"),
         ("a.jsonl", b'"one"\n{"text": ', "row 2 is not JSON"),
         ("a.csv", b"body\nx\n", "has no column 'text'; it has body: set --text-field"),
-        ("a.csv", b"", "has no column 'text'"),
+        ("a.csv", b"", "has no column 'text'; it has none"),
         ("a.parquet", b"PAR1", "can't be read as Parquet"),
         ("a.doc", b"x", "is not one of .txt, .jsonl, .csv, .tsv, .parquet"),
         ("a.csv", None, "does not exist"),
