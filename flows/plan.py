@@ -12,7 +12,7 @@ from flows.config import InvalidConfig, PipelineConfig
 from flows.stage_code import stage_code, task_code
 from gpt2.data import samples as data_samples
 from gpt2.data.config import CanaryConfig
-from gpt2.data.readers import expand, source_id
+from gpt2.data.sources import expand, source_id
 from gpt2.settings import Settings
 from gpt2.store.artifact import Key, Store, digest
 from gpt2.tasks.base.kind import BASE

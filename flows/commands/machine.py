@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.checkpoints.files import Kept
 from flows.commands.console import err
+from flows.commands.console import out as lines
 from flows.commands.console import tables as out
 
 
@@ -98,18 +100,12 @@ def doctor():
 
     Example: gpt2 doctor
     """
-    from rich.table import Table
-
     from cluster.services.doctor import check
 
-    table = Table()
-    for column in ("", "check", "found", "remedy"):
-        table.add_column(column)
     results = check()
     for r in results:
-        mark = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}[r.state]
-        table.add_row(mark, r.name, r.found, r.remedy)
-    out.print(table)
+        mark = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "failed": "[red]failed[/] "}[r.state]
+        lines.print(f"{mark} [bold]{r.name}[/]: {escape(r.found)}{f'; {escape(r.remedy)}' if r.remedy else ''}")
     if any(r.state == "failed" for r in results):
         sys.exit(1)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import httpx
 from cyclopts import Parameter
+from rich.markup import escape
 
 from cluster.home import (
     MLFLOW_PASSWORD,
@@ -292,8 +293,6 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
     Args:
         login: show the logins of Prefect's and MLflow's pages and the token of Ray's dashboard too.
     """
-    from rich.table import Table
-
     state = last_state()
     if state is None or not is_locked():
         if state is not None:
@@ -301,16 +300,12 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
             sys.exit(1)
         out.print(f"Nothing is up for {home()}; `gpt2 up` starts everything.")
         sys.exit(3)
-    table = Table()
-    for column in ("service", "address", "state", "log"):
-        table.add_column(column, overflow="fold")
     bad = False
     for service in state["services"]:
         alive = answers(service)
         bad |= not alive
         shown = "[green]answers[/]" if alive else "[red]does not answer[/]"
-        table.add_row(service["title"], service["address"], shown, service["log"])
-    out.print(table)
+        out.print(f"{service['title']} {shown}: {escape(service['address'])}, log {escape(service['log'])}")
     if not state["ready"]:
         out.print("It is still starting, or restarting a service.")
     if login:
