@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -15,6 +15,9 @@ from cluster.checkpoints.files import Kept
 from flows.commands.console import err
 from flows.commands.console import out as lines
 from flows.commands.console import tables as out
+
+if TYPE_CHECKING:
+    from cluster.services.doctor import Result
 
 
 def checkpoint_table(checkpoints: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
@@ -103,11 +106,27 @@ def doctor():
     from cluster.services.doctor import check
 
     results = check()
+    if all(r.state != "failed" for r in results if r.name == "MLflow"):
+        results.append(champions())
     for r in results:
         mark = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "failed": "[red]failed[/] "}[r.state]
         lines.print(f"{mark} [bold]{r.name}[/]: {escape(r.found)}{f'; {escape(r.remedy)}' if r.remedy else ''}")
     if any(r.state == "failed" for r in results):
         sys.exit(1)
+
+
+def champions() -> Result:
+    """Check that the files of each registered champion are there; none is read."""
+    from cluster.home import home, tracking_uri
+    from cluster.services.doctor import Result
+
+    local = tracking_uri().startswith("sqlite:")
+    if local and not (home() / "mlflow").exists():
+        return Result("champions", "ok", "none yet")
+    from cluster.registry.versions import unusable_champions
+
+    unusable = unusable_champions()
+    return Result("champions", "failed" if unusable else "ok", f"{len(unusable)} can't be loaded", "\n".join(unusable))
 
 
 def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):

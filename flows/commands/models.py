@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.console import tables as out
@@ -19,7 +20,7 @@ def models():
 
     Example: gpt2 models
     """
-    from cluster.registry.versions import versions
+    from cluster.registry.versions import unusable_champions, versions
 
     rows = versions()
     if not rows:
@@ -45,6 +46,8 @@ def models():
             if remark and (row["aliases"] or "gpt2.rolled_back" in row["tags"]):
                 kind = "rolled back " if "gpt2.rolled_back" in row["tags"] else ""
                 out.print(f"  v{row['version']} {kind}{remark}", highlight=False, markup=False)
+    for sentence in unusable_champions():
+        out.print(f"[red]A champion can't be loaded:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
     if rows:
         out.print("\n`gpt2 card models:/NAME/VERSION` shows the card of one.", highlight=False)
 

@@ -163,8 +163,10 @@ def load(directory: Path) -> GPT2:
     directory = Path(directory)
     config = read_config(directory / "config.json")
     path, tensors = weights_tensors.weights(directory)
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    for wrapper in ("module.", "_orig_mod.", "module.", "transformer."):  # of DDP, `torch.compile`, `transformers`
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     tensors = {n: t for n, t in tensors.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    tensors = {n: t for n, t in tensors.items() if not n.startswith("multiple_choice_head.")}  # GPT2DoubleHeadsModel's
     if "score.weight" in tensors:
         raise ValueError(
             f"{path} is a classifier's: score.weight is a head that no language model has; for its body, give the "
@@ -196,6 +198,10 @@ def read_config(path: Path) -> ModelConfig:
     """Return the settings in config.json of `transformers`; `ValueError` if it describes another model."""
     values = model_files.read_json(path)
     kind = values.get("model_type") if isinstance(values, dict) else values
+    if isinstance(values, dict) and "model_type" not in values:
+        raise ValueError(
+            f'{path} has no model_type, so it may be any model; if it is a GPT-2, add "model_type": "gpt2"'
+        )
     if not isinstance(values, dict) or kind != "gpt2":
         raise ValueError(f"{path} describes model_type={reprlib.repr(kind)}, not 'gpt2'; give a GPT-2's directory")
     if values.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same function

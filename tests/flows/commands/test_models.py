@@ -1,18 +1,25 @@
 """`gpt2 models`, `promote`, `rollback`, `card` on real versions; and what can't be reproduced is refused."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
-from cluster.registry.versions import by_alias, challenge
+import gpt2 as gpt2_package
+from cluster.home import tracking_uri
+from cluster.registry.versions import by_alias, challenge, unusable_champions
 from cluster.tracking.runs import client
 from flows.cli import app
+from flows.commands import machine
 from flows.config import resolve
 from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan
 from flows.jobs.reproduce import check
 from flows.plan import make_plan
 from flows.stages.provenance import RECORD, keys_of, record, with_base
 from gpt2.store.artifact import Artifact
+from gpt2.store.model_files import RefusedModel
 from tests.cluster.small import registered
 from tests.flows.jobs.test_refresh import Text
 
@@ -151,6 +158,33 @@ def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(le
     client().delete_registered_model(made.tags["gpt2.base_version"].partition("/")[0])
     with pytest.raises(ValueError, match=rf"can't be made again without {made.tags['gpt2.base_version']}: "):
         gpt2("reproduce", f"models:/{made.name}/1")
+
+
+def test_a_champion_whose_files_mlflow_removed_is_told_with_the_remedy(tmp_path, capsys, monkeypatch):
+    """As an operator removes them: the LoggedModel is deleted, and `mlflow gc` empties the bin."""
+    name = "gpt2-gone"
+    version = registered(name, tmp_path)
+    client().set_registered_model_alias(name, "champion", version.version)
+    monkeypatch.setenv("COLUMNS", "400")
+    before = unusable_champions()  # of other tests
+    assert not any(name in sentence for sentence in before) and f"{name}/1 is refused" not in told_by("models", capsys)
+    assert machine.champions().state == ("failed" if before else "ok")
+    model = version.source.rpartition("/")[2]
+    client().delete_logged_model(model)
+    addresses = ["--backend-store-uri", tracking_uri(), "--tracking-uri", tracking_uri()]
+    mlflow = [sys.executable, "-m", "mlflow", "gc", *addresses, "--logged-model-ids", model]
+    subprocess.run(mlflow, check=True, capture_output=True)
+    why = f"models:/{name}/1 is refused: its files are gone from MLflow: did `mlflow gc` remove them?; use another"
+    with pytest.raises(RefusedModel, match=rf"{re.escape(why)} .* gpt2 rollback {name}"):
+        gpt2_package.load(f"models:/{name}@champion")
+    assert why in told_by("models", capsys)
+    assert machine.champions().state == "failed" and why in machine.champions().remedy
+    client().delete_registered_model(name)
+
+
+def told_by(command, capsys):
+    gpt2(command)
+    return capsys.readouterr().out
 
 
 def test_a_version_without_record_says_so(versions):
