@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpt2.model.layers import Embedding, LayerNorm, take
 from gpt2.model.config import ModelConfig
+from gpt2.model.layers import Embedding, LayerNorm, take
 from gpt2.model.transformer import Block, attend_rows
 
 ROWS = 4096
@@ -47,7 +47,7 @@ def test_layer_norm(threads, bias):
     for module, dtype in ((ours, torch.bfloat16), (theirs, torch.bfloat16), (exact, torch.float32)):
         with torch.no_grad():
             module.weight.copy_(torch.linspace(0.5, 2, 32).bfloat16())
-        read = x.to(dtype).requires_grad_()
+        read = x.to(dtype, copy=True).requires_grad_()
         y = module.to(dtype)(read)
         y.backward(dy.to(dtype))
         results.append((y, read.grad))
