@@ -49,6 +49,10 @@ NODE_PATIENCE = 60.0
 """Seconds that a node may take to answer: its first process has to start."""
 
 
+STARTS = 3
+"""Number of tries to start a local Ray, which on a busy machine fails."""
+
+
 class NotEnoughResources(ValueError):
     """Raised where the cluster has too few CPUs or GPUs for a job."""
 
@@ -155,6 +159,13 @@ def start_local(**options: Any) -> Guard:
     # By default, the processes of a local Ray whose head died look for it for a minute.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     with ending_with_this_process() as guard:
+        start_ray(STARTS, **options)
+    return guard
+
+
+def start_ray(tries: int, **options: Any) -> None:
+    """Start a local Ray; `ValueError` if it starts at none of the tries, as on a machine that is too busy."""
+    try:
         ray.init(
             address="local",
             object_store_memory=OBJECT_STORE_BYTES,
@@ -164,7 +175,12 @@ def start_local(**options: Any) -> Guard:
             **options,
             **QUIETLY,
         )
-    return guard
+    except Exception as error:  # Ray has no type of its own for this, and its limit of 30 s is fixed
+        if "timed out during startup" not in str(error):
+            raise
+        if tries == 1:
+            raise ValueError(f"Ray did not start in {STARTS} times 30 s: the machine is busy; run it later") from error
+        start_ray(tries - 1, **options)
 
 
 def connect_early() -> Keeper | None:
