@@ -40,7 +40,7 @@ CASES = [("model", name) for name in MODELS] + [(head, name) for head in HEADS f
 TOLERANCE = {
     ("model", "modern"): 0.04,
     ("recommender", "lora"): 0.03,
-    **dict.fromkeys((("retriever", name) for name in ADAPTERS), 0.05),
+    **dict.fromkeys((("retriever", name) for name in ADAPTERS), 0.1),
 }
 """0.02 elsewhere. A cosine's gradient is a small difference of large numbers, and so is the single `value_mix` of few
 texts: there bf16's own rounding is more, and it does not grow with the batch."""
@@ -164,14 +164,14 @@ def test_many_rows_at_a_time():
 def curve(seed: int, precision: str) -> Tensor:
     """The losses of 300 steps of a small model on texts that can be learned in part."""
     settings = TrainConfig(
-        steps=300, batch_size=16, micro_batch_size=8, context=LENGTH, precision=precision,
+        steps=300, batch_size=8, micro_batch_size=4, context=16, precision=precision,
         optimizer=OptimizerConfig(learning_rate=3e-3),
     )  # fmt: skip
     engine = TorchEngine(LanguageModel(GPT2(ModelConfig(**SHAPE), seed=seed)), settings, "cpu")
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(300):
-        ids = torch.randint(1, 4, (16, LENGTH + 1), generator=generator).cumsum(1) * 3 % 257
-        halves = ({"ids": half[:, :-1], "targets": half[:, 1:]} for half in (ids[:8], ids[8:]))
+        ids = torch.randint(1, 4, (8, 17), generator=generator).cumsum(1) * 3 % 257
+        halves = ({"ids": half[:, :-1], "targets": half[:, 1:]} for half in (ids[:4], ids[4:]))
         losses.append(sum(float(engine.backward(half)) for half in halves) / 2)
         engine.update(3e-3)
     return torch.tensor(losses)
