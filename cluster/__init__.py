@@ -4,7 +4,6 @@ batch/          work on Ray's workers that is not training
 checkpoints/    checkpoints on disk, and their copies
 config.py       `ClusterConfig`: workers, devices, ZeRO
 connect.py      a Ray: attach or start; spread calls over it
-deploy/         image, Compose and Kubernetes files: what a team deploys
 engine/         DeepSpeed
 home.py         GPT2_HOME: its folders, its state and secrets, its latest pages
 orphans.py      what a process starts ends with it, SIGKILL included

@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
-DEPLOY = ROOT / "cluster" / "deploy"
+ROOT = Path(__file__).parents[4]
+DEPLOY = ROOT / "cluster" / "services" / "deploy"
 FILES = {
     "compose.yaml": "compose-spec",
     "kuberay.yaml": "raycluster-v1",
@@ -47,7 +47,7 @@ def closed(schema):
 
 
 def kept(name: str) -> dict:
-    return json.loads(gzip.decompress((Path(__file__).parent / "schemas" / f"{name}.json.gz").read_bytes()))
+    return json.loads(gzip.decompress((Path(__file__).parent / f"{name}.json.gz").read_bytes()))
 
 
 def merged(base: dict, over: dict) -> dict:
@@ -126,7 +126,7 @@ def test_all_variables_of_compose_are_made_by_the_readme_s_commands():
     assert needed == {f"{word}_PASSWORD" for word in words.split()} | set(others.split())
     for command in re.findall(r"^(?:docker|kubectl|helm) .+$", readme, re.M):
         for word in shlex.split(command):
-            if word.startswith("cluster/deploy/") and not word.endswith(".env"):
+            if word.startswith("cluster/services/deploy/") and not word.endswith(".env"):
                 assert (ROOT / word).exists(), word
 
 
