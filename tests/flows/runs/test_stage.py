@@ -1,8 +1,12 @@
 """What stands in a run's log."""
 
 import logging
+from uuid import uuid4
 
 from prefect import flow
+from prefect.client.schemas import FlowRun
+from prefect.flow_engine import FlowRunEngine
+from prefect.states import Completed
 
 from flows.runs.stage import NoTraceback
 
@@ -16,15 +20,13 @@ def test_lines_on_hooks_that_ran_well_are_left_out(caplog):
 
     @flow(on_completion=[well, badly])
     def work():
-        return 1
+        pass
 
-    kept = NoTraceback()
     log = logging.getLogger("prefect.flow_runs")
     log.addHandler(caplog.handler)
-    try:
-        work()
+    try:  # the engine's own calls, without a server
+        FlowRunEngine(flow=work, flow_run=FlowRun(flow_id=uuid4(), name="a run")).call_hooks(Completed())
     finally:
         log.removeHandler(caplog.handler)
-    said = [(record.getMessage(), kept.filter(record)) for record in caplog.records if "ook '" in record.getMessage()]
-    assert [message.partition(" ")[0] for message, _ in said if not _] == ["Running", "Hook", "Running"]
-    assert [message for message, stays in said if stays] == ["An error was encountered while running hook 'badly'"]
+    kept = [record.getMessage() for record in caplog.records if NoTraceback().filter(record)]
+    assert len(caplog.records) == 4 and kept == ["An error was encountered while running hook 'badly'"]
