@@ -182,7 +182,7 @@ class Lines:
             if data.startswith(LFS):
                 raise UnreadableFile(f"{self.path} {IS_POINTER}")
             data = data.removeprefix(b"\xef\xbb\xbf")
-        end = "\r\n" if last.endswith(b"\r\n") else "\n" if last.endswith(b"\n") else ""
+        end = "\r\n" if last[-2:] == b"\r\n" else "\n" if last[-1:] == b"\n" else ""
         data = data.removesuffix(b"\n").removesuffix(b"\r")
         return Line(data, self.number, offset if self.in_place else None, too_long, quotes % 2 == 1, end)
 
@@ -351,15 +351,14 @@ def csv_records(lines: Lines, separator: str = ",", escaped: bool = False) -> It
             continue
         width = width or len(fields)
         first, bad = used[0], {}
-        if any(line.too_long for line in used):
-            wrong = wrong or "too long"
+        if len(used) > 1 or first.too_long:
+            wrong = wrong or ("too long" if any(line.too_long for line in used) else None)
         if not wrong and len(fields) != width:
             wrong, stray = f"{len(fields)} fields, the header has {width}", len(used) > 1
-        if not all(line.data.isascii() for line in used):
-            for place, field in enumerate(fields):
-                fields[place], broken = lines.decoded(field.encode("latin-1"))
-                if broken:
-                    bad[place] = broken
+        for place, field in enumerate(fields if len(used) > 1 or not first.data.isascii() else ()):
+            fields[place], broken = lines.decoded(field.encode("latin-1"))
+            if broken:
+                bad[place] = broken
         yield Record(first, [] if stray else fields, wrong, bad)
         if stray:
             alone = max([alone, *(line.number for line in used[-2:-1])])

@@ -198,7 +198,7 @@ def json_text(source: str, text_field: str) -> tuple[str, str | None]:
 
 
 def no_column(path: str, text_field: str, names: Sequence[str]) -> UnreadableFile:
-    have = ", ".join(names)[:500]
+    have = ", ".join(" ".join(name.split()) for name in names)[:500]
     return UnreadableFile(f"{path} has no column {text_field!r}; it has {have}: set corpus.text_field")
 
 

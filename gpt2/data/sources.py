@@ -7,7 +7,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -93,7 +93,27 @@ def listed(source: str) -> Listing:
     A name that exists is that file or folder, also with `[2013]` in it. Else it may be a glob.
     """
     fs, path = locate(source)
-    fs.invalidate_cache()
+    with reached(source):
+        fs.invalidate_cache()
+        return files_at(source, fs, path)
+
+
+@contextlib.contextmanager
+def reached(source: str) -> Iterator[None]:
+    """Raise `ValueError` with the source's name for any error of the library that reaches it."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # each library has kinds of its own
+        why = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(
+            f"{source} can't be reached ({why}); check the address, the credentials and the network"
+        ) from None
+
+
+def files_at(source: str, fs: Any, path: str) -> Listing:
+    """Return the files of a source that is at a path of a file system."""
     if (readable(path) or not is_web(path)) and fs.isfile(path):
         split_suffix(path)
         return Listing(fs, [path], [])
@@ -178,6 +198,12 @@ def source_id(source: str) -> str:
     if source.startswith(samples.PREFIX):
         return samples.identity(source.removeprefix(samples.PREFIX))
     fs, path = locate(source)
+    with reached(source):
+        return content_id(source, fs, path)
+
+
+def content_id(source: str, fs: Any, path: str) -> str:
+    """Return the identity of a source that is at a path of a file system."""
     local = Path(path)
     if "file" in fs.protocol and local.is_dir():
         found = sorted(p for p in local.rglob("*") if p.is_file())

@@ -110,13 +110,13 @@ def csv_table(path: str, form: FileForm) -> pd.DataFrame:
     """Return the table of a csv; a short record has empty cells at its end."""
     with lines_of(path, form) as lines:
         header, records = csv_file(lines, form)
-        rows: list[list[str | None]] = []
+        rows: list[list[str]] = []
         for number, record in enumerate(records, 1):
             if len(record.fields) > len(header):
                 raise ValueError(f"{path} row {number} has {record.wrong}; put texts with commas in quotes")
-            fields = [] if record.bad else record.fields
-            rows.append([*(field or None for field in fields), *[None] * (len(header) - len(fields))])
-    return pd.DataFrame({name: pd.Series([row[i] for row in rows], dtype="str") for i, name in enumerate(header)})
+            rows.append([] if record.bad else record.fields)
+    columns = [[row[i] or None if i < len(row) else None for row in rows] for i in range(len(header))]
+    return pd.DataFrame({name: pd.Series(column, dtype="str") for name, column in zip(header, columns, strict=True)})
 
 
 def objects(path: str, form: FileForm) -> list[dict[str, Any]]:
@@ -237,8 +237,8 @@ def place(source: str | Path, table: pd.DataFrame, number: int) -> str:
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Return the names of columns, joined with commas."""
-    return ", ".join(map(str, columns))
+    """Return the names of columns, joined with commas, on one line."""
+    return ", ".join(" ".join(str(name).split()) for name in columns)[:500]
 
 
 def missing(columns: Iterable[str], wanted: Mapping[str, str | None]) -> str | None:

@@ -1,22 +1,28 @@
 """One reader for all doors: a table in any form gives equal rows at each, or a refusal that names the file."""
 
 import csv
+import functools
 import gzip
+import http.server
 import io
 import json
 import random
+import threading
 from decimal import Decimal
 from pathlib import Path
 
+import fsspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from flows.commands.use import read_inputs
+from gpt2.data.config import PLAIN, CorpusConfig, FileForm
 from gpt2.data.corpus import normalise
 from gpt2.data.readers import documents
-from gpt2.data.sources import expand
+from gpt2.data.sources import expand, source_id
 from gpt2.data.tables import cell, read_table, records
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.monitoring.posts import read
@@ -157,9 +163,9 @@ class Drawn:
         columns["meta"] = pa.array([[("k", "v")]] * len(rows), pa.map_(pa.string(), pa.string()))
         table, out = pa.table(columns), io.BytesIO()
         if draw.random() < 0.3:
-            table = pa.Table.from_pandas(
-                table.drop_columns(["meta", "tags"]).to_pandas(integer_object_nulls=True).convert_dtypes()
-            )
+            nullable = {pa.int64(): pd.Int64Dtype(), pa.uint32(): pd.UInt32Dtype(), pa.bool_(): pd.BooleanDtype()}
+            table = table.drop_columns(["meta", "tags"]).to_pandas(types_mapper=nullable.get)
+            table = pa.Table.from_pandas(table.set_index(table.index + 7))
         pq.write_table(
             table, out, row_group_size=draw.choice((1, 3, 1000)), compression=draw.choice(("none", "zstd", "snappy"))
         )
@@ -226,3 +232,181 @@ def test_a_table_has_equal_rows_at_every_door(tmp_path, seed):
 def test_a_thousand_tables_have_equal_rows_at_every_door(tmp_path, start):
     for seed in range(start, start + 100):
         check(Drawn(seed), tmp_path / str(seed))
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """Some bytes cut off, changed or put in."""
+    place = draw.randrange(len(data) + 1)
+    odd = bytes(draw.choices(b'\x00\xff"\\\n,{}\xe9\x80', k=draw.randint(1, 3)))
+    return draw.choice((data[:place], data[:place] + odd + data[place:], data[:place] + odd + data[place + len(odd) :]))
+
+
+@pytest.mark.parametrize("start", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(50, 550, 50))])
+def test_a_damaged_file_is_refused_in_a_sentence_or_each_row_is_one_or_is_counted(tmp_path, start):
+    for seed in range(start, start + 50):
+        drawn = Drawn(seed)
+        for path in drawn.write(tmp_path / str(seed)):
+            path.write_bytes(damaged(path.read_bytes(), drawn.draw))
+            doors = (
+                lambda path=path: read_labelled(path, SentimentSettings(time_field=None)),
+                lambda path=path: read(str(path), "inbox", MonitorConfig()),
+                lambda path=path: list(documents(str(path), "text", 10**6)),
+                lambda path=path: read_inputs(path),
+                lambda path=path: read_items(path, RecommendationSettings(attributes=[])),
+                lambda path=path: read_source(path, SupportSettings(question_field="text", answer_field="label")),
+            )
+            for door in doors:
+                try:
+                    door()
+                except ValueError as error:
+                    assert path.name in str(error) and "\n" not in str(error) and len(str(error)) < 900
+
+
+# Files, folders, globs and addresses
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder and the address at which a real HTTP server shows it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+LABELLED = [
+    {"text": f"text {i}", "label": "pn"[i % 2], "user": f"u{i % 3}", "item": i, "time": 1_700_000_000 + i}
+    for i in range(12)
+]
+
+
+def test_every_door_reads_files_folders_globs_and_addresses(web):
+    folder, address = web
+    data = "".join(json.dumps(row) + "\n" for row in LABELLED).encode()
+    (folder / "parts").mkdir()
+    (folder / "parts" / "a.JSONL").write_bytes(data[: data.index(b"\n") + 1])
+    (folder / "parts" / "b.jsonl.gz").write_bytes(gzip.compress(data[data.index(b"\n") + 1 :]))
+    (folder / "parts" / "notes.md").write_text("x")
+    (folder / "star.json").write_bytes(data)
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/doors/star.jsonl", data)
+    texts = [row["text"] for row in LABELLED]
+    for source in (
+        folder / "star.json", folder / "parts", f"{folder}/parts/*", f"file://{folder}/star.json",
+        f"{address}/star.json",
+        f"{address}/star.json?download=1", "memory://doors/star.jsonl", "memory://doors", "memory://doors/*.jsonl",
+    ):  # fmt: skip
+        source = str(source)
+        assert read_labelled(source, SentimentSettings())[0]["text"].tolist() == texts, source
+        assert read_inputs(source) == texts
+        assert len(read_items(source, RecommendationSettings(id_field="item"))[0]) == 12
+        assert len(read_interactions(source, RecommendationSettings(source="x", interactions=source))[0]) == 12
+        assert len(read_source(source, SupportSettings(question_field="text", answer_field="label"))) == 12
+        before = source_id(source)
+        assert source_id(source) == before
+    remote.pipe("/doors/star.jsonl", data * 2)
+    assert source_id("memory://doors/*.jsonl") != before
+    for source, message in (
+        (f"{address}/none.jsonl", r"none\.jsonl does not exist"),
+        (f"{folder}/parts/*.csv", r"\*\.csv holds no file of \.txt"),
+        (f"{folder}/parts/notes.md", r"notes\.md is not one of \.txt"),
+        ("zip://a.jsonl::x.zip", "chained addresses are not read"),
+        ("nothing://x/a.jsonl", "nothing"),
+    ):
+        for door in (lambda s: read_labelled(s, SentimentSettings()), read_inputs, read_table):
+            with pytest.raises(ValueError, match=message):
+                door(source)
+
+
+def test_a_bad_row_of_a_folder_is_named_with_its_file(tmp_path):
+    for name, weight in (("a.csv", "1"), ("b.csv", "much")):
+        (tmp_path / name).write_text(f"text,label,weight,user,item,time\none,p,1,u,1,2024\ntwo,n,{weight},u,2,2025\n")
+    with pytest.raises(ValueError, match=r"b\.csv row 2: weight='much' is not a weight"):
+        read_labelled(tmp_path, SentimentSettings(time_field=None))
+    with pytest.raises(ValueError, match=r"b\.csv row 2: weight='much' is not a weight"):
+        read_interactions(tmp_path, InteractionsFile(min_weight=1))
+    (tmp_path / "b.csv").write_text("text,label\n,p\n")
+    with pytest.raises(ValueError, match=r"b\.csv row 1 has no text in `text`"):
+        read_inputs(tmp_path)
+
+
+def test_a_column_keeps_its_values_whatever_other_files_have(tmp_path):
+    big = 2**60 + 1
+    pq.write_table(pa.table({"id": [big, big + 2], "text": ["a", "b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["c"]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"id": ["x"], "text": ["d"]}), tmp_path / "c.parquet")
+    assert [cell(value) for value in read_table(tmp_path)["id"]] == [str(big), str(big + 2), None, "x"]
+
+
+# What can't be found out is set
+
+
+def test_separator_and_encoding_can_be_set_at_each_door(tmp_path):
+    form = {"separator": "~", "encoding": "koi8-r"}
+    (tmp_path / "a.csv").write_bytes("text~label\nпривет, мир~да\nпока~нет\n".encode("koi8-r"))
+    texts = ["привет, мир", "пока"]
+    assert read_labelled(tmp_path / "a.csv", SentimentSettings(**form))[0]["text"].tolist() == texts
+    assert read(str(tmp_path / "a.csv"), "inbox", MonitorConfig(**form))[0]["text"].tolist() == texts
+    assert [d.text for d in documents(str(tmp_path / "a.csv"), "text", 1000, CorpusConfig(**form).form)] == texts
+    assert read_inputs(tmp_path / "a.csv", FileForm(**form)) == texts
+    assert read_inputs(tmp_path / "a.csv", FileForm(**form), "label") == ["да", "нет"]
+    assert (
+        read_items(tmp_path / "a.csv", RecommendationSettings(id_field="label", **form))[0]["title"].tolist() == texts
+    )
+    answers = read_source(tmp_path / "a.csv", SupportSettings(question_field="text", answer_field="label", **form))
+    assert answers["question"].tolist() == texts
+    for wrong, message in (({"encoding": "klingon"}, "no encoding of text"), ({"separator": "a"}, "can't separate")):
+        with pytest.raises(ValueError, match=message):
+            FileForm(**wrong)
+
+
+def test_what_surprises_nobody_in_a_csv(tmp_path):
+    """A separator in the texts, one column, an old Macintosh's line ends, names that come twice or are none."""
+    path = tmp_path / "a.csv"
+    path.write_text("id;Pros | Cons;text\n1;a | b, c;one, two, three\n2;x, y;four, five\n")
+    assert read_table(path).to_dict("list") == {
+        "id": ["1", "2"], "Pros | Cons": ["a | b, c", "x, y"], "text": ["one, two, three", "four, five"],
+    }  # fmt: skip
+    path.write_text("text\none; two\nthree\tfour\n")
+    assert (
+        read_table(path)["text"].tolist()
+        == ["one; two", "three\tfour"]
+        == [r["text"] for _, r, _ in records(str(path))]
+    )
+    path.write_bytes(b"text,label\ra,b\rc,d\r")
+    for door in (read_table, lambda path: list(records(path)), lambda path: list(documents(path, "text", 100))):
+        with pytest.raises(
+            ValueError, match=r"a\.csv has no readable header .*its lines end in a carriage return alone"
+        ):
+            door(str(path))
+    path.write_text(",a,a,\n0,1,2,3\n")
+    assert list(read_table(path)) == ["Unnamed: 0", "a", "a.1", "Unnamed: 3"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"])] * 2, names=["text", "text"]), tmp_path / "b.parquet")
+    for door in (read_table, lambda path: list(records(path)), lambda path: list(documents(path, "text", 100))):
+        with pytest.raises(ValueError, match=r"b\.parquet has the column 'text' twice; rename one"):
+            door(str(tmp_path / "b.parquet"))
+
+
+def test_films_with_a_title_and_no_text_need_no_setting(tmp_path):
+    for name, column in (("title", "title"), ("text", "text")):
+        (tmp_path / "films.csv").write_text(f"id,{column},year\n1,Alien,1979\n")
+        for settings in ({}, {f"{name}_field": column}, {"text_field": column}, {"title_field": column}):
+            items, _ = read_items(tmp_path / "films.csv", RecommendationSettings(**settings))
+            assert items["title"].tolist() == ["Alien"], settings
+
+
+def test_a_row_group_is_not_held_whole(tmp_path):
+    """Only the columns that are needed are read, in slices."""
+    rows = 20_000
+    text = [f"{random.Random(i).getrandbits(2000):x}" for i in range(rows)]
+    pq.write_table(pa.table({"text": text, "other": text}), tmp_path / "a.parquet", row_group_size=rows)
+    pool = pa.default_memory_pool()
+    before, most = pool.bytes_allocated(), 0
+    for count, _ in enumerate(records(str(tmp_path / "a.parquet"), PLAIN, {"text_field": "text"}), 1):  # noqa: B007
+        most = max(most, pool.bytes_allocated() - before)
+    assert count == rows and most < sum(map(len, text)) / 2
