@@ -47,8 +47,8 @@ class Tokenizer:
         self.vocab_size, highest = len(vocabulary), max(vocabulary.values(), default=-1)
         if END_OF_TEXT not in vocabulary:
             raise ValueError(
-                f"the tokenizer has no {END_OF_TEXT}; if another token ends its texts, give that one's id as eos_token_id "
-                f"in {CONFIG} beside it"
+                f"the tokenizer has no {END_OF_TEXT}; if another token ends its texts, give that one's id as "
+                f"eos_token_id in {CONFIG} beside it"
             )
         if highest != self.vocab_size - 1:
             raise ValueError(
@@ -114,9 +114,9 @@ class Tokenizer:
         """Read a `tokenizer.json`, a directory that holds one, or a directory with `vocab.json` and `merges.txt`, and
         `added_tokens.json` if it is there.
 
-        Files of other names and links to elsewhere are never read. Where the tokenizer has no `<|endoftext|>`, the token
-        that the directory's config.json ends texts with is called so. `ValueError` if the directory's model was saved
-        with another tokenizer, or if the number of ids is not `vocab_size`.
+        Files of other names and links to elsewhere are never read. Where the tokenizer has no `<|endoftext|>`, the
+        `eos_token_id` of the directory's config.json is called so. `ValueError` if the directory's model was saved with
+        another tokenizer, or if the number of ids is not `vocab_size`.
         """
         file = path / FILE if path.is_dir() else path
         if path.is_dir():

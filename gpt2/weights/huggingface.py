@@ -21,6 +21,7 @@ from torch import Tensor
 from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
 from gpt2.store import model_files
+from gpt2.store.artifact import OFFLINE_BY_DEFAULT
 from gpt2.weights import tensors as weights_tensors
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TOKENIZER = ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"]
 SAFE = ["config.json", *TOKENIZER, "model*.safetensors", "model.safetensors.index.json"]
 PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-
-
-OFFLINE_BY_DEFAULT = "on"
-"""Our value of HF_HUB_OFFLINE. The hub's client reads it as 1, which is what users set."""
 
 
 def folder(source: str, online: bool = False, revision: str | None = None, cache: Path | None = None) -> Path:
@@ -47,7 +44,15 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
     if not ID.fullmatch(source):
         raise ValueError(f"{source} is neither a directory nor the id of a model on the hub, such as gpt2")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     def fetched(patterns: list[str]) -> Path:
         return Path(snapshot_download(
@@ -64,6 +69,18 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         if online:
             remedy = "is the network reachable, and HF_HUB_OFFLINE unset?"
         raise ValueError(f"{source} is not a directory, and not in the hub's local cache; {remedy}") from None
+    except GatedRepoError:
+        raise ValueError(
+            f"{source}: its publisher lets in only whom they granted access; ask for it on the model's page, and log "
+            f"in with `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"{source}: the hub shows no such model; check the id, and if it is a private one, log in with "
+            f"`hf auth login`, or set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise ValueError(f"{source}: has no revision {revision!r}; give a commit, a branch or a tag of it") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"{source} can't be downloaded from the hub: {str(error).partition(chr(10))[0]}") from None
     return snapshot

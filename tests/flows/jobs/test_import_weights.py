@@ -1,7 +1,6 @@
 """Published weights as a base model: what is refused, what they become, and what learns and goes on from them."""
 
 import hashlib
-import http.server
 import json
 import os
 import pickle
@@ -11,9 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +37,7 @@ from gpt2.weights import published as weights_published
 from tests.conftest import sentence
 from tests.flows.jobs.test_refresh import Text, decoded, split_of, write
 from tests.flows.test_pipeline import Home
+from tests.hub import TOKEN, loopback
 
 ARCHITECTURE = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2}
 
@@ -123,59 +121,28 @@ def test_from_the_hubs_cache_with_its_commit(tmp_path, monkeypatch):
     assert found.plan.base.id == asked(tmp_path / "files").plan.base.id
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub with one model, `acme/tiny`, as the hub's client reads it."""
-
-    folder: Path
-    commit = "0123456789abcdef" * 2 + "01234567"
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        resolved = f"/acme/tiny/resolve/{self.commit}/"
-        if path == "/api/models/acme/tiny/revision/main":
-            body = json.dumps({"id": "acme/tiny", "sha": self.commit, "siblings": []}).encode()
-        elif path == f"/api/models/acme/tiny/tree/{self.commit}":
-            files = [f for f in self.folder.iterdir() if f.is_file()]
-            body = json.dumps(
-                [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f"{f.name:>40}"} for f in files]
-            ).encode()
-        elif path.startswith(resolved) and (file := self.folder / path.removeprefix(resolved)).is_file():
-            body = file.read_bytes()
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
 @pytest.fixture
 def hub(tmp_path):
-    """The address of a hub on loopback, and the model that it has."""
+    """A hub on loopback with the model `acme/tiny`, and what `gpt2 import` finds there in a process of its own."""
     theirs = publish(tmp_path / "published")
-    handler = type("Handler", (Hub,), {"folder": tmp_path / "published"})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", theirs
-    server.shutdown()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_OFFLINE"))}
+    with loopback() as (hub, address):
+        hub.publish("acme/tiny", tmp_path / "published")
+        mine = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "GPT2_HOME": str(tmp_path / "home")}
+
+        def fetch(source="acme/tiny", program=FETCH, **more):
+            command = [sys.executable, "-c", program, source]
+            return subprocess.run(command, env={**kept, **mine, **more}, capture_output=True, text=True, timeout=300)
+
+        yield hub, fetch, sum(p.numel() for p in theirs.parameters())
 
 
 FETCH = """
 from cluster.process_env import configure
 configure()
 from flows.jobs.import_plan import ImportConfig, ImportPlan
-import huggingface_hub
-found = ImportPlan.of(ImportConfig(source="acme/tiny"))
+import huggingface_hub, sys
+found = ImportPlan.of(ImportConfig(source=sys.argv[1]))
 print("FOUND", found.source, found.model.n_parameters)
 try:
     huggingface_hub.HfApi().model_info("acme/tiny")
@@ -186,21 +153,78 @@ except huggingface_hub.errors.OfflineModeIsEnabled:
 
 def test_a_model_of_the_hub_is_fetched_and_nothing_else_is(hub, tmp_path):
     """As `gpt2 import acme/tiny` fetches it: in a process with the environment that we set."""
-    address, theirs = hub
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_OFFLINE"))}
-    mine = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "GPT2_HOME": str(tmp_path / "home")}
-
-    def fetch(**more):
-        return subprocess.run(
-            [sys.executable, "-c", FETCH], env={**kept, **mine, **more}, capture_output=True, text=True, timeout=120
-        )
-
+    theirs, fetch, size = hub
     refused = fetch(HF_HUB_OFFLINE="1")  # a user's own word holds
     assert "not in the hub's local cache; is the network reachable, and HF_HUB_OFFLINE unset?" in refused.stderr
     done = fetch()
-    size = sum(p.numel() for p in theirs.parameters())
-    assert f"FOUND acme/tiny@{Hub.commit} {size}\nOFFLINE" in done.stdout, done.stderr
+    assert f"FOUND acme/tiny@{theirs.commit_of('acme/tiny', 'main')} {size}\nOFFLINE" in done.stdout, done.stderr
     assert not list((tmp_path / "hf").rglob("modeling_evil.py"))
+    # What it has is not fetched again: the hub is asked for the commit alone.
+    theirs.requests.clear()
+    assert "FOUND" in fetch().stdout and {m for m, name, _ in theirs.requests if "/resolve/" in name} <= {"HEAD"}
+
+
+RESUME = """
+import sys
+from gpt2.weights.huggingface import folder
+from gpt2.store.artifact import file_sha256
+print(file_sha256(folder(sys.argv[1], online=True) / "model.safetensors"))
+"""
+
+
+def test_after_a_cut_only_the_rest_is_fetched(hub, tmp_path):
+    theirs, fetch, _ = hub
+    large = random.Random(0).randbytes(12_000_000)
+    theirs.commit("acme/large", {"config.json": b"{}", "model.safetensors": large})
+    theirs.cut["model.safetensors"] = 11_000_000
+    done = fetch("acme/large", RESUME)
+    assert done.stdout.strip() == hashlib.sha256(large).hexdigest(), done.stderr
+    first, second = [r for m, name, r in theirs.requests if m == "GET" and name.endswith("/model.safetensors")]
+    assert first is None and 0 < int(second.removeprefix("bytes=").removesuffix("-")) <= 11_000_000
+
+
+def test_a_revision_of_the_hub_and_what_it_keeps_from_strangers(hub, tmp_path):
+    theirs, fetch, size = hub
+    publish(tmp_path / "second", seed=1)
+    second = theirs.publish("acme/tiny", tmp_path / "second", "v2")
+    assert f"FOUND acme/tiny@{second} {size}" in fetch("acme/tiny@v2").stdout
+    assert "acme/tiny: has no revision 'v3'; give a commit, a branch or a tag of it" in fetch("acme/tiny@v3").stderr
+    assert "acme/nobody: the hub shows no such model; check the id" in fetch("acme/nobody").stderr
+    theirs.publish("acme/gated", tmp_path / "second")
+    theirs.gated.add("acme/gated")
+    assert "acme/gated: its publisher lets in only whom they granted access; ask for" in fetch("acme/gated").stderr
+    assert f"FOUND acme/gated@{second} {size}" in fetch("acme/gated", HF_TOKEN=TOKEN).stdout
+
+
+READ = """
+from cluster.process_env import configure
+configure()
+import sys
+from gpt2.data import readers
+from gpt2.data.tables import records
+fs, files = readers.listed(sys.argv[1])
+print(len(files), sorted({readers.source_id(fs.unstrip_protocol(f)) for f in files}))
+print([row["text"] for f in files for _, row, _ in records(fs.unstrip_protocol(f))])
+"""
+
+
+def test_documents_and_posts_of_the_hub_are_read(hub, tmp_path):
+    """A source at hf://, whose id follows from the hub's version of the file."""
+    theirs, fetch, _ = hub
+    (tmp_path / "data" / "parts").mkdir(parents=True)
+    for part in "ab":
+        (tmp_path / "data" / "parts" / f"{part}.jsonl").write_text(json.dumps({"text": f"part {part}"}) + "\n")
+    theirs.publish("datasets/acme/posts", tmp_path / "data")
+    first = fetch("hf://datasets/acme/posts/parts", READ)
+    assert first.stdout.splitlines()[1:] == ["['part a', 'part b']"], first.stderr
+    (tmp_path / "data" / "parts" / "b.jsonl").write_text(json.dumps({"text": "part c"}) + "\n")
+    theirs.publish("datasets/acme/posts", tmp_path / "data")
+    second = fetch("hf://datasets/acme/posts/parts/*.jsonl", READ)
+    assert second.stdout.splitlines()[1:] == ["['part a', 'part c']"], second.stderr
+    ids = [set(json.loads(done.stdout.splitlines()[0][2:].replace("'", '"'))) for done in (first, second)]
+    assert [len(each) for each in (*ids, ids[0] & ids[1])] == [2, 2, 1]
+    refused = fetch("hf://datasets/acme/posts/parts", READ, HF_HUB_OFFLINE="1").stderr
+    assert "ValueError: hf://datasets/acme/posts/parts: HF_HUB_OFFLINE keeps the hub from being asked" in refused
 
 
 class Evil:

@@ -128,7 +128,7 @@ def test_a_configuration_without_its_kind_says_what_to_add(tmp_path):
     theirs, path = publish(tmp_path), tmp_path / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in config.items() if name != "model_type"}))
-    with pytest.raises(ValueError, match='has no model_type, .*; if it is a GPT-2, add "model_type": "gpt2"'):
+    with pytest.raises(ValueError, match=r'has no model_type, .*; if it is a GPT-2, add "model_type": "gpt2"'):
         published.read(tmp_path)
     edit(tmp_path, model_type="gpt2")
     same_logits(tmp_path, theirs)
