@@ -33,6 +33,7 @@ for command in (
     models.rollback,
     models.card,
     models.verdict,
+    models.push,
     models.reproduce,
     models.serve,
 ):

@@ -88,7 +88,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         revision, name = (rest or ["main"])[0], "/".join(rest[1:])
         if revision not in hub.repositories[id]:
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return getattr(self, verb.replace("-", "_"))(id, revision, name, parse_qs(url.query))
+        known = getattr(self, verb.replace("-", "_"), None)
+        return known(id, revision, name, parse_qs(url.query)) if known else self.refuse(404, "NotFound", path)
 
     def revision(self, id, revision, name, query):
         files = self.hub.repositories[id][revision]

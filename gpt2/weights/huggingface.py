@@ -86,6 +86,33 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
     return snapshot
 
 
+PUSHED = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def upload(directory: Path, repository: str, card: str, private: bool = False, **about: Any) -> str:
+    """Publish a model's directory on the hub in one commit, with its card below YAML of `about`; return its address.
+
+    `ValueError` if `transformers` could not read it, or the hub refuses it.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    read_config(directory / "config.json")
+    head = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["gpt2"], **about).to_yaml()
+    files = {name: str(directory / name) for name in PUSHED} | {"README.md": f"---\n{head}\n---\n\n{card}".encode()}
+    try:
+        with network(True):
+            hub = HfApi()
+            url = hub.create_repo(repository, private=private, exist_ok=True)
+            added = [CommitOperationAdd(name, content) for name, content in files.items()]
+            hub.create_commit(url.repo_id, added, commit_message="gpt2 push")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        first = str(error).partition("\n")[0]
+        remedy = "log in with a token that may write: `hf auth login`, or set HF_TOKEN"
+        raise ValueError(f"{repository}: the hub did not take the model: {first}; {remedy}") from None
+    return str(url)
+
+
 @contextlib.contextmanager
 def network(online: bool) -> Iterator[None]:
     """Let the hub's client reach the network within the block, if `online`.
