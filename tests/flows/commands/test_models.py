@@ -198,7 +198,7 @@ def test_a_pushed_model_is_what_transformers_reads(tmp_path, capsys, monkeypatch
         with pytest.raises(ValueError, match="is a model for sentiment, which `transformers` can't read"):
             gpt2("push", "models:/gpt2-unpushed/1", "acme/labels")
         hub.gated.add("acme/mine")
-        with pytest.raises(ValueError, match="acme/mine: the hub did not take the model: .*; log in with a token"):
+        with pytest.raises(ValueError, match=r"acme/mine: the hub did not take the model: .*; log in with a token"):
             gpt2("push", "models:/gpt2-pushed/1", "acme/mine")
     for name, content in (files := hub.repositories["acme/mine"]["main"]).items():
         (tmp_path / "pushed").mkdir(exist_ok=True)

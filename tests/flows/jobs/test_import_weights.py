@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import mlflow
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cluster.batch.evaluation import token_files, unsearched
 from cluster.home import store
 from cluster.registry import versions as registry_versions
+from cluster.registry.download import exact
 from cluster.registry.lineage import IMPORTED, lineage, published
 from cluster.tracking.runs import Run
 from flows.config import resolve, validated
@@ -121,6 +123,24 @@ def test_from_the_hubs_cache_with_its_commit(tmp_path, monkeypatch):
     assert found.plan.base.id == asked(tmp_path / "files").plan.base.id
 
 
+FETCH = """
+from cluster.process_env import configure
+configure()
+from flows.jobs.import_plan import ImportConfig, ImportPlan
+import huggingface_hub, sys
+for source in sys.argv[1:]:
+    try:
+        found = ImportPlan.of(ImportConfig(source=source))
+        print("FOUND", found.source, found.model.n_parameters)
+    except ValueError as error:
+        print("REFUSED", error)
+try:
+    huggingface_hub.HfApi().model_info("acme/tiny")
+except huggingface_hub.errors.OfflineModeIsEnabled:
+    print("OFFLINE")
+"""
+
+
 @pytest.fixture
 def hub(tmp_path):
     """A hub on loopback with the model `acme/tiny`, and what `gpt2 import` finds there in a process of its own."""
@@ -130,38 +150,25 @@ def hub(tmp_path):
         hub.publish("acme/tiny", tmp_path / "published")
         mine = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "GPT2_HOME": str(tmp_path / "home")}
 
-        def fetch(source="acme/tiny", program=FETCH, **more):
-            command = [sys.executable, "-c", program, source]
-            return subprocess.run(command, env={**kept, **mine, **more}, capture_output=True, text=True, timeout=300)
+        def fetch(*sources, program=FETCH, **more):
+            command = [sys.executable, "-c", program, *sources]
+            done = subprocess.run(command, env={**kept, **mine, **more}, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
 
         yield hub, fetch, sum(p.numel() for p in theirs.parameters())
-
-
-FETCH = """
-from cluster.process_env import configure
-configure()
-from flows.jobs.import_plan import ImportConfig, ImportPlan
-import huggingface_hub, sys
-found = ImportPlan.of(ImportConfig(source=sys.argv[1]))
-print("FOUND", found.source, found.model.n_parameters)
-try:
-    huggingface_hub.HfApi().model_info("acme/tiny")
-except huggingface_hub.errors.OfflineModeIsEnabled:
-    print("OFFLINE")
-"""
 
 
 def test_a_model_of_the_hub_is_fetched_and_nothing_else_is(hub, tmp_path):
     """As `gpt2 import acme/tiny` fetches it: in a process with the environment that we set."""
     theirs, fetch, size = hub
-    refused = fetch(HF_HUB_OFFLINE="1")  # a user's own word holds
-    assert "not in the hub's local cache; is the network reachable, and HF_HUB_OFFLINE unset?" in refused.stderr
-    done = fetch()
-    assert f"FOUND acme/tiny@{theirs.commit_of('acme/tiny', 'main')} {size}\nOFFLINE" in done.stdout, done.stderr
+    refused = fetch("acme/tiny", HF_HUB_OFFLINE="1")  # a user's own word holds
+    assert "not in the hub's local cache; is the network reachable, and HF_HUB_OFFLINE unset?" in refused
+    line = f"FOUND acme/tiny@{theirs.commit_of('acme/tiny', 'main')} {size}"
+    assert fetch("acme/tiny", "acme/tiny").splitlines() == [line, line, "OFFLINE"]
     assert not list((tmp_path / "hf").rglob("modeling_evil.py"))
-    # What it has is not fetched again: the hub is asked for the commit alone.
-    theirs.requests.clear()
-    assert "FOUND" in fetch().stdout and {m for m, name, _ in theirs.requests if "/resolve/" in name} <= {"HEAD"}
+    got = [name for method, name, _ in theirs.requests if method == "GET" and name.endswith("/model.safetensors")]
+    assert len(got) == 1  # what is there is not fetched again
 
 
 RESUME = """
@@ -172,13 +179,12 @@ print(file_sha256(folder(sys.argv[1], online=True) / "model.safetensors"))
 """
 
 
-def test_after_a_cut_only_the_rest_is_fetched(hub, tmp_path):
+def test_after_a_cut_only_the_rest_is_fetched(hub):
     theirs, fetch, _ = hub
     large = random.Random(0).randbytes(12_000_000)
     theirs.commit("acme/large", {"config.json": b"{}", "model.safetensors": large})
     theirs.cut["model.safetensors"] = 11_000_000
-    done = fetch("acme/large", RESUME)
-    assert done.stdout.strip() == hashlib.sha256(large).hexdigest(), done.stderr
+    assert fetch("acme/large", program=RESUME).strip() == hashlib.sha256(large).hexdigest()
     first, second = [r for m, name, r in theirs.requests if m == "GET" and name.endswith("/model.safetensors")]
     assert first is None and 0 < int(second.removeprefix("bytes=").removesuffix("-")) <= 11_000_000
 
@@ -187,44 +193,43 @@ def test_a_revision_of_the_hub_and_what_it_keeps_from_strangers(hub, tmp_path):
     theirs, fetch, size = hub
     publish(tmp_path / "second", seed=1)
     second = theirs.publish("acme/tiny", tmp_path / "second", "v2")
-    assert f"FOUND acme/tiny@{second} {size}" in fetch("acme/tiny@v2").stdout
-    assert "acme/tiny: has no revision 'v3'; give a commit, a branch or a tag of it" in fetch("acme/tiny@v3").stderr
-    assert "acme/nobody: the hub shows no such model; check the id" in fetch("acme/nobody").stderr
     theirs.publish("acme/gated", tmp_path / "second")
     theirs.gated.add("acme/gated")
-    assert "acme/gated: its publisher lets in only whom they granted access; ask for" in fetch("acme/gated").stderr
-    assert f"FOUND acme/gated@{second} {size}" in fetch("acme/gated", HF_TOKEN=TOKEN).stdout
+    told = fetch("acme/tiny@v2", "acme/tiny@v3", "acme/nobody", "acme/gated").splitlines()
+    assert told[0] == f"FOUND acme/tiny@{second} {size}"
+    assert told[1] == "REFUSED acme/tiny: has no revision 'v3'; give a commit, a branch or a tag of it"
+    assert told[2].startswith("REFUSED acme/nobody: the hub shows no such model; check the id")
+    assert told[3].startswith("REFUSED acme/gated: its publisher lets in only whom they granted access; ask for")
+    assert f"FOUND acme/gated@{second} {size}" in fetch("acme/gated", HF_TOKEN=TOKEN)
 
 
 READ = """
 from cluster.process_env import configure
 configure()
-import sys
+import json, sys
 from gpt2.data import readers
 from gpt2.data.tables import records
-fs, files = readers.listed(sys.argv[1])
-print(len(files), sorted({readers.source_id(fs.unstrip_protocol(f)) for f in files}))
-print([row["text"] for f in files for _, row, _ in records(fs.unstrip_protocol(f))])
+try:
+    fs, files = readers.listed(sys.argv[1])
+    files = [fs.unstrip_protocol(file) for file in files]
+    texts = [row["text"] for file in files for _, row, _ in records(file)]
+    print(json.dumps([texts, [readers.source_id(file) for file in files]]))
+except ValueError as error:
+    print("REFUSED", error)
 """
 
 
 def test_documents_and_posts_of_the_hub_are_read(hub, tmp_path):
     """A source at hf://, whose id follows from the hub's version of the file."""
     theirs, fetch, _ = hub
-    (tmp_path / "data" / "parts").mkdir(parents=True)
-    for part in "ab":
-        (tmp_path / "data" / "parts" / f"{part}.jsonl").write_text(json.dumps({"text": f"part {part}"}) + "\n")
-    theirs.publish("datasets/acme/posts", tmp_path / "data")
-    first = fetch("hf://datasets/acme/posts/parts", READ)
-    assert first.stdout.splitlines()[1:] == ["['part a', 'part b']"], first.stderr
-    (tmp_path / "data" / "parts" / "b.jsonl").write_text(json.dumps({"text": "part c"}) + "\n")
-    theirs.publish("datasets/acme/posts", tmp_path / "data")
-    second = fetch("hf://datasets/acme/posts/parts/*.jsonl", READ)
-    assert second.stdout.splitlines()[1:] == ["['part a', 'part c']"], second.stderr
-    ids = [set(json.loads(done.stdout.splitlines()[0][2:].replace("'", '"'))) for done in (first, second)]
-    assert [len(each) for each in (*ids, ids[0] & ids[1])] == [2, 2, 1]
-    refused = fetch("hf://datasets/acme/posts/parts", READ, HF_HUB_OFFLINE="1").stderr
-    assert "ValueError: hf://datasets/acme/posts/parts: HF_HUB_OFFLINE keeps the hub from being asked" in refused
+    theirs.commit("datasets/acme/posts", {f"parts/{p}.jsonl": b'{"text": "a"}\n' for p in "ab"})
+    texts, ids = json.loads(fetch("hf://datasets/acme/posts/parts", program=READ))
+    theirs.commit("datasets/acme/posts", {f"parts/{p}.jsonl": b'{"text": "%s"}\n' % p.encode() for p in "ab"})
+    new_texts, new_ids = json.loads(fetch("hf://datasets/acme/posts/parts/*.jsonl", program=READ))
+    assert (texts, new_texts) == (["a", "a"], ["a", "b"])
+    assert ids[0] == new_ids[0] and len({*ids, *new_ids}) == 3
+    refused = fetch("hf://datasets/acme/posts/parts", program=READ, HF_HUB_OFFLINE="1")
+    assert refused.startswith("REFUSED hf://datasets/acme/posts/parts: HF_HUB_OFFLINE keeps the hub from being asked")
 
 
 class Evil:
@@ -312,6 +317,15 @@ def test_a_version_that_a_kill_left_without_its_description_is_not_done(tmp_path
     assert found.registered() is None  # neither its alias nor its description is there yet
     registry_versions.describe(NAME, version, "GPT-2. Not judged.")
     assert found.registered()["version"] == int(version.version)
+
+
+def test_a_short_context_registers_with_a_default_that_fits(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(ARCHITECTURE, "n_positions", 32)
+    publish(tmp_path / "model")
+    base = taken(asked(tmp_path / "model")).base
+    version = entered("base", "gpt2-short", base, Run.open("short", {"gpt2.test": "short"}), {}, {})
+    assert len(mlflow.pyfunc.load_model(exact(version)).predict(["This film is"])) == 1
 
 
 def test_the_command_that_is_told_asks_for_the_same_weights():
