@@ -4,6 +4,7 @@ batches.py          the samples that each rank reads at each step; mixtures of n
 canaries.py         made-up secrets planted in the training text
 config.py           `CorpusConfig`, `TokenizerConfig`, `CanaryConfig`
 corpus.py           normalise documents, quarantine bad ones, drop exact duplicates
+hub.py              the hub's client, offline unless it is asked for by name
 near_duplicates.py  MinHash near-duplicates
 readers.py          documents as streams, each with its place or its fault; source files and their content ids
 samples.py          sample data out of published packages, verified

@@ -20,7 +20,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
 import zlib
 from collections import deque
@@ -34,8 +33,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt2.data import samples
-from gpt2.store.artifact import IS_POINTER, LFS, OFFLINE_BY_DEFAULT, digest, file_sha256
+from gpt2.data import hub, samples
+from gpt2.store.artifact import IS_POINTER, LFS, digest, file_sha256
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -67,25 +66,6 @@ def readable(path: str) -> bool:
     return False
 
 
-HUB = "hf://"
-
-
-def reach(address: str) -> str:
-    """Return the address; if it is one of the hub, let the hub's client use the network from now on.
-
-    The client reads HF_HUB_OFFLINE once, when it is imported. Our own default is lifted; a user's value holds, and is
-    a `ValueError`.
-    """
-    if address.startswith(HUB):
-        from huggingface_hub import constants
-
-        if os.environ.get("HF_HUB_OFFLINE") == OFFLINE_BY_DEFAULT:
-            constants.HF_HUB_OFFLINE = False
-        if constants.HF_HUB_OFFLINE:
-            raise ValueError(f"{address}: HF_HUB_OFFLINE keeps the hub from being asked; unset it")
-    return address
-
-
 def locate(source: str) -> tuple[Any, str]:
     """Return (fsspec's file system, path in it) of a source; `ValueError` if there can be no such source."""
     if "::" in source:
@@ -93,7 +73,7 @@ def locate(source: str) -> tuple[Any, str]:
             raise ValueError(f"{source}: chained addresses are not read; unpack the file, and give its own address")
         return fsspec.filesystem("file"), str(Path(source).absolute())
     try:
-        return fsspec.core.url_to_fs(reach(source))
+        return fsspec.core.url_to_fs(hub.reach(source))
     except ImportError as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -173,10 +153,8 @@ def version(fs: Any, path: str) -> list[str]:
     try:
         facts = {re.sub("[-_]", "", name.lower()): str(value) for name, value in fs.info(path).items() if value}
         changed = next((facts[name] for name in CHANGED if name in facts), None)
-        if "etag" in facts:
-            return [address, facts["etag"].strip('"')]
-        if "blobid" in facts:  # the hub's
-            return [address, facts["blobid"]]
+        if tag := facts.get("etag") or facts.get("blobid"):  # the latter is the hub's
+            return [address, tag.strip('"')]
         if changed and "size" in facts:
             return [address, changed, facts["size"]]
         with fs.open(path, "rb") as stream:

@@ -22,7 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt2.data.readers import UnreadableFile, decompressed, reach, split_suffix
+from gpt2.data import hub
+from gpt2.data.readers import UnreadableFile, decompressed, split_suffix
 
 UTC = "datetime64[us, UTC]"
 MAX_UNTIMED = 0.1
@@ -138,7 +139,7 @@ def records(path: str) -> Iterator[Record]:
     if format == ".txt":
         raise UnreadableFile(f"{path} has no columns; give .jsonl, .csv or .parquet")
     try:
-        with fsspec.open(reach(path), "rb") as raw:
+        with fsspec.open(hub.reach(path), "rb") as raw:
             stream = cast(BinaryIO, raw)
             if format == ".parquet":
                 rows = parquet_table(stream).to_pylist()

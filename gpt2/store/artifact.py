@@ -38,8 +38,6 @@ def digest(value: Any) -> str:
 LFS = b"version https://git-lfs.github.com/spec/"
 """The first bytes of the pointer that a clone without git-lfs holds in place of a file."""
 IS_POINTER = "is a pointer of git-lfs, not the file itself; fetch the file with `git lfs pull`"
-OFFLINE_BY_DEFAULT = "on"
-"""Our value of HF_HUB_OFFLINE. The hub's client reads it as 1, which is what users set."""
 
 
 def file_sha256(path: Path) -> str:

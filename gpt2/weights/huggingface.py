@@ -5,12 +5,9 @@ Only safetensors and JSON are written.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import reprlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gpt2.data.hub import network
 from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
 from gpt2.store import model_files
-from gpt2.store.artifact import OFFLINE_BY_DEFAULT
 from gpt2.weights import tensors as weights_tensors
 
 if TYPE_CHECKING:
@@ -111,23 +108,6 @@ def upload(directory: Path, repository: str, card: str, private: bool = False, *
         remedy = "log in with a token that may write: `hf auth login`, or set HF_TOKEN"
         raise ValueError(f"{repository}: the hub did not take the model: {first}; {remedy}") from None
     return str(url)
-
-
-@contextlib.contextmanager
-def network(online: bool) -> Iterator[None]:
-    """Let the hub's client reach the network within the block, if `online`.
-
-    The client reads HF_HUB_OFFLINE once, when it is imported. Our own default is lifted; a user's value holds.
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    if online and os.environ.get("HF_HUB_OFFLINE") == OFFLINE_BY_DEFAULT:
-        constants.HF_HUB_OFFLINE = False
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 # Settings that our model has built in; a configuration with other values is refused.
