@@ -18,7 +18,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "on",  # `gpt2 import` lifts this value and no other (`gpt2.weights.huggingface.network`)
+    "HF_HUB_OFFLINE": "on",  # `gpt2 import` and `hf://` sources lift this value and no other (`gpt2.data.hub`)
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     # We handle signals; Ray's handler prints a stack of addresses and aborts.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",

@@ -35,6 +35,7 @@ for command in (
     models.rollback,
     models.card,
     models.verdict,
+    models.push,
     models.reproduce,
     models.serve,
 ):

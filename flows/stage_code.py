@@ -15,6 +15,7 @@ HARMLESS = {
     "gpt2": "the door of the package: it hands on what lies in its rooms",
     "gpt2.settings": "settings: their values are part of the key",
     "gpt2.store": "writes and finds artifacts, and computes nothing in them",
+    "gpt2.data.hub": "lets the hub be reached: the files' content is part of the key",
     "gpt2.data.samples": "fetches samples: their content is part of the key",
     "gpt2.training.journal": "records beside the result",
     "cluster.home": "says where things lie",

@@ -154,6 +154,36 @@ def status(version) -> str:
     return "## Status\n\n" + "\n".join(lines) + "\n"
 
 
+def push(model_uri: str, repository: str, *, private: Annotated[bool, Parameter(negative="")] = False):
+    """Publish a registered base model on the Hugging Face hub, with its card, in the form that `transformers` reads.
+
+    Weights, tokenizer, config.json and the card are sent in one commit, and nothing else that lies with the version.
+
+    Example: gpt2 push models:/gpt2-base@champion acme/my-gpt2 --private
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION of a base model.
+        repository: OWNER/NAME on the hub; it is made if it is not there.
+        private: make a new repository visible to its owner only.
+    """
+    from cluster.registry import download
+    from gpt2.evaluation.model_card import NAME
+    from gpt2.store.model_files import BASE_NAME, read_task
+    from gpt2.weights import huggingface
+
+    version = download.find(model_uri)
+    folder = download.pull_version(version)
+    task = read_task(folder)["task"]
+    if task != BASE_NAME:
+        raise ValueError(f"{model_uri}: is a model for {task}, which `transformers` can't read; give one of gpt2-base")
+    card = folder / NAME
+    source = version.tags.get("gpt2.imported_from", "").partition("@")[0]
+    about = {"base_model": source} if huggingface.ID.fullmatch(source) else {}
+    text = card.read_text("utf-8") if card.exists() else f"# {version.name} {version.version}\n"
+    url = huggingface.upload(folder, repository, text, private, **about)
+    out.print(f"{download.exact(version)} is at {url}", highlight=False)
+
+
 def reproduce(model_uri: str, *, folder: Path | None = None):
     """Make a registered model again, from the recorded data, settings, code and seeds, and compare it bit by bit.
 

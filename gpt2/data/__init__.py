@@ -5,6 +5,7 @@ canaries.py         made-up secrets planted in the training text
 config.py           `CorpusConfig`, `TokenizerConfig`, `CanaryConfig`
 corpus.py           normalise documents, quarantine bad ones, drop exact duplicates
 forms.py            compression, encoding, separator and quotes of a file; its lines, records, batches
+hub.py              the hub's client, offline unless it is asked for by name
 near_duplicates.py  MinHash near-duplicates
 readers.py          documents as streams, each with its place or its fault
 samples.py          sample data out of published packages, verified

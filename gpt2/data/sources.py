@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from gpt2.data import samples
+from gpt2.data import hub, samples
 from gpt2.store.artifact import digest, file_sha256
 
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -66,7 +66,7 @@ def locate(source: str) -> tuple[Any, str]:
             raise ValueError(f"{source}: chained addresses are not read; unpack the file, and give its own address")
         return fsspec.filesystem("file"), str(Path(source).absolute())
     try:
-        return fsspec.core.url_to_fs(source)
+        return fsspec.core.url_to_fs(hub.reach(source))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -231,8 +231,8 @@ def version(fs: Any, path: str) -> list[str]:
     try:
         facts = {re.sub("[-_]", "", name.lower()): str(value) for name, value in fs.info(path).items() if value}
         changed = next((facts[name] for name in CHANGED if name in facts), None)
-        if "etag" in facts:
-            return [address, facts["etag"].strip('"')]
+        if tag := facts.get("etag") or facts.get("blobid"):  # the latter is the hub's
+            return [address, tag.strip('"')]
         if changed and "size" in facts:
             return [address, changed, facts["size"]]
         with fs.open(path, "rb") as stream:

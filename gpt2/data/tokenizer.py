@@ -115,8 +115,8 @@ class Tokenizer:
         `added_tokens.json` if it is there.
 
         Files of other names and links to elsewhere are never read. Where the tokenizer has no `<|endoftext|>`, the
-        token that the directory's config.json ends texts with is called so. `ValueError` if the directory's model was
-        saved with another tokenizer, or if the number of ids is not `vocab_size`.
+        `eos_token_id` of the directory's config.json is called so. `ValueError` if the directory's model was saved with
+        another tokenizer, or if the number of ids is not `vocab_size`.
         """
         file = path / FILE if path.is_dir() else path
         if path.is_dir():

@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gpt2 as gpt2_package
 from cluster.home import tracking_uri
@@ -20,8 +23,9 @@ from flows.plan import make_plan
 from flows.stages.provenance import RECORD, keys_of, record, with_base
 from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import RefusedModel
-from tests.cluster.small import registered
+from tests.cluster.small import TEXTS, registered
 from tests.flows.jobs.test_refresh import Text
+from tests.hub import loopback
 
 NAME = "gpt2-commands"
 
@@ -180,6 +184,38 @@ def test_a_champion_whose_files_mlflow_removed_is_told_with_the_remedy(tmp_path,
     assert why in told_by("models", capsys)
     assert machine.champions().state == "failed" and why in machine.champions().remedy
     client().delete_registered_model(name)
+
+
+def test_a_pushed_model_is_what_transformers_reads(tmp_path, capsys, monkeypatch):
+    tags, texts = {"gpt2.imported_from": "acme/first@0123"}, {"README.md": "# The card\n"}
+    version = registered("gpt2-pushed", tmp_path, "base", tags=tags, texts=texts)
+    registered("gpt2-unpushed", tmp_path / "labels")
+    with loopback() as (hub, address):
+        for name, value in {"ENDPOINT": address, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path)}.items():
+            monkeypatch.setattr(constants, name, value)
+        gpt2("push", f"models:/gpt2-pushed/{version.version}", "acme/mine")
+        assert capsys.readouterr().out.strip() == f"models:/gpt2-pushed/1 is at {address}/acme/mine"
+        with pytest.raises(ValueError, match="is a model for sentiment, which `transformers` can't read"):
+            gpt2("push", "models:/gpt2-unpushed/1", "acme/labels")
+        hub.gated.add("acme/mine")
+        with pytest.raises(ValueError, match=r"acme/mine: the hub did not take the model: .*; log in with a token"):
+            gpt2("push", "models:/gpt2-pushed/1", "acme/mine")
+    for name, content in (files := hub.repositories["acme/mine"]["main"]).items():
+        (tmp_path / "pushed").mkdir(exist_ok=True)
+        (tmp_path / "pushed" / name).write_bytes(content)
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    card = ModelCard.load(tmp_path / "pushed" / "README.md")
+    assert (card.data.base_model, card.data.library_name, card.text.strip()) == (
+        "acme/first",
+        "transformers",
+        "# The card",
+    )
+    theirs, words = (c.from_pretrained(tmp_path / "pushed") for c in (AutoModelForCausalLM, AutoTokenizer))
+    ours = gpt2_package.load("models:/gpt2-pushed/1").predictor
+    ids = words(TEXTS[0], return_tensors="pt")["input_ids"]
+    assert ids.tolist() == [ours.tokenizer.encode(TEXTS[0])] and words.eos_token_id == ours.tokenizer.end_of_text
+    with torch.inference_mode():
+        assert (theirs.eval()(ids).logits - ours.model.logits(ours.model.hidden(ids))).abs().max() <= 1e-5
 
 
 def told_by(command, capsys):
