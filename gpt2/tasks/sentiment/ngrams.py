@@ -1,5 +1,8 @@
 """A linear classifier of hashed word and character n-grams, whose logits are added to the network's.
 
+In scripts without spaces all n-grams are of 1 to 3 characters; which ones was chosen by cross-validation on 9,050
+Chinese reviews.
+
 Words, word pairs and character n-grams predict much of a label, and a linear model learns that in seconds. The network
 learns the rest (Wide & Deep, Cheng et al. 2016). On its own training texts the linear model is overconfident. So the
 network gets there the logits of models that were not trained on the text (stacked generalisation, Wolpert 1992).
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt2.data.text import grams, has_characters
 from gpt2.evaluation.confidence import fit_temperature
 
 if TYPE_CHECKING:
@@ -136,8 +140,11 @@ def counts(texts: Sequence[str]) -> csr_matrix:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     plain: dict[str, Any] = {"n_features": BUCKETS, "alternate_sign": False, "norm": None, "dtype": np.float32}
-    words = HashingVectorizer(ngram_range=(1, 2), **plain)
+    words = HashingVectorizer(analyzer=grams, **plain)
     spellings = HashingVectorizer(ngram_range=(2, 5), analyzer="char_wb", **plain)
+    inside = spellings.build_analyzer()
+    through = HashingVectorizer(ngram_range=(1, 3), analyzer="char").build_analyzer()
+    spellings.analyzer = lambda text: (through if has_characters(text) else inside)(text)
     return hstack([words.transform(texts), spellings.transform(texts)], format="csr")
 
 
