@@ -10,6 +10,6 @@ samples.py          sample data out of published packages, verified
 shards.py           token shards: written, and read as one stream
 splits.py           the split of a text, by its content or by its time
 tables.py           a .csv, .jsonl or .parquet table: cells, rows, times
-text.py             words, unfinished texts, topics
+text.py             words in any script, unfinished texts, topics
 tokenizer.py        byte-level BPE
 """

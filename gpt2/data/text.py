@@ -22,9 +22,9 @@ UNSPACED = (
     "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3105-\u312f\u31a0-\u31bf\u3400-\u4dbf"
     "\u4e00-\ua48c\uf900-\ufaff\U00016fe0-\U00018d8f\U0001b170-\U0001b2ff\U00020000-\U0003ffff"  # Chinese characters
 )
-BEFORE, AFTER = "เ-ไເ-ໄ", "ะาำๅະາຳぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮーｧ-ｰﾞﾟ"
+BEFORE, AFTER = "เ-ไເ-ໄ", "ะาำๅະາຳﾞﾟ"
 CHARACTER = re.compile(rf"[{BEFORE}]?[{UNSPACED}](?:[\u1039\u17d2]\w|[{AFTER}{MARKS}])*")
-"""A character with its marks: a Chinese character, a mora of kana, or a consonant with its vowels."""
+"""A character with its marks: a Chinese character, a kana, or a consonant with its vowels."""
 RUN = re.compile(rf"[{UNSPACED}]{{3}}|\A(?=[\W{UNSPACED}]*\Z)(?s:.*)[{UNSPACED}]")
 """Three in a row, or nothing else. Fewer among other letters are no text: broken bytes, as of emoji, look like that."""
 PLAIN = re.compile(r"\w+")

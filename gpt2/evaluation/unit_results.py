@@ -376,8 +376,8 @@ def ids_of_longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> dict
 def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, Any]:
     """Return the number of `texts`, of those that are `cut` because they exceed the context, and the context `tokens`.
 
-    A text must fit into the context together with its end-of-text token. If the cut texts have more than `COSTLY` tokens
-    per character, there are also this number as `per_character`, and the share of their characters that was `read`.
+    A text must fit into the context together with its end-of-text token. If the cut texts have over `COSTLY` tokens per
+    character, there are also this number as `per_character`, and the share of their characters that was `read`.
     """
     cut = ids_of_longer(tokenizer, texts, context - 1)
     counts: dict[str, Any] = {"texts": len(texts), "cut": len(cut), "tokens": context}
@@ -397,9 +397,9 @@ def sentence(cut: Mapping[str, Mapping[str, Any]]) -> str:
         share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
         cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
         if "read" in counts:
-            cut_off += (
-                f", since a character takes {counts['per_character']:.1f} tokens: {counts['read']:.0%} of them was read"
-            )
+            whom = "it" if some == 1 else "them"
+            per = f"{counts['per_character']:.1f} tokens"
+            cut_off += f", since a character takes {per}: {counts['read']:.0%} of {whom} was read"
         clauses.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
     whole = "; ".join(clauses)
     remedy = f" {REMEDY}" if any("read" in counts for counts in cut.values()) else ""
