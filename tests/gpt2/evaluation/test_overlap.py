@@ -120,8 +120,12 @@ def test_a_review_inside_a_longer_document_is_found_and_told_without_spaces():
     )
     japanese = "駅から近くて便利なホテルでした。部屋は少し狭いですが、朝食がとても美味しかったです。"
     index = Index([review, japanese, "今天天气很好我们去公园", "ราคาไม่แพงเลยครับ"])
-    [hit] = index.search([f"昨天我们看到一条评论，说{review}大家觉得怎么样？"])
-    assert (hit.unit, hit.how, hit.found) == (0, GRAM, "酒店的位置很好离地铁站只有五分钟房间干净")
+    hit, *also = index.search([f"昨天我们看到一条评论，说{review}大家觉得怎么样？"])
+    assert {h.unit for h in also} <= {0} and (hit.unit, hit.how, hit.found) == (
+        0,
+        GRAM,
+        "酒店的位置很好离地铁站只有五分钟房间干净",
+    )
     assert {h.unit for h in index.search([f"このレビューを読みました。{japanese}本当ですか。"])} == {1}
     assert not index.search(
         ["他说今天天气很好我们去公园走走吧", "酒店的位置很好，离地铁站也近"]
