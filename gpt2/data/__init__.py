@@ -13,6 +13,6 @@ shards.py           token shards: written, and read as one stream
 sources.py          files, folders, globs and addresses; what is left out; content ids
 splits.py           the split of a text, by its content or by its time
 tables.py           tables of .csv, .jsonl or .parquet: cells, rows, times
-text.py             words, unfinished texts, topics
+text.py             words in any script, unfinished texts, topics
 tokenizer.py        byte-level BPE
 """

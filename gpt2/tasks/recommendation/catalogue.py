@@ -19,7 +19,7 @@ import pandas as pd
 
 from gpt2.data.sources import address, is_folder, locate, readable
 from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, name_in, place, read_table, times
-from gpt2.data.text import words
+from gpt2.data.text import is_character, words
 from gpt2.tasks.recommendation.config import CatalogueFiles, InteractionsFile
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def movielens_films(source: str | Path) -> pd.DataFrame:
 GENERATED, FACTS = "generated", "facts"
 """Kinds of reasons."""
 LONGEST_ATTRIBUTE = 3
-"""Most words of an attribute; a longer part is a text."""
+"""Most words of an attribute; a longer part is a text. Four characters of a script without spaces count as one."""
 Attributes = Mapping[tuple[str, ...], str]
 """Attributes of an item: the lower-cased words of each, and its spelling."""
 
@@ -238,11 +238,16 @@ def attributes(texts: Sequence[str]) -> list[Attributes]:
     """
     named_parts = []
     for text in texts:
-        parts = [part.strip() for part in re.split(r"[;,|]", text)]
-        named = {tuple(words(part.rpartition(": ")[2])): part for part in parts}
-        named_parts.append({name: part for name, part in named.items() if 0 < len(name) <= LONGEST_ATTRIBUTE})
+        parts = [part.strip() for part in re.split(r"[;,|；，、]", text)]
+        named = {tuple(words(part.replace("：", ": ").rpartition(": ")[2])): part for part in parts}
+        named_parts.append({name: part for name, part in named.items() if 0 < size(name) <= LONGEST_ATTRIBUTE})
     counts = Counter(name for each in named_parts for name in each)
     return [{name: part for name, part in each.items() if counts[name] > 1} for each in named_parts]
+
+
+def size(name: Sequence[str]) -> float:
+    """Return the length of an attribute in words; a character of a script without spaces is a quarter of one."""
+    return sum(0.25 if is_character(word) else 1 for word in name)
 
 
 def plural(word: str) -> str:
@@ -253,7 +258,7 @@ def plural(word: str) -> str:
 def named_in(text: str, known: Set[tuple[str, ...]]) -> set[tuple[str, ...]]:
     """Return those of the `known` attributes that a text names, in singular or plural."""
     have = words(text)
-    runs = {tuple(have[i : i + n]) for n in range(1, LONGEST_ATTRIBUTE + 1) for i in range(len(have) - n + 1)}
+    runs = {tuple(have[i : i + n]) for n in {*map(len, known)} for i in range(len(have) - n + 1)}
     return {name for name in known if name in runs or (*name[:-1], plural(name[-1])) in runs}
 
 
