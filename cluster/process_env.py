@@ -119,8 +119,8 @@ RAY_REMEDY = "give RAY_ADDRESS as host:6379 of a running head, or unset it"
 def use(state: dict[str, Any]) -> None:
     """Set the addresses and logins of a running `gpt2 up`, unless the environment names other services."""
     for address in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        if address not in os.environ:
-            for variable, value in state["environment"].get(address, {}).items():
-                os.environ[variable] = value
+        own = state["environment"].get(address, {})
+        if os.environ.get(address) in (None, own.get(address)):
+            os.environ |= own
             for variable, file in state["secrets"].get(address, {}).items():
                 os.environ[variable] = (home() / SERVICES / file).read_text()

@@ -87,7 +87,7 @@ def automations(url: str):
     """Call a webhook when a model is promoted or refused, a training restarts or exceeds its budget, or sentiment
     changes.
 
-    Example: PREFECT_API_URL=http://127.0.0.1:4200/api gpt2 automations https://example.org/hook
+    Example: gpt2 automations https://example.org/hook
 
     Args:
         url: the address to post to.

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 from uuid import UUID
 
+import httpx
 import yaml
 from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
@@ -53,14 +54,18 @@ PAYLOAD = """{"event": {{ event.event | tojson }},
 def create(url: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
     """Create an automation per event that posts `PAYLOAD` to `url`, in place of those of an earlier call; return them.
 
-    Raises `ValueError` for an invalid address, and without a permanent Prefect server.
+    Raises `ValueError` for an invalid address, and without a permanent Prefect server that answers.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url!r}: is not an address; give one such as https://example.org/hook")
     if not PREFECT_API_URL.value():
         raise ValueError("automations need a permanent Prefect server; start one and set PREFECT_API_URL")
-    block: Any = Webhook(method="POST", url=url).save(BLOCK, overwrite=True)
-    return [replace(event, block) for event in events]
+    try:
+        block: Any = Webhook(method="POST", url=url).save(BLOCK, overwrite=True)
+        return [replace(event, block) for event in events]
+    except httpx.HTTPError as error:
+        remedy = "look at its log; if it asks for a login, set PREFECT_API_AUTH_STRING=USER:PASSWORD"
+        raise ValueError(f"PREFECT_API_URL={PREFECT_API_URL.value()}: {error}; {remedy}") from None
 
 
 def replace(event: str, block: Any) -> Automation:

@@ -41,10 +41,10 @@ from tests.flows.jobs.test_refresh import Text, decoded, split_of, write
 from tests.flows.test_pipeline import Home
 from tests.hub import TOKEN, loopback
 
-ARCHITECTURE = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2}
+ARCHITECTURE = {"n_embd": 32, "n_layer": 2, "n_head": 2}
 
 
-def publish(folder, seed=0, **save):
+def publish(folder, seed=0, n_positions=128, **save):
     """A GPT-2 of random weights with a tokenizer of its own, in the files that `transformers` writes; its logits."""
     folder.mkdir(parents=True)
     generator = random.Random(0)
@@ -54,7 +54,8 @@ def publish(folder, seed=0, **save):
     words.save_model(str(folder))  # its end-of-text is the first id, GPT-2's own is the last
     size = words.get_vocab_size()
     torch.manual_seed(seed)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=size, bos_token_id=0, eos_token_id=0, **ARCHITECTURE)).eval()
+    shape = {"vocab_size": size, "n_positions": n_positions, **ARCHITECTURE}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape)).eval()
     model.save_pretrained(folder, **save)
     (folder / "modeling_evil.py").write_text("raise SystemExit('it was run')")  # lies beside many published models
     return model
