@@ -1,7 +1,7 @@
 """No orphans: what a process starts ends with it, however it ends, SIGKILL included.
 
 Such processes have a mark in their environment, and hand it on to all that they start. So all of them can be found,
-also when their parent was killed, and no others. `python -m cluster.orphans ID` stops those that have the mark.
+also when their parent was killed, and no others. `python -m cluster.orphans ID PARENT` stops them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,18 @@ class Guard:
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            ["sh", "-c", 'read _; exec "$@"', "gpt2", sys.executable, "-P", "-m", "cluster.orphans", self.id],
+            [
+                "sh",
+                "-c",
+                'read _; exec "$@"',
+                "gpt2",
+                sys.executable,
+                "-P",
+                "-m",
+                "cluster.orphans",
+                self.id,
+                str(os.getpid()),
+            ],
             stdin=subprocess.PIPE,  # never written to: its end is ours
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -100,15 +111,27 @@ def stop(state: Mapping[str, Any], seconds: float = 25) -> int:
     return count
 
 
-def stop_orphans(id: str) -> None:
+def agents(driver: int) -> list[psutil.Process]:
+    """Return the agents of the Ray that a process started. They wrote their title over the mark, but keep open a log in
+    the folder of the session, whose name ends with the driver's process id."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError):
+            titled = process.cmdline()[0].startswith("ray::")
+            if titled and any(f"_{driver}/logs/" in file.path for file in process.open_files()):
+                found.append(process)
+    return found
+
+
+def stop_orphans(id: str, parent: int) -> None:
     """Stop all that has the mark of a process that is gone."""
     state = last_state()
     if state is not None and state["id"] == id:
         stop(state, 10)
     for _ in range(3):  # a process may have been on its way
-        ask_to_stop(marked(id), 5)
+        ask_to_stop(marked(id) + agents(parent), 5)
         time.sleep(1)
 
 
 if __name__ == "__main__":
-    stop_orphans(sys.argv[1])
+    stop_orphans(sys.argv[1], int(sys.argv[2]))
