@@ -32,19 +32,9 @@ class Guard:
         self.id = uuid.uuid4().hex
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        stop = [sys.executable, "-P", "-m", "cluster.orphans", self.id, str(os.getpid())]
         self.process = subprocess.Popen(
-            [
-                "sh",
-                "-c",
-                'read _; exec "$@"',
-                "gpt2",
-                sys.executable,
-                "-P",
-                "-m",
-                "cluster.orphans",
-                self.id,
-                str(os.getpid()),
-            ],
+            ["sh", "-c", 'read _; exec "$@"', "gpt2", *stop],
             stdin=subprocess.PIPE,  # never written to: its end is ours
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

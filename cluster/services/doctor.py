@@ -135,9 +135,8 @@ def service(name: str, variable: str, path: str, otherwise: str, login: Callable
         if not address.startswith("http"):
             return Result(name, "ok", address)
         if variable == "PREFECT_API_URL" and "/api" not in address:
-            return Result(
-                name, "failed", f"{address}: has no /api at its end", f"set {variable}={address.rstrip('/')}/api"
-            )
+            remedy = f"set {variable}={address.rstrip('/')}/api"
+            return Result(name, "failed", f"{address}: has no /api at its end", remedy)
         basic = base64.b64encode(login().encode()).decode()
         request = urllib.request.Request(address.rstrip("/") + path, headers={"Authorization": f"Basic {basic}"})
         try:

@@ -50,8 +50,8 @@ def keep_events() -> None:
 def start(config: PipelineConfig) -> None:
     """Start Prefect's temporary server (unless one is named), Ray, MLflow's tables and the download of samples.
 
-    Raises `ValueError` for a named server that does not answer. Waits for Prefect only. Imports are done one after the other, because
-    concurrent imports may see partially initialised modules.
+    Raises `ValueError` for a named server that does not answer. Waits for Prefect only. Imports are done one after the
+    other, because concurrent imports may see partially initialised modules.
     """
     require_servers()
     from prefect.client.orchestration import get_client

@@ -61,10 +61,8 @@ def test_a_guard_that_is_no_longer_needed_cleans_up_and_stops_nothing_else():
     try:
         until(lambda: marked(mine.id) and marked(other.id))
         assert [p.pid for p in marked(mine.id)] == [started[0].pid]
-        ended = mine.process
-        del mine
-        ended.stdin.close()
-        ended.wait(30)
+        mine.process.stdin.close()  # as when it is no longer referred to
+        mine.process.wait(30)
         assert started[0].poll() is not None and started[1].poll() is None
     finally:
         for process in started:

@@ -153,13 +153,15 @@ def test_on_nights_when_clocks_change_twice_late_or_not_at_all_changes_nothing_b
 ):
     """Prefect's own times of an hourly schedule in Berlin, some of them twice and some never, beside hours of UTC."""
     model, negative, positive = divided(tmp_path / "model")
-    config = MonitorConfig(sources=[str(tmp_path / "inbox")], window="hour", min_posts=10, time_field="time")
+    config = MonitorConfig(
+        sources=[str(tmp_path / "inbox")], window="hour", min_posts=10, time_field="time", topic_field="topic"
+    )
     begin = pd.Timestamp(night, tz="UTC")
     generator, rows = random.Random(night), []
     for minute in range(-36 * 60, 6 * 60, 3):
         surge = minute > 60
         text = generator.choice(negative if generator.random() < (0.9 if surge else 0.1) else positive)
-        rows.append({"text": f"@air {text}", "time": (begin + pd.Timedelta(minutes=minute)).isoformat()})
+        rows.append({"text": text, "topic": "air", "time": (begin + pd.Timedelta(minutes=minute)).isoformat()})
     clock, sent = begin, []
     for module in (monitor, monitor.monitoring_posts, scored):
         monkeypatch.setattr(module, "present", lambda: clock)

@@ -143,7 +143,7 @@ EventsWorker.instance().drain()
 kept = EventFilter(event=EventNameFilter(prefix=["gpt2."]))
 with get_client(sync_client=True) as client:
     deadline = time.monotonic() + 60
-    while len({e.event for e in client.read_events(kept, limit=50).events}) < 4:  # the server writes what came every five seconds
+    while len({e.event for e in client.read_events(kept, limit=50).events}) < 4:  # the server writes every 5 s
         assert time.monotonic() < deadline
         time.sleep(0.5)
 """
