@@ -6,6 +6,7 @@ also when their parent was killed, and no others. `python -m cluster.orphans ID 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from cluster.home import last_state, services
+from cluster.home import home, last_state, services
 
 MARK = "GPT2_STARTED_BY"
 """The environment variable that holds the mark."""
@@ -39,9 +40,14 @@ class Guard:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={**unmarked(os.environ), "PYTHONPATH": path},  # another guard must not stop this one
+            # Without a mark, because another guard must not stop this one.
+            env={**unmarked(os.environ), "GPT2_HOME": str(home()), "PYTHONPATH": path},
             start_new_session=True,
         )
+
+    def keep(self) -> None:
+        """Keep the guard until this process has ended all that it ends itself."""
+        atexit.register(self.process.poll)  # called last, as it is registered first
 
 
 def unmarked(environment: Mapping[str, str]) -> dict[str, str]:
@@ -97,7 +103,8 @@ def stop(state: Mapping[str, Any], seconds: float = 25) -> int:
             if process.environ().get(MARK) == state["id"]:
                 count += ask_to_stop([process], seconds / 2)
     count += ask_to_stop(marked(state["id"]), 5)
-    (services() / "state.json").unlink(missing_ok=True)
+    if (last_state() or state)["id"] == state["id"]:  # another `gpt2 up` may have started meanwhile
+        (services() / "state.json").unlink(missing_ok=True)
     return count
 
 
