@@ -74,7 +74,8 @@ def start_or_attach() -> Guard | None:
     if address := os.environ.get("RAY_ADDRESS"):
         if fault := ray_fault(address):
             raise ValueError(f"RAY_ADDRESS={fault}; {RAY_REMEDY}")
-        job = {} if address.startswith("ray://") else {"job_config": SearchAsWeDo()}  # a client sends it to its server
+        client = address.startswith("ray://")  # it would send the class to a server, which may not have it
+        job: dict[str, Any] = {} if client else {"job_config": SearchAsWeDo()}
         _dashboard = ray.init(address=address, **job, **QUIETLY).dashboard_url or None
         return None
     return start_local(include_dashboard=False)

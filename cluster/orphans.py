@@ -91,21 +91,26 @@ def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:
     return len(processes)
 
 
-def stop(state: Mapping[str, Any], seconds: float = 25) -> int:
+def stop(state: Mapping[str, Any]) -> int:
     """Stop all processes of a `gpt2 up` by its state (`cluster.home.last_state`); return their number.
 
-    The work stops first and has `seconds` to save and to say so, then the services in reverse order of their start.
+    The work stops first, so that it can save and report it, then the services in reverse order of their start.
     """
-    count = ask_to_stop(marked(state["id"], state["works"]), seconds) if state["works"] else 0
+    count = ask_to_stop(marked(state["id"], state["works"]), 25) if state["works"] else 0
     for service in reversed(state.get("services", [])):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(service["pid"])
             if process.environ().get(MARK) == state["id"]:
-                count += ask_to_stop([process], seconds / 2)
+                count += ask_to_stop([process], 15)
     count += ask_to_stop(marked(state["id"]), 5)
-    if (last_state() or state)["id"] == state["id"]:  # another `gpt2 up` may have started meanwhile
-        (services() / "state.json").unlink(missing_ok=True)
+    forget(state["id"])
     return count
+
+
+def forget(id: str) -> None:
+    """Remove the state of a `gpt2 up` that has ended. Another one may have started meanwhile."""
+    if (last_state() or {}).get("id") == id:
+        (services() / "state.json").unlink(missing_ok=True)
 
 
 def agents(driver: int) -> list[psutil.Process]:
@@ -121,13 +126,14 @@ def agents(driver: int) -> list[psutil.Process]:
 
 
 def stop_orphans(id: str, parent: int) -> None:
-    """Stop all that has the mark of a process that is gone."""
+    """Stop all that has the mark of a process that is gone; the work of a `gpt2 up` first, so that it can save."""
     state = last_state()
-    if state is not None and state["id"] == id:
-        stop(state, 10)
+    if state is not None and state["id"] == id and state["works"]:
+        ask_to_stop(marked(id, state["works"]), 12)
     for _ in range(3):  # a process may have been on its way
         ask_to_stop(marked(id) + agents(parent), 5)
         time.sleep(1)
+    forget(id)
 
 
 if __name__ == "__main__":
