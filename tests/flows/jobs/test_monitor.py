@@ -147,6 +147,7 @@ def test_what_is_undecided_is_told_and_another_setting_counts_all_anew(tmp_path,
     assert 0 < undecided < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("night", ["2026-03-29", "2026-10-25"])
 def test_on_nights_when_clocks_change_twice_late_or_not_at_all_changes_nothing_but_the_time(
     tmp_path, monkeypatch, night
