@@ -104,7 +104,7 @@ def start_or_attach() -> Guard | None:
             raise ValueError(f"RAY_ADDRESS={fault}; {RAY_REMEDY}")
         shared = {name: os.environ[name] for name in SHARED if name in os.environ and "GPT2_STORE" in os.environ}
         job: dict[str, Any] = {"runtime_env": {"env_vars": shared}} if shared else {}
-        if not address.startswith("ray://"):  # a client would send it to its server
+        if not address.startswith("ray://"):  # a client would send the class to a server, which may not have it
             job["job_config"] = SearchAsWeDo()
         _dashboard = ray.init(address=address, **job, **QUIETLY).dashboard_url or None
         if "GPT2_STORE" in os.environ and (fault := unfit_node()):

@@ -1,11 +1,12 @@
 """No orphans: what a process starts ends with it, however it ends, SIGKILL included.
 
 Such processes have a mark in their environment, and hand it on to all that they start. So all of them can be found,
-also when their parent was killed, and no others. `python -m cluster.orphans ID` stops those that have the mark.
+also when their parent was killed, and no others. `python -m cluster.orphans ID PARENT` stops them.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from cluster.home import last_state, services
+from cluster.home import home, last_state, services
 
 MARK = "GPT2_STARTED_BY"
 """The environment variable that holds the mark."""
@@ -32,15 +33,21 @@ class Guard:
         self.id = uuid.uuid4().hex
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        stop = [sys.executable, "-P", "-m", "cluster.orphans", self.id, str(os.getpid())]
         self.process = subprocess.Popen(
-            ["sh", "-c", 'read _; exec "$@"', "gpt2", sys.executable, "-P", "-m", "cluster.orphans", self.id],
+            ["sh", "-c", 'read _; exec "$@"', "gpt2", *stop],
             stdin=subprocess.PIPE,  # never written to: its end is ours
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={**unmarked(os.environ), "PYTHONPATH": path},  # another guard must not stop this one
+            # Without a mark, because another guard must not stop this one.
+            env={**unmarked(os.environ), "GPT2_HOME": str(home()), "PYTHONPATH": path},
             start_new_session=True,
         )
+
+    def keep(self) -> None:
+        """Keep the guard until this process has ended all that it ends itself."""
+        atexit.register(self.process.poll)  # called last, as it is registered first
 
 
 def unmarked(environment: Mapping[str, str]) -> dict[str, str]:
@@ -84,31 +91,50 @@ def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:
     return len(processes)
 
 
-def stop(state: Mapping[str, Any], seconds: float = 25) -> int:
+def stop(state: Mapping[str, Any]) -> int:
     """Stop all processes of a `gpt2 up` by its state (`cluster.home.last_state`); return their number.
 
-    The work stops first and has `seconds` to save and to say so, then the services in reverse order of their start.
+    The work stops first, so that it can save and report it, then the services in reverse order of their start.
     """
-    count = ask_to_stop(marked(state["id"], state["works"]), seconds) if state["works"] else 0
+    count = ask_to_stop(marked(state["id"], state["works"]), 25) if state["works"] else 0
     for service in reversed(state.get("services", [])):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(service["pid"])
             if process.environ().get(MARK) == state["id"]:
-                count += ask_to_stop([process], seconds / 2)
+                count += ask_to_stop([process], 15)
     count += ask_to_stop(marked(state["id"]), 5)
-    (services() / "state.json").unlink(missing_ok=True)
+    forget(state["id"])
     return count
 
 
-def stop_orphans(id: str) -> None:
-    """Stop all that has the mark of a process that is gone."""
+def forget(id: str) -> None:
+    """Remove the state of a `gpt2 up` that has ended. Another one may have started meanwhile."""
+    if (last_state() or {}).get("id") == id:
+        (services() / "state.json").unlink(missing_ok=True)
+
+
+def agents(driver: int) -> list[psutil.Process]:
+    """Return the agents of the Ray that a process started. They wrote their title over the mark, but keep open a log in
+    the folder of the session, whose name ends with the driver's process id."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError):
+            titled = process.cmdline()[0].startswith("ray::")
+            if titled and any(f"_{driver}/logs/" in file.path for file in process.open_files()):
+                found.append(process)
+    return found
+
+
+def stop_orphans(id: str, parent: int) -> None:
+    """Stop all that has the mark of a process that is gone; the work of a `gpt2 up` first, so that it can save."""
     state = last_state()
-    if state is not None and state["id"] == id:
-        stop(state, 10)
+    if state is not None and state["id"] == id and state["works"]:
+        ask_to_stop(marked(id, state["works"]), 12)
     for _ in range(3):  # a process may have been on its way
-        ask_to_stop(marked(id), 5)
+        ask_to_stop(marked(id) + agents(parent), 5)
         time.sleep(1)
+    forget(id)
 
 
 if __name__ == "__main__":
-    stop_orphans(sys.argv[1])
+    stop_orphans(sys.argv[1], int(sys.argv[2]))

@@ -69,7 +69,8 @@ def main() -> None:
     # Exit through Python's clean-up, so that a training can save first (`cluster.training.stopping`).
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        with ending_with_this_process():
+        with ending_with_this_process() as guard:
+            guard.keep()
             app()
     except ValueError as error:
         err.print("[red]refused:[/]", end=" ")

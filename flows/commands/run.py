@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from cluster.home import store
+from flows.commands.console import prefect
 from flows.commands.console import tables as out
 from flows.config import PipelineConfig
 from flows.jobs.refresh_plan import RefreshPlan
@@ -99,10 +100,8 @@ def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) ->
     from flows.commands.summary import summarize
     from flows.jobs.refresh import refresh
     from flows.runs.locks import turn
-    from flows.runs.stage import without_tracebacks
 
-    without_tracebacks()
-    with turn():
+    with prefect(), turn():
         result = refresh(config)
     if rows := result["registered"]:
         plan = new.plan(store().require("tokens", new.tokens.id))

@@ -159,5 +159,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with ending_with_this_process():
+    with ending_with_this_process() as guard:
+        guard.keep()
         main()

@@ -11,6 +11,7 @@ import uuid
 import psutil
 import pytest
 
+from tests.cluster.small import model_folder
 from tests.flows.running import Up, free_ports
 from tests.flows.test_pipeline import Home
 
@@ -140,3 +141,17 @@ def test_thirty_kills_of_a_command_leave_nothing(drills, name):
     draw, longest = random.Random(name), drills.duration(name)
     lived = [drills.kill(name, draw.uniform(0, longest)) for _ in range(int(os.environ.get("KILLS", KILLS)))]
     print(f"{name}: took {longest:.0f} s; what it had started lived on for at most {max(lived):.1f} s")
+
+
+def test_a_killed_command_takes_prefects_server_with_it(tmp_path):
+    """A sample of the above: killed as soon as the embedded server is there."""
+    model, home, id = model_folder(tmp_path / "model"), Home(tmp_path, []), uuid.uuid4().hex
+    (tmp_path / "posts.csv").write_text("text\nlate again\n")
+    command = [sys.executable, "-m", "flows.cli", "monitor", "posts.csv", "--set", f"model={model}"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**home.environment, DRILL: id})
+    while not (servers := [p for p in of_drill(id) if "prefect.server" in " ".join(p.cmdline())]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not left(id, set(servers))
