@@ -23,6 +23,8 @@ from typing import Any
 from gpt2.store.code import code_version
 
 MANIFEST = "manifest.json"
+HANDED = "handed"
+"""Kind of what travels through a distant store and is part of no other artifact."""
 
 
 class DamagedArtifact(ValueError):
@@ -227,6 +229,11 @@ class Store:
     def hand(self, path: Path) -> str:
         """Return the name by which another machine finds a file or folder, which may be in no artifact."""
         return self.name(path)
+
+    def forget(self, name: str) -> None:
+        """Remove what `hand` published under that name, if it did."""
+        if name.startswith(f"{HANDED}/"):
+            self.remove(*name.split("/")[:2])
 
     def make(self, key: Key, build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
         """Return the artifact of `key`; if there is none, make it by `build(directory)`, which returns figures for

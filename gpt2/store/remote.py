@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpt2.store.artifact import MANIFEST, Artifact, DamagedArtifact, Key, Store, digest, file_sha256
+from gpt2.store.artifact import HANDED, MANIFEST, Artifact, DamagedArtifact, Key, Store, digest, file_sha256
 from gpt2.store.lease import Lease
 
 PATIENCE = 120.0
@@ -244,7 +244,7 @@ class RemoteStore(Store):
         super().remove(kind, id)
 
     def hand(self, path: Path) -> str:
-        """Return the name of a file or folder; what is in no artifact yet is published as one of kind `handed`."""
+        """Return the name of a file or folder; what is in no artifact yet is published as one of kind `HANDED`."""
         name = self.name(path)
         if not Path(name).is_absolute():
             return name
@@ -257,7 +257,7 @@ class RemoteStore(Store):
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, to)
 
-        made = self.make(Key("handed", {}, {"content": digest(content)}), copy)
+        made = self.make(Key(HANDED, {}, {"content": digest(content)}), copy)
         return f"{made.kind}/{made.id}/{path.name}"
 
     @contextlib.contextmanager
