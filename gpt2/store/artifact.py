@@ -212,8 +212,8 @@ class Store:
     def name(self, path: Path | str) -> str:
         """Return `KIND/ID/FILE` of a path in an artifact, by which any machine finds it; another path as it is."""
         path = Path(path)
-        if not path.is_relative_to(self.root) or path.relative_to(self.root).parts[:1] == (".partial",):
-            return str(path)
+        if not path.is_relative_to(self.root) or path.relative_to(self.root).as_posix().startswith("."):
+            return str(path)  # what begins with a dot is work in progress
         return path.relative_to(self.root).as_posix()
 
     def locate(self, name: str) -> Path:

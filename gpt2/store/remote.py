@@ -30,7 +30,7 @@ from gpt2.store.lease import Lease
 
 PATIENCE = 120.0
 """Seconds for which an absent store is asked again."""
-FIRST = 8.0
+FIRST = 5.0
 """Seconds that the first answer may take: the address may be wrong."""
 AT_ONCE = 8
 """Files of an artifact that travel at the same time."""
@@ -127,6 +127,8 @@ class Remote:
 
     def identity(self) -> str:
         """Return the store's identity, made at its first use; `StoreUnreachable` within seconds if there is none."""
+        with contextlib.suppress(Exception):  # told below
+            getattr(self.fs, "connect", bool)()  # s3fs loads its client, which takes seconds on a busy machine
         result: list[Any] = []
         thread = threading.Thread(target=lambda: result.append(self._identity()), daemon=True)
         thread.start()
