@@ -35,6 +35,8 @@ FIRST = 5.0
 AT_ONCE = 8
 """Files of an artifact that travel at the same time."""
 IDENTITY = "store.json"
+INSIDE = "it"
+"""Folder of what is handed, in its artifact: at the top a name that begins with `_` would be scratch."""
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints of trainings under way, by `KIND-ID` of what each makes."""
 ANSWERS = (FileNotFoundError, FileExistsError, PermissionError)
@@ -255,12 +257,12 @@ class RemoteStore(Store):
 
         def copy(out: Path) -> None:
             for file in files:
-                to = out / file.relative_to(path.parent)
+                to = out / INSIDE / file.relative_to(path.parent)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, to)
 
         made = self.make(Key(HANDED, {}, {"content": digest(content)}), copy)
-        return f"{made.kind}/{made.id}/{path.name}"
+        return f"{made.name}/{INSIDE}/{path.name}"
 
     @contextlib.contextmanager
     def hold(

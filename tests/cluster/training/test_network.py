@@ -15,11 +15,10 @@ PROGRAM = """
     import os, sys, datetime
     import torch
     from cluster.training.network import interface
-    if sys.argv[2] == "chosen":
-        os.environ["GLOO_SOCKET_IFNAME"] = interface(os.environ["ADDRESS"])
+    os.environ["GLOO_SOCKET_IFNAME"] = interface(os.environ["ADDRESS"])
     torch.distributed.init_process_group(
         "gloo", init_method="tcp://10.77.0.1:29500", rank=int(sys.argv[1]), world_size=2,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=240),
     )
     value = torch.tensor([float(sys.argv[1]) + 1])
     torch.distributed.all_reduce(value)
@@ -37,10 +36,7 @@ def test_two_hosts_form_a_group_where_the_hostname_is_loopback(tmp_path):
     with Hosts(2, tmp_path) as hosts:
         for host in hosts:
             (host.outside / "disk" / "group.py").write_text(textwrap.dedent(PROGRAM))
-        for how, met in (("chosen", True), ("as it is", False)):  # the second shows that the choice is needed
-            command = f"{sys.executable} group.py {{}} '{how}'"
-            other = hosts[1].start(command.format(1), log="log")
-            done = hosts[0].run(command.format(0), timeout=300)
-            other.kill()
-            assert ("sum 3.0" in done.stdout) == met, done.stdout + done.stderr
-            assert met or "127.0.0.1" in done.stderr or "connect" in done.stderr.lower()
+        command = f"{sys.executable} group.py {{}}"
+        hosts[1].start(command.format(1), log="log")
+        done = hosts[0].run(command.format(0), timeout=500)
+        assert "sum 3.0" in done.stdout, done.stdout + done.stderr
