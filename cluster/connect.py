@@ -285,7 +285,7 @@ def spread_into(out: Path, place: Store, function: Callable[..., Any], arguments
     result, name = next(iter(spread(_into, [(out, place, function, arguments)])))
     if name is not None:
         shutil.copytree(place.locate(name), out, dirs_exist_ok=True)
-        place.remove(*name.split("/")[:2])
+        place.forget(name)
     return result
 
 

@@ -94,6 +94,8 @@ def search_texts(
         pq.write_table(pa.table({"text": pa.array(others, pa.string())}), out / OTHERS)
         calls.append((root, units_of, contamination.OTHERS, [(root.hand(out / OTHERS), None)], share))
     hits = [hit for batch in spread(search_one, calls) for hit in batch] if texts else []
+    for name in {units_of, *(piece for call in calls for piece, _ in call[3])}:
+        root.forget(name)
     facts = contamination.summary(ids, texts, hits, unit, total)
     contamination.write(facts, out)
     return {"units": facts["units"], "contaminated": len(facts["contaminated"]), contamination.METRIC: facts["share"]}

@@ -102,7 +102,7 @@ def bring(output: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(store().locate(names[-1]), aside)
         aside.rename(output / MODEL)
-        store().remove(*names[-1].split("/")[:2])
+        store().forget(names[-1])
 
 
 def check_disk(job: TrainingJob, output: Path) -> None:

@@ -70,7 +70,7 @@ def at_work(job: TrainingJob, cluster: ClusterConfig, store: Store) -> None:
             Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu),
             forwarded_warnings(Events(output), rank),
         ):
-            train(job, cluster, store)
+            train(job, cluster, store, stop_asked(output))
     except Preempted:
         if not (output / STOP).exists():
             raise  # this node goes away: Ray restarts elsewhere, and does not count it as a failure
@@ -102,7 +102,8 @@ def gave_up(output: Path) -> str | None:
     return None
 
 
-def train(job: TrainingJob, cluster: ClusterConfig, store: Store) -> None:
+def train(job: TrainingJob, cluster: ClusterConfig, store: Store, must_stop: Callable[[], bool]) -> None:
+    """Train on the ranks of an initialised process group; rank 0 writes the model."""
     from cluster.engine.deepspeed_engine import DeepSpeedEngine, prepare_environment
 
     prepare_environment(cluster.use_gpu, job.train.compile)
@@ -149,8 +150,7 @@ def train(job: TrainingJob, cluster: ClusterConfig, store: Store) -> None:
         peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
         flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.pretrains)
         watchdog.start()
-        stop = stop_asked(output)
-        fit(engine, parts.training, parts.validation, job.train, output, checkpoints, flops, peak, stop)
+        fit(engine, parts.training, parts.validation, job.train, output, checkpoints, flops, peak, must_stop)
         watchdog.end()
         weights = engine.weights()
         if rank == 0:

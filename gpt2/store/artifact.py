@@ -23,6 +23,8 @@ from typing import Any
 from gpt2.store.code import code_version
 
 MANIFEST = "manifest.json"
+HANDED = "handed"
+"""Kind of what travels through a distant store and is part of no other artifact."""
 
 
 class DamagedArtifact(ValueError):
@@ -210,8 +212,8 @@ class Store:
     def name(self, path: Path | str) -> str:
         """Return `KIND/ID/FILE` of a path in an artifact, by which any machine finds it; another path as it is."""
         path = Path(path)
-        if not path.is_relative_to(self.root) or path.relative_to(self.root).parts[:1] == (".partial",):
-            return str(path)
+        if not path.is_relative_to(self.root) or path.relative_to(self.root).as_posix().startswith("."):
+            return str(path)  # what begins with a dot is work in progress
         return path.relative_to(self.root).as_posix()
 
     def locate(self, name: str) -> Path:
@@ -227,6 +229,11 @@ class Store:
     def hand(self, path: Path) -> str:
         """Return the name by which another machine finds a file or folder, which may be in no artifact."""
         return self.name(path)
+
+    def forget(self, name: str) -> None:
+        """Remove what `hand` published under that name, if it did."""
+        if name.startswith(f"{HANDED}/"):
+            self.remove(*name.split("/")[:2])
 
     def make(self, key: Key, build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
         """Return the artifact of `key`; if there is none, make it by `build(directory)`, which returns figures for

@@ -6,6 +6,7 @@ for `EXPIRY` seconds, by their own clock, takes the holder for lost: clocks of m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -60,7 +61,8 @@ class Lease:
         if self.number:
             self.ended.set()
             self.renewing.join()
-            self.objects.write(self._object(self.number), self._state(released=True))
+            with contextlib.suppress(Exception):  # the store is away: the lease expires
+                self.objects.write(self._object(self.number), self._state(released=True))
 
     def _holder(self, number: int) -> Mapping[str, Any] | None:
         """Return the facts on the holder of that number; None if it is gone."""
@@ -80,4 +82,5 @@ class Lease:
 
     def _renew(self) -> None:
         while not self.ended.wait(RENEWAL):
-            self.objects.write(self._object(self.number), self._state())
+            with contextlib.suppress(Exception):  # the store is away: tried again
+                self.objects.write(self._object(self.number), self._state())

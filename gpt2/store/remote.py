@@ -25,16 +25,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpt2.store.artifact import MANIFEST, Artifact, DamagedArtifact, Key, Store, digest, file_sha256
+from gpt2.store.artifact import HANDED, MANIFEST, Artifact, DamagedArtifact, Key, Store, digest, file_sha256
 from gpt2.store.lease import Lease
 
 PATIENCE = 120.0
 """Seconds for which an absent store is asked again."""
-FIRST = 8.0
+FIRST = 5.0
 """Seconds that the first answer may take: the address may be wrong."""
 AT_ONCE = 8
 """Files of an artifact that travel at the same time."""
 IDENTITY = "store.json"
+INSIDE = "it"
+"""Folder of what is handed, in its artifact: at the top a name that begins with `_` would be scratch."""
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints of trainings under way, by `KIND-ID` of what each makes."""
 ANSWERS = (FileNotFoundError, FileExistsError, PermissionError)
@@ -127,6 +129,8 @@ class Remote:
 
     def identity(self) -> str:
         """Return the store's identity, made at its first use; `StoreUnreachable` within seconds if there is none."""
+        with contextlib.suppress(Exception):  # told below
+            getattr(self.fs, "connect", bool)()  # s3fs loads its client, which takes seconds on a busy machine
         result: list[Any] = []
         thread = threading.Thread(target=lambda: result.append(self._identity()), daemon=True)
         thread.start()
@@ -244,7 +248,7 @@ class RemoteStore(Store):
         super().remove(kind, id)
 
     def hand(self, path: Path) -> str:
-        """Return the name of a file or folder; what is in no artifact yet is published as one of kind `handed`."""
+        """Return the name of a file or folder; what is in no artifact yet is published as one of kind `HANDED`."""
         name = self.name(path)
         if not Path(name).is_absolute():
             return name
@@ -253,12 +257,12 @@ class RemoteStore(Store):
 
         def copy(out: Path) -> None:
             for file in files:
-                to = out / file.relative_to(path.parent)
+                to = out / INSIDE / file.relative_to(path.parent)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, to)
 
-        made = self.make(Key("handed", {}, {"content": digest(content)}), copy)
-        return f"{made.kind}/{made.id}/{path.name}"
+        made = self.make(Key(HANDED, {}, {"content": digest(content)}), copy)
+        return f"{made.name}/{INSIDE}/{path.name}"
 
     @contextlib.contextmanager
     def hold(

@@ -15,6 +15,7 @@ from tests.cluster.training.test_launch import losses
 from tests.hosts import Host, Hosts
 
 pytestmark = [
+    pytest.mark.chaos,
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2"),
     pytest.mark.timeout(1200),
 ]
@@ -129,7 +130,6 @@ def test_the_pipeline_on_hosts_makes_the_bits_of_one_host(cluster):
     assert "pretrain: done before" in again
 
 
-@pytest.mark.chaos
 def test_a_lost_host_is_replaced_by_another_that_joins(cluster):
     head, worker = cluster.head, cluster.worker
     command = cluster.command("pretrain", "pretrain.steps=400", "pretrain.checkpoint_every=20")

@@ -211,3 +211,16 @@ def test_the_identity_is_the_same_for_all(address):
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(lambda _: Remote(address).identity(), range(4)))) == 1
     assert json.loads(Remote(address).read("store.json"))["id"]
+
+
+def test_work_in_progress_has_no_name(address, tmp_path):
+    one = machine(address, tmp_path / "one")
+    for folder in (".partial", ".ranks"):
+        work = one.root / folder / "base-1" / "_model"
+        work.mkdir(parents=True)
+        (work / "a.txt").write_text(folder)
+        assert one.name(work) == str(work)
+        name = one.hand(work)
+        assert machine(address, tmp_path / "two").locate(name).joinpath("a.txt").read_text() == folder
+        one.forget(name)
+    assert one.remote.names("handed") == []
