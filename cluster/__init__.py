@@ -6,6 +6,7 @@ config.py       `ClusterConfig`: workers, devices, ZeRO
 connect.py      a Ray: attach or start; spread calls over it
 engine/         DeepSpeed
 home.py         GPT2_HOME: its folders, its state and secrets, its latest pages
+orphans.py      what a process starts ends with it, SIGKILL included
 process_env.py  the environment of every process, set before Prefect, Ray or MLflow is imported
 registry/       MLflow model versions
 services/       the services of `gpt2 up`, and `gpt2 doctor`

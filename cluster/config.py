@@ -35,7 +35,7 @@ class ClusterConfig(Settings):
     """Compare the workers' copies of the parameters before each step, so that a flipped bit stops the training."""
     checkpoint_url: str | None = Field(None, min_length=1)
     """An fsspec address to which complete checkpoints are copied as well, such as s3://bucket/ckpt. The copies survive
-    the loss of this disk."""
+    the loss of this disk. Where `GPT2_STORE` is such an address, the checkpoints are there anyway."""
     start_timeout_seconds: int = Field(120, ge=10, le=86400)
     """Seconds that workers may take to start."""
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
+import platform
+import shutil
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
+from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import ClusterConfig
-from cluster.home import ray_folder
+from cluster.home import ray_folder, store
+from cluster.orphans import Guard, ending_with_this_process
 from cluster.process_env import RAY_REMEDY, ray_fault
+from gpt2.store.artifact import Store, digest, file_sha256
+from gpt2.store.code import PROJECT, module_files
 
 OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, not through the object store
 
@@ -23,8 +33,39 @@ OBJECT_STORE_BYTES = 256 * 1024**2  # tokens and weights travel through files, n
 QUIETLY: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
+SHARED = ("GPT2_STORE", "MLFLOW_TRACKING_URI")
+"""Addresses that workers on other machines get from the driver. Credentials they have of their own."""
+
+
+SAME = {
+    "Python": "use the same version on all nodes",
+    "code": "install the same version of gpt2-pipeline on all nodes, and start Ray there again",
+    "store": "make GPT2_STORE reachable from all nodes: s3:// with their own credentials, or a common folder",
+}
+"""Facts on a node that must be those of the driver, and the remedy."""
+CLOCKS = 30.0
+"""Seconds that the clocks of nodes may differ."""
+NODE_PATIENCE = 60.0
+"""Seconds that a node may take to answer: its first process has to start."""
+
+
+STARTS = 3
+"""Number of tries to start a local Ray, which on a busy machine fails."""
+
+
 class NotEnoughResources(ValueError):
     """Raised where the cluster has too few CPUs or GPUs for a job."""
+
+
+class SearchAsWeDo(JobConfig):
+    """A job whose workers look for modules where this process does. Ray would put the working directory first, which
+    may hold a `cluster.py`."""
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=[] if sys.flags.safe_path else [os.path.abspath(sys.path[0])])
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # so Ray adds nothing itself
 
 
 class Keeper(threading.Thread):
@@ -34,11 +75,11 @@ class Keeper(threading.Thread):
         super().__init__(daemon=True, name="ray-keeper")
         self.ready: Future[None] = Future()
         self.leave = threading.Event()
-        self.reaper: subprocess.Popen | None = None
+        self.guard: Guard | None = None
 
     def run(self) -> None:
         try:
-            self.reaper = start_or_attach()
+            self.guard = start_or_attach()
         except BaseException as error:
             self.ready.set_exception(error)
             return
@@ -52,8 +93,8 @@ _dashboard: str | None = None
 _changing = threading.Lock()
 
 
-def start_or_attach() -> subprocess.Popen | None:
-    """Connect to Ray; return the process that cleans up after this one if Ray is local, else None.
+def start_or_attach() -> Guard | None:
+    """Connect to Ray; return the guard that ends it with this process if Ray is local, else None.
 
     Raises `ValueError` where nothing listens at RAY_ADDRESS.
     """
@@ -61,41 +102,85 @@ def start_or_attach() -> subprocess.Popen | None:
     if address := os.environ.get("RAY_ADDRESS"):
         if fault := ray_fault(address):
             raise ValueError(f"RAY_ADDRESS={fault}; {RAY_REMEDY}")
-        _dashboard = ray.init(address=address, **QUIETLY).dashboard_url or None
+        shared = {name: os.environ[name] for name in SHARED if name in os.environ and "GPT2_STORE" in os.environ}
+        job: dict[str, Any] = {"runtime_env": {"env_vars": shared}} if shared else {}
+        if not address.startswith("ray://"):  # a client would send the class to a server, which may not have it
+            job["job_config"] = SearchAsWeDo()
+        _dashboard = ray.init(address=address, **job, **QUIETLY).dashboard_url or None
+        if "GPT2_STORE" in os.environ and (fault := unfit_node()):
+            raise ValueError(fault)
         return None
     return start_local(include_dashboard=False)
 
 
-def start_local(**options: Any) -> subprocess.Popen:
-    """Start Ray on this machine, on loopback; return the process that cleans up after it."""
+def alive() -> list[dict[str, Any]]:
+    """Return Ray's facts on the nodes that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_facts() -> dict[str, Any]:
+    """Return what must be the same on all nodes, and the time (s since 1970), of the node where it runs."""
+    files = {name: file_sha256(path) for package in PROJECT for name, path in module_files(package)}
+    try:
+        place = store()
+        seen = place.root.name if place.distant else place.root.stat().st_ino
+    except (OSError, ValueError) as error:
+        seen = f"{type(error).__name__}: {error}"
+    return {"Python": platform.python_version(), "code": digest(files)[:16], "store": seen, "time": time.time()}
+
+
+def unfit_node() -> str | None:
+    """Return why a node of the cluster can't work for this process, with the remedy; None if all can."""
+    own, begun = node_facts(), time.time()
+    asked = {
+        node["NodeManagerAddress"]: ray.remote(num_cpus=0)(node_facts)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote()
+        for node in alive()
+    }
+    for address, answer in asked.items():
+        try:
+            facts = ray.get(answer, timeout=NODE_PATIENCE)
+        except Exception as error:  # whatever a node without our code raises
+            return f"node {address}: {str(error).strip().splitlines()[-1]}; install the same gpt2-pipeline there"
+        for what, remedy in SAME.items():
+            if facts[what] != own[what]:
+                return f"node {address}: its {what} is {facts[what]}, here it is {own[what]}; {remedy}"
+        if not begun - CLOCKS < facts["time"] < time.time() + CLOCKS:
+            return f"node {address}: its clock is more than {CLOCKS:g} s from the one here; set the clocks by NTP"
+    return None
+
+
+def start_local(**options: Any) -> Guard:
+    """Start Ray on this machine, on loopback; return the guard that ends it with this process.
+
+    Ray ends most of its processes itself. The agents of a killed driver would live for another minute.
+    """
     # By default, the processes of a local Ray whose head died look for it for a minute.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
-    ray.init(
-        address="local",
-        object_store_memory=OBJECT_STORE_BYTES,
-        num_cpus=psutil.cpu_count() or 1,
-        _temp_dir=str(ray_folder()),
-        **options,
-        **QUIETLY,
-    )
-    return end_agents_with_this_process()
+    with ending_with_this_process() as guard:
+        start_ray(STARTS, **options)
+    return guard
 
 
-def end_agents_with_this_process() -> subprocess.Popen:
-    """Start a shell that kills Ray's agents when this process ends; return it. The caller must keep the result.
-
-    Without it, the agents of a killed driver live for another minute and report to a head that is gone.
-    """
-    children = [c for raylet in psutil.Process().children() if raylet.name() == "raylet" for c in raylet.children()]
-    agents = [str(c.pid) for c in children if "agent" in " ".join(c.cmdline()).lower()]
-    script = 'read _; sleep 5; for p in "$@"; do grep -qi agent /proc/$p/cmdline && kill -9 $p; done'
-    return subprocess.Popen(
-        ["sh", "-c", script, "agents", *agents],
-        stdin=subprocess.PIPE,  # never written to: its end is ours
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def start_ray(tries: int, **options: Any) -> None:
+    """Start a local Ray; `ValueError` if it starts at none of the tries, as on a machine that is too busy."""
+    try:
+        ray.init(
+            address="local",
+            object_store_memory=OBJECT_STORE_BYTES,
+            num_cpus=psutil.cpu_count() or 1,
+            _temp_dir=str(ray_folder()),
+            job_config=SearchAsWeDo(),
+            **options,
+            **QUIETLY,
+        )
+    except Exception as error:  # Ray has no type of its own for this, and its limit of 30 s is fixed
+        if "timed out during startup" not in str(error):
+            raise
+        if tries == 1:
+            raise ValueError(f"Ray did not start in {STARTS} times 30 s: the machine is busy; run it later") from error
+        start_ray(tries - 1, **options)
 
 
 def connect_early() -> Keeper | None:
@@ -190,3 +275,24 @@ def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def spread_into(out: Path, place: Store, function: Callable[..., Any], arguments: tuple) -> Any:
+    """Call `function(*arguments, FOLDER)` on a worker and return its result; its files are in the folder `out` then.
+
+    They come through the store if workers do not see `out`.
+    """
+    result, name = next(iter(spread(_into, [(out, place, function, arguments)])))
+    if name is not None:
+        shutil.copytree(place.locate(name), out, dirs_exist_ok=True)
+        place.forget(name)
+    return result
+
+
+def _into(out: Path, place: Store, function: Callable[..., Any], arguments: tuple) -> tuple[Any, str | None]:
+    if not place.distant:
+        return function(*arguments, out), None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "out"
+        folder.mkdir()
+        return function(*arguments, folder), place.hand(folder)

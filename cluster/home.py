@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.store.artifact import Store, write_atomically
+from gpt2.store.remote import open_store
 
 # Length (bytes) that Ray's deepest socket adds to the path of its temporary folder, for a process id of seven digits.
 # The system allows a socket's path 107 bytes.
@@ -24,7 +26,7 @@ RAY_SOCKET_SUFFIX = 68
 
 SERVICES = "services"
 
-CONTENTS = {"store", "mlflow", "prefect", "ray", "samples", "pulled", "pages", SERVICES, "logs"}
+CONTENTS = {"store", "cache", "mlflow", "prefect", "ray", "samples", "pulled", "pages", SERVICES, "logs"}
 """Names of the files and folders that belong in a home."""
 
 
@@ -76,8 +78,16 @@ def is_locked() -> bool:
 
 
 def store() -> Store:
-    """Return the artifact store of this home."""
-    return Store(home() / "store")
+    """Return the artifact store: `GPT2_STORE`, a folder or any fsspec address, or `store` in the home.
+
+    Of a remote store the home has a cache. `StoreUnreachable` within seconds if it does not answer.
+    """
+    return _opened(os.environ.get("GPT2_STORE"), home())
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(address: str | None, folder: Path) -> Store:
+    return open_store(address, folder, store)
 
 
 def samples() -> Path:

@@ -18,7 +18,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "on",  # `gpt2 import` lifts this value and no other (`gpt2.weights.huggingface.network`)
+    "HF_HUB_OFFLINE": "on",  # `gpt2 import` and `hf://` sources lift this value and no other (`gpt2.data.hub`)
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     # We handle signals; Ray's handler prints a stack of addresses and aborts.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
@@ -58,6 +58,8 @@ def configure() -> Path:
     path = home()
     keep_loopback_direct()
     os.environ["GPT2_HOME"] = str(path)
+    if (folder := os.environ.get("GPT2_STORE")) and "://" not in folder:
+        os.environ["GPT2_STORE"] = str(Path(folder).resolve())
     os.environ.setdefault("PREFECT_HOME", str(path / "prefect"))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -117,8 +119,8 @@ RAY_REMEDY = "give RAY_ADDRESS as host:6379 of a running head, or unset it"
 def use(state: dict[str, Any]) -> None:
     """Set the addresses and logins of a running `gpt2 up`, unless the environment names other services."""
     for address in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        if address not in os.environ:
-            for variable, value in state["environment"].get(address, {}).items():
-                os.environ[variable] = value
+        own = state["environment"].get(address, {})
+        if os.environ.get(address) in (None, own.get(address)):
+            os.environ |= own
             for variable, file in state["secrets"].get(address, {}).items():
                 os.environ[variable] = (home() / SERVICES / file).read_text()

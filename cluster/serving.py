@@ -25,15 +25,17 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.registry.download import exact, find
 from gpt2.loading import LoadedModel, load
@@ -191,6 +193,31 @@ class Body(BaseModel):
     params: dict[str, int | float | str | bool] = {}
 
 
+class KnownHost:
+    """ASGI middleware that refuses requests whose Host header names none of the hosts (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, hosts: list[str]):
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        if scope["type"] == "http" and "*" not in self.hosts and host_of(given) not in self.hosts:
+            reason = (
+                f"Host {given!r} is not {self.hosts[0]}; a proxy on this machine sends `Host: {self.hosts[0]}` (nginx: "
+                f"proxy_set_header Host {self.hosts[0]}); for other machines, serve at --host 0.0.0.0 with {TOKEN} set"
+            )
+            return await JSONResponse({"error": reason}, 400)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def host_of(header: str) -> str:
+    """Return the host of a Host header, without its port, "" for one that is none."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
 class Refused(Exception):
     """Raised for a request that gets no predictions, with the HTTP status and the reason."""
 
@@ -215,8 +242,11 @@ class Service:
     def application(self, hosts: list[str]) -> Starlette:
         """Return the application. It refuses requests whose Host header is not in `hosts` (DNS rebinding)."""
         return Starlette(
-            routes=[Route("/health", self.health), Route("/predict", self.predict, methods=["POST"])],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
+            routes=[
+                *(Route(path, self.health) for path in ("/health", "/health/")),
+                *(Route(path, self.predict, methods=["POST"]) for path in ("/predict", "/predict/")),
+            ],
+            middleware=[Middleware(KnownHost, hosts=hosts)],
             exception_handlers={Refused: refusal},
             lifespan=self.lifespan,
         )
@@ -241,9 +271,9 @@ class Service:
             given = request.headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
                 raise Refused(401, "give the service's token: Authorization: Bearer TOKEN")
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "send JSON, with Content-Type: application/json")
-        body = self.parse(await self.read(request))
+        body, bad = self.parse(await self.read(request))
         try:
             model, rows = await self.batcher.predict(body.inputs, body.params)
         except Busy:
@@ -253,6 +283,8 @@ class Service:
         except Exception:
             logger.exception("a prediction failed")
             raise Refused(500, "the prediction failed; the service's log has the reason") from None
+        for place in bad:
+            rows.insert(place, {"error": BROKEN})
         return JSONResponse({**identity(model), "predictions": rows})
 
     async def read(self, request: Request) -> bytes:
@@ -275,8 +307,12 @@ class Service:
             raise Refused(400, "the connection was closed") from None
         return b"".join(parts)
 
-    def parse(self, content: bytes) -> Body:
-        """Return the parsed request; raises `Refused` with the field and its fault."""
+    def parse(self, content: bytes) -> tuple[Body, list[int]]:
+        """Return (the parsed request, the places of texts that hold half a character and are left out of it).
+
+        Raises `Refused` with the field and its fault.
+        """
+        content, bad = without_broken(content)
         try:
             body = Body.model_validate_json(content)
         except ValidationError as error:
@@ -285,9 +321,35 @@ class Service:
             raise Refused(
                 422, f'{place}: {first["msg"]}; send {{"inputs": ["a text"], "params": {{}}}}, or records of lists'
             ) from None
-        if len(body.inputs) > self.max_inputs:
-            raise Refused(413, f"{len(body.inputs)} inputs; send at most {self.max_inputs} at a time")
-        return body
+        if len(body.inputs) + len(bad) > self.max_inputs:
+            raise Refused(413, f"{len(body.inputs) + len(bad)} inputs; send at most {self.max_inputs} at a time")
+        return body, bad
+
+
+BROKEN = "the text holds half of a surrogate pair, as a cut \\ud83d; send whole characters"
+
+
+def without_broken(content: bytes) -> tuple[bytes, list[int]]:
+    """Return (the request without its texts that hold half of a surrogate pair, their places), if others are left."""
+    if b"\\ud" not in content.lower():
+        return content, []
+    with contextlib.suppress(ValueError, RecursionError):
+        parsed = json.loads(content)
+        if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
+            bad = [i for i, one in enumerate(inputs) if isinstance(one, str) and not is_whole(one)]
+            if bad and len(bad) < len(inputs):
+                parsed["inputs"] = [one for i, one in enumerate(inputs) if i not in set(bad)]
+                return json.dumps(parsed).encode(), bad
+    return content, []
+
+
+def is_whole(text: str) -> bool:
+    """Return whether a text has whole characters alone, and can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def refusal(request: Request, error: Exception) -> Response:

@@ -8,7 +8,8 @@
 #           quarter. Micro-batches that differ lose less, yet they lose.
 # Matters:  who has few GPUs accumulates the most. Adam hides the lost length, but the later micro-batches of a step count
 #           less than the earlier ones, and a norm to clip by or to watch is too small.
-# Instead:  "data_types": {"grad_accum_dtype": "fp32"}, exact at these stages; compare the gradient of one step with fp32.
+# Instead:  "data_types": {"grad_accum_dtype": "fp32"}, exact at these stages, refused at 0; or PyTorch's own
+#           `parameter.grad_dtype = torch.float32`, which serves 0 and 1. Compare the gradient of one step with fp32.
 #
 # Seen (deepspeed 0.19.8, torch 2.13.0, CPU, one process), gradient of 1.0: at stages 1, 2 and 3 alike 1.0 of 256
 # micro-batches, 0.5 of 512, 0.25 of 1,024; with grad_accum_dtype fp32 always 1.0.

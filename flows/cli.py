@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
 from cyclopts import App
 
+from cluster.orphans import ending_with_this_process
 from cluster.process_env import configure
 from flows.commands import benchmark, models, own_data, scheduled, search
 from flows.commands.console import err
@@ -34,6 +36,7 @@ for command in (
     models.rollback,
     models.card,
     models.verdict,
+    models.push,
     models.reproduce,
     models.serve,
 ):
@@ -63,10 +66,13 @@ checkpoints.command(export_checkpoint, name="export")
 def main() -> None:
     """Run the command. A `ValueError` ends it with exit code 2 and one line, without a traceback."""
     configure()
+    os.environ["PYTHONSAFEPATH"] = "1"  # what we start finds our modules, not those of the folder that one stands in
     # Exit through Python's clean-up, so that a training can save first (`cluster.training.stopping`).
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        app()
+        with ending_with_this_process() as guard:
+            guard.keep()
+            app()
     except ValueError as error:
         err.print("[red]refused:[/]", end=" ")
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from flows.config import InvalidConfig, PipelineConfig
 from flows.stage_code import stage_code, task_code
 from gpt2.data import samples as data_samples
 from gpt2.data.config import CanaryConfig
-from gpt2.data.readers import expand, source_id
+from gpt2.data.sources import expand, source_id
 from gpt2.model.config import ModelConfig
 from gpt2.settings import Settings
 from gpt2.store.artifact import Artifact, Key, Store, digest
@@ -261,15 +261,16 @@ def stages_done(plan: Plan, store: Store) -> list[tuple[str, str, Key, bool]]:
 
 
 def registered_before(plan: Plan) -> list[dict[str, Any]] | None:
-    """Return the registry's rows if all artifacts of the plan are made, registered and judged, else None. Starts
-    nothing."""
+    """Return the registry's rows if all artifacts of the plan are made, registered, judged and announced, else None.
+    Starts nothing."""
     if not all(done for *_, done in stages_done(plan, store())):
         return None
     from cluster.registry import versions as registry_versions  # imports MLflow, so only if all is made
 
     keys = {keys.registered: keys.model for keys in plan.models.values()}
     matching = [registry_versions.by_artifact(name, key.id) for name, key in keys.items()]
-    versions = [version for version in matching if version and registry_versions.judged(version)]
+    done = (registry_versions.judged, registry_versions.announced)
+    versions = [version for version in matching if version and all(is_done(version) for is_done in done)]
     return [registry_versions.row(version) for version in versions] if len(versions) == len(keys) else None
 
 

@@ -31,6 +31,10 @@ class TokenFiles(Settings):
     replayed: int = 0
     """Number of files at the start of each split that hold old text, which the job's `base` has learned."""
 
+    def moved(self, change: Callable[[str], str]) -> TokenFiles:
+        """Return the files with `change` applied to each path or name."""
+        return self.model_copy(update={s: [change(p) for p in getattr(self, s)] for s in ("train", "validation")})
+
     def old_and_new(self) -> tuple[TokenFiles, TokenFiles]:
         """Return (files of old text, files of new text)."""
         n = self.replayed
@@ -38,8 +42,12 @@ class TokenFiles(Settings):
         return old, TokenFiles(train=self.train[n:], validation=self.validation[n:], dtype=self.dtype)
 
 
+INPUTS = ("tokenizer", "base", "examples", "teacher", "earlier")
+"""Fields of a job that name a folder to read."""
+
+
 class TrainingJob(Settings):
-    """One training run as data. Paths are absolute and reachable by every worker."""
+    """One training run as data. Inputs are absolute paths, or names in the store while it travels."""
 
     name: str
     """`base` for pretraining, else the task."""
@@ -66,6 +74,13 @@ class TrainingJob(Settings):
     """Fine-tuning: the student that learns from the teacher, in place of the base."""
     teacher: str | None = None
     """With `distil`: directory of the teacher."""
+
+    def moved(self, change: Callable[[str], str]) -> TrainingJob:
+        """Return the job with `change` applied to the path or name of each input."""
+        inputs: dict[str, Any] = {name: change(p) for name in INPUTS if (p := getattr(self, name)) and "://" not in p}
+        if self.tokens:
+            inputs["tokens"] = self.tokens.moved(change)
+        return self.model_copy(update=inputs)
 
     @property
     def pretrains(self) -> bool:

@@ -64,6 +64,25 @@ def prefect_server(folder: Path) -> Iterator[int]:
         yield port
 
 
+@contextlib.contextmanager
+def s3_server(host: str = "127.0.0.1", bucket: str = "bucket") -> Iterator[dict[str, str]]:
+    """The environment with which a client reaches an S3 server that has one bucket."""
+    import boto3
+
+    port = free_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    command = [sys.executable, "-m", "moto.server", f"--host={host}", f"--port={port}"]
+    with server(command, f"{environment['AWS_ENDPOINT_URL']}/moto-api/"):
+        key = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], **key).create_bucket(Bucket=bucket)
+        yield environment
+
+
 class Relay:
     """A port that leads to a server until it is `cut`; `swallow` lets requests through and loses the answers."""
 

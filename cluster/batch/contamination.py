@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from cluster.batch.tokenization import kept_masks, pieces_of
 from cluster.connect import spread
+from cluster.home import store
 from cluster.registry.lineage import PARENT, ancestors, wanted
 from gpt2.data.shards import read_piece
 from gpt2.data.splits import is_validation
@@ -61,7 +62,7 @@ def search_examples(name: str, tokens: Artifact, examples: Artifact, out: Path) 
 def documents(tokens: Artifact) -> list[tuple[Path, np.ndarray]]:
     """Return (piece, which of its documents are kept) of all text in the tokens; raises `DamagedArtifact` if some is
     missing."""
-    root = Store(tokens.path.parent.parent)
+    root = tokens.store or store()
     masked: list[tuple[Path, np.ndarray]] = []
     for part in ancestors(root, tokens):
         corpus = wanted(root, "corpus", part.manifest["inputs"]["corpus"], part)
@@ -82,27 +83,30 @@ def search_texts(
     out: Path,
 ) -> dict[str, Any]:
     """Search the pieces and `others` for the texts, on the workers; write the result to `out` and return its counts."""
-    share, path = tokens.manifest["spec"]["validation_share"], str(out / UNITS)
-    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), path)
-    files: list[Piece] = [(str(piece), keep) for piece, keep in pieces]
-    calls = [
-        (path, contamination.CORPUS, files[start : start + PIECES], share) for start in range(0, len(files), PIECES)
+    root, share = tokens.store or store(), tokens.manifest["spec"]["validation_share"]
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), out / UNITS)
+    units_of, files = root.hand(out / UNITS), [(root.name(piece), keep) for piece, keep in pieces]
+    calls: list[tuple[Any, ...]] = [
+        (root, units_of, contamination.CORPUS, files[start : start + PIECES], share)
+        for start in range(0, len(files), PIECES)
     ]
     if others:
         pq.write_table(pa.table({"text": pa.array(others, pa.string())}), out / OTHERS)
-        calls.append((path, contamination.OTHERS, [(str(out / OTHERS), None)], share))
+        calls.append((root, units_of, contamination.OTHERS, [(root.hand(out / OTHERS), None)], share))
     hits = [hit for batch in spread(search_one, calls) for hit in batch] if texts else []
+    for name in {units_of, *(piece for call in calls for piece, _ in call[3])}:
+        root.forget(name)
     facts = contamination.summary(ids, texts, hits, unit, total)
     contamination.write(facts, out)
     return {"units": facts["units"], "contaminated": len(facts["contaminated"]), contamination.METRIC: facts["share"]}
 
 
-def search_one(units: str, source: str, pieces: Sequence[Piece], share: float) -> list[tuple[str, Hit]]:
+def search_one(root: Store, units: str, source: str, pieces: Sequence[Piece], share: float) -> list[tuple[str, Hit]]:
     """Return (source, hit) of each text found in the training texts of these pieces. Runs on a worker."""
-    index = Index(pq.read_table(units).column("text").to_pylist())
+    index = Index(pq.read_table(root.locate(units)).column("text").to_pylist())
     hits: dict[tuple[int, str], Hit] = {}
     for path, keep in pieces:
-        for texts in training_texts(Path(path), keep, share):
+        for texts in training_texts(root.locate(path), keep, share):
             for hit in index.search(texts):
                 hits.setdefault(hit[:2], hit)
     return [(source, hit) for hit in hits.values()]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import spread
+from cluster.connect import spread_into
+from cluster.home import store
 from cluster.registry.lineage import ancestors, canaries_in, published, wanted
 from gpt2.data.config import CanaryConfig
 from gpt2.evaluation import contamination
@@ -19,15 +20,16 @@ from gpt2.training_job import TokenFiles
 
 
 def token_files(tokens: Artifact) -> TokenFiles:
-    """Return the shards of a tokens artifact as absolute paths, those of its parents first.
+    """Return the shards of a tokens artifact, those of its parents first: absolute paths, or names in a distant store.
 
     Raises `DamagedArtifact` if a parent or a shard is missing.
     """
-    root = Store(tokens.path.parent.parent)
+    root = tokens.store or store()
     listings = [json.loads(t.file("tokens.json").read_text()) for t in ancestors(root, tokens)]
-    splits = {s: [str(root.root / p) for listing in listings for p in listing[s]] for s in ("train", "validation")}
+    folder = "" if root.distant else f"{root.root}/"
+    splits = {s: [f"{folder}{p}" for listing in listings for p in listing[s]] for s in ("train", "validation")}
     for path in (p for paths in splits.values() for p in paths):
-        if not Path(path).is_file():
+        if folder and not Path(path).is_file():
             raise DamagedArtifact(f"{path}: is missing, a shard of tokens/{tokens.id}; restore it, or tokenize again")
     replayed = sum(len(listing["train"]) for listing in listings[:-1])
     return TokenFiles(dtype=listings[-1]["dtype"], replayed=replayed, **splits)
@@ -49,14 +51,14 @@ def evaluate_base(
 
     With `reads`, the model is one of another run, which reads that many tokens of its own tokenizer at a time.
     """
-    root = Store(tokens.path.parent.parent)
+    root = tokens.store or store()
     planted = canaries_in(ancestors(root, tokens)[0])
     files, info, read = token_files(tokens), dict(tokens.info), passes(model, tokens)
     tokenizer = tokens.manifest["inputs"]["tokenizer"]
-    own = (wanted(root, "tokenizer", tokenizer, tokens).path, reads) if reads else None
+    own = (wanted(root, "tokenizer", tokenizer, tokens).name, reads) if reads else None
     remarks = unsearched(root, (read_manifest(model) or {}).get("id"))
-    arguments = (model, files, info, searched.path, context, out, dict(beside or {}), planted, read, own, remarks)
-    return next(iter(spread(_evaluate_base, [arguments])))
+    given = (root, root.hand(model), files, info, searched.name, context, dict(beside or {}), planted, read, own)
+    return spread_into(out, root, _evaluate_base, (*given, remarks))
 
 
 def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact, out: Path) -> dict[str, Any]:
@@ -65,8 +67,9 @@ def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact
     `searched` is the contamination search of that split.
     """
     base = (read_manifest(model) or {}).get("inputs", {}).get("base")
-    remarks = unsearched(Store(examples.path.parent.parent), base)
-    return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out, remarks)])))
+    root = examples.store or store()
+    given = (root, name, root.hand(model), examples.name, searched.name, unsearched(root, base))
+    return spread_into(out, root, _evaluate_task, given)
 
 
 def unsearched(root: Store, base: str | None) -> list[str]:
@@ -94,17 +97,18 @@ def passes(model: Path, tokens: Artifact) -> float | None:
 
 
 def _evaluate_base(
-    path: Path,
+    root: Store,
+    model: str,
     files: TokenFiles,
     info: dict[str, Any],
-    searched: Path,
+    searched: str,
     context: int,
-    out: Path,
     beside: dict[str, Any],
     planted: CanaryConfig,
     read: float | None,
-    own: tuple[Path, int] | None = None,
-    remarks: Sequence[str] = (),
+    own: tuple[str, int] | None,
+    remarks: Sequence[str],
+    out: Path,
 ) -> dict[str, Any]:
     from gpt2.evaluation import report
     from gpt2.tasks.base import exposure
@@ -112,6 +116,7 @@ def _evaluate_base(
     from gpt2.training.journal import read_journal
     from gpt2.training_job import token_dataset
 
+    path, files = root.locate(model), files.moved(lambda name: str(root.locate(name)))
     parts = {"": (token_dataset(files, "validation", context), bytes_per_token(info))}
     if files.replayed:  # the loss on the old text shows forgetting
         new = {name: info[f"new_{name}"] for name in VALIDATION}
@@ -122,9 +127,9 @@ def _evaluate_base(
     if own is None:
         content = base_report.evaluate(path / MODEL, parts, training, out)
     else:
-        content = base_report.evaluate_by_own_tokens(path / MODEL, *own, parts, training, out)
+        content = base_report.evaluate_by_own_tokens(path / MODEL, root.locate(own[0]), own[1], parts, training, out)
     content["baselines"] |= beside
-    content = contamination.attached(content, contamination.read(searched))
+    content = contamination.attached(content, contamination.read(root.locate(searched)))
     content["remarks"] += remarks
     if planted.count and own is None:
         content = exposure.attached(content, exposure.measured(path / MODEL, planted, read))
@@ -141,11 +146,13 @@ def bytes_per_token(counts: Mapping[str, int]) -> float:
 
 
 def _evaluate_task(
-    name: str, path: Path, examples: Path, searched: Path, out: Path, remarks: Sequence[str] = ()
+    root: Store, name: str, model: str, examples: str, searched: str, remarks: Sequence[str], out: Path
 ) -> dict[str, Any]:
     from gpt2.evaluation import report
     from gpt2.training.journal import read_journal
 
-    content = contamination.attached(task(name).evaluate(path / MODEL, examples, out), contamination.read(searched))
+    path = root.locate(model)
+    content = task(name).evaluate(path / MODEL, root.locate(examples), out)
+    content = contamination.attached(content, contamination.read(root.locate(searched)))
     content["remarks"] += remarks
     return report.write({**content, "curve": read_journal(path / JOURNAL)}, out)

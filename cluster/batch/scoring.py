@@ -41,7 +41,7 @@ def score(
 ) -> None:
     """Score posts in batches; batches that are complete are not scored again."""
     calls = []
-    shares = str(reference.file("shares.npy")) if reference else None
+    shares = store.name(reference.file("shares.npy")) if reference else None
     for start in range(0, len(posts), config.batch_posts):
         part = posts.iloc[start : start + config.batch_posts].reset_index(drop=True)
         spec = {"monitor": config.name, "model": model.identity, "version": model.address, "negative": config.negative}
@@ -52,13 +52,13 @@ def score(
             SCORING,
         )
         if store.find(key) is None:
-            calls.append((str(store.root), key, part, config, model, shares))
+            calls.append((store, key, part, config, model, shares))
     for done, count in enumerate(each(score_one, calls, here=len(posts) <= SMALL), 1):
         say(f"scored batch {done} of {len(calls)}: {count:,} posts")
 
 
 def score_one(
-    root: str, key: Key, posts: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, shares: str | None
+    store: Store, key: Key, posts: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, shares: str | None
 ) -> int:
     """Score one batch, on a worker or in this process; return the number of posts."""
 
@@ -75,7 +75,7 @@ def score_one(
             cut=longer(predictor.tokenizer, predictor.read(texts), predictor.module.model.config.n_positions - 1),
         )
         rows = predictor.tokenizer.encode_batch(texts)
-        known = np.load(shares, allow_pickle=False) if shares else np.ones(predictor.tokenizer.vocab_size)
+        known = np.load(store.locate(shares), allow_pickle=False) if shares else np.ones(predictor.tokenizer.vocab_size)
         figures = alerts.measure(rows, known, probabilities, watched)
         if not shares:
             figures["surprise"] = np.nan
@@ -84,7 +84,7 @@ def score_one(
         pd.concat([table, figures], axis=1).to_parquet(out / SCORED, index=False)
         return {"posts": len(table)}
 
-    return Store(root).make(key, build).info["posts"]
+    return store.make(key, build).info["posts"]
 
 
 def watched_label(predictor: Any, config: MonitorConfig, model: ResolvedModel) -> int:

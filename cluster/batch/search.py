@@ -13,7 +13,8 @@ from typing import Any
 import ray
 
 from cluster.config import ClusterConfig
-from cluster.connect import NotEnoughResources, connect
+from cluster.connect import NotEnoughResources, alive, connect
+from cluster.home import store
 from gpt2 import search
 from gpt2.search import Curve
 from gpt2.training_job import TrainingJob
@@ -44,6 +45,10 @@ def run(
     was killed resumes from the curves of its candidates.
     """
     connect()
+    if store().distant and len(alive()) > 1:
+        raise ValueError(
+            f"GPT2_STORE={store().place}: a search on several nodes needs a folder that all of them see; name one"
+        )
     parallel, cpus = shares(parallel, len(jobs), cluster)
     on_message(f"{len(jobs)} candidates, {parallel} at a time, {cpus:g} CPU cores each")
     errors = run_tuner(jobs, steps, reduction, parallel, cpus, cluster.use_gpu, out / TUNE, on_message)

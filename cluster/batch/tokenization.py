@@ -27,10 +27,11 @@ def clean_documents(
 ) -> list[Artifact]:
     """Clean source files that are not cleaned yet; return an artifact of cleaned documents per file.
 
-    `here` works in this process, without starting Ray.
+    `here` works in this process, without starting Ray, as files of this machine are read that others may not have.
     """
     missing = [(key, path) for key, path in zip(keys, paths, strict=True) if store.find(key) is None]
-    calls = [(str(store.root), key, path, config) for key, path in missing]
+    calls = [(store, key, path, config) for key, path in missing]
+    here = here or (store.distant and any("://" not in path for _, path in missing))
     for done, (path, info) in enumerate(each(clean_one, calls, here), start=1):
         say(f"cleaned {done} of {len(calls)} files: {path}, {info['documents']:,} documents, {info['bad']:,} bad")
     return [artifact for key in keys if (artifact := store.find(key))]
@@ -41,9 +42,9 @@ def each(function: Callable[..., Any], calls: Sequence[tuple], here: bool) -> It
     return (function(*call) for call in calls) if here or not calls else spread(function, calls)
 
 
-def clean_one(root: str, key: Key, path: str, config: CorpusConfig) -> tuple[str, dict[str, Any]]:
+def clean_one(store: Store, key: Key, path: str, config: CorpusConfig) -> tuple[str, dict[str, Any]]:
     """Clean one file, on a worker; return (path, counts)."""
-    return path, Store(root).make(key, lambda out: corpus.clean(path, config, out)).info
+    return path, store.make(key, lambda out: corpus.clean(path, config, out)).info
 
 
 def pieces_of(documents: Artifact) -> list[Path]:
@@ -133,7 +134,7 @@ def encode(
             key = Key("shard", own, inputs, (*code, *canaries.CODE) if behind else code)
             keys.append(key)
             if store.find(key) is None:
-                calls.append((str(store.root), key, str(piece), mask, str(tokenizer.path), spec, behind))
+                calls.append((store, key, store.name(piece), mask, tokenizer.name, spec, behind))
     tokens = 0
     for done, info in enumerate(each(encode_one, calls, here), start=1):
         tokens += info["train_tokens"] + info["validation_tokens"]
@@ -142,7 +143,7 @@ def encode(
     made = [store.require("shard", key.id) for key in keys]
     listing = {
         "dtype": dtype,
-        **{s: [a.file(f"{s}.bin").relative_to(store.root).as_posix() for a in made] for s in ("train", "validation")},
+        **{s: [f"{a.name}/{s}.bin" for a in made] for s in ("train", "validation")},
     }
     (out / "tokens.json").write_text(json.dumps(listing, indent=1))
     counts = {name: sum(a.info[name] for a in made) for name in COUNTS}
@@ -170,16 +171,17 @@ def shown(after: Places) -> str:
 
 
 def encode_one(
-    root: str, key: Key, piece: str, keep: np.ndarray, tokenizer: str, spec: dict[str, Any], after: Places
+    store: Store, key: Key, piece: str, keep: np.ndarray, tokenizer: str, spec: dict[str, Any], after: Places
 ) -> dict[str, Any]:
     """Encode one piece with its canaries, on a worker; return the counts."""
 
     def build(out: Path) -> dict[str, Any]:
-        path, mask, extra = Path(piece), keep, [text for texts in after.values() for text in texts]
+        source, extra = store.locate(piece), [text for texts in after.values() for text in texts]
+        path, mask = source, keep
         if extra:
             path = out / "_planted.parquet"
-            mask = np.ones(canaries.plant(Path(piece), keep, after, path), dtype=bool)
-        tokenizer_of, share = Tokenizer.load(Path(tokenizer)), spec["validation_share"]
+            mask = np.ones(canaries.plant(source, keep, after, path), dtype=bool)
+        tokenizer_of, share = Tokenizer.load(store.locate(tokenizer)), spec["validation_share"]
         info = shards.encode_piece(path, mask, tokenizer_of, spec["dtype"], share, out)
         if extra:
             info["train_documents"] -= len(extra)
@@ -187,4 +189,4 @@ def encode_one(
             info[PLANTED] = len(extra)
         return info
 
-    return dict(Store(root).make(key, build).info)
+    return dict(store.make(key, build).info)

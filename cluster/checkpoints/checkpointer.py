@@ -20,11 +20,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cluster.checkpoints.files import Mirror, discard, sweep, verify
+from cluster.checkpoints.files import Mirror, discard, sealed, sweep, verify
 from gpt2.store.artifact import (
     MANIFEST,
     DamagedArtifact,
-    digest,
     file_sha256,
     read_manifest,
     sync_directory,
@@ -84,8 +83,12 @@ class Checkpointer:
         if latest is None:
             return 0, {}
         path, manifest = latest
-        engine.load(path)
+        engine.load(self._here(path, manifest))
         return manifest["step"], manifest["state"]
+
+    def _here(self, path: Path, manifest: dict[str, Any]) -> Path:
+        """Return the folder on this machine of the checkpoint that rank 0 found."""
+        return path
 
     def _latest_intact(self) -> tuple[Path, dict[str, Any]] | None:
         for source in (self.mirror, self.earlier):
@@ -188,9 +191,7 @@ class Checkpointer:
         for seal in expected:
             files |= json.loads(seal.read_text())
             seal.unlink()
-        facts = {**facts, "files": files, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        facts["checksum"] = digest(facts)
-        write_atomically(aside / MANIFEST, json.dumps(facts, indent=1, sort_keys=True).encode())
+        write_atomically(aside / MANIFEST, json.dumps(sealed(facts, files), indent=1, sort_keys=True).encode())
         final = self.folder / f"step-{facts['step']:08d}"
         if final.exists():
             discard(final)

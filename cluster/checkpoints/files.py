@@ -28,6 +28,8 @@ from gpt2.store.artifact import (
     digest,
     read_manifest,
 )
+from gpt2.store.remote import CHECKPOINTS as IN_STORE
+from gpt2.store.remote import RemoteStore
 from gpt2.training.journal import Events
 
 
@@ -43,6 +45,12 @@ def verify(path: Path) -> dict[str, Any]:
         raise DamagedArtifact(f"{path / MANIFEST} is not the manifest of this checkpoint")
     Artifact(path, manifest).verify()
     return manifest
+
+
+def sealed(facts: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, with its own checksum, from the facts and {name: {sha256, size}}."""
+    manifest = {**facts, "files": files, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    return {**manifest, "checksum": digest(manifest)}
 
 
 def discard(path: Path) -> None:
@@ -121,14 +129,18 @@ def earlier(kind: str, id: str | None, copies: str | None) -> str | None:
     """
     if id is None:
         return None
-    root = store().root
-    for folder in (root / kind / id / STATE, root / ".partial" / f"{kind}-{id}" / CHECKPOINTS):
-        if any(folder.glob("step-*")):
-            return str(folder)
-    if copies and Mirror(copies, f"{kind}-{id}", Events(None)).steps():
-        return f"{copies.rstrip('/')}/{kind}-{id}"
+    place, name = store(), f"{kind}-{id}"
+    artifact = place.get(kind, id)
+    if artifact and any(file.startswith(f"{STATE}/") for file in artifact.manifest["files"]):
+        return str(artifact.path / STATE)
+    if any((folder := place.root / ".partial" / name / CHECKPOINTS).glob("step-*")):
+        return str(folder)
+    if isinstance(place, RemoteStore):
+        copies = f"{place.remote.url}/{IN_STORE}"
+    if copies and Mirror(copies, name, Events(None)).steps():
+        return f"{copies.rstrip('/')}/{name}"
     raise ValueError(
-        f"continue_from={id}: {root} has no checkpoint of {kind}/{id}; name a training that has not ended "
+        f"continue_from={id}: {place.place} has no checkpoint of {kind}/{id}; name a training that has not ended "
         f"(`gpt2 checkpoints` lists them), one that ran with keep_state: true, or set cluster.checkpoint_url to where "
         f"its copies are"
     )

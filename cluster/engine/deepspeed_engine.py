@@ -39,6 +39,11 @@ def accumulation_steps(train: TrainConfig, world_size: int) -> int:
     return train.batch_size // share
 
 
+def adds_up_bf16(train: TrainConfig, world_size: int) -> bool:
+    """Return whether bf16 gradients of several micro-batches are added up, which must happen in fp32."""
+    return train.precision == "bf16" and accumulation_steps(train, world_size) > 1
+
+
 def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int) -> dict[str, Any]:
     """Return the configuration for `deepspeed.initialize`. Learning rates are set by our loop, step by step."""
     zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": cluster.use_gpu, "contiguous_gradients": True}
@@ -49,6 +54,7 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int
     if cluster.zero_stage == 3:
         # Small parameters stay unsharded: gathering them costs more time than the memory is worth.
         zero["stage3_param_persistence_threshold"] = 10_000
+    adds_up = adds_up_bf16(train, world_size)
     return {
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
@@ -58,6 +64,8 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": train.precision == "bf16"},
         "fp16": {"enabled": train.precision == "fp16"},
+        # Refused at stage 0, and at 1 another optimizer: there `DeepSpeedEngine.wide` does it.
+        "data_types": {"grad_accum_dtype": "fp32" if adds_up and cluster.zero_stage > 1 else None},
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
@@ -113,6 +121,12 @@ class DeepSpeedEngine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=inner, config=config, dist_init_required=False
         )
+        self.wide: list[nn.Parameter] = []
+        """bf16 parameters whose gradients PyTorch adds up in fp32: at stages 0 and 1, where DeepSpeed does not."""
+        if adds_up_bf16(train, self.world_size) and cluster.zero_stage < 2:
+            self.wide = [parameter for _, parameter in trained(self.engine.module)]
+        for parameter in self.wide:
+            parameter.grad_dtype = torch.float32
         self.device = self.engine.device
         self.fragments = Fragments(self.engine)
         self.fragments.forget_steps()
@@ -124,6 +138,10 @@ class DeepSpeedEngine:
 
     def backward(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.engine(**to_device(batch, self.device))
+        if self.engine.is_gradient_accumulation_boundary():
+            for parameter in self.wide:
+                if parameter.grad is None:  # DeepSpeed would give unused ones zeros in bf16, which PyTorch refuses
+                    parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
         self.engine.backward(loss)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the micro-batch

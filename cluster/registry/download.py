@@ -27,6 +27,7 @@ from cluster.tracking.runs import client
 from gpt2.store.artifact import digest
 from gpt2.store.model_files import MODEL, Manifest, RefusedModel, compare_sizes, read_manifest, sizes, verify
 
+GONE = "its files are gone from MLflow: did `mlflow gc` remove them?"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes for a model, version or alias that does not exist; other errors (no answer) don't mean that."""
 
@@ -101,25 +102,31 @@ def inspect(version: ModelVersion) -> None:
 
 @contextmanager
 def refusals(version: ModelVersion) -> Iterator[None]:
-    """Add the version's address to the message of `RefusedModel`."""
+    """Add the version's address and the remedy to the message of `RefusedModel`."""
     try:
         yield
     except RefusedModel as error:
-        raise RefusedModel(f"{exact(version)} is refused: {error}") from None
+        raise RefusedModel(
+            f"{exact(version)} is refused: {error}; use another version (`gpt2 models` lists them), and if it is the "
+            f"champion: gpt2 rollback {version.name}"
+        ) from None
 
 
 def expected_files(version: ModelVersion) -> Manifest:
     """Return the manifest in a version's tags; raises `RefusedModel` if there is none."""
     if MANIFEST_TAG not in version.tags:
-        raise RefusedModel(
-            "an older release registered it, without a manifest of its files; `gpt2 promote` another one"
-        )
+        raise RefusedModel("an older release registered it, without a manifest of its files")
     return read_manifest(version.tags[MANIFEST_TAG])
 
 
 def source(version: ModelVersion) -> str:
-    """Return the URI of a version's files."""
-    return client().get_model_version_download_uri(version.name, version.version)
+    """Return the URI of a version's files; raises `RefusedModel` if MLflow has forgotten where they are."""
+    try:
+        return client().get_model_version_download_uri(version.name, version.version)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        raise RefusedModel(f"{GONE} ({error.message})") from None
 
 
 def repository(uri: str) -> ArtifactRepository:
@@ -181,8 +188,12 @@ def listed(files: ArtifactRepository) -> dict[str, int | None]:
                 raise RefusedModel("its folder is a link")
             return dict(sizes(folder))
         entries = files.list_artifacts(FOLDER)
+    except FileNotFoundError:
+        raise RefusedModel(GONE) from None
     except (OSError, MlflowException) as error:
         raise RefusedModel(f"its files can't be listed: {error}") from None
+    if not entries:
+        raise RefusedModel(GONE)
     for entry in entries:
         if entry.is_dir:
             raise RefusedModel(f"its {entry.path!r:.200} is a folder; a model has plain files only")

@@ -75,7 +75,7 @@ def registered_lineage(version: Any) -> Lineage:
     base = store().get("base", id)
     if base is None:
         raise ValueError(
-            f"{version.name} version {version.version} was made from base/{id}, which is not in {store().root}; set "
+            f"{version.name} version {version.version} was made from base/{id}, which is not in {store().place}; set "
             f"GPT2_HOME to the home where it was trained, or train one here: gpt2 run"
         )
     return lineage(version.version, base)
@@ -123,7 +123,7 @@ def wanted(root: Store, kind: str, id: str, by: Artifact) -> Artifact:
     artifact = root.get(kind, id)
     if artifact is None:
         raise DamagedArtifact(
-            f"{by.kind}/{by.id} was made from {kind}/{id}, which is not complete in {root.root}; bring it back from a "
+            f"{by.kind}/{by.id} was made from {kind}/{id}, which is not complete in {root.place}; bring it back from a "
             f"copy, or train anew on all text with the whole pipeline: gpt2 run"
         )
     return artifact

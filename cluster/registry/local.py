@@ -110,6 +110,19 @@ def find(address: str) -> Version | None:
     )
 
 
+def intact(version: Version) -> bool:
+    """Return whether the files of a version are in a folder of this machine, with the sizes in its manifest."""
+    place = urlparse(version.place)
+    stored = Path(unquote(place.path))
+    if place.scheme != "file" or place.netloc or (stored / FOLDER).resolve() != stored.resolve() / FOLDER:
+        return False
+    try:
+        compare_sizes(read_manifest(version.tags[MANIFEST_TAG]), sizes(stored / FOLDER))
+    except (KeyError, OSError, RefusedModel):
+        return False
+    return True
+
+
 def pull(address: str) -> tuple[Path, str] | None:
     """Return what `cluster.registry.download.pull` returns, if the verified copy is there and the version intact.
 
@@ -117,16 +130,13 @@ def pull(address: str) -> tuple[Path, str] | None:
     """
     if (version := find(address)) is None:
         return None
-    place = urlparse(version.place)
-    stored = Path(unquote(place.path))
-    if place.scheme != "file" or place.netloc or (stored / FOLDER).resolve() != stored.resolve() / FOLDER:
+    if not intact(version):
         return None
+    expected = read_manifest(version.tags[MANIFEST_TAG])
+    folder = home() / "pulled" / digest(expected)[:32]
     try:
-        expected = read_manifest(version.tags[MANIFEST_TAG])
-        folder = home() / "pulled" / digest(expected)[:32]
         verify(folder / MODEL, expected)
-        compare_sizes(expected, sizes(stored / FOLDER))
-    except (KeyError, OSError, RefusedModel):
+    except (OSError, RefusedModel):
         return None
     os.utime(folder)
     forget_unused(folder.parent)

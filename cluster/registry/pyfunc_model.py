@@ -4,11 +4,12 @@ MLflow runs this file when it loads a model. `gpt2` comes with the model, so loa
 neither this project nor a cluster.
 """
 
+import inspect
 import warnings
 from typing import Any
 
 import mlflow
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc import PyFuncModel, PythonModel
 
 warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")  # the signature is set
 
@@ -34,7 +35,19 @@ class Pulled(PythonModel):
                 model_input = model_input.to_dict(orient="records")
         elif hasattr(model_input, "tolist"):
             model_input = model_input.tolist()
-        return self.model.predict(model_input, **(params or {}))
+        return self.model.predict(model_input, **{**given_params(), **(params or {})})
+
+
+def given_params() -> dict[str, Any]:
+    """Return the `params` that the caller of MLflow's `predict` gave.
+
+    MLflow drops those that the signature lacks before it calls us. So a misspelt one would have no effect, unseen.
+    """
+    frame = inspect.currentframe()
+    while frame := frame and frame.f_back:
+        if frame.f_code is PyFuncModel.predict.__code__:
+            return frame.f_locals["params"] or {}
+    return {}  # called without MLflow's wrapper
 
 
 mlflow.models.set_model(Pulled())

@@ -34,6 +34,16 @@ def listed() -> list[dict[str, Any]]:
     return versions()
 
 
+def unusable_champions() -> list[str]:
+    """Return what `cluster.registry.versions.unusable_champions` returns, without MLflow if all are intact here."""
+    found = local.versions()
+    if found is not None and all(local.intact(version) for version in found if "champion" in version.aliases):
+        return []
+    from cluster.registry import versions  # MLflow
+
+    return versions.unusable_champions()
+
+
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model, and the version that its address pointed at when it was resolved."""

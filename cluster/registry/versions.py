@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import shutil
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +22,13 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
-from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
-from cluster.registry.download import ABSENT, find, scratch_folder, take
+from cluster.registry.download import ABSENT, find, inspect, scratch_folder, take
 from cluster.registry.local import ADDRESS, MANIFEST_TAG, Version, verdict_of
 from cluster.tracking.runs import Run, client, experiment_id
 from gpt2.store.artifact import Artifact
-from gpt2.store.model_files import manifest
+from gpt2.store.model_files import RefusedModel, manifest
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ARTIFACT_TAG = "gpt2.artifact"
@@ -56,6 +57,19 @@ def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
 def judged(version: ModelVersion) -> bool:
     """Return whether the gate has judged the version."""
     return verdict_of(version) != "not judged yet"
+
+
+ANNOUNCED = "gpt2.announced"
+"""The tag of a version whose verdict was sent as an event."""
+NEWS = 7 * 86400
+"""Age (s) of a version up to which its verdict is still worth an event."""
+
+
+def announced(version: ModelVersion) -> bool:
+    """Return whether the gate's verdict on the version was sent as an event, or need not be: it is old, or an
+    operator's."""
+    old = version.creation_timestamp / 1000 < time.time() - NEWS
+    return old or "gpt2.forced" in version.tags or version.tags.get(ANNOUNCED) == verdict_of(version)
 
 
 def row(version: ModelVersion) -> dict[str, Any]:
@@ -119,14 +133,20 @@ def register(
 
 
 def signature(inputs: Any, outputs: Any, params: Mapping[str, Any]) -> ModelSignature:
-    """Return the signature of a list of texts, or of records. In a record, only the first field is required."""
+    """Return the signature of a list of texts, or of records. In a record, only the first field is required.
+
+    MLflow would refuse an optional list that some records of a batch lack, so its type is any; `predict` checks it.
+    """
     inferred = infer_signature(None, outputs, dict(params) or None)
     if isinstance(inputs[0], str):
         schema = Schema([ColSpec(DataType.string)])
     else:
         record = inputs[0]
-        kinds = {n: DataType.string if isinstance(v, str) else Array(DataType.string) for n, v in record.items()}
-        schema = Schema([ColSpec(kind, name, required=name == next(iter(record))) for name, kind in kinds.items()])
+        first, *more = (
+            (n, DataType.string if isinstance(v, str) else Array(DataType.string)) for n, v in record.items()
+        )
+        kinds = [first, *((n, AnyType() if isinstance(kind, Array) else kind) for n, kind in more)]
+        schema = Schema([ColSpec(kind, name, required=name == first[0]) for name, kind in kinds])
     return ModelSignature(inputs=schema, outputs=inferred.outputs, params=inferred.params)
 
 
@@ -144,6 +164,19 @@ def quietly():
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def unusable_champions() -> list[str]:
+    """Return a sentence with the remedy for each champion whose files are missing, cut or not listed. None is read."""
+    found = []
+    for model in client().search_registered_models("name LIKE 'gpt2-%'"):
+        champion = by_alias(model.name, CHAMPION)
+        try:
+            if champion is not None:
+                inspect(champion)
+        except RefusedModel as error:
+            found.append(str(error))
+    return found
 
 
 def challenge(name: str, version: ModelVersion) -> None:

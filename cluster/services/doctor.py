@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -18,7 +19,17 @@ from typing import Any, Literal
 
 import psutil
 
-from cluster.home import MLFLOW_PASSWORD, PREFECT_LOGIN, RAY_TOKEN, SERVICES, home, is_locked, last_state, running
+from cluster.home import (
+    MLFLOW_PASSWORD,
+    PREFECT_LOGIN,
+    RAY_TOKEN,
+    SERVICES,
+    home,
+    is_locked,
+    last_state,
+    running,
+    store,
+)
 from cluster.process_env import RAY_REMEDY, ray_fault
 from cluster.services import databases
 from cluster.services.processes import port_answers, user_of
@@ -133,6 +144,9 @@ def service(name: str, variable: str, path: str, otherwise: str, login: Callable
             return Result(name, "ok", otherwise)
         if not address.startswith("http"):
             return Result(name, "ok", address)
+        if variable == "PREFECT_API_URL" and "/api" not in address:
+            remedy = f"set {variable}={address.rstrip('/')}/api"
+            return Result(name, "failed", f"{address}: has no /api at its end", remedy)
         basic = base64.b64encode(login().encode()).decode()
         request = urllib.request.Request(address.rstrip("/") + path, headers={"Authorization": f"Basic {basic}"})
         try:
@@ -142,6 +156,8 @@ def service(name: str, variable: str, path: str, otherwise: str, login: Callable
             remedy = f"set {LOGINS[variable]}" if error.code == 401 else f"look at the log of {name}"
             return Result(name, "failed", f"{address}: {error}", remedy)
         except OSError as error:
+            if isinstance(getattr(error, "reason", error), ssl.SSLError):
+                return Result(name, "warning", f"{address}: {error}", "its certificate must be one that clients trust")
             remedy = f"start {name}, or unset {variable} to use the local one"
             return Result(name, "failed", f"{address}: {error}", remedy)
 
@@ -187,7 +203,27 @@ def ray_cluster() -> Result:
         return Result("Ray", "ok", "local, started with a run")
     if fault := ray_fault(address):
         return Result("Ray", "failed", fault, RAY_REMEDY)
-    return Result("Ray", "ok", f"{address} answers")
+    if "GPT2_STORE" not in os.environ:
+        return Result("Ray", "ok", f"{address} answers")
+    from cluster.connect import alive, connect, disconnect  # Ray, which takes seconds to load
+
+    try:
+        connect()  # it compares the nodes with this machine
+        nodes = len(alive())
+    except ValueError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Result("Ray", "failed", found, remedy)
+    finally:
+        disconnect()
+    return Result("Ray", "ok", f"{address} answers; code, Python, store and clocks agree on all {nodes} nodes")
+
+
+def artifacts() -> Result:
+    try:
+        return Result("store", "ok", f"{store().place} answers")
+    except ValueError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Result("store", "failed", found, remedy)
 
 
 def services() -> Result:
@@ -211,6 +247,24 @@ def answers(service: dict[str, Any]) -> bool:
 
 MLFLOW_ASKS = "/api/2.0/mlflow/experiments/search?max_results=1"
 
+SERVERS: tuple[Callable[[], Result], ...] = (
+    service("Prefect", "PREFECT_API_URL", "/admin/version", "embedded, started with a run", prefect_login),
+    service("MLflow", "MLFLOW_TRACKING_URI", MLFLOW_ASKS, "embedded: a SQLite file in the home", mlflow_login),
+    ray_cluster,
+)
+TOKENS = ("PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN")
+"""Variables with logins of another kind, with which these checks can't ask."""
+
+
+def require_servers() -> None:
+    """Raise `ValueError` for a server that the environment names and that does not answer: clients wait for minutes."""
+    if any(name in os.environ for name in TOKENS):
+        return
+    for result in (check() for check in SERVERS):
+        if result.state == "failed":
+            raise ValueError(f"{result.name} at {result.found}; {result.remedy}")
+
+
 CHECKS: tuple[Callable[[], Result], ...] = (
     python,
     packages,
@@ -218,15 +272,14 @@ CHECKS: tuple[Callable[[], Result], ...] = (
     memory,
     disk,
     writable,
+    artifacts,
     shared_memory,
     gpu,
     compiler,
     port(4200, "Prefect", "--prefect-port"),
     port(5000, "MLflow", "--mlflow-port"),
     port(8265, "Ray's dashboard", "--ray-dashboard-port"),
-    service("Prefect", "PREFECT_API_URL", "/admin/version", "embedded, started with a run", prefect_login),
-    service("MLflow", "MLFLOW_TRACKING_URI", MLFLOW_ASKS, "embedded: a SQLite file in the home", mlflow_login),
-    ray_cluster,
+    *SERVERS,
     postgres,
     secrets,
     services,

@@ -1,7 +1,6 @@
 """Services as processes of one `gpt2 up`: started, watched, listed in a file, and stopped with all their children.
 
-Every process of an `up` has its id in its environment, and its children inherit it. So all of them can be found, also
-when their parent was killed, and no others.
+All that an `up` starts has the mark of its guard (`cluster.orphans`).
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +23,9 @@ from typing import Any, TextIO
 import psutil
 
 from cluster.home import home, last_state, services
+from cluster.orphans import MARK, Guard, ask_to_stop, marked, stop
 from gpt2.store.artifact import write_atomically
 
-MARK = "GPT2_UP"
-"""The environment variable that holds the id."""
 RESTARTS, WITHIN = 3, 600
 """A service that ends more than `RESTARTS` times within `WITHIN` seconds is not started again."""
 
@@ -130,7 +126,8 @@ class Running:
     """The running services of one `up`."""
 
     def __init__(self, environment: Mapping[str, Mapping[str, str]], secrets: Mapping[str, Mapping[str, str]]):
-        self.id = uuid.uuid4().hex
+        self.guard = Guard()
+        self.id = self.guard.id
         self.started = time.time()
         self.environment, self.secrets = environment, secrets
         self.services: dict[str, Service] = {}
@@ -207,45 +204,6 @@ class Running:
         stop({"id": self.id, **(last_state() or {"works": []})})
         for process in self.processes.values():
             process.wait()
-
-
-def stop(state: Mapping[str, Any]) -> int:
-    """Stop all processes of an `up`; return their number.
-
-    The work stops first, so that it can save and report it, then the services in reverse order of their start.
-    """
-    count = ask_to_stop(marked(state["id"], state["works"]), 25)
-    for service in reversed(state.get("services", [])):
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(service["pid"])
-            if process.environ().get(MARK) == state["id"]:
-                count += ask_to_stop([process], 15)
-    count += ask_to_stop(marked(state["id"]), 5)
-    (services() / "state.json").unlink(missing_ok=True)
-    return count
-
-
-def marked(id: str, words: Iterable[str] = ()) -> list[psutil.Process]:
-    """Return the processes of an `up`; with words, only those that have one of them in the command line."""
-    words, matching = tuple(words), []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) != id or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            if not words or any(word in " ".join(process.cmdline()) for word in words):
-                matching.append(process)
-    return matching
-
-
-def ask_to_stop(processes: list[psutil.Process], seconds: float) -> int:
-    """Send SIGTERM, and after `seconds` SIGKILL to those still alive; return the number of processes."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGTERM)
-    for process in psutil.wait_procs(processes, timeout=seconds)[1]:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    return len(processes)
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -98,10 +98,10 @@ def ray_head() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     configure()
     os.environ["RAY_GCS_SERVER_PORT"] = sys.argv[1]
-    reaper = start_local(include_dashboard=True, dashboard_host=LOOPBACK, dashboard_port=int(sys.argv[2]))
+    guard = start_local(include_dashboard=True, dashboard_host=LOOPBACK, dashboard_port=int(sys.argv[2]))
     print(f"Ray's head answers at {LOOPBACK}:{sys.argv[1]}", flush=True)
     signal.pause()
-    assert reaper
+    assert guard
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 PATIENCE = 900.0
 """Seconds that a call waits for a server that has answered before."""
-FIRST = 10.0
+FIRST = 3.0
 """Seconds that a call waits for a server that has never answered, since the address may be wrong."""
 PAUSE = 5.0
 """Longest pause between two tries (s)."""

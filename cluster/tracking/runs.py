@@ -21,7 +21,7 @@ from typing import Any, cast
 import mlflow
 import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from cluster.home import home, tracking_uri
@@ -110,9 +110,17 @@ def client() -> MlflowClient:
 
 @cache
 def experiment_id() -> str:
-    """Return the id of our experiment, made on first use. Its artifacts lie in the home, unless a server keeps them."""
+    """Return the id of our experiment, made on first use. Its artifacts lie in the home, unless a server keeps them.
+
+    Raises `ValueError` if it was deleted in MLflow, which keeps its name.
+    """
     experiment = client().get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            raise ValueError(
+                f"MLflow's experiment {EXPERIMENT} was deleted, so that no run can begin; restore it: "
+                f"MLFLOW_TRACKING_URI={tracking_uri()} mlflow experiments restore -x {experiment.experiment_id}"
+            )
         return experiment.experiment_id
     local = tracking_uri().startswith("sqlite:")
     location = (home() / "mlflow" / "artifacts").as_uri() if local else None

@@ -3,6 +3,7 @@ follows it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -10,18 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoints.files import keep_state
+from cluster.checkpoints.files import Mirror, keep_state
 from cluster.config import ClusterConfig
 from cluster.connect import check_resources, connect
 from cluster.engine.deepspeed_engine import accumulation_steps
-from cluster.home import ray_folder
+from cluster.home import ray_folder, store
 from cluster.training import worker
 from cluster.training.failures import cause
 from cluster.training.follow import JournalFollower, describe_event, event_key, record_key
+from cluster.training.relay import receiving
 from cluster.training.stopping import stopping, within
 from cluster.training.usage import USAGE, Usage
-from cluster.training.worker import STOP
+from cluster.training.worker import STOP, TRAINED
 from gpt2.store.model_files import MODEL
+from gpt2.store.remote import CHECKPOINTS, RemoteStore
 from gpt2.training.config import BudgetConfig
 from gpt2.training.journal import EVENTS, JOURNAL, Events, read_journal
 from gpt2.training_job import TrainingJob
@@ -78,13 +81,28 @@ def train(
                 stopping(output / STOP) as stopped,
                 within(budget or BudgetConfig(), cluster, output / STOP) as check_budget,
             ):
-                _run(job, cluster)
+                with receiving(output, worker.gave_up) if store().distant else contextlib.nullcontext() as mailbox:
+                    _run(job, cluster, mailbox)
+                bring(output)
             if not (output / MODEL / "config.json").exists():
                 check_budget()
                 stopped()
         if job.train.keep_state:
+            if isinstance(place := store(), RemoteStore):
+                Mirror(f"{place.remote.url}/{CHECKPOINTS}", output.name, Events(output)).fetch(output / "_checkpoints")
             keep_state(output)
     return read_journal(output / JOURNAL)
+
+
+def bring(output: Path) -> None:
+    """Bring the trained model from a distant store, if the workers have named it there."""
+    names = [event["model"] for event in read_journal(output / EVENTS) if event["event"] == TRAINED]
+    if names and not (output / MODEL).exists():
+        aside = output / f"_{MODEL}"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(store().locate(names[-1]), aside)
+        aside.rename(output / MODEL)
+        store().forget(names[-1])
 
 
 def check_disk(job: TrainingJob, output: Path) -> None:
@@ -114,13 +132,14 @@ def load() -> None:
     assert ray.train.torch
 
 
-def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
+def _run(job: TrainingJob, cluster: ClusterConfig, mailbox: Any = None) -> None:
     # Imported here because they load PyTorch, which a run with nothing to train does not need.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
     from cluster.training.failures import TellFailures
+    from cluster.training.network import NetworkConfig
     from gpt2.training.engine import HEAP
 
     class Trainer(TorchTrainer):
@@ -136,9 +155,10 @@ def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
     threads = str(max(1, int(cluster.cpus_per_worker)))
     output = Path(job.output)
     Events(output).tell("launch", workers=cluster.num_workers, zero_stage=cluster.zero_stage)
+    config = {"job": job.moved(store().name).model_dump_json(), "cluster": cluster.model_dump_json()}
     trainer = Trainer(
         worker.work,
-        train_loop_config={"job": job.model_dump_json(), "cluster": cluster.model_dump_json()},
+        train_loop_config={**config, "store": store(), "mailbox": mailbox},
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=cluster.use_gpu,
@@ -159,7 +179,7 @@ def _run(job: TrainingJob, cluster: ClusterConfig) -> None:
                 }
             },
         ),
-        torch_config=TorchConfig(timeout_s=300),
+        torch_config=NetworkConfig(timeout_s=300),
     )
     try:
         trainer.fit()

@@ -6,29 +6,61 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ray.train
 
 from cluster.config import ClusterConfig
+from cluster.training import relay
 from cluster.training.failures import forwarded_warnings
+from cluster.training.relay import STOP
 from cluster.training.usage import Usage
-from gpt2.store.artifact import read_manifest
+from gpt2.store.artifact import Store, read_manifest
 from gpt2.store.model_files import MODEL
 from gpt2.training.guard import GaveUp, NotWritten, Preempted
 from gpt2.training.journal import EVENTS, Events, read_journal
 from gpt2.training_job import TrainingJob
 
-STOP = "_stop"
-"""Name of the file at which the workers save and stop at their next step."""
 STACKS = "_stacks"
+RANKS = ".ranks"
+"""Folder in a machine's cache of a distant store: what its workers write."""
+TRAINED = "trained"
+"""Event with the name of the trained model in a distant store."""
 
 
-def work(config: dict[str, str]) -> None:
+def work(config: dict[str, Any]) -> None:
     """The training function of each Ray Train worker."""
     job, cluster = TrainingJob.model_validate_json(config["job"]), ClusterConfig.model_validate_json(config["cluster"])
+    store: Store = config["store"]
+    if not store.distant:
+        at_work(job.moved(lambda name: str(store.locate(name))), cluster, store)
+        return
+    # The ranks of a machine share a folder of its disk, and the first of them sends what is written there.
+    job = job.model_copy(update={"output": str(store.root / RANKS / Path(job.output).name)})
+    output, first = Path(job.output), ray.train.get_context().get_local_rank() == 0
+    output.mkdir(parents=True, exist_ok=True)
+    if ray.get(config["mailbox"].put.remote([])).get("gave_up"):
+        return
+    with relay.sending(config["mailbox"], output) if first else contextlib.nullcontext():
+        at_work(fetched(job, store), cluster, store)
+    if first and not (output / STOP).exists():
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def fetched(job: TrainingJob, store: Store) -> TrainingJob:
+    """Return the job with its inputs on this machine's disk."""
+    names: list[str] = []
+    job.moved(lambda name: names.append(name) or name)  # type: ignore[func-returns-value]
+    with ThreadPoolExecutor(8) as pool:
+        places = dict(zip(names, pool.map(store.locate, names), strict=True))
+    return job.moved(lambda name: str(places[name]))
+
+
+def at_work(job: TrainingJob, cluster: ClusterConfig, store: Store) -> None:
     output = Path(job.output)
     if gave_up(output):
         return  # a rank recorded it before it failed, and Ray restarted the workers
@@ -38,7 +70,7 @@ def work(config: dict[str, str]) -> None:
             Usage(output, f"rank{rank}", cluster.cpus_per_worker, cluster.use_gpu),
             forwarded_warnings(Events(output), rank),
         ):
-            train(job, cluster)
+            train(job, cluster, store, stop_asked(output))
     except Preempted:
         if not (output / STOP).exists():
             raise  # this node goes away: Ray restarts elsewhere, and does not count it as a failure
@@ -70,15 +102,18 @@ def gave_up(output: Path) -> str | None:
     return None
 
 
-def train(job: TrainingJob, cluster: ClusterConfig) -> None:
+def train(job: TrainingJob, cluster: ClusterConfig, store: Store, must_stop: Callable[[], bool]) -> None:
+    """Train on the ranks of an initialised process group; rank 0 writes the model."""
     from cluster.engine.deepspeed_engine import DeepSpeedEngine, prepare_environment
 
     prepare_environment(cluster.use_gpu, job.train.compile)
     import torch
 
     from cluster.checkpoints.checkpointer import Checkpointer
+    from cluster.checkpoints.distant import DistantCheckpointer
     from cluster.checkpoints.files import Mirror
     from cluster.training.stopping import Watchdog
+    from gpt2.store.remote import RemoteStore
     from gpt2.training.engine import DTYPES
     from gpt2.training.hardware import peak_flops
     from gpt2.training.loop import fit
@@ -105,21 +140,17 @@ def train(job: TrainingJob, cluster: ClusterConfig) -> None:
             address, _, name = job.earlier.rpartition("/")
             earlier = Mirror(address, name, events)
         mirror = Mirror(cluster.checkpoint_url, output.name, events) if cluster.checkpoint_url else None
-        checkpoints = Checkpointer(
-            output / "_checkpoints",
-            job.train.keep_checkpoints,
-            job.train.archive_every,
-            header,
-            events,
-            watchdog.alive,
-            mirror,
-            earlier,
-        )
+        folder, keep = output / "_checkpoints", (job.train.keep_checkpoints, job.train.archive_every)
+        if isinstance(store, RemoteStore):  # the store has the copies
+            checkpoints: Checkpointer = DistantCheckpointer(
+                store.remote, output.name, folder, *keep, header, events, watchdog.alive, None, earlier
+            )
+        else:
+            checkpoints = Checkpointer(folder, *keep, header, events, watchdog.alive, mirror, earlier)
         peak = peak_flops(DTYPES[job.train.precision], engine.device) * engine.world_size
         flops = parts.gpt2.config.flops_per_token(job.train.context, with_head=job.pretrains)
         watchdog.start()
-        stop = stop_asked(output)
-        fit(engine, parts.training, parts.validation, job.train, output, checkpoints, flops, peak, stop)
+        fit(engine, parts.training, parts.validation, job.train, output, checkpoints, flops, peak, must_stop)
         watchdog.end()
         weights = engine.weights()
         if rank == 0:
@@ -128,7 +159,10 @@ def train(job: TrainingJob, cluster: ClusterConfig) -> None:
             aside = output / f"_{MODEL}"
             aside.mkdir(exist_ok=True)
             final.save(aside)
-            aside.rename(output / MODEL)
+            if store.distant:
+                events.tell(TRAINED, model=store.hand(aside))
+            else:
+                aside.rename(output / MODEL)
         torch.distributed.barrier()
 
 

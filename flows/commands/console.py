@@ -22,7 +22,13 @@ DryRun = Annotated[bool, Parameter(negative="")]
 
 @contextlib.contextmanager
 def prefect() -> Iterator[None]:
-    """Connect to Prefect's server, a temporary one if none is named, while libraries are imported."""
+    """Connect to Prefect's server, a temporary one if none is named, while libraries are imported.
+
+    Raises `ValueError` for a named server that does not answer.
+    """
+    from cluster.services.doctor import require_servers
+
+    require_servers()
     from prefect.client.orchestration import get_client
 
     def reach() -> None:

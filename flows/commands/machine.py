@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from flows.commands.console import err
+from flows.commands.console import out as lines
 from flows.commands.console import tables as out
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from cluster.checkpoints.files import Kept
+    from cluster.services.doctor import Result
 
 
 def checkpoint_table(checkpoints: Sequence[Kept], damages: Mapping[Path, str | None] | None = None) -> Table:
@@ -87,7 +90,7 @@ def automations(where: str):
     """Tell people or a program when a model is promoted or refused, a training restarts or exceeds its budget, or
     sentiment changes.
 
-    Example: PREFECT_API_URL=http://127.0.0.1:4200/api gpt2 automations https://hooks.slack.com/services/T0/B0/x
+    Example: gpt2 automations https://hooks.slack.com/services/T0/B0/x
 
     Args:
         where: a webhook of Slack or Teams, any other address, which gets JSON, or a notification block of Prefect as
@@ -104,20 +107,30 @@ def doctor():
 
     Example: gpt2 doctor
     """
-    from rich.table import Table
-
     from cluster.services.doctor import check
 
-    table = Table()
-    for column in ("", "check", "found", "remedy"):
-        table.add_column(column)
     results = check()
+    if all(r.state != "failed" for r in results if r.name == "MLflow"):
+        results.append(champions())
     for r in results:
-        mark = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]failed[/]"}[r.state]
-        table.add_row(mark, r.name, r.found, r.remedy)
-    out.print(table)
+        mark = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "failed": "[red]failed[/] "}[r.state]
+        lines.print(f"{mark} [bold]{r.name}[/]: {escape(r.found)}{f'; {escape(r.remedy)}' if r.remedy else ''}")
     if any(r.state == "failed" for r in results):
         sys.exit(1)
+
+
+def champions() -> Result:
+    """Check that the files of each registered champion are there; none is read."""
+    from cluster.home import home, tracking_uri
+    from cluster.services.doctor import Result
+
+    local = tracking_uri().startswith("sqlite:")
+    if local and not (home() / "mlflow").exists():
+        return Result("champions", "ok", "none yet")
+    from cluster.registry.versions import unusable_champions
+
+    unusable = unusable_champions()
+    return Result("champions", "failed" if unusable else "ok", f"{len(unusable)} can't be loaded", "\n".join(unusable))
 
 
 def clean(*, yes: Annotated[bool, Parameter(negative="")] = False):

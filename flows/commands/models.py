@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from flows.commands.console import tables as out
 
@@ -20,7 +21,7 @@ def models():
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from cluster.registry.resolve import listed
+    from cluster.registry.resolve import listed, unusable_champions
 
     rows = listed()
     if not rows:
@@ -46,6 +47,8 @@ def models():
             if remark and (row["aliases"] or "gpt2.rolled_back" in row["tags"]):
                 kind = "rolled back " if "gpt2.rolled_back" in row["tags"] else ""
                 out.print(f"  v{row['version']} {kind}{remark}", highlight=False, markup=False)
+    for sentence in unusable_champions():
+        out.print(f"[red]A champion can't be loaded:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
     if rows:
         out.print("\n`gpt2 card models:/NAME/VERSION` shows the card of one.", highlight=False)
 
@@ -150,6 +153,36 @@ def status(version) -> str:
     if replaced := version.tags.get("gpt2.replaced"):
         lines.append(f"* replaced version {replaced.split(',')[0]}")
     return "## Status\n\n" + "\n".join(lines) + "\n"
+
+
+def push(model_uri: str, repository: str, *, private: Annotated[bool, Parameter(negative="")] = False):
+    """Publish a registered base model on the Hugging Face hub, with its card, in the form that `transformers` reads.
+
+    Weights, tokenizer, config.json and the card are sent in one commit, and nothing else that lies with the version.
+
+    Example: gpt2 push models:/gpt2-base@champion acme/my-gpt2 --private
+
+    Args:
+        model_uri: models:/NAME@ALIAS or models:/NAME/VERSION of a base model.
+        repository: OWNER/NAME on the hub; it is made if it is not there.
+        private: make a new repository visible to its owner only.
+    """
+    from cluster.registry import download
+    from gpt2.evaluation.model_card import NAME
+    from gpt2.store.model_files import BASE_NAME, read_task
+    from gpt2.weights import huggingface
+
+    version = download.find(model_uri)
+    folder = download.pull_version(version)
+    task = read_task(folder)["task"]
+    if task != BASE_NAME:
+        raise ValueError(f"{model_uri}: is a model for {task}, which `transformers` can't read; give one of gpt2-base")
+    card = folder / NAME
+    source = version.tags.get("gpt2.imported_from", "").partition("@")[0]
+    about = {"base_model": source} if huggingface.ID.fullmatch(source) else {}
+    text = card.read_text("utf-8") if card.exists() else f"# {version.name} {version.version}\n"
+    url = huggingface.upload(folder, repository, text, private, **about)
+    out.print(f"{download.exact(version)} is at {url}", highlight=False)
 
 
 def reproduce(model_uri: str, *, folder: Path | None = None):

@@ -79,14 +79,14 @@ def train_classifier(
     set_: Changes = None,
     dry_run: DryRun = False,
 ):
-    """Train a model on a file of labelled texts: .csv, .jsonl or .parquet, columns text,label[,time,topic,weight].
+    """Train a model on labelled texts: .csv, .tsv, .jsonl or .parquet, columns text,label[,time,topic,weight].
 
     The champion of gpt2-base is fine-tuned; if there is none yet, one is pretrained first.
 
     Example: gpt2 train-classifier headlines.csv --set label_field=mood
 
     Args:
-        source: the file, or sample:clothing.
+        source: the file, a folder, a glob or an fsspec URL of such files, or sample:clothing.
         name: the model is registered as gpt2-NAME; without it, NAME is made from the file's name.
         preset: settings to start from, as for `gpt2 run`.
         config: a YAML file of settings (`flows.jobs.own_data_plan`), such as the best.yaml of `gpt2 search sentiment`.
@@ -112,13 +112,14 @@ def train_recommender(
 ):
     """Train a model on a catalogue: items (id,text[,title], attributes) and interactions (user,item,time[,weight]).
 
-    Files are .csv, .jsonl or .parquet. The champion of gpt2-base is fine-tuned; if there is none yet, one is pretrained
-    first.
+    Files are .csv, .tsv, .jsonl or .parquet. The champion of gpt2-base is fine-tuned; if there is none yet, one is
+    pretrained first.
 
     Example: gpt2 train-recommender products.csv sales.csv --set user_field=customer
 
     Args:
-        items: the file of items; its other columns are attributes, which are added after the text.
+        items: the file of items (or a folder, a glob, an fsspec URL); its other columns are attributes, which are added
+            after the text.
         interactions: the file of users' choices with their times.
         name: the model is registered as gpt2-NAME; without it, NAME is made from the name of the file of items.
         preset: settings to start from, as for `gpt2 run`.
@@ -139,29 +140,33 @@ def describe_labelled(chosen: ClassifierConfig) -> None:
     from flows.plan import local_source
     from gpt2.tasks.sentiment.dataset import usable
 
-    table, labels, counts = usable(Path(local_source(chosen.source)), chosen)
+    table, labels, counts = usable(local_source(chosen.source), chosen)
     sizes = ", ".join(f"{label} {int((table['label'] == i).sum()):,}" for i, label in enumerate(labels))
     optional = [c for c in ("time", "topic", "weight") if c in table]
     out.print(f"{chosen.source}: {len(table):,} texts to learn from, of {counts['rows']:,} rows: {sizes}", markup=False)
     out.print(f"Split by {'time' if 'time' in optional else 'content'}; other columns: {', '.join(optional) or 'none'}")
-    left_out({what: n for what, n in counts.items() if what != "rows"})
+    left_out({what: n for what, n in counts.items() if what != "rows"}, chosen.source)
 
 
 def describe_catalogue(chosen: RecommenderConfig) -> None:
     """Print what a file of items and a file of interactions have: sizes, an example, and rows left out."""
     from gpt2.tasks.recommendation.catalogue import sentence, usable
 
-    items, _, counts = usable(Path(chosen.source), chosen)
+    items, _, counts = usable(chosen.source, chosen)
     users, items_, interactions = (f"{counts.pop(what):,}" for what in ("users", "items", "interactions"))
     out.print(
         f"{items_} items of {chosen.source}, as: {sentence(items['title'][0], items['text'][0]):.200}", markup=False
     )
     out.print(f"{interactions} choices of {chosen.interactions} by {users} users to learn from", markup=False)
-    left_out(counts)
+    left_out(counts, chosen.source, chosen.interactions)
 
 
-def left_out(counts: dict[str, int]) -> None:
-    """Print the counts of rows that are left out."""
+def left_out(counts: dict[str, int], *sources: str) -> None:
+    """Print the counts of rows, and of the sources' files, that are left out."""
+    from gpt2.data import sources as data_sources
+
+    if others := data_sources.left_out(sources):
+        out.print(others, markup=False)
     if parts := [f"{what.replace('_', ' ')} {n:,}" for what, n in counts.items() if n]:
         out.print(", ".join(parts))
 

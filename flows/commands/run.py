@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from flows.commands.console import prefect
 from flows.commands.console import tables as out
 
 if TYPE_CHECKING:
@@ -106,10 +107,8 @@ def refresh_champion(config: PipelineConfig, dry_run: bool, console: Console) ->
     from flows.commands.summary import summarize
     from flows.jobs.refresh import refresh
     from flows.runs.locks import turn
-    from flows.runs.stage import without_tracebacks
 
-    without_tracebacks()
-    with turn():
+    with prefect(), turn():
         result = refresh(config)
     if rows := result["registered"]:
         plan = new.plan(store().require("tokens", new.tokens.id))

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import httpx
 from cyclopts import Parameter
+from rich.markup import escape
 
 from cluster.home import (
     MLFLOW_PASSWORD,
@@ -26,6 +27,7 @@ from cluster.home import (
     prefect_login,
     secret_file,
 )
+from cluster.orphans import stop, unmarked
 from cluster.services import databases, processes
 from cluster.services.databases import Profile
 from cluster.services.doctor import answers
@@ -70,7 +72,7 @@ def up(
         values |= {"ray-dashboard-port": ray_dashboard_port, **({"at-once": at_once} if at_once else {})}
         return in_background([word for name, value in values.items() for word in (f"--{name}", str(value))])
     with processes.only_one():
-        if (left := last_state()) is not None and (count := processes.stop(left)):
+        if (left := last_state()) is not None and (count := stop(left)):
             out.print(f"Stopped {count} processes of an earlier `gpt2 up` that was killed.")
         run(choose(profile, prefect_port, mlflow_port, ray_port, ray_dashboard_port), at_once, limit)
 
@@ -237,6 +239,7 @@ def in_background(options: list[str]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
+            env=unmarked(os.environ),  # it outlives this command
             start_new_session=True,
         )
     with interrupting(process):
@@ -278,7 +281,7 @@ def down() -> None:
         while is_locked() and time.monotonic() < deadline:
             time.sleep(0.2)
     if (state := last_state()) is not None:  # it was killed or hangs
-        processes.stop(state)
+        stop(state)
     out.print("Stopped.")
 
 
@@ -290,8 +293,6 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
     Args:
         login: show the logins of Prefect's and MLflow's pages and the token of Ray's dashboard too.
     """
-    from rich.table import Table
-
     state = last_state()
     if state is None or not is_locked():
         if state is not None:
@@ -299,16 +300,12 @@ def status(*, login: Annotated[bool, Parameter(negative="")] = False) -> None:
             sys.exit(1)
         out.print(f"Nothing is up for {home()}; `gpt2 up` starts everything.")
         sys.exit(3)
-    table = Table()
-    for column in ("service", "address", "state", "log"):
-        table.add_column(column, overflow="fold")
     bad = False
     for service in state["services"]:
         alive = answers(service)
         bad |= not alive
         shown = "[green]answers[/]" if alive else "[red]does not answer[/]"
-        table.add_row(service["title"], service["address"], shown, service["log"])
-    out.print(table)
+        out.print(f"{service['title']} {shown}: {escape(service['address'])}, log {escape(service['log'])}")
     if not state["ready"]:
         out.print("It is still starting, or restarting a service.")
     if login:

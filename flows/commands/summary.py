@@ -22,7 +22,7 @@ def describe(config: PipelineConfig, plan: Plan, console: Console) -> None:
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False, markup=False)
     table = Table(title="Stages", title_justify="left")
     for column in ("stage", "makes", "artifact", "state"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "artifact")  # an address is whole as long as other words can wrap
     takes = {(row["stage"], row["result"]): row.get("seconds") for row in expected(config, plan)}
     for stage, what, key, done in stages_done(plan, store()):
         seconds = takes.get((stage, what))
@@ -87,7 +87,7 @@ def stage_table(plan: Plan, registered: list[dict[str, Any]]) -> Table:
     """Return a table with a row per artifact and the time (s) that it took, now or before."""
     table = Table(title="Stages", title_justify="left")
     for column in ("stage", "result", "time", "artifact"):
-        table.add_column(column, justify="right" if column == "time" else "left")
+        table.add_column(column, justify="right" if column == "time" else "left", no_wrap=column == "artifact")
     cleaning = sum(a.info["seconds"] for key in plan.documents if (a := store().find(key)))
     for stage in STAGES:
         rows = [(what, key) for of, what, key in plan.by_stage() if of == stage and key.kind != "documents"]

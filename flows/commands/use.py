@@ -17,21 +17,39 @@ from gpt2.loading import LoadedModel
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gpt2.data.config import FileForm
 
-def predict(model_uri: str, *, input: Path, output: Path):
+
+def predict(
+    model_uri: str,
+    *,
+    input: str,
+    output: Path,
+    text_field: str = "text",
+    separator: str | None = None,
+    encoding: str | None = None,
+):
     """Apply a registered model to a file of inputs.
 
     Example: gpt2 predict models:/gpt2-sentiment@champion --input posts.txt --output scored.jsonl
 
     Args:
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION, or a model's directory.
-        input: .txt, a text per line; .jsonl, a string or an object per line; .csv or .parquet with a column `text`.
+        input: .txt, a text per line; .jsonl, a string or an object per line; .csv, .tsv or .parquet with a column
+            `text`; or a folder, a glob or an fsspec URL of such files.
         output: .jsonl, .csv or .parquet, a row per input.
+        text_field: the column, or the key, of the texts.
+        separator: the character between the fields of a .csv, if it is not to be found out.
+        encoding: the encoding of a text file, as in cp1251, if it is not to be found out.
     """
 
     from gpt2 import load
+    from gpt2.data.config import FileForm
+    from gpt2.data.sources import left_out
 
-    inputs = read_inputs(input)
+    if others := left_out([input]):
+        err.print(f"note: {others}", highlight=False, markup=False, soft_wrap=True)
+    inputs = read_inputs(input, FileForm(separator=separator, encoding=encoding), text_field)
     table = load(model_uri).predict(inputs)
     write_table(table, output)
     out.print(f"{len(table):,} rows in {output}")
@@ -176,70 +194,55 @@ def show(model: LoadedModel, prompt: str, params: dict[str, Any], out: Console, 
             err.print(f"note: {note.message}", highlight=False, markup=False, soft_wrap=True)
 
 
-def read_inputs(path: Path) -> list[Any]:
-    """Return the inputs of `predict`: .txt a text per line; .jsonl a string or object per line; .csv, .parquet column
-    `text`."""
-    if path.suffix not in (".txt", ".jsonl", ".csv", ".parquet"):
-        raise ValueError(f"--input {path}: {path.suffix!r} is not .txt, .jsonl, .csv or .parquet")
-    if not path.exists():
-        raise ValueError(f"--input {path}: there is no such file")
-    inputs = column(path) if path.suffix in (".csv", ".parquet") else lines(path)
+def read_inputs(source: str | Path, form: FileForm | None = None, text_field: str = "text") -> list[Any]:
+    """Return the inputs of `predict` in the order of files and rows; `ValueError` names a row without one.
+
+    Of .txt a text per line that is not blank, of .jsonl a string or an object per line, else the column of texts.
+    """
+    from gpt2.data.config import FileForm
+    from gpt2.data.sources import expand, split_suffix
+    from gpt2.data.tables import json_values, missing, place, read_table, texts
+
+    form, inputs = form or FileForm(), []
+    try:
+        for path in expand([str(source)]):
+            match split_suffix(path)[0]:
+                case ".txt":
+                    inputs += [text for _, text in texts(path, form)]
+                case ".jsonl":
+                    values = json_values(path, form, whole=True)
+                    inputs += [value_of(f"{path} row {number}", text_field, *parsed) for number, *parsed in values]
+                case _:
+                    table = read_table(path, form, {text_field})
+                    if fault := missing(table, {"--text-field": text_field}):
+                        raise ValueError(f"{path} has {fault}")
+                    rows = enumerate(table[text_field], 1)
+                    inputs += [text_of(place(path, table, number), text_field, value) for number, value in rows]
+    except ValueError as error:
+        raise ValueError(f"--input {error}") from None
     if not inputs:
-        raise ValueError(f"--input {path}: is empty; give a file with inputs")
+        raise ValueError(f"--input {source}: is empty; give a file with inputs")
     return inputs
 
 
-def lines(path: Path) -> list[Any]:
-    """Return an input for each line that is not empty: its text, or the value of a line of JSON.
-
-    Only `\\n` and `\\r\\n` end a line of text.
-    """
-    from gpt2.data.readers import UnreadableFile
-    from gpt2.data.tables import DAMAGED, decoded, json_values
-
-    try:
-        if path.suffix == ".jsonl":
-            values = json_values(path.read_bytes(), whole=True)
-            return [value_of(f"--input {path} row {number}", *parsed) for number, *parsed in values]
-        rows = [line.removesuffix("\r") for line in decoded(path.read_bytes()).split("\n")]
-    except UnreadableFile as error:
-        raise ValueError(f"--input {path} can't be read: {error}") from None
-    if damaged := next((number for number, row in enumerate(rows, 1) if DAMAGED.search(row)), None):
-        raise ValueError(f"--input {path} line {damaged} is not UTF-8, as the others are; mend it")
-    return [row for row in rows if row.strip()]
-
-
-def value_of(place: str, value: Any, wrong: str | None) -> Any:
+def value_of(where: str, text_field: str, value: Any, wrong: str | None) -> Any:
     """Return the input that a line of JSON stands for; `ValueError` where it is none."""
     if wrong:
-        raise ValueError(f"{place} is {wrong}")
-    if isinstance(value, dict) and "text" in value:
-        return text_of(place, value["text"])
+        raise ValueError(f"{where} is {wrong}")
+    if isinstance(value, dict) and text_field in value:
+        return text_of(where, text_field, value[text_field])
     if not isinstance(value, (str, dict)):
-        raise ValueError(f"{place} is {value!r:.60}, neither a string nor an object; put quotes around a text")
+        raise ValueError(f"{where} is {value!r:.60}, neither a string nor an object; put quotes around a text")
     return value
 
 
-def text_of(place: str, value: Any) -> str:
-    """Return a cell of the column `text`, a number as its digits; `ValueError` if it has no text."""
+def text_of(where: str, text_field: str, value: Any) -> str:
+    """Return a cell of the column of texts, a number as its digits; `ValueError` if it has no text."""
     from gpt2.data.tables import cell
 
     if cell(value) is None:
-        raise ValueError(f"{place} has no text in `text`; give it one, or leave the row out")
+        raise ValueError(f"{where} has no text in `{text_field}`; give it one, or leave the row out")
     return value if isinstance(value, str) else str(cell(value))
-
-
-def column(path: Path) -> list[Any]:
-    """Return the column `text` of a table."""
-    from gpt2.data.tables import listed, read_table
-
-    try:
-        table = read_table(path)
-    except ValueError as error:
-        raise ValueError(f"--input {error}") from None
-    if "text" not in table:
-        raise ValueError(f"--input {path} has no column `text`; it has {listed(table)}")
-    return [text_of(f"--input {path} row {number}", value) for number, value in enumerate(table["text"], 1)]
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -142,7 +142,8 @@ class ImportPlan:
             return versions.row(version) if champion and champion.version == version.version else None
         # If there is no text to judge a version by, its description is the last step of its registration.
         described = version.description and isinstance(yardstick(base.id), str)
-        return versions.row(version) if versions.judged(version) or described else None
+        settled = versions.judged(version) and versions.announced(version)
+        return versions.row(version) if settled or described else None
 
     def nothing(self) -> str | None:
         """Return why there is nothing to do; None if there is something to do. Starts nothing."""

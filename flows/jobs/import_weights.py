@@ -79,7 +79,9 @@ def register(weights: ImportPlan, base: Artifact, champion: Lineage | str) -> di
         versions.challenge(NAME, version)
         if made and isinstance(champion, Lineage):
             judge(weights, version, made, report, champion)
-        elif not done:
+        elif done:
+            results.announce(version)
+        else:
             about = f"{report['title']}, imported from {weights.source}. Not judged: {champion}."
             versions.describe(NAME, version, f"{about}\n\n{how_to_load(NAME, version)}\n")
             say(f"{NAME} version {version.version}: not judged: {champion}")
@@ -107,7 +109,7 @@ def judge(weights: ImportPlan, version: Any, made: Artifact, report: dict[str, A
     versions.describe(NAME, version, description(NAME, version, report, verdict))
     said = "champion" if verdict.promote else "not promoted"
     say(f"{NAME} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
-    results.announce(NAME, int(version.version), verdict.promote, verdict.reasons)
+    results.announce(client().get_model_version(NAME, version.version))
 
 
 def unmeasured(base: Artifact, why: str) -> dict[str, Any]:

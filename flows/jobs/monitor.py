@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 import pandas as pd
 from prefect import flow, task
@@ -94,8 +93,7 @@ def records(config: MonitorConfig) -> str:
 
 def latest_record(config: MonitorConfig, model: ResolvedModel) -> Artifact | None:
     """Return the latest record of drift of this version; None if there is none."""
-    folder = store().root / records(config)
-    all_records = [store().get(records(config), path.name) for path in sorted(folder.glob("*"))]
+    all_records = [store().get(records(config), id) for id in store().ids(records(config))]
     own = [made for made in all_records if made and made.manifest["spec"]["version"] == model.address]
     followed = {made.manifest["spec"]["after"] for made in own}
     return next((made for made in own if made.id not in followed), None)
@@ -110,16 +108,12 @@ def training_of(model: ResolvedModel) -> Facts:
 
 
 def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[], Facts]) -> list[str]:
-    """Send an event and record it; return its sentence in a list, or [] if it was sent before.
-
-    If a run is killed in between, the next run sends it again with the same id, so Prefect treats it as the same event.
-    """
+    """Send an event and record it; return its sentence in a list, or [] if it was sent before."""
     if store().find(key):
         return []
     facts = facts() if callable(facts) else facts
-    events.emit_for_model(event, model.name, uuid5(NAMESPACE_URL, f"gpt2:{key.id}"), **facts)
     say(f"{event}: {facts['text']}")
-    if not events.wait_until_sent():
+    if not events.emit_once(event, model.name, key.id, **facts):
         say(f"{event}: Prefect does not accept it now; the next run sends it again")
         return []
 

@@ -20,7 +20,7 @@ from flows.runs.names import called, named, place
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
 from flows.stage_code import stage_code
-from gpt2.data.readers import source_id
+from gpt2.data.sources import left_out, source_id
 from gpt2.store.artifact import Artifact, Key, Store
 from gpt2.tasks.recommendation.config import RecommendConfig
 from gpt2.tasks.recommendation.page import Page, markdown, render
@@ -75,8 +75,10 @@ def recommend(config: RecommendConfig = RecommendConfig()) -> dict[str, Any]:  #
     before, drawn = store().find(key), store().find(looked_at)
     made = before
     if made is None or drawn is None:
+        if others := left_out([config.source]):
+            say(f"interactions: {others}")
         directory = resolve.load(model.address, "recommendation").directory
-        users = histories(Path(local_source(config.source)), config, directory)
+        users = histories(local_source(config.source), config, directory)
         made = made or make(key, users, config, model, writer)
         drawn = draw(looked_at, made, users, model, writer)
     page = home.keep(slug(f"recommend-{model.name}"), drawn.file("page.html").read_text("utf-8"))

@@ -39,6 +39,8 @@ def find_documents(new: RefreshPlan) -> Artifact:
     def build(out: Path, run: Run) -> dict[str, Any]:
         paths = [local_source(path) for path in new.sources]
         cleaned = tokenization.clean_documents(store(), new.documents, paths, config, say, here=new.small)
+        for note in corpus.notes(config.sources, [a.info for a in cleaned]):
+            say(f"new documents: {note}")
         corpus.check_bad_share([dict(a.info) | {"quarantine": str(a.path)} for a in cleaned], config)
         return tokenization.deduplicate(cleaned, out, new.champion.documents())
 

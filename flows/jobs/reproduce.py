@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.home import samples
+from cluster.orphans import ending_with_this_process
 from cluster.process_env import configure
 from cluster.registry import download
 from cluster.registry.lineage import PARENT
@@ -28,8 +29,9 @@ from gpt2.store.artifact import Store
 from gpt2.store.code import code_version
 from gpt2.store.model_files import Manifest, manifest
 
-SETTINGS = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-"""Environment variables that would record the new run on the servers of the old one."""
+SERVERS = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+SETTINGS = ("GPT2_STORE", *SERVERS)
+"""Environment variables by which the new run would use the store and the servers of the old one."""
 
 
 def reproduce(address: str, folder: Path | None, say: Callable[[str], None]) -> bool:
@@ -157,4 +159,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_with_this_process() as guard:
+        guard.keep()
+        main()

@@ -17,11 +17,15 @@ from __future__ import annotations
 
 import threading
 from typing import Any, Literal
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
+from prefect.client.orchestration import get_client
 from prefect.events import emit_event
+from prefect.events.filters import EventFilter, EventIDFilter
 from prefect.events.worker import EventsWorker
 from prefect.runtime import flow_run
+
+from flows.runs.prefect_artifacts import AWAY, patiently
 
 PROMOTED: Literal["gpt2.model.promoted"] = "gpt2.model.promoted"
 REFUSED: Literal["gpt2.gate.refused"] = "gpt2.gate.refused"
@@ -33,8 +37,29 @@ EVENTS = (PROMOTED, REFUSED, RESTARTED, BUDGET, SENTIMENT, DRIFT)
 
 
 def emit_for_model(event: str, name: str, id: UUID | None = None, **payload: Any) -> None:
-    """Emit an event on a registered model, such as `gpt2-sentiment`. With the same `id` it is the same event."""
+    """Emit an event on a registered model, such as `gpt2-sentiment`."""
     emit(event, f"gpt2.model.{name}", name, payload, id)
+
+
+def emit_once(event: str, name: str, identity: str, **payload: Any) -> bool:
+    """Emit an event on a registered model, unless Prefect's server has it; return whether the server has it now.
+
+    The caller keeps a record, so as not to ask again; if it is killed before, the server is asked. The id alone does
+    not help: once restarted, or after 30 minutes, the server hands an event that comes again to automations again.
+    """
+    id = uuid5(NAMESPACE_URL, f"gpt2:{identity}")
+
+    def received() -> bool:
+        with get_client(sync_client=True) as client:
+            return bool(client.read_events(EventFilter(id=EventIDFilter(id=[id])), limit=1).events)
+
+    try:
+        if patiently(received):
+            return True
+    except AWAY:
+        return False
+    emit_for_model(event, name, id, **payload)
+    return wait_until_sent()
 
 
 def emit_for_training(event: str, name: str, **payload: Any) -> None:

@@ -1,14 +1,12 @@
 """Concurrency locks: identical runs execute once, and one training runs at a time.
 
-A claim is a file lock on the store's disk, shared by the command line, the Prefect UI and schedules. The system frees
-it when the process that holds it ends, in whatever way.
+A claim is a lock in the store, shared by the command line, the Prefect UI and schedules. It is freed when the process
+that holds it ends, in whatever way: by the system, or within a minute where the store is on no disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -34,22 +32,9 @@ def holder_facts() -> dict[str, Any]:
 @contextlib.contextmanager
 def claim(name: str) -> Iterator[dict[str, Any] | None]:
     """Try to lock `name` during the block; yield None if it worked, else the facts on its holder."""
-    folder = store().root / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"run-{name}", "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            with contextlib.suppress(ValueError):
-                yield json.loads(handle.read())
-                return
-            yield {"run": "another run", "url": "", "id": ""}  # the holder has not written its facts yet
-            return
-        handle.truncate(0)
-        handle.write(json.dumps(holder_facts()))
-        handle.flush()
-        yield None
+    with store().hold(f"run-{name}", holder_facts(), wait=False) as holder:
+        # A holder that has not written its facts yet is "another run".
+        yield None if holder is None else {"run": "another run", "url": "", "id": "", **holder}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -29,12 +29,13 @@ from flows.runs.services import say_alive
 from gpt2.training.journal import EVENTS, JOURNAL, read_journal
 
 PATIENCE = 600.0
-"""Seconds that an artifact waits for a Prefect server that does not answer; then the run goes on without it."""
+"""Seconds that a run waits for a Prefect server that does not answer; then it goes on without what it asked for."""
 PROGRESS_EVERY, CURVE_EVERY, ALIVE_EVERY = 3.0, 30.0, 30.0
 """Seconds between two updates of the progress bar, of the curve, and of the state of a run marked as crashed."""
 LEAVING = 10.0
 """Seconds that a training's end waits for the last update."""
 AWAY = (httpx.TransportError, PrefectHTTPStatusError)
+T = TypeVar("T")
 
 _drawing = threading.Lock()  # pyplot is not thread-safe
 
@@ -46,16 +47,24 @@ def slug(name: str) -> str:
 
 def show(create: Callable[..., Any], **facts: Any) -> Any:
     """Create an artifact and return it; log a warning and return None if Prefect does not answer for long."""
+    try:
+        return patiently(lambda: create(**facts))
+    except AWAY as error:
+        get_logger("gpt2").warning("%s is not shown in Prefect: %s", facts.get("key"), error)
+        return None
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Return what Prefect answers, waiting for a server that is away. Raises `AWAY` if it refuses, or stays away."""
     started = time.monotonic()
     while True:
         try:
             with impatient():
-                return create(**facts)
+                return ask()
         except AWAY as error:
             refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
             if refused or time.monotonic() - started > PATIENCE:
-                get_logger("gpt2").warning("%s is not shown in Prefect: %s", facts.get("key"), error)
-                return None
+                raise
             time.sleep(5)
 
 

@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Running
 
 from cluster.home import samples
+from cluster.services.doctor import require_servers
 from flows.config import PipelineConfig
 from gpt2.data.samples import PREFIX, SampleUnavailable, fetch
 
@@ -49,9 +50,10 @@ def keep_events() -> None:
 def start(config: PipelineConfig) -> None:
     """Start Prefect's temporary server (unless one is named), Ray, MLflow's tables and the download of samples.
 
-    Waits for Prefect only; errors of Ray are raised where it is used. Imports are done one after the other, because
-    concurrent imports may see partially initialised modules.
+    Raises `ValueError` for a named server that does not answer. Waits for Prefect only. Imports are done one after the
+    other, because concurrent imports may see partially initialised modules.
     """
+    require_servers()
     from prefect.client.orchestration import get_client
 
     def reach_prefect() -> None:

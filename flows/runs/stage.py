@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -54,13 +55,20 @@ def logger() -> Any:
         return get_logger("gpt2")
 
 
+HOOK = re.compile(r"Running hook '\w+' in response|Hook '\w+' finished running successfully")
+"""Lines with which Prefect tells of each run that its hooks ran; that one failed is another line."""
+
+
 class NoTraceback(logging.Filter):
     """Logging filter that removes the tracebacks of errors that users can correct (`ValueError`) or have caused.
 
     The run's final state has their message. Prefect would print the traceback at every level, as an unexpected error.
+    Lines on hooks that ran well are removed, too.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if HOOK.match(str(record.msg)):
+            return False
         kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
         if kind is not None and issubclass(kind, (ValueError, Preempted, FailedRun)):
             record.exc_info, record.exc_text = None, None
@@ -69,7 +77,7 @@ class NoTraceback(logging.Filter):
 
 
 def without_tracebacks() -> None:
-    """Keep the tracebacks of users' errors out of the logs of runs in this process."""
+    """Keep the tracebacks of users' errors, and Prefect's lines on hooks, out of the logs of runs in this process."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(NoTraceback())
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 from uuid import UUID
 
+import httpx
 import yaml
 from prefect.automations import Automation
 from prefect.blocks.abstract import NotificationBlock
@@ -47,10 +48,11 @@ from gpt2.store.artifact import digest
 
 BLOCK = "gpt2-webhook"
 PAYLOAD = """{"event": {{ event.event | tojson }},
+ "id": {{ event.id | string | tojson }},
  "resource": {{ event.resource.id | tojson }},
  "payload": {{ event.payload | tojson }},
  "text": {{ (event.resource.name ~ ": " ~ event.event) | tojson }}}"""
-"""The body of a call of the webhook: JSON, with a `text` as chat services read it."""
+"""The body of a call of the webhook: JSON, with a `text` as chat services read it. An event keeps its `id`."""
 
 
 SUBJECT = "{{ event.resource.name }}: {{ event.event }}"
@@ -68,7 +70,8 @@ def create(where: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
     """Create an automation per event, in place of those of an earlier call; return them.
 
     `where` is an address that gets `PAYLOAD`, the address of a Slack or Teams webhook, or a notification block of the
-    server as TYPE/NAME, such as sendgrid-email/ops. Raises `ValueError` for another, and without a permanent server.
+    server as TYPE/NAME, such as sendgrid-email/ops. Raises `ValueError` for another, and without a permanent server
+    that answers.
     """
     block = re.fullmatch(r"[a-z0-9-]+/[\w .-]+", where)
     if not block and not where.startswith(("http://", "https://")):
@@ -80,13 +83,17 @@ def create(where: str, events: tuple[str, ...] = EVENTS) -> list[Automation]:
         raise ValueError("automations need a permanent Prefect server; start one and set PREFECT_API_URL")
     chat = next((kind for pattern, kind in CHATS if re.match(pattern, where)), None)
     action: Any
-    if block or chat:
-        document = existing(where) if block else chat(url=SecretStr(where)).save(BLOCK, overwrite=True)  # type: ignore
-        action = SendNotification(block_document_id=document, subject=SUBJECT, body=BODY)
-    else:
-        document = Webhook(method="POST", url=where).save(BLOCK, overwrite=True)
-        action = CallWebhook(block_document_id=document, payload=PAYLOAD)
-    return [replace(event, action) for event in events]
+    try:
+        if block or chat:
+            document = existing(where) if block else chat(url=SecretStr(where)).save(BLOCK, overwrite=True)  # type: ignore
+            action = SendNotification(block_document_id=document, subject=SUBJECT, body=BODY)
+        else:
+            document = Webhook(method="POST", url=where).save(BLOCK, overwrite=True)
+            action = CallWebhook(block_document_id=document, payload=PAYLOAD)
+        return [replace(event, action) for event in events]
+    except httpx.HTTPError as error:
+        remedy = "look at its log; if it asks for a login, set PREFECT_API_AUTH_STRING=USER:PASSWORD"
+        raise ValueError(f"PREFECT_API_URL={PREFECT_API_URL.value()}: {error}; {remedy}") from None
 
 
 def existing(address: str) -> UUID:

@@ -46,11 +46,11 @@ def register_model(name: str, config: PipelineConfig, plan: Plan) -> dict[str, A
             versions.describe(registered, version, description(registered, version, report, verdict))
         said = "champion" if verdict.promote else "not promoted"
         say(f"{registered} version {version.version}: {said}: {'; '.join(verdict.reasons)}")
-        results.announce(registered, int(version.version), verdict.promote, verdict.reasons)
         version = versions.by_artifact(registered, keys.model.id)
         assert version is not None
     else:
         say(f"register-{name}: done before ({registered} version {version.version})")
+    results.announce(version)
     gate.publish(version)
     return versions.row(version)
 
@@ -76,7 +76,8 @@ def measured_tags(report: dict[str, Any]) -> dict[str, str]:
 
 def entered(name: str, registered: str, model: Artifact, run: Run, tags: dict[str, str], texts: dict[str, str]) -> Any:
     """Return a registry version with `tags` and those that every version has; `texts` are kept among its files."""
-    params, predictor = kind(name).params, kind(name).predictor(model.path / MODEL)
+    predictor = kind(name).predictor(model.path / MODEL)
+    params = getattr(predictor, "params", kind(name).params)  # a short context has other defaults
     example = list(predictor.input_example)
     champion = versions.by_alias(registered, versions.CHAMPION)
     tags = {

@@ -10,6 +10,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from cluster.home import store
+from cluster.registry import promotion, versions
 from cluster.tracking.runs import version_url
 from flows.plan import Plan
 from flows.runs import events
@@ -103,7 +104,12 @@ def cost_tags(model: Artifact) -> dict[str, str]:
     return {f"gpt2.cost.{name}": str(model.info[name]) for name in FIGURES if name in model.info}
 
 
-def announce(name: str, version: int, promoted: bool, reasons: Sequence[str]) -> None:
-    """Emit the gate's verdict on a version as an event."""
-    event = events.PROMOTED if promoted else events.REFUSED
-    events.emit_for_model(event, name, version=version, reasons="; ".join(reasons), url=version_url(name, version))
+def announce(version: Any) -> None:
+    """Emit the gate's verdict on a version as an event, once: a tag of the version is the record."""
+    if versions.announced(version):
+        return
+    row = versions.row(version)
+    event = events.PROMOTED if row["verdict"] == "promoted" else events.REFUSED
+    facts = {"version": row["version"], "reasons": row["reasons"], "url": version_url(version.name, version.version)}
+    if events.emit_once(event, version.name, f"{version.run_id} {row['verdict']}", **facts):
+        promotion.tag(version, versions.ANNOUNCED, row["verdict"])

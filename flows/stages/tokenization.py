@@ -16,7 +16,7 @@ from flows.runs.stage import make, recorded, say
 from flows.stage_code import stage_code
 from gpt2.data import corpus
 from gpt2.data.canaries import PLANTED
-from gpt2.data.samples import PREFIX, fetch
+from gpt2.data.samples import fetch
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.store.artifact import Artifact
 
@@ -30,14 +30,14 @@ def clean_documents(config: PipelineConfig, plan: Plan) -> list[Artifact]:
     if len(done) == len(keys):
         say(f"clean documents: done before ({len(keys)} files)")
     else:
-        if others := corpus.left_out([s for s in config.corpus.sources if not s.startswith(PREFIX)]):
-            say(f"clean documents: {others}")
         sources = {f"{i:06d}": key.inputs["source"] for i, key in enumerate(keys)}
         settings = {"corpus": config.corpus.model_dump(mode="json")}
         with recorded("clean-documents", plan.corpus.id, settings, sources) as run:
             paths = [local_source(s) for s in plan.sources]
             done = tokenization.clean_documents(store(), keys, paths, config.corpus, say)
             run.metrics({name: sum(a.info[name] for a in done) for name in ("documents", "bad")})
+        for note in corpus.notes(config.corpus.sources, [a.info for a in done]):
+            say(f"clean documents: {note}")
     corpus.check_bad_share([dict(a.info) | {"quarantine": str(a.path)} for a in done], config.corpus)
     return done
 

@@ -32,6 +32,7 @@ from flows.plan import Plan, local_source, make_plan
 from flows.runs import events
 from flows.runs.prefect_artifacts import Live, draw, show, slug
 from flows.runs.stage import make, say, speaker
+from gpt2.data.sources import left_out
 from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import MODEL
 from gpt2.tasks.task import task as task_of
@@ -47,7 +48,9 @@ def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
 
     def prepare(out: Path, run: Run) -> dict[str, Any]:
         places = {what: local_source(place) for what, place in settings.sources().items()}
-        source = Path(places.pop("source"))
+        if others := left_out(list(settings.sources().values())):
+            say(f"{name} examples: {others}")
+        source = places.pop("source")
         return task_of(name).prepare(settings.model_copy(update=places), source, out)
 
     return make(f"{name}-examples", keys.examples, settings.model_dump(mode="json"), prepare)

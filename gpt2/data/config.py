@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from gpt2.settings import Settings, operational
 
 END_OF_TEXT = "<|endoftext|>"
+LAST: Any = {"position": 200}
+"""Place in forms: after the settings of a task."""
 
 
-class CorpusConfig(Settings):
+class FileForm(Settings):
+    """The form of text files, where it is not to be found out: what separates fields, and the encoding."""
+
+    separator: str | None = Field(None, min_length=1, max_length=1, json_schema_extra=LAST)
+    """The character between the fields of a .csv; without it, the one of comma, semicolon, tab and | by which its first
+    records have as many fields as its header. A .tsv has tabs."""
+    encoding: str | None = Field(None, min_length=1, json_schema_extra=LAST)
+    """The encoding of .txt, .jsonl and .csv files, as in cp1251 or shift_jis; without it UTF-8, or UTF-16 and UTF-32 by
+    their first bytes, or Windows-1252 where a file is no UTF-8."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and isinstance("".encode(value), bytes):
+                return value
+        except (LookupError, ValueError):
+            raise ValueError(f"{value!r} is no encoding of text; give one that Python knows, such as cp1251") from None
+        return None
+
+    @field_validator("separator")
+    @classmethod
+    def _separates(cls, value: str | None) -> str | None:
+        if value is not None and (not value.isascii() or value.isalnum() or value in '"\r\n\\'):
+            raise ValueError(f"{value!r} can't separate fields; give a character such as ; or |")
+        return value
+
+    @property
+    def form(self) -> FileForm:
+        """These settings alone."""
+        return FileForm(separator=self.separator, encoding=self.encoding)
+
+
+PLAIN = FileForm()
+"""The form of a file is found out."""
+
+
+class CorpusConfig(FileForm):
     """The corpus: where the text is, and which documents are good."""
 
     sources: list[str] = Field(["sample:reviews"], min_length=1)
-    """Where the text is: files, directories, globs or fsspec URLs (.txt, .jsonl, .csv, .parquet; plain, .gz or .zst),
-    or `sample:NAME`."""
+    """Where the text is: files, directories, globs or fsspec URLs (.txt, .jsonl, .csv, .tsv, .parquet; plain, .gz or
+    .zst), or `sample:NAME`."""
     text_field: str = Field("text", min_length=1)
     """Column or key that holds a document's text (not used for .txt, where each line is a document)."""
+    split_at: list[str] = Field(default=[])
+    """Marks at which texts are split into documents, as in ["<|startoftext|>", "<|endoftext|>"]; the lines of a .txt
+    between two marks are one document then. Without it, such a mark is ordinary text."""
     validation_share: float = Field(0.02, gt=0, le=0.5)
     """Share of documents held out for validation, chosen by content hash; training never reads them."""
     max_bad_share: float = Field(0.001, ge=0, le=1)

@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt2.data.config import CorpusConfig
-from gpt2.data.readers import EXCERPT, FORMATS, Document, listed, readable, stream
+from gpt2.data.readers import EXCERPT, Document, stream
+from gpt2.data.sources import left_out
 from gpt2.data.splits import content_digest
 
 QUARANTINE = "quarantine.jsonl"
 SCHEMA = pa.schema([("text", pa.string()), ("digest", pa.binary(16))])
 BUCKET_ROWS = 2_000_000  # digests compared at a time: 32 MB
-PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+MARKS = ("<|startoftext|>", "<|endoftext|>")
+"""Marks that tools for GPT-2 put around documents."""
 LINE_BYTES = 4_000_000  # room in a line or record for other keys and columns
 
 
@@ -36,13 +38,13 @@ def normalise(text: str) -> str:
 def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
     """Clean one file: write pieces `documents-NNNNN.parquet` (text, digest) and `quarantine.jsonl` to `out`.
 
-    Return the counts `documents`, `bytes` (UTF-8), `bad`, `reasons` and `pieces`. Memory holds one piece, whatever the
-    file's size. Raise `UnreadableFile`.
+    Return the counts `documents`, `bytes` (UTF-8), `marked` (those that hold one of the `MARKS`), `bad`, `reasons` and
+    `pieces`. Memory holds one piece, whatever the file's size. Raise `UnreadableFile`.
     """
     for leftover in out.glob("documents-*.parquet"):
         leftover.unlink()
     reasons: Counter[str] = Counter()
-    total, size, written, number = 0, 0, 0, 0
+    total, size, written, number, marked = 0, 0, 0, 0, 0
     texts: list[str] = []
     with open(out / QUARANTINE, "w", encoding="utf-8") as quarantine:
         for document in read(path, config):
@@ -54,6 +56,7 @@ def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
                 continue
             texts.append(document.text)
             total += 1
+            marked += any(mark in document.text for mark in MARKS)
             length = len(document.text.encode())
             size, written = size + length, written + length
             if written >= config.piece_bytes:
@@ -63,29 +66,25 @@ def clean(path: str, config: CorpusConfig, out: Path) -> dict[str, Any]:
             write_piece(texts, out / f"documents-{number:05d}.parquet")
             number += 1
     bad = sum(reasons.values())
-    return {"documents": total, "bytes": size, "bad": bad, "reasons": dict(reasons), "pieces": number}
+    counts = {"documents": total, "bytes": size, "marked": marked, "bad": bad, "pieces": number}
+    return {**counts, "reasons": dict(reasons)}
 
 
-def left_out(sources: list[str]) -> str | None:
-    """Return how many files in folders and globs are not read, by suffix; None if all are.
-
-    Names that begin with a dot or an underline, such as `_SUCCESS`, are not counted.
-    """
-    names = [name for source in sources for name in listed(source)[1]]
-    others = [PurePosixPath(name) for name in names if not readable(name)]
-    counts = Counter(
-        "".join(p.suffixes[-2:] if p.suffix in PACKED else p.suffixes[-1:]).lower() or "without a suffix"
-        for p in others
-        if not p.name.startswith((".", "_"))
-    )
-    by_suffix = ", ".join(f"{n:,} {suffix}" for suffix, n in counts.most_common())
-    return f"{counts.total():,} files left out: {by_suffix}; {', '.join(FORMATS)} are read" if counts else None
+def notes(sources: Sequence[str], counts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what to say once of the sources: the files that are left out, and marks that are ordinary text."""
+    if others := left_out(sources):
+        yield others
+    if marked := sum(c.get("marked", 0) for c in counts):
+        yield (
+            f"{marked:,} documents hold {' or '.join(MARKS)}, which is ordinary text; to split there, set "
+            f"corpus.split_at={json.dumps(MARKS)}"
+        )
 
 
 def read(path: str, config: CorpusConfig) -> Iterator[Document]:
     """Yield the file's documents, normalised and checked for length."""
     longest = LINE_BYTES + 12 * config.max_chars  # JSON may escape a character in 12 bytes: \ud83c\udfac
-    for block in stream(path, config.text_field, longest):
+    for block in stream(path, config, longest):
         for row in zip(*(block[name] for name in Document._fields), strict=True):
             document = Document(*row)
             if document.reason is None:

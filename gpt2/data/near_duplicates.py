@@ -10,22 +10,25 @@ from itertools import pairwise
 
 import numpy as np
 
+from gpt2.data.text import MARKS, is_plain, spaced
+
 NOISE = re.compile(r"https?://\S+|www\.\S+|@\w+|\brt\b|&\w+;")
-WORD = re.compile(r"[^\W\d_]+")
-MARKS = ("http", "www.", "@", "&")
+PLAIN, WORD = re.compile(r"[^\W\d_]+"), re.compile(rf"[^\W\d_]+(?:[{MARKS}]+[^\W\d_]*)*")
+SIGNS = ("http", "www.", "@", "&")
 SPACES = {c: " " for c in range(128) if not chr(c).isalpha()}
 PERMUTATIONS, BANDS = 64, 16
 LIKE = 0.7
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words of a text, without links, handles, punctuation and digits."""
+    """Return the lower-case words of a text (`gpt2.data.text`), without links, handles, punctuation and digits."""
     text = text.lower()
-    if text.isascii() and not any(mark in text for mark in MARKS):  # the same result, three times as fast
+    if text.isascii() and not any(mark in text for mark in SIGNS):  # the same result, three times as fast
         tokens = text.translate(SPACES).split()
         if "rt" not in tokens:
             return tokens
-    return WORD.findall(NOISE.sub(" ", text))
+    text = NOISE.sub(" ", text)
+    return PLAIN.findall(text) if is_plain(text) else WORD.findall(spaced(text))
 
 
 def shingles(text: str) -> frozenset[int]:

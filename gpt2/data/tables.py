@@ -1,122 +1,130 @@
-"""Tables in .csv, .jsonl and .parquet files, read whole (a fault refuses the file) or by row (a fault leaves it out).
+"""Rows of .csv, .tsv, .jsonl and .parquet files, as tables (a fault refuses the file) or one by one (it is counted).
 
-Ids and labels stay what the file has: a cell of a csv is text, and a whole number is never made a float.
+Ids and labels stay what the file has: a cell of a csv is text, and a whole number is never made a float. Sources are
+files, folders, globs and fsspec addresses.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
+import contextlib
 import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gpt2.data.readers import UnreadableFile, decompressed, split_suffix
+from gpt2.data.config import PLAIN, FileForm
+from gpt2.data.forms import csv_file, json_lines, lines_of, parquet_file, textual
+from gpt2.data.sources import UnreadableFile, expand, split_suffix
 
 UTC = "datetime64[us, UTC]"
 MAX_UNTIMED = 0.1
 """Largest tolerated share of rows without a time, where the file has times."""
-DAMAGED, ESCAPED = re.compile("[\udc80-\udcff]"), re.compile(r'(\\+)"')
 EDGES = re.compile(r"^[\s{0}]+|[\s{0}]+$".format("\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"))
 """Spaces and invisible characters at the ends of a text."""
 LEAST_SECONDS = 1e8
 """The least number that is seconds since 1970: March 1973. Smaller ones count days, hours, minutes or rows."""
 EXACT = 2**53
 """The largest whole number up to which a float has all of them."""
-STRINGS = (
-    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary,
-    pa.types.is_binary_view, pa.types.is_fixed_size_binary,
-)  # fmt: skip
-"""Tests of the types of strings and bytes."""
+SLICE = 1000
+"""Rows of Parquet read at a time."""
 Record = tuple[int, dict[str, Any], str | None]
 """Number of the row from 1, the row, and its fault or None."""
 
 
-def read_table(source: Path) -> pd.DataFrame:
-    """Read a whole table; `ValueError` if the file or a row of it can't be read.
+def read_table(source: str | Path, form: FileForm = PLAIN, wanted: Collection[str] | None = None) -> pd.DataFrame:
+    """Read the tables of a source as one; `ValueError` if a file or a row of it can't be read.
 
     A cell of a csv is text, and only an empty one is missing: `None` and `NA` may be labels. A record of a csv with a
-    stray quote is a row of missing cells, so that each reader counts it.
+    stray quote, or with damaged bytes, is a row of missing cells, so that each reader counts it. Of Parquet only the
+    `wanted` columns are read; `missing` and `place` know the others and the files.
     """
+    parts, starts, names, rows = [], [], dict[str, None](), 0
+    for path in expand([str(source)]):
+        part, have = file_table(path, form, wanted)
+        names |= dict.fromkeys(have)
+        starts.append((rows, path))
+        parts.append(part)
+        rows += len(part)
+    table = joined(parts)
+    table.attrs |= {"columns": list(names), "files": starts}
+    return table
+
+
+def file_table(path: str, form: FileForm, wanted: Collection[str] | None) -> tuple[pd.DataFrame, list[str]]:
+    """Return (the table of one file, the names of all its columns)."""
     try:
-        if source.suffix == ".parquet" or source.name.endswith(".parquet.brotli"):
-            # pandas' own metadata would make columns of its nullable types, in which NA is neither true nor false
-            return parquet_table(source).to_pandas(integer_object_nulls=True, ignore_metadata=True)
-        if source.suffix == ".jsonl":
-            return frame(objects(source.read_bytes()))
-        if source.suffix == ".csv":
-            return csv_table(decoded(source.read_bytes()))
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise subclasses of these
-        raise ValueError(f"{source} can't be read as a table: {str(error).splitlines()[0]}") from None
-    raise ValueError(f"{source} is not .csv, .jsonl or .parquet; convert it")
+        match split_suffix(path)[0]:
+            case ".parquet":
+                with parquet_file(path) as file:
+                    have = named_columns(file.schema_arrow)
+                    table = as_text(file.read([name for name in have if wanted is None or name in wanted]))
+                    # pandas' own metadata would make columns of its nullable types, in which NA is neither true nor
+                    # false
+                    return table.to_pandas(integer_object_nulls=True, ignore_metadata=True), have
+            case ".jsonl":
+                table = frame(objects(path, form))
+            case ".csv" | ".tsv":
+                table = csv_table(path, form)
+            case _:
+                raise UnreadableFile(f"{path} has no columns; give .jsonl, .csv or .parquet")
+    except UnreadableFile as error:
+        raise ValueError(str(error)) from None
+    return table, list(map(str, table))
 
 
-def parquet_table(source: Path | BinaryIO) -> pa.Table:
-    """Read a Parquet file without pandas' unnamed index.
+def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables under each other. A column of different types keeps each value's own."""
+    if len(parts) == 1:
+        return parts[0]
+    for name in {name: None for part in parts for name in part}:
+        if len({str(part[name].dtype) if name in part else None for part in parts if len(part)}) > 1:
+            parts = [part.astype({name: object}) if name in part else part.assign(**{name: None}) for part in parts]
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
-    All types of strings, and bytes that are UTF-8 (Impala and Hive write no more), are text. Categories are their
-    values.
-    """
-    table = pq.read_table(source)
-    table = table.select([name for name in table.column_names if not re.fullmatch(r"__index_level_\d+__", name)])
+
+def named_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of a Parquet file without pandas' unnamed index."""
+    return [name for name in schema.names if not re.fullmatch(r"__index_level_\d+__", name)]
+
+
+def as_text(table: pa.Table) -> pa.Table:
+    """Return a table in which strings, and bytes that are UTF-8, are text. Categories are their values."""
     for place, name in enumerate(table.column_names):
         column = table.column(place)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        table = table.set_column(place, name, textual(column))
+        if textual(column.type):
+            column = column.cast(pa.large_binary())
+            with contextlib.suppress(pa.ArrowInvalid):  # some are no text
+                column = column.cast(pa.large_string())
+        table = table.set_column(place, name, column)
     return table
 
 
-def textual(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of strings or bytes as text, or as bytes if a value is not UTF-8; any other unchanged."""
-    if not any(is_of(column.type) for is_of in STRINGS):
-        return column
-    values = column.cast(pa.large_binary())
-    try:
-        return values.cast(pa.large_string())
-    except pa.ArrowInvalid:
-        return values
+def csv_table(path: str, form: FileForm) -> pd.DataFrame:
+    """Return the table of a csv; a short record has empty cells at its end."""
+    with lines_of(path, form) as lines:
+        header, records = csv_file(lines, form)
+        rows: list[list[str]] = []
+        for number, record in enumerate(records, 1):
+            if len(record.fields) > len(header):
+                raise ValueError(f"{path} row {number} has {record.wrong}; put texts with commas in quotes")
+            rows.append([] if record.bad else record.fields)
+    columns = [[row[i] or None if i < len(row) else None for row in rows] for i in range(len(header))]
+    return pd.DataFrame({name: pd.Series(column, dtype="str") for name, column in zip(header, columns, strict=True)})
 
 
-def csv_table(text: str) -> pd.DataFrame:
-    """Return the table of a csv; without quotes and damage by pandas, four times as fast as `csv_rows`."""
-    if '"' not in text and not DAMAGED.search(text):
-        options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
-        table = pd.read_csv(io.StringIO(text), **options)
-        if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields for an index
-            raise ValueError("its rows have more fields than its header; put texts with commas in quotes")
-        return table
-    rows = csv_rows(text)
-    header = next(rows, ([], None))[0]
-    columns: list[list[str | None]] = [[] for _ in header]
-    for number, (fields, wrong) in enumerate(rows, 1):
-        if len(fields) > len(header):
-            raise ValueError(f"row {number} has {wrong}; put texts with commas in quotes")
-        for column, value in zip_longest(columns, fields):
-            column.append(value or None)
-    line = io.StringIO()
-    csv.writer(line).writerow(header)
-    names = pd.read_csv(io.StringIO(line.getvalue()), nrows=0).columns  # a name that comes twice is numbered
-    return pd.DataFrame({name: pd.Series(c, dtype="str") for name, c in zip(names, columns, strict=True)})
-
-
-def objects(data: bytes) -> list[dict[str, Any]]:
+def objects(path: str, form: FileForm) -> list[dict[str, Any]]:
     """Return the objects of JSON lines; `ValueError` names the first row that is not one."""
     rows = []
-    for number, row, wrong in json_records(data, whole=True):
+    for number, row, wrong in json_records(path, form, whole=True):
         if wrong:
-            raise ValueError(f"row {number} is {wrong}")
+            raise ValueError(f"{path} row {number} is {wrong}")
         rows.append(row)
     return rows
 
@@ -132,152 +140,113 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def records(path: str) -> Iterator[Record]:
-    """Yield the records of a file, local or at an fsspec URL, plain or compressed; raise `UnreadableFile`."""
-    format, compression = split_suffix(path)
+def records(path: str, form: FileForm = PLAIN, wanted: Mapping[str, str | None] | None = None) -> Iterator[Record]:
+    """Yield the records of a file; raise `UnreadableFile`, also where it lacks a column.
+
+    `wanted` maps settings to columns; of Parquet no others are read. No file is held whole.
+    """
+    format, _ = split_suffix(path)
     if format == ".txt":
         raise UnreadableFile(f"{path} has no columns; give .jsonl, .csv or .parquet")
-    try:
-        with fsspec.open(path, "rb") as raw:
-            stream = cast(BinaryIO, raw)
-            if format == ".parquet":
-                rows = parquet_table(stream).to_pylist()
-                yield from ((number, row, None) for number, row in enumerate(rows, 1))
-            else:
-                data = decompressed(stream, compression).read()
-                yield from (json_records if format == ".jsonl" else csv_records)(data)
-    except UnreadableFile as error:
-        raise UnreadableFile(f"{path} can't be read: {error}") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException, OSError) as error:
-        raise UnreadableFile(f"{path} can't be read ({str(error).partition(chr(10))[0]}); get it again") from None
+    if format == ".parquet":
+        yield from parquet_records(path, wanted or {})
+    elif format == ".jsonl":
+        yield from json_records(path, form, wanted=wanted)
+    else:
+        yield from csv_records(path, form, wanted or {})
 
 
-def json_records(data: bytes, whole: bool = False) -> Iterator[Record]:
+def require(path: str, columns: Collection[str], wanted: Mapping[str, str | None]) -> None:
+    """Raise `UnreadableFile` if a wanted column is missing; a file without columns has no rows."""
+    if columns and (fault := missing(columns, wanted)):
+        raise UnreadableFile(f"{path} has {fault}")
+
+
+def parquet_records(path: str, wanted: Mapping[str, str | None]) -> Iterator[Record]:
+    """Yield the rows of a Parquet file, read in slices."""
+    number = 0
+    with parquet_file(path) as file:
+        have = named_columns(file.schema_arrow)
+        require(path, have, wanted)
+        columns = [name for name in have if not wanted or name in wanted.values()]
+        for batch in file.iter_batches(SLICE, columns=columns, use_threads=False):
+            for row in as_text(pa.Table.from_batches([batch])).to_pylist():
+                number += 1
+                yield number, row, None
+
+
+def json_records(
+    path: str, form: FileForm, whole: bool = False, wanted: Mapping[str, str | None] | None = None
+) -> Iterator[Record]:
     """Yield the objects of JSON lines as records."""
-    for number, row, wrong in json_values(data, whole):
+    columns: dict[str, None] = {}
+    for number, row, wrong in json_values(path, form, whole):
         if wrong is None and not isinstance(row, dict):
             wrong = f"{type(row).__name__}, not an object"
+        columns |= {} if wrong else dict.fromkeys(row)
         yield (number, {}, wrong) if wrong else (number, row, None)
+    require(path, columns, wanted or {})
 
 
-def json_values(data: bytes, whole: bool) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield (number, value, fault or None) of each line that is not empty.
+def json_values(path: str, form: FileForm, whole: bool) -> Iterator[tuple[int, Any, str | None]]:
+    """Yield (number, value, fault or None) of each line that is not blank.
 
     Unless the file is `whole`, a last line that has no line end and is not JSON is skipped: its end may be still to
     come.
     """
-    number = 0
-    for line in io.StringIO(decoded(data), newline=""):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            value, wrong = json.loads(line), "not UTF-8" if DAMAGED.search(line) else None
-        except (ValueError, RecursionError):
-            value, wrong = None, "not JSON"
-        if wrong is None or whole or line.endswith("\n"):
-            yield number, value, wrong
+    with lines_of(path, form) as lines:
+        for number, line in enumerate(json_lines(lines), 1):
+            text, wrong = lines.decoded(line.data)
+            try:
+                value = json.loads(text)
+                if "\\ud" in text.lower():
+                    json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                value, wrong = None, "cut within a character (a lone surrogate)"
+            except (ValueError, RecursionError):
+                value, wrong = None, wrong or "not JSON"
+            if wrong is None or whole or line.end:
+                yield number, value, wrong
 
 
-def csv_records(data: bytes) -> Iterator[Record]:
+def csv_records(path: str, form: FileForm, wanted: Mapping[str, str | None]) -> Iterator[Record]:
     """Yield the records under a header."""
-    rows = csv_rows(decoded(data))
-    header = next(rows, ([], None))[0]
-    for number, (fields, wrong) in enumerate(rows, 1):
-        yield number, dict(zip(header, fields, strict=False)), wrong
+    with lines_of(path, form) as lines:
+        header, records = csv_file(lines, form)
+        require(path, header, wanted)
+        for number, record in enumerate(records, 1):
+            wrong = record.wrong or next(iter(record.bad.values()), None)
+            yield number, dict(zip(header, record.fields, strict=False)), wrong
 
 
-def csv_rows(text: str) -> Iterator[tuple[list[str], str | None]]:
-    """Yield (fields, fault or None) of the records of a csv (RFC 4180), of which the first is the header.
-
-    A quote inside quotes is written twice or, as by Spark and MySQL, after a backslash: the latter if fewer records
-    have a fault then. Raises `UnreadableFile` if the header has one.
-    """
-    if '\\"' in text and (faults := sum(wrong is not None for _, wrong in strict_rows(text))):
-        doubled = ESCAPED.sub(lambda run: "\\" * (len(run[1]) // 2) + ('""' if len(run[1]) % 2 else '"'), text)
-        if sum(wrong is not None for _, wrong in strict_rows(doubled)) < faults:
-            text = doubled
-    for number, (fields, wrong) in enumerate(strict_rows(text)):
-        if wrong and not number:
-            raise UnreadableFile(f"its header can't be read ({wrong}); mend its first line")
-        yield fields, wrong
+def texts(path: str, form: FileForm = PLAIN) -> Iterator[tuple[int, str]]:
+    """Yield (number of the line, text) of each line of a .txt that is not blank; `ValueError` names a damaged one."""
+    with lines_of(path, form) as lines:
+        for line in lines:
+            text, wrong = lines.decoded(line.data)
+            if wrong:
+                raise ValueError(f"{path} line {line.number} has {wrong}; mend it, or set encoding")
+            if text.strip():
+                yield line.number, text
 
 
-def strict_rows(text: str) -> Iterator[tuple[list[str], str | None]]:
-    """Yield (fields, fault or None) of the records of a csv that are not blank; quotes are written twice inside quotes.
-
-    After a record with a stray quote, which takes following lines or never ends, reading goes on at the line after its
-    first, and the lines that it had taken are records of their own, so that no line is read many times.
-    """
-    csv.field_size_limit(len(text) + 1)
-    stream, damaged = io.StringIO(text, newline=""), DAMAGED.search(text)
-    ends: list[int] = []  # where the lines of this record end
-    alone = width = 0  # lines that end here or before are records of their own; number of the header's fields
-
-    def feed() -> Iterator[str]:
-        while (not ends or ends[-1] > alone) and (line := stream.readline()):
-            ends.append(stream.tell())
-            yield line
-
-    reader = csv.reader(feed(), strict=True)
-    while True:
-        ends.clear()
-        fields, wrong, stray = [], None, False
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            wrong, stray = f"a stray quote ({error})", True
-        if not wrong and (not fields or (len(fields) == 1 and fields[0].isspace())):
-            continue
-        width = width or len(fields)
-        if not wrong and len(fields) != width:
-            wrong = f"{len(fields)} fields, the header has {width}"
-            stray = len(ends) > 1
-            fields = [] if stray else fields
-        elif damaged and DAMAGED.search("".join(fields)):
-            fields, wrong = [], "invalid UTF-8"
-        yield fields, wrong
-        if stray:
-            alone = max([alone, *ends[-2:-1]])
-            stream.seek(ends[0])
-            reader = csv.reader(feed(), strict=True)
-
-
-def decoded(data: bytes) -> str:
-    """Return the text of a file: UTF-8, else Windows-1252 (curly quotes and the euro at 80 to 9F), else Latin-1.
-
-    Bytes that are damaged in a file of UTF-8 are single surrogates (`DAMAGED`). Raises `UnreadableFile` for UTF-16.
-    """
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UnreadableFile("it is UTF-16; convert it to UTF-8")
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        cut = error.end == len(data) and error.reason.startswith("unexpected end")  # a file that is being written
-    text = data.decode("utf-8", "surrogateescape")
-    bad = sum(1 for _ in DAMAGED.finditer(text))
-    if cut or len(text) - len(text.encode("ascii", "ignore")) > 2 * bad:  # most characters beyond ASCII are UTF-8
-        return text
-    try:
-        return data.decode("cp1252")
-    except UnicodeDecodeError:  # five bytes have no meaning in it
-        return data.decode("latin-1")
+def place(source: str | Path, table: pd.DataFrame, number: int) -> str:
+    """Return the words for a row of a table, by its number from 1: its file, and its number there."""
+    start, path = max([entry for entry in table.attrs.get("files", ()) if entry[0] < number], default=(0, source))
+    return f"{path} row {number - start}"
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Return the names of columns, joined with commas."""
-    return ", ".join(map(str, columns))
+    """Return the names of columns, joined with commas, on one line."""
+    return ", ".join(" ".join(str(name).split()) for name in columns)[:500]
 
 
 def missing(columns: Iterable[str], wanted: Mapping[str, str | None]) -> str | None:
     """Return the fault if a wanted column is not among `columns`, else None; `wanted` maps settings to columns."""
-    have = list(columns)
+    have = getattr(columns, "attrs", {}).get("columns") or list(columns)
     for setting, column in wanted.items():
         if column is not None and column not in have:
-            return f"no column {column!r}; it has {listed(have)}: set {setting}"
+            return f"no column {column!r}; it has {listed(have) or 'none'}: set {setting}"
     return None
 
 

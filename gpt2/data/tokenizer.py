@@ -46,7 +46,10 @@ class Tokenizer:
         self.rust, vocabulary = rust, rust.get_vocab()
         self.vocab_size, highest = len(vocabulary), max(vocabulary.values(), default=-1)
         if END_OF_TEXT not in vocabulary:
-            raise ValueError(f"the tokenizer has no {END_OF_TEXT}; it is not a GPT-2 tokenizer")
+            raise ValueError(
+                f"the tokenizer has no {END_OF_TEXT}; if another token ends its texts, give that one's id as "
+                f"eos_token_id in {CONFIG} beside it"
+            )
         if highest != self.vocab_size - 1:
             raise ValueError(
                 f"the tokenizer has {self.vocab_size} tokens with ids up to {highest}; they must be 0 to "
@@ -84,9 +87,11 @@ class Tokenizer:
         return cls(rust)
 
     @classmethod
-    def gpt2(cls, vocabulary: Path, merges: Path, added: dict[str, int] | None = None) -> Tokenizer:
+    def gpt2(
+        cls, vocabulary: Path, merges: Path, added: dict[str, int] | None = None, end: str = END_OF_TEXT
+    ) -> Tokenizer:
         """Read GPT-2's tokenizer from its published `encoder.json` and `vocab.bpe`; `ValueError` if they are something
-        else. `added` are tokens with their ids, which follow those of the vocabulary and end-of-text."""
+        else. `added` are tokens with their ids, which follow those of the vocabulary and of end-of-text, `end`."""
         try:
             rust = Rust(BPE.from_file(str(vocabulary), str(merges)))
         except Exception as error:  # the Rust library raises bare Exception
@@ -94,7 +99,7 @@ class Tokenizer:
         rust.pre_tokenizer = ByteLevel(add_prefix_space=False)
         rust.decoder = ByteLevelDecoder()
         added = {} if added is None else added
-        ids = {END_OF_TEXT: -1} | added
+        ids = {end: -1} | added
         for token in sorted(ids, key=ids.__getitem__):
             rust.add_special_tokens([AddedToken(token, special=True, normalized=False)])
             if added.get(token, rust.token_to_id(token)) != rust.token_to_id(token):
@@ -102,14 +107,15 @@ class Tokenizer:
                     f"the added token {token!r:.100} has the id {added[token]}, but the next free one is "
                     f"{rust.token_to_id(token)}; give its tokenizer.json"
                 )
-        return cls(rust)
+        return cls(with_end_of_text(rust, end))
 
     @classmethod
     def load(cls, path: Path, vocab_size: int | None = None) -> Tokenizer:
         """Read a `tokenizer.json`, a directory that holds one, or a directory with `vocab.json` and `merges.txt`, and
         `added_tokens.json` if it is there.
 
-        Files of other names and links to elsewhere are never read. `ValueError` if the directory's model was saved with
+        Files of other names and links to elsewhere are never read. Where the tokenizer has no `<|endoftext|>`, the
+        `eos_token_id` of the directory's config.json is called so. `ValueError` if the directory's model was saved with
         another tokenizer, or if the number of ids is not `vocab_size`.
         """
         file = path / FILE if path.is_dir() else path
@@ -118,9 +124,11 @@ class Tokenizer:
                 inside(path / name)
         try:
             if path.is_dir() and not file.exists() and (path / VOCABULARY).exists():
-                tokenizer = cls.gpt2(path / VOCABULARY, path / MERGES, added_tokens(path / ADDED))
+                added, known = added_tokens(path / ADDED), read_json(path / VOCABULARY)
+                tokenizer = cls.gpt2(path / VOCABULARY, path / MERGES, added, end_of(path, {**known, **added}))
             else:
-                tokenizer = cls(Rust.from_str(file.read_text("utf-8")))
+                rust = Rust.from_str(file.read_text("utf-8"))
+                tokenizer = cls(with_end_of_text(rust, end_of(path, rust.get_vocab())))
         except FileNotFoundError:
             raise ValueError(f"{file} is missing; give a directory with {FILE}") from None
         except Exception as error:  # the Rust library raises bare Exception
@@ -268,6 +276,29 @@ def added_tokens(path: Path) -> dict[str, int]:
     if not isinstance(added, dict) or not all(type(id) is int for id in added.values()):
         raise ValueError(f"{path} is not a JSON object of tokens and ids; give its tokenizer.json")
     return added
+
+
+def end_of(directory: Path, vocabulary: dict[str, int]) -> str:
+    """Return the token that ends texts: `<|endoftext|>`, or, if there is none, that of config.json's `eos_token_id`."""
+    if END_OF_TEXT in vocabulary or not (directory / CONFIG).exists():
+        return END_OF_TEXT
+    config = read_json(directory / CONFIG)
+    id = config.get("eos_token_id") if isinstance(config, dict) else None
+    return next((token for token, number in vocabulary.items() if type(id) is int and number == id), END_OF_TEXT)
+
+
+def with_end_of_text(rust: Rust, end: str) -> Rust:
+    """Return the tokenizer with its token `end` called `<|endoftext|>`. All ids stay."""
+    if end == END_OF_TEXT:
+        return rust
+    spec = json.loads(rust.to_str())
+    vocabulary = spec["model"]["vocab"]
+    if end in vocabulary:
+        vocabulary[END_OF_TEXT] = vocabulary.pop(end)
+    for token in spec["added_tokens"]:
+        if token["content"] == end:
+            token |= {"content": END_OF_TEXT, "special": True, "normalized": False}
+    return Rust.from_str(json.dumps(spec))
 
 
 def byte_letters() -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 The criterion is that of GPT-3 (Brown et al. 2020, appendix C): 13 consecutive words also occur in the training text.
 A text of 8 to 12 words must occur as a whole. A text is also contaminated if a whole training text is a near-duplicate.
-Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation don't count.
+Words are those of `gpt2.data.near_duplicates`: case, links, names, numbers and punctuation don't count. In scripts
+without spaces three characters are as long as two words: 20 in a row must occur, or all of a text of 12 to 19.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2.data.near_duplicates import LIKE, bands, jaccard, minhash, words
+from gpt2.data.text import is_character, joined, mostly_characters
 from gpt2.evaluation.significance import wilson
 
 WORDS, LEAST = 13, 8
 """Length of a shared n-gram in words. A shorter text is searched for as a whole, down to `LEAST` words."""
+WORD, CHARACTER = 3, 2
+"""Lengths of a word, and of a character of a script without spaces. On Chinese hotel reviews 13 characters in a row are
+mostly phrases that many people use; 20 are copies."""
+MOST = -(-WORDS * WORD // CHARACTER)
 FEW = 20
 """Texts of at most this many words are compared by words and word order, since one swap changes three word pairs.
 Longer texts are compared by word pairs, as in `gpt2.data.near_duplicates`."""
@@ -28,12 +34,13 @@ SAME_WORDS = 0.8
 """Threshold for near-duplicate short texts: Jaccard similarity of words and Ratcliff-Obershelp similarity of order."""
 GRAM, NEAR = "n-gram", "near-duplicate"
 EXCERPT = 200
-FACTORS = np.random.default_rng(1).integers(2**63, 2**64, WORDS, dtype=np.uint64) | np.uint64(1)
+FACTORS = np.random.default_rng(1).integers(2**63, 2**64, MOST, dtype=np.uint64) | np.uint64(1)
 SHIFT = np.uint64(42)
 FILE = "contamination.json"
 METRIC = "contamination"
 CORPUS, OTHERS = "the pretraining text", "the task's other examples"
 HOW = {GRAM: "13 words in a row (of 8 to 12, all)", NEAR: "nearly the same text"}
+UNSPACED = "Where words are not separated, it is 20 characters in a row (of 12 to 19, all)."
 SHOWN = 10
 
 
@@ -58,10 +65,15 @@ class Index:
         self.values[0] = 0  # words outside the evaluation set
         flat = Flat(rows, self.ids, self.values)
         length = np.array([len(row) for row in rows], dtype=int)
+        size = np.array([0, *(CHARACTER if is_character(word) else WORD for word in self.ids)])
+        before = np.cumsum([0, *size[flat.numbers]])
+        enough = np.searchsorted(before, before[:-1] + WORDS * WORD) - np.arange(len(flat.numbers))
+        own = before[flat.starts + length] - before[flat.starts]
+        whole = (own >= LEAST * WORD) & (own < WORDS * WORD)
         self.grams: dict[int, Lookup] = {}
-        for n, at, marks in flat.windows():
+        for n, at, marks in flat.windows(MOST):
             unit = flat.row(at)
-            mine = length[unit] >= n if n == WORDS else length[unit] == n
+            mine = (enough[at] == n) | (whole[unit] & (length[unit] == n))
             if mine.any():
                 self.grams[n] = Lookup(marks[mine], unit[mine])
         few, many = (length > 0) & (length <= FEW), length > FEW
@@ -71,7 +83,7 @@ class Index:
         """Return the hits of the evaluation set in these training texts, at most one per text and kind."""
         flat = Flat([words(text) for text in texts], self.ids, self.values)
         hits: dict[tuple[int, str], Hit] = {}
-        for n, at, marks in flat.windows():
+        for n, at, marks in flat.windows(max(self.grams, default=0)):
             if n in self.grams:
                 for k, unit in self.grams[n].find(marks):
                     if (unit, GRAM) not in hits:
@@ -107,11 +119,12 @@ class Flat:
         for row in rows:
             numbers.extend(map(ids.get, row, repeat(0)))  # type: ignore[arg-type]
             numbers.append(0)
-        self.values = values[np.array(numbers, dtype=np.int64)]
+        self.numbers = np.array(numbers, dtype=np.int64)
+        self.values = values[self.numbers]
         self.starts = np.cumsum([0, *(len(row) + 1 for row in rows)])[:-1]
 
-    def windows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield (n, starts of runs of n words of the set, their hashes) for each n from `LEAST` to `WORDS`.
+    def windows(self, most: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield (n, starts of runs of n words of the set, their hashes) for each n from `LEAST` to `most`.
 
         A hash is a sum of random 64-bit values with random factors. Between 10 million and 1 million hashes a chance
         collision has a probability of one in two million.
@@ -120,7 +133,7 @@ class Flat:
         gaps, places = np.flatnonzero(values == 0), np.arange(len(values))
         run = gaps[np.searchsorted(gaps, places)] - places if len(values) else places
         marks = np.zeros(len(values), dtype=np.uint64)
-        for i, factor in enumerate(FACTORS):
+        for i, factor in enumerate(FACTORS[:most]):
             marks[: max(0, len(values) - i)] += values[i:] * factor
             if i + 1 >= LEAST:
                 at = np.flatnonzero(run > i)
@@ -133,7 +146,7 @@ class Flat:
     def words_at(self, place: int, n: int) -> str:
         """Return the n words that start at a place."""
         row = int(self.row(place))
-        return " ".join(self.rows[row][place - self.starts[row] :][:n])
+        return joined(self.rows[row][place - self.starts[row] :][:n])
 
     def bands(self, rows: Sequence[int] | np.ndarray, n: int) -> list[np.ndarray]:
         """Return (rows,) hashes of each MinHash band of the rows' words (n = 1) or word pairs (n = 2)."""
@@ -182,8 +195,8 @@ def summary(
 ) -> dict[str, Any]:
     """Return the contamination figures of the texts that were searched for, out of `total`.
 
-    They are the contaminated `share`, the ids of these texts as `contaminated`, counts as `by`, and `examples`. `hits`
-    are (source, hit) pairs in any order.
+    They are the contaminated `share`, the ids of these texts as `contaminated`, counts as `by`, and `examples`; and
+    `characters`, if most are in scripts without spaces. `hits` are (source, hit) pairs in any order.
     """
     hits_by_key = {(hit.unit, source, hit.how): hit for source, hit in sorted(hits, reverse=True)}
     contaminated = sorted({number for number, *_ in hits_by_key})
@@ -205,6 +218,7 @@ def summary(
         "contaminated": [ids[i] for i in contaminated],
         "by": [row for row in by if row["units"]],
         "examples": examples,
+        **({"characters": True} if mostly_characters(texts) else {}),
     }
 
 
@@ -227,7 +241,7 @@ def as_sentence(facts: Mapping[str, Any]) -> str:
     count = len(facts["contaminated"])
     return (
         f"Contamination: of {facts['units']:,} held-out {facts['unit']}s{sample} the training text has {count:,} "
-        f"({facts['share']:.2%}){': ' * bool(by)}{by}."
+        f"({facts['share']:.2%}){': ' * bool(by)}{by}.{f' {UNSPACED}' if facts.get('characters') else ''}"
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2.data.text import topics_of
+from gpt2.data.text import has_characters, mostly_characters, topics_of, words
 from gpt2.evaluation.metrics import bin_of, f1_scores
 from gpt2.evaluation.significance import DRAWS, Bootstrap, Method, Metric, beside, mcnemar
 
@@ -38,10 +38,11 @@ def text_slices(
 ) -> Slices:
     """Return the slices of texts by true class, length in words, and the most frequent topics, given or named in texts.
 
-    Each slice is an (n,) mask.
+    In scripts without spaces the length is in characters. Each slice is an (n,) mask.
     """
     slices: Slices = {f"class: {label}": classes == i for i, label in enumerate(labels)}
-    slices |= bins("words", np.array([len(text.split()) for text in texts]), WORDS)
+    lengths = np.array([len(words(text) if has_characters(text) else text.split()) for text in texts])
+    slices |= bins("characters" if mostly_characters(texts) else "words", lengths, WORDS)
     if topics is None:
         each, least = [topics_of(text) for text in texts], RARE
     else:
@@ -347,6 +348,13 @@ def language_model(
 
 MANY = 0.05
 """Share of truncated texts above which a run's log warns."""
+COSTLY = 1.5
+"""Tokens per character of truncated texts above which the report says how much was read. English text has 0.2 to 0.5
+with a tokenizer that learned it; Chinese has about 1, and 2 to 3 with a tokenizer that learned another language."""
+REMEDY = (
+    "The tokenizer was learned on other text. For more of each text, start from a model pretrained on text of this "
+    "language (corpus.sources)."
+)
 
 
 def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
@@ -354,32 +362,48 @@ def longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[bool]:
 
     A token is at least one byte, so short texts need no encoding.
     """
+    found = ids_of_longer(tokenizer, texts, room)
+    return [i in found for i in range(len(texts))]
+
+
+def ids_of_longer(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> dict[int, list[int]]:
+    """Return the ids of each text that has more than `room` tokens, by its index."""
     candidates = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "surrogatepass")) > room]
-    too_long = [False] * len(texts)
-    for i, ids in zip(candidates, tokenizer.encode_batch([texts[i] for i in candidates]), strict=True):
-        too_long[i] = len(ids) > room
-    return too_long
+    encoded = zip(candidates, tokenizer.encode_batch([texts[i] for i in candidates]), strict=True)
+    return {i: ids for i, ids in encoded if len(ids) > room}
 
 
-def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, int]:
+def counted(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> dict[str, Any]:
     """Return the number of `texts`, of those that are `cut` because they exceed the context, and the context `tokens`.
 
-    A text must fit into the context together with its end-of-text token.
+    A text must fit into the context together with its end-of-text token. If the cut texts have over `COSTLY` tokens per
+    character, there are also this number as `per_character`, and the share of their characters that was `read`.
     """
-    return {"texts": len(texts), "cut": sum(longer(tokenizer, texts, context - 1)), "tokens": context}
+    cut = ids_of_longer(tokenizer, texts, context - 1)
+    counts: dict[str, Any] = {"texts": len(texts), "cut": len(cut), "tokens": context}
+    characters = sum(len(texts[i]) for i in cut)
+    if (ids := sum(map(len, cut.values()))) > COSTLY * characters:
+        read = sum(len(tokenizer.decode(row[: context - 1])) for row in cut.values())
+        counts |= {"per_character": round(ids / characters, 2), "read": round(min(1.0, read / characters), 4)}
+    return counts
 
 
-def sentence(cut: Mapping[str, Mapping[str, int]]) -> str:
-    """Return the report's sentence on truncation; `cut` maps names, such as "held-out texts", to `counted` results."""
+def sentence(cut: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the report's sentences on truncation; `cut` maps names, such as "held-out texts", to `counted` results."""
     clauses = []
     for name, counts in cut.items():
         texts, some, context = counts["texts"], counts["cut"], f"{counts['tokens']:,} tokens"
         fit = f"do{'es' * (some == 1)} not fit into {context} and {'was' if some == 1 else 'were'} cut there"
         share = f" ({some / texts:.1%})" if 1000 * some >= texts > 0 else ""
         cut_off = f"{some:,} of {texts:,} {name}{share} {fit}"
+        if "read" in counts:
+            whom = "it" if some == 1 else "them"
+            per = f"{counts['per_character']:.1f} tokens"
+            cut_off += f", since a character takes {per}: {counts['read']:.0%} of {whom} was read"
         clauses.append(cut_off if some else f"all {texts:,} {name} fit into {context}")
     whole = "; ".join(clauses)
-    return f"{whole[0].upper()}{whole[1:]}."
+    remedy = f" {REMEDY}" if any("read" in counts for counts in cut.values()) else ""
+    return f"{whole[0].upper()}{whole[1:]}.{remedy}"
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:

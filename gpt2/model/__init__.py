@@ -3,6 +3,7 @@
 adapters.py     LoRA and prefix modules
 config.py       `ModelShape`, `ModelConfig`, the published sizes, `AdaptationConfig`
 heads.py        the language-model head and the classifier; padding and packing
+layers.py       normalisation and embedding with exact gradients in bf16 on a CPU
 loss.py         the next-token loss, computed on a slice of the logits at a time
 transformer.py  GPT-2, whole, top to bottom
 """

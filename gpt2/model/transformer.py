@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.model.config import AdaptationConfig, ModelConfig
+from gpt2.model.layers import Embedding, LayerNorm
 from gpt2.model.loss import IGNORED, cross_entropy
 
 ROTARY_BASE = 10_000.0
@@ -205,7 +206,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def norm(config: ModelConfig) -> nn.Module:
     """Return the normalisation layer that the configuration names."""
     if config.norm == "layer":
-        return nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
+        return LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
     return nn.RMSNorm(config.n_embd, config.layer_norm_epsilon) if config.norm == "rms" else nn.Identity()
 
 
@@ -305,8 +306,8 @@ class GPT2(nn.Module):
         self.adaptations: dict[str, AdaptationConfig] = {}
         """The adapters that the model carries, by name (`gpt2.model.adapters`)."""
         self.activation_checkpointing = False  # in training, recompute each block in the backward pass
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd) if config.positions == "learned" else None
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.n_positions, config.n_embd) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.head = None if config.tied_head else nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -6,18 +6,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from gpt2.data.config import FileForm
 from gpt2.monitoring.alerts import Rule
-from gpt2.settings import Settings, operational
+from gpt2.settings import operational
 
 
-class MonitorConfig(Settings):
+class MonitorConfig(FileForm):
     """New posts, scored by the champion and counted by topic and time."""
 
     name: str = Field("posts", pattern="^[a-z0-9][a-z0-9-]{0,40}$")
     """The monitor's name. Monitors of different names keep separate records of the posts that they have read."""
     sources: list[str] = Field(["inbox"], min_length=1)
-    """Sources of posts: folders, files, globs or fsspec URLs of .jsonl, .csv or .parquet (.jsonl and .csv also .gz or
-    .zst). Files must be written whole; only a .jsonl may grow line by line."""
+    """Sources of posts: folders, files, globs or fsspec URLs of .jsonl, .csv, .tsv or .parquet, plain, .gz or .zst.
+    Files must be written whole; only a .jsonl may grow line by line."""
     text_field: str = Field("text", min_length=1)
     """The column of the texts."""
     time_field: str | None = Field(None, min_length=1)

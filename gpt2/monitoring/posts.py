@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gpt2.data.readers import UnreadableFile, expand, is_pattern, locate, source_id
-from gpt2.data.tables import UTC, cell, missing, records, times
+from gpt2.data.sources import UnreadableFile, expand, is_folder, is_pattern, left_out, locate, source_id
+from gpt2.data.tables import UTC, cell, records, times
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.store.artifact import Key, Store
 
-READING = ("gpt2.data.readers", "gpt2.data.tables", "gpt2.monitoring.posts")
-"""The code that the posts of a file depend on."""
+READING = ("gpt2.data.forms", "gpt2.data.sources", "gpt2.data.tables", "gpt2.monitoring.posts")
 """The code that the posts of a file depend on."""
 Report = Callable[[str], None]
 """Writes a line to the log."""
@@ -32,7 +31,7 @@ def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
             files += [(path, source) for path in expand([source])]
         except ValueError:
             fs, path = locate(source)
-            if not fs.isdir(path) and (fs.exists(path) or not is_pattern(source)):
+            if not is_folder(fs, path) and (fs.exists(path) or not is_pattern(source)):
                 raise
     return list({path: (path, source) for path, source in files}.values())
 
@@ -43,9 +42,12 @@ def read_files(
     """Return (the posts of all files, each once; the faults found). An unchanged file is not read again."""
     tables, troubles, current = [], [], set()
     now = present() if now is None else now
-    for path, source in files_of(config.sources):
+    files = files_of(config.sources)
+    if others := left_out(config.sources):
+        say(others)
+    for path, source in files:
         fields = {k: v for k, v in config.identity().items() if k.endswith("_field")}
-        spec = {**fields, "source": source, "file": path.rpartition("/")[2]}
+        spec = {**fields, **config.form.identity(), "source": source, "file": path.rpartition("/")[2]}
 
         def build(out: Path, path: str = path, source: str = source) -> dict[str, Any]:
             posts, bad = read(path, source, config)
@@ -83,8 +85,7 @@ def forget(store: Store, config: MonitorConfig, current: set[str]) -> None:
 
     The files themselves and the scored posts stay.
     """
-    folder = store.root / copies(config)
-    for id in sorted({path.name for path in folder.glob("*")} - current):
+    for id in sorted(set(store.ids(copies(config))) - current):
         earlier = store.get(copies(config), id)
         if earlier is None or earlier.manifest["spec"]["source"] in config.sources:
             store.remove(copies(config), id)
@@ -112,9 +113,8 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
     """
     rows: list[dict[str, Any]] = []
     bad: list[Bad] = []
-    columns: dict[str, None] = {}
-    for number, row, wrong in records(path):
-        columns |= dict.fromkeys(row)
+    names = {name: getattr(config, name) for name in ("text_field", "time_field", "id_field", "topic_field")}
+    for number, row, wrong in records(path, config.form, names):
         text = cell(row.get(config.text_field))
         if text is None or wrong is not None:
             bad.append((number, wrong or f"{config.text_field!r} is {row.get(config.text_field)!r:.60}, not text"))
@@ -128,7 +128,6 @@ def read(path: str, source: str, config: MonitorConfig) -> tuple[pd.DataFrame, l
                 "id": row.get(config.id_field) if config.id_field else None,
             }
         )
-    check_columns(path, columns, config)
     table = pd.DataFrame(rows, columns=["number", "text", "time", "topic", "id"])
     table["id"] = pd.Series(
         [row["id"] for row in rows], index=table.index, dtype=object
@@ -158,13 +157,6 @@ def split_future(posts: pd.DataFrame, now: pd.Timestamp, config: MonitorConfig) 
         for row in posts[early].itertuples()
     ]
     return posts[~early], bad
-
-
-def check_columns(path: str, columns: Collection[str], config: MonitorConfig) -> None:
-    """Raise `UnreadableFile` if no row of a file has a column that the settings name; a file may have no rows."""
-    names = ("text_field", "time_field", "id_field", "topic_field")
-    if columns and (fault := missing(columns, {name: getattr(config, name) for name in names})):
-        raise UnreadableFile(f"{path} has {fault}")
 
 
 def identities(table: pd.DataFrame, path: str, source: str, config: MonitorConfig) -> list[str]:

@@ -46,9 +46,7 @@ def batches(store: Store, config: MonitorConfig) -> list[Artifact]:
 
 def all_batches(store: Store, config: MonitorConfig) -> list[Artifact]:
     """Return all complete batches, oldest first, including those held by a merged batch."""
-    folder = store.root / kind(config)
-    ids = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    complete = [batch for id in ids if (batch := store.get(kind(config), id))]
+    complete = [batch for id in store.ids(kind(config)) if (batch := store.get(kind(config), id))]
     return sorted(complete, key=lambda batch: (batch.manifest["created"], batch.id))
 
 
@@ -178,12 +176,12 @@ def keep_latest(store: Store, latest: Artifact, since: str) -> None:
 
     Indexes made after `since` (UTC, as 2026-03-31T00:00:00Z) are kept, since someone may be reading them.
     """
-    for path in sorted(latest.path.parent.iterdir()):
-        made = store.get(latest.kind, path.name)
+    for id in store.ids(latest.kind):
+        made = store.get(latest.kind, id)
         if made is None or (
             made.id != latest.id and settings(made) == settings(latest) and made.manifest["created"] < since
         ):
-            store.remove(latest.kind, path.name)
+            store.remove(latest.kind, id)
 
 
 def settings(made: Artifact) -> dict[str, Any]:
@@ -230,10 +228,8 @@ def merge(store: Store, batches: Sequence[Artifact], say: Report) -> Artifact | 
 
 def clean(store: Store, config: MonitorConfig, say: Report) -> None:
     """Remove batches that a verified merged batch holds, and the remains of killed merges."""
-    folder = store.root / kind(config)
     live = current(all_batches(store, config))
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    present -= {batch.id for batch in live}
+    present = set(store.ids(kind(config))) - {batch.id for batch in live}
     for batch in live:
         held = {id for id, *_ in parts(batch)} | set(batch.info.get(REPLACED, []))
         if gone := held & present:

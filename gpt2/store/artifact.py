@@ -23,6 +23,8 @@ from typing import Any
 from gpt2.store.code import code_version
 
 MANIFEST = "manifest.json"
+HANDED = "handed"
+"""Kind of what travels through a distant store and is part of no other artifact."""
 
 
 class DamagedArtifact(ValueError):
@@ -70,6 +72,8 @@ class Artifact:
 
     path: Path
     manifest: Mapping[str, Any]
+    store: Store | None = field(default=None, repr=False, compare=False)
+    """The store that it is in."""
 
     @property
     def id(self) -> str:
@@ -78,6 +82,11 @@ class Artifact:
     @property
     def kind(self) -> str:
         return self.manifest["kind"]
+
+    @property
+    def name(self) -> str:
+        """`KIND/ID`, by which any machine finds it (`Store.locate`)."""
+        return f"{self.kind}/{self.id}"
 
     @property
     def info(self) -> dict[str, Any]:
@@ -151,10 +160,21 @@ def seal(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Store:
-    """Artifacts under one local or shared directory: `ROOT/KIND/ID/`; work in progress is under `ROOT/.partial/`."""
+    """Artifacts under one local or shared directory: `ROOT/KIND/ID/`; work in progress is under `ROOT/.partial/`.
+
+    `gpt2.store.remote` has one at any address, of which `root` is a cache.
+    """
+
+    distant = False
+    """True if other machines don't see `root`, so that files travel by name (`hand`, `locate`)."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root).resolve()
+
+    @property
+    def place(self) -> str:
+        """The store's address, for messages."""
+        return str(self.root)
 
     def path(self, key: Key) -> Path:
         return self.root / key.kind / key.id
@@ -174,15 +194,46 @@ class Store:
         manifest = read_manifest(path)
         if manifest is None or manifest.get("id") != id:
             return None
-        return Artifact(path, manifest)
+        return Artifact(path, manifest, self)
+
+    def ids(self, kind: str) -> list[str]:
+        """Return the sorted ids of that kind, with those of incomplete artifacts."""
+        folder = self.root / kind
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def require(self, kind: str, id: str) -> Artifact:
         """Return the verified artifact of that kind and id; `DamagedArtifact` if there is none."""
         artifact = self.get(kind, id)
         if artifact is None:
-            raise DamagedArtifact(f"there is no complete artifact {kind}/{id} in {self.root}; run its stage again")
+            raise DamagedArtifact(f"there is no complete artifact {kind}/{id} in {self.place}; run its stage again")
         artifact.verify()
         return artifact
+
+    def name(self, path: Path | str) -> str:
+        """Return `KIND/ID/FILE` of a path in an artifact, by which any machine finds it; another path as it is."""
+        path = Path(path)
+        if not path.is_relative_to(self.root) or path.relative_to(self.root).as_posix().startswith("."):
+            return str(path)  # what begins with a dot is work in progress
+        return path.relative_to(self.root).as_posix()
+
+    def locate(self, name: str) -> Path:
+        """Return the path on this machine of what `name` or `hand` named."""
+        if Path(name).is_absolute():
+            return Path(name)
+        kind, id, *rest = name.split("/")
+        artifact = self.get(kind, id)
+        if artifact is None:
+            raise DamagedArtifact(f"there is no complete artifact {kind}/{id} in {self.place}; run its stage again")
+        return artifact.path.joinpath(*rest)
+
+    def hand(self, path: Path) -> str:
+        """Return the name by which another machine finds a file or folder, which may be in no artifact."""
+        return self.name(path)
+
+    def forget(self, name: str) -> None:
+        """Remove what `hand` published under that name, if it did."""
+        if name.startswith(f"{HANDED}/"):
+            self.remove(*name.split("/")[:2])
 
     def make(self, key: Key, build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
         """Return the artifact of `key`; if there is none, make it by `build(directory)`, which returns figures for
@@ -192,7 +243,7 @@ class Store:
         processes that want the same artifact take turns, and the second finds it finished. A crash leaves no artifact.
         Files whose name begins with `_` are scratch and are removed at the end.
         """
-        with self._lock(key):
+        with self.hold(f"{key.kind}-{key.id}"):
             found = self.find(key)
             if found is not None:
                 return found
@@ -212,14 +263,20 @@ class Store:
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "info": {"seconds": round(time.time() - started, 2), **info},
             }
-            manifest = seal(work, header)
-            target = self.path(key)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # incomplete: `find` would have found an artifact
-                shutil.rmtree(target)
-            os.replace(work, target)
-            sync_directory(target.parent)
-            return Artifact(target, manifest)
+            return self.settle(key, work, seal(work, header))
+
+    def settle(self, key: Key, work: Path, manifest: Mapping[str, Any]) -> Artifact:
+        """Move finished work to its place; return the artifact."""
+        self.move(work, self.path(key))
+        return Artifact(self.path(key), manifest, self)
+
+    def move(self, work: Path, target: Path) -> None:
+        """Move a complete directory to its place."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # incomplete: `find` would have found an artifact
+            shutil.rmtree(target)
+        os.replace(work, target)
+        sync_directory(target.parent)
 
     def remove(self, kind: str, id: str) -> None:
         """Remove an artifact, or the remains of one; from the first moment it no longer counts as one.
@@ -233,10 +290,27 @@ class Store:
         (self.root / ".locks" / f"{kind}-{id}").unlink(missing_ok=True)
 
     @contextmanager
-    def _lock(self, key: Key) -> Iterator[None]:
-        """Hold the lock of `key`, one process at a time; the system releases it if the process dies."""
+    def hold(
+        self, name: str, facts: Mapping[str, Any] | None = None, wait: bool = True
+    ) -> Iterator[Mapping[str, Any] | None]:
+        """Hold a lock during the block, one process at a time; the system releases it if the process dies.
+
+        Yields None; without `wait`, where another process holds it, the `facts` that this one gave.
+        """
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{key.kind}-{key.id}", "w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        with open(folder / name, "a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                handle.seek(0)
+                try:
+                    holder = json.loads(handle.read())
+                except ValueError:  # it has not written its facts yet
+                    holder = {}
+                yield holder
+                return
+            handle.truncate(0)
+            handle.write(json.dumps(facts or {}))
+            handle.flush()
+            yield None

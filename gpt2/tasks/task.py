@@ -72,7 +72,7 @@ class Task(ModelKind):
     Settings: ClassVar[type[TaskSettings]]
 
     @abstractmethod
-    def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
+    def prepare(self, settings: Any, source: str | Path, out: Path) -> dict[str, Any]:
         """Write the examples of `source` to `out`, split into train, validation and test; return counts.
 
         `ValueError` names file, value and remedy if the data can't be used.

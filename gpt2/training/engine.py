@@ -97,6 +97,8 @@ class TorchEngine:
             self.copy = copy.deepcopy(self.module).to(DTYPES[config.precision])
         pairs = zip(self.module.parameters(), self.copy.parameters(), strict=True)
         self.pairs = [(master, low) for master, low in pairs if master.requires_grad]
+        for _, low in self.pairs:
+            low.grad_dtype = torch.float32  # micro-batches add up in fp32
         self.config = config
         self.accumulation = config.batch_size // config.micro_batch_size
         self.optimizer = optimizer(module, config.optimizer)
@@ -104,21 +106,19 @@ class TorchEngine:
     def backward(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.copy(**to_device(batch, self.device))
         (loss / self.accumulation).backward()
-        if self.copy is not self.module:  # micro-batches add up in fp32
-            for master, low in self.pairs:
-                if low.grad is not None:
-                    gradient, low.grad = low.grad.float(), None
-                    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
         return loss.detach()
 
     def update(self, learning_rate: float, limit: float = math.inf) -> float:
+        for master, low in self.pairs:
+            master.grad = low.grad
         clip = self.config.optimizer.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
         set_rate(self.optimizer, learning_rate)
         if torch.isfinite(norm) and norm <= limit:
             self.optimizer.step()
             self._refresh()
-        self.optimizer.zero_grad(set_to_none=True)
+        for master, low in self.pairs:
+            master.grad = low.grad = None
         return float(norm)
 
     @torch.no_grad()

@@ -5,12 +5,9 @@ Only safetensors and JSON are written.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import reprlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gpt2.data.hub import network
 from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
 from gpt2.store import model_files
@@ -32,10 +30,6 @@ SAFE = ["config.json", *TOKENIZER, "model*.safetensors", "model.safetensors.inde
 PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
-OFFLINE_BY_DEFAULT = "on"
-"""Our value of HF_HUB_OFFLINE. The hub's client reads it as 1, which is what users set."""
-
-
 def folder(source: str, online: bool = False, revision: str | None = None, cache: Path | None = None) -> Path:
     """Return the folder of a model: `source` if it is a directory, else the hub's copy of that id.
 
@@ -47,7 +41,15 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
     if not ID.fullmatch(source):
         raise ValueError(f"{source} is neither a directory nor the id of a model on the hub, such as gpt2")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     def fetched(patterns: list[str]) -> Path:
         return Path(snapshot_download(
@@ -64,26 +66,48 @@ def folder(source: str, online: bool = False, revision: str | None = None, cache
         if online:
             remedy = "is the network reachable, and HF_HUB_OFFLINE unset?"
         raise ValueError(f"{source} is not a directory, and not in the hub's local cache; {remedy}") from None
+    except GatedRepoError:
+        raise ValueError(
+            f"{source}: its publisher lets in only whom they granted access; ask for it on the model's page, and log "
+            f"in with `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"{source}: the hub shows no such model; check the id, and if it is a private one, log in with "
+            f"`hf auth login`, or set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise ValueError(f"{source}: has no revision {revision!r}; give a commit, a branch or a tag of it") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"{source} can't be downloaded from the hub: {str(error).partition(chr(10))[0]}") from None
     return snapshot
 
 
-@contextlib.contextmanager
-def network(online: bool) -> Iterator[None]:
-    """Let the hub's client reach the network within the block, if `online`.
+PUSHED = ("config.json", "model.safetensors", "tokenizer.json")
 
-    The client reads HF_HUB_OFFLINE once, when it is imported. Our own default is lifted; a user's value holds.
+
+def upload(directory: Path, repository: str, card: str, private: bool = False, **about: Any) -> str:
+    """Publish a model's directory on the hub in one commit, with its card below YAML of `about`; return its address.
+
+    `ValueError` if `transformers` could not read it, or the hub refuses it.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    before = constants.HF_HUB_OFFLINE
-    if online and os.environ.get("HF_HUB_OFFLINE") == OFFLINE_BY_DEFAULT:
-        constants.HF_HUB_OFFLINE = False
+    read_config(directory / "config.json")
+    head = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["gpt2"], **about).to_yaml()
+    files = {name: str(directory / name) for name in PUSHED} | {"README.md": f"---\n{head}\n---\n\n{card}".encode()}
     try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+        with network(True):
+            hub = HfApi()
+            url = hub.create_repo(repository, private=private, exist_ok=True)
+            added = [CommitOperationAdd(name, content) for name, content in files.items()]
+            hub.create_commit(url.repo_id, added, commit_message="gpt2 push")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        first = str(error).partition("\n")[0]
+        remedy = "log in with a token that may write: `hf auth login`, or set HF_TOKEN"
+        raise ValueError(f"{repository}: the hub did not take the model: {first}; {remedy}") from None
+    return str(url)
 
 
 # Settings that our model has built in; a configuration with other values is refused.
@@ -163,8 +187,10 @@ def load(directory: Path) -> GPT2:
     directory = Path(directory)
     config = read_config(directory / "config.json")
     path, tensors = weights_tensors.weights(directory)
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    for wrapper in ("module.", "_orig_mod.", "module.", "transformer."):  # of DDP, `torch.compile`, `transformers`
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     tensors = {n: t for n, t in tensors.items() if not n.endswith((".attn.bias", ".attn.masked_bias"))}
+    tensors = {n: t for n, t in tensors.items() if not n.startswith("multiple_choice_head.")}  # GPT2DoubleHeadsModel's
     if "score.weight" in tensors:
         raise ValueError(
             f"{path} is a classifier's: score.weight is a head that no language model has; for its body, give the "
@@ -196,6 +222,10 @@ def read_config(path: Path) -> ModelConfig:
     """Return the settings in config.json of `transformers`; `ValueError` if it describes another model."""
     values = model_files.read_json(path)
     kind = values.get("model_type") if isinstance(values, dict) else values
+    if isinstance(values, dict) and "model_type" not in values:
+        raise ValueError(
+            f'{path} has no model_type, so it may be any model; if it is a GPT-2, add "model_type": "gpt2"'
+        )
     if not isinstance(values, dict) or kind != "gpt2":
         raise ValueError(f"{path} describes model_type={reprlib.repr(kind)}, not 'gpt2'; give a GPT-2's directory")
     if values.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same function

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 
@@ -11,6 +12,8 @@ from gpt2.model.config import ModelConfig
 from gpt2.model.heads import Classifier
 from gpt2.model.transformer import GPT2
 from gpt2.store import model_files
+from gpt2.tasks.recommendation.dataset import Recommender, log_popularity
+from gpt2.tasks.recommendation.dataset import texts as texts_of
 
 LABELS = ["negative", "positive"]
 TEXTS = ("The crew was lovely and we landed early", "My bag is lost again")
@@ -30,13 +33,27 @@ def model_folder(path: Path, task: str = "sentiment", seed: int = 0) -> Path:
     return out
 
 
+def recommender_folder(path: Path) -> list[str]:
+    """Write a recommender of random weights to `path/model`; return the titles of its catalogue."""
+    out, titles = model_folder(path, "recommendation"), [f"Film {i}" for i in range(8)]
+    rows = [{"item": str(i), "title": t, "text": "the crew was lovely", "popularity": i} for i, t in enumerate(titles)]
+    items = pd.DataFrame(rows)
+    items.to_json(out / "items.jsonl", orient="records", lines=True)
+    tokenizer = Tokenizer.load(out)
+    module = Recommender(weights.load(out), texts_of(items, tokenizer, 16), log_popularity(items))
+    head = {n: p.contiguous() for n, p in module.state_dict().items() if not n.startswith("model.")}
+    save_file(head, out / "head.safetensors")
+    model_files.write_task(out, "recommendation", context=8, item_tokens=16)
+    return titles
+
+
 def registered(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None):
     """A version of `name` with random weights, registered as the pipeline does it; its model lies in `path/model`."""
     model_folder(path, task, seed)
     return register(name, path, task, seed, tags, texts)
 
 
-def register(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None):
+def register(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags=None, texts=None, params=None):
     """A version of `name` of the model that lies in `path/model`."""
     from cluster.registry import versions
     from cluster.tracking.runs import Run
@@ -47,4 +64,6 @@ def register(name: str, path: Path, task: str = "sentiment", seed: int = 0, tags
     artifact = Artifact(path, {"id": f"{name}-{seed}", "kind": task})
     run = Run.open(f"register-{name}", {"gpt2.test": f"{name}-{seed}"})
     example = list(predictor.input_example)
-    return versions.register(name, artifact, run, tags or {}, example, {}, predictor.predict(example, {}), texts)
+    return versions.register(
+        name, artifact, run, tags or {}, example, params or {}, predictor.predict(example, {}), texts
+    )

@@ -2,11 +2,13 @@
 
 import http.server
 import os
+import pickle
 import re
 import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 
@@ -14,6 +16,8 @@ import pytest
 
 from cluster import home, process_env
 from cluster.services import doctor
+from gpt2.store.artifact import Key
+from tests.services import s3_server
 
 
 @pytest.fixture
@@ -133,3 +137,32 @@ def test_doctor_finds_a_port_in_use():
         number = taken.getsockname()[1]
         result = doctor.port(number, "MLflow", "--mlflow-port")()
     assert result.state == "warning" and "--mlflow-port" in result.remedy
+
+
+def test_a_store_that_is_sent_to_another_machine_is_that_machine_s_own(tmp_path, monkeypatch):
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("GPT2_STORE", "s3://bucket/team")
+        monkeypatch.setenv("GPT2_HOME", str(tmp_path / "here"))
+        place = home.store()
+        made = place.make(Key("thing"), lambda out: (out / "a.txt").write_text("a") and {})
+        (tmp_path / "other.txt").write_text("b")
+        names = [f"{made.name}/a.txt", place.hand(tmp_path / "other.txt")]
+        program = """
+            import pickle, sys
+            store, names = pickle.loads(sys.stdin.buffer.read())
+            print(store.root.parents[1].name, *(store.locate(name).read_text() for name in names))
+        """
+        there = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            input=pickle.dumps((place, names)),
+            env={**os.environ, "GPT2_HOME": str(tmp_path / "there")},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        assert there.stdout.decode().split() == ["there", "a", "b"]
+        result = {r.name: r for r in [doctor.artifacts()]}
+        assert result["store"].state == "ok" and "s3://bucket/team" in result["store"].found
+        monkeypatch.setenv("GPT2_STORE", "s3://absent/team")
+        assert doctor.artifacts().remedy == "make it, or correct the address"

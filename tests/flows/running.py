@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from prefect.client.orchestration import SyncPrefectClient
 
-from cluster.services.processes import MARK
+from cluster.orphans import MARK
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.commands.use import read_inputs
+from gpt2.data.config import PLAIN
 from gpt2.data.tables import cell, json_records, missing, read_table, records
 
 BIG = 2**60
@@ -39,12 +40,14 @@ def test_rows_are_the_same_as_those_of_the_whole_table(tmp_path):
     assert [row for _, row, _ in records(str(tmp_path / "a.csv.gz"))] == rows
 
 
-def test_a_last_line_waits_for_its_end_where_the_file_may_grow():
-    data = b'{"a": 1}\n\n[2]\n{"a": '
+def test_a_last_line_waits_for_its_end_where_the_file_may_grow(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n[2]\n{"a": ')
     growing = [(1, {"a": 1}, None), (2, {}, "list, not an object")]
-    assert list(json_records(data)) == growing
-    assert list(json_records(data, whole=True)) == [*growing, (3, {}, "not JSON")]
-    assert list(json_records(b'{"a": 1}')) == growing[:1]
+    assert list(json_records(str(path), PLAIN)) == growing
+    assert list(json_records(str(path), PLAIN, whole=True)) == [*growing, (3, {}, "not JSON")]
+    path.write_bytes(b'{"a": 1}')
+    assert list(json_records(str(path), PLAIN)) == growing[:1]
 
 
 def test_a_missing_column_is_named_with_the_setting():
@@ -69,15 +72,15 @@ def test_inputs_are_read_as_they_are_written(tmp_path, name, content, inputs):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "is empty"),
-        ("a.txt", b"one\xff\n" + "é\u2028ü".encode(), "line 1 is not UTF-8, as the others are"),
-        ("a.txt", b"\xff\xfeo\x00", "it is UTF-16; convert it to UTF-8"),
+        ("a.txt", b"one\xff\n" + "é\u2028ü".encode(), "line 1 has invalid UTF-8 at byte 3; mend it, or set encoding"),
+        ("a.txt", b"\xff\xfeo\x00x", "is no utf-16, or is cut"),
         ("a.jsonl", b'"one"\n\n[2]', "row 2 is [2], neither a string nor an object"),
         ("a.jsonl", b'"one"\n{"text": ', "row 2 is not JSON"),
-        ("a.csv", b"body\nx\n", "has no column `text`; it has body"),
-        ("a.csv", b"", "can't be read as a table"),
-        ("a.parquet", b"PAR1", "can't be read as a table"),
-        ("a.doc", b"x", "'.doc' is not .txt, .jsonl, .csv or .parquet"),
-        ("a.csv", None, "there is no such file"),
+        ("a.csv", b"body\nx\n", "has no column 'text'; it has body: set --text-field"),
+        ("a.csv", b"", "has no column 'text'; it has none"),
+        ("a.parquet", b"PAR1", "can't be read as Parquet"),
+        ("a.doc", b"x", "is not one of .txt, .jsonl, .csv, .tsv, .parquet"),
+        ("a.csv", None, "does not exist"),
     ],
 )
 def test_a_file_of_inputs_that_is_none_is_named(tmp_path, name, content, message):

@@ -71,14 +71,16 @@ class Base(ModelKind):
 class GeneratorPredictor:
     """Continues prompts with texts."""
 
-    input_example = ("This film is",)
-
     def __init__(self, directory: Path):
         from gpt2 import weights
 
         self.model = weights.load(directory)
         self.tokenizer = Tokenizer.load(directory, self.model.config.vocab_size)
         self.model.eval()
+        # In a short context, the example and the default number of tokens have a half of it each.
+        half = self.model.config.n_positions // 2
+        self.input_example = (self.tokenizer.decode(self.tokenizer.encode("This film is")[:half]),)
+        self.params = DEFAULTS | {"max_tokens": min(DEFAULTS["max_tokens"], half)}
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
         """Return a row per continuation: the `prompt` and its continuation `text`.
@@ -95,7 +97,7 @@ class GeneratorPredictor:
         for i, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise ValueError(f"prompt {i} is {prompt!r}; give a text")
-        samples = int({**DEFAULTS, **params}["samples"])
+        samples = int({**self.params, **params}["samples"])
         texts = write(self.model, self.tokenizer, prompts, samples=samples, **self._arguments(params))
         rows = [(prompt, text) for prompt, each in zip(prompts, texts, strict=True) for text in each]
         return pd.DataFrame(rows, columns=["prompt", "text"])
@@ -106,12 +108,11 @@ class GeneratorPredictor:
 
         return stream(self.model, self.tokenizer, prompt, **self._arguments(params))
 
-    @staticmethod
-    def _arguments(params: Mapping[str, Any]) -> dict[str, Any]:
+    def _arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `gpt2.generation.generate` for parameters of `predict`."""
         from gpt2.generation.generate import Sampling
 
-        p = {**DEFAULTS, **params}
+        p = {**self.params, **params}
         settings = Sampling(
             float(p["temperature"]), int(p["top_k"]), float(p["top_p"]), float(p["repetition_penalty"]), int(p["seed"])
         )

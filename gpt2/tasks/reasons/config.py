@@ -23,7 +23,8 @@ class ReasonsSettings(CatalogueFiles, TaskSettings):
     enabled: bool = False
     """Run this task in the pipeline."""
     source: str = Field("sample:reviews", min_length=1)
-    """The reviews, .csv, .jsonl or .parquet, or `sample:reviews`; the reviewed item need not be known."""
+    """The reviews: a file, a folder, a glob or an fsspec URL (.csv, .tsv, .jsonl, .parquet), or `sample:reviews`; the
+    reviewed item need not be known."""
     texts_field: str = Field("text", min_length=1)
     """The column of the texts."""
     label_field: str | None = Field("label", min_length=1)

@@ -20,6 +20,7 @@ from gpt2.data.text import words
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.model.heads import pad
 from gpt2.tasks.reasons.checks import LEAST, MOST, names, place_of, repeats, spoken_title, well_formed
+from gpt2.tasks.reasons.config import ReasonsSettings
 from gpt2.tasks.recommendation.catalogue import Attributes, attributes, named_in, plural
 
 if TYPE_CHECKING:
@@ -34,12 +35,13 @@ WORSE = 2.0
 """Ratio of a word's frequency in negative reviews to that in positive ones from which it speaks against an item."""
 
 
-def read(source: Path, text: str, label: str | None, good: str) -> tuple[pd.DataFrame, dict[str, int]]:
+def read(source: str | Path, settings: ReasonsSettings) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return (reviews: text, each once, and `good`; counts).
 
     Raises `ValueError` if the file lacks the columns or has no good reviews.
     """
-    table = read_table(source)
+    text, label, good = settings.texts_field, settings.label_field, settings.good_label
+    table = read_table(source, settings.form, {text, label or text})
     if fault := missing(table, {"texts_field": text, "label_field": label}):
         raise ValueError(f"{source} has {fault}")
     reviews = pd.DataFrame({"text": table[text]})

@@ -40,7 +40,7 @@ class Reasons(Task):
     )
     example: ClassVar[Any] = {"history": ["a title of the catalogue"], "item": "another"}
 
-    def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
+    def prepare(self, settings: Any, source: str | Path, out: Path) -> dict[str, Any]:
         """Write the examples to `out` and return counts.
 
         The files are train, validation and test.parquet (text, item, liked), items.parquet, asked.parquet (item, liked:
@@ -52,8 +52,8 @@ class Reasons(Task):
         from gpt2.tasks.recommendation import catalogue
         from gpt2.tasks.recommendation.catalogue import attributes
 
-        texts, counts = reasons_dataset.read(source, settings.texts_field, settings.label_field, settings.good_label)
-        items, chosen, of_catalogue = catalogue.usable(Path(settings.catalogue), settings)
+        texts, counts = reasons_dataset.read(source, settings)
+        items, chosen, of_catalogue = catalogue.usable(settings.catalogue, settings)
         of = attributes(items["text"].tolist())
         kinds = reasons_dataset.words_of(of)
         unwanted = sorted({*settings.unwanted, *(reasons_dataset.speaking_against(texts) - kinds)})

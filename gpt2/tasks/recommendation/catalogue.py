@@ -11,15 +11,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, name_in, read_table, times
-from gpt2.data.text import words
-from gpt2.tasks.recommendation.config import TABLES, CatalogueFiles, InteractionsFile
+from gpt2.data.sources import address, is_folder, locate, readable
+from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, name_in, place, read_table, times
+from gpt2.data.text import is_character, words
+from gpt2.tasks.recommendation.config import CatalogueFiles, InteractionsFile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,60 +28,62 @@ if TYPE_CHECKING:
 ID_FIELDS = ("id", "item")
 NAMELESS = re.compile(r"(Unnamed: \d+(\.\d+)*)?")
 """Columns without a name, as `DataFrame.to_csv` writes its index, under the names that pandas gives them."""
+MOVIELENS = "MovieLens100k_{}.parquet.brotli"
 TITLE_CHARS = 80
 """Longest title that is made from a text (characters)."""
 
 
-def read_source(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+def read_source(source: str | Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return (items: item, title, text; interactions: user, item, time in UTC, liked; counts of dropped rows).
 
-    `source` is the file of items, or a folder with `items.*` and `interactions.*`, or the sample.
+    `source` has the items, or is a folder with `items.*` and `interactions.*`, or the sample.
     """
     if is_movielens(source):
         choices, counts = usable_rows(movielens_ratings(source), source, settings)
         return movielens_films(source), choices, counts
-    items, bad = read_items(file_in(source, "items") if source.is_dir() else source, settings)
+    items, bad = read_items(source if settings.interactions else file_in(source, "items"), settings)
     choices, left_out = read_interactions(source, settings)
     return items, choices, {**bad, **left_out}
 
 
-def read_interactions(source: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_interactions(source: str | Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return (interactions: user and item as text, time in UTC, `liked`; counts of dropped rows).
 
-    `source` may also be the file of interactions itself.
+    `source` may also have nothing but interactions.
     """
     if is_movielens(source):
         return usable_rows(movielens_ratings(source), source, settings)
-    given = getattr(settings, "interactions", None)
-    place = Path(given) if given else file_in(source, "interactions") if source.is_dir() else source
-    table = read_table(place)
+    where = getattr(settings, "interactions", None) or file_in(source, "interactions")
     columns = {"user": settings.user_field, "item": settings.item_field, "time": settings.time_field}
     if settings.min_weight is not None and settings.weight_field is not None:
         columns["weight"] = settings.weight_field
+    table = read_table(where, settings.form, set(columns.values()))
     if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
-        raise ValueError(f"{place} has {fault}")
-    return usable_rows(table[list(columns.values())].set_axis(list(columns), axis=1), place, settings)
+        raise ValueError(f"{where} has {fault}")
+    return usable_rows(table[list(columns.values())].set_axis(list(columns), axis=1), where, settings)
 
 
-def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) -> tuple[pd.DataFrame, dict[str, int]]:
+def usable_rows(
+    table: pd.DataFrame, where: str | Path, settings: InteractionsFile
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return (the rows with user, item and time, with `liked`; counts of dropped rows).
 
     A row is liked if its weight is `min_weight` or more. Raises `ValueError` if no row is usable or liked.
     """
     rows = len(table)
     if not rows:
-        raise ValueError(f"{place} has no rows; add interactions")
+        raise ValueError(f"{where} has no rows; add interactions")
     table = table.reset_index(drop=True)
     table = table.assign(user=table["user"].map(name_in), item=table["item"].map(name_in))
     table = table[table["user"].notna() & table["item"].notna()]
     counts = {"without_user_or_item": rows - len(table)}
     if table.empty:
-        raise ValueError(f"{place}: none of {rows:,} rows has a user and an item; set user_field and item_field")
+        raise ValueError(f"{where}: none of {rows:,} rows has a user and an item; set user_field and item_field")
     parsed = times(plain(table["time"]), least=0)  # only the order counts, which small numbers have, too
     none = parsed.isna()
     if none.mean() > MAX_UNTIMED:
         raise ValueError(
-            f"{place}: {int(none.sum()):,} of {len(table):,} rows have no time that can be read in "
+            f"{where}: {int(none.sum()):,} of {len(table):,} rows have no time that can be read in "
             f"{settings.time_field!r}, such as {table['time'][none].iloc[0]!r:.60}; write ISO 8601 or seconds "
             f"since 1970"
         )
@@ -89,20 +92,23 @@ def usable_rows(table: pd.DataFrame, place: Path, settings: InteractionsFile) ->
         weights = pd.to_numeric(plain(table["weight"]), errors="coerce").astype(float)
         if (bad := ~np.isfinite(weights)).any():
             number = int(bad.idxmax())
+            value = table["weight"][number]
             raise ValueError(
-                f"{place} row {number + 1}: {settings.weight_field}={table['weight'][number]!r:.60} is not a weight; "
-                f"give a finite number, or set min_weight: null"
+                f"{place(where, table, number + 1)}: {settings.weight_field}={value!r:.60} is not a weight; give a "
+                f"finite number, or set min_weight: null"
             )
         table = table.assign(liked=weights >= settings.min_weight)
         counts["below_min_weight"] = int((~table["liked"]).sum())
         if not table["liked"].any():
             raise ValueError(
-                f"{place}: no interaction weighs min_weight={settings.min_weight} or more; the largest weight is "
+                f"{where}: no interaction weighs min_weight={settings.min_weight} or more; the largest weight is "
                 f"{weights.max():g}"
             )
     else:
         table = table.assign(liked=True)
-    return table[["user", "item", "time", "liked"]].reset_index(drop=True), counts
+    table = table[["user", "item", "time", "liked"]].reset_index(drop=True)
+    table.attrs = {}  # the places of the files are no part of the examples
+    return table, counts
 
 
 def plain(column: pd.Series) -> pd.Series:
@@ -111,27 +117,31 @@ def plain(column: pd.Series) -> pd.Series:
     return column if is_plain else column.map(cell)
 
 
-def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_items(where: str | Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return (item, title and text of each item, each id once; counts of dropped rows).
 
     The text is followed by the attributes, as in `Blue shoes; brand: Acme; size: 42`. The first row of an id is kept.
     """
-    table = read_table(place)
+    known = None
+    if settings.attributes is not None:
+        named = (*ID_FIELDS, settings.id_field, settings.title_field, settings.text_field, *settings.attributes)
+        known = set(filter(None, named))
+    table = read_table(where, settings.form, known)
     id_field = settings.id_field or next((name for name in ID_FIELDS if name in table), ID_FIELDS[0])
     columns = {"id": id_field}
     for name, column in {"title": settings.title_field, "text": settings.text_field}.items():
         if column is not None and (column in table or column != name):  # a column that was named must be there
             columns[name] = column
     if fault := missing(table, {f"{name}_field": column for name, column in columns.items()}):
-        raise ValueError(f"{place} has {fault}")
+        raise ValueError(f"{where} has {fault}")
     others = settings.attributes
     if others is None:
         others = [c for c in table if c not in columns.values() and not NAMELESS.fullmatch(str(c).strip())]
     if absent := [c for c in others if c not in table]:
-        raise ValueError(f"{place} has no column {absent[0]!r}; it has {listed(table)}: change attributes")
+        raise ValueError(f"{where} has no column {absent[0]!r}; it has {listed(table)}: change attributes")
     if len(columns) == 1 and not others:
         raise ValueError(
-            f"{place} has only ids of items and nothing that describes them; set text_field, title_field or attributes"
+            f"{where} has only ids of items and nothing that describes them; set text_field, title_field or attributes"
         )
     ids = [name_in(value) for value in table[id_field]]
     cells = {name: table[column].map(as_text).tolist() for name, column in columns.items() if name != "id"}
@@ -152,7 +162,7 @@ def read_items(place: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dic
         else:
             rows[item] = (item, title, text)
     if not rows:
-        raise ValueError(f"{place}: none of {len(table):,} rows has an id and a text; set id_field and text_field")
+        raise ValueError(f"{where}: none of {len(table):,} rows has an id and a text; set id_field and text_field")
     counts = {"items_without_id": without_id, "items_without_text": without_text, "items_repeated": repeated}
     return pd.DataFrame(list(rows.values()), columns=["item", "title", "text"]), counts
 
@@ -175,29 +185,36 @@ def beginning(text: str) -> str:
     return text[: cut if cut > 0 else TITLE_CHARS]
 
 
-def file_in(folder: Path, name: str) -> Path:
-    """Return the table of that name in a folder; raise `ValueError` if there is none."""
-    files = sorted(f for f in folder.glob(f"{name}.*") if f.suffix in TABLES)
-    if not files:
-        raise ValueError(f"{folder} has no {name}.csv, .jsonl or .parquet; give a folder with both tables")
-    return files[0]
+def file_in(source: str | Path, name: str) -> str:
+    """Return the table of that name in a folder, `NAME.*`; any other source, and a folder without it, unchanged.
+
+    A folder that has one of the catalogue's two tables must have the other.
+    """
+    fs, path = locate(str(source))
+    if not is_folder(fs, path):
+        return str(source)
+    files = sorted(filter(readable, fs.ls(path, detail=False)), reverse=True)
+    tables = {PurePosixPath(file).name.partition(".")[0]: address(fs, file) for file in files}
+    if name not in tables and tables.keys() & {"items", "interactions"}:
+        raise ValueError(f"{source} has no {name}.csv, .jsonl or .parquet; give a folder with both tables")
+    return tables.get(name, str(source))
 
 
-def is_movielens(source: Path) -> bool:
+def is_movielens(source: str | Path) -> bool:
     """Return whether a path is the folder of the sample."""
-    return (source / "MovieLens100k_data.parquet.brotli").exists()
+    return (Path(source) / MOVIELENS.format("data")).exists()
 
 
-def movielens_ratings(source: Path) -> pd.DataFrame:
+def movielens_ratings(source: str | Path) -> pd.DataFrame:
     """Return MovieLens-100k (Harper and Konstan 2015): user, item, time, and the rating as the weight."""
-    ratings = read_table(source / "MovieLens100k_data.parquet.brotli")
+    ratings = read_table(Path(source) / MOVIELENS.format("data"))
     columns = {"user_id": "user", "movie_id": "item", "timestamp": "time", "rating": "weight"}
     return ratings[list(columns)].rename(columns=columns)
 
 
-def movielens_films(source: Path) -> pd.DataFrame:
+def movielens_films(source: str | Path) -> pd.DataFrame:
     """Return the films of MovieLens-100k: item, title, and the genres as the text."""
-    films = read_table(source / "MovieLens100k_items.parquet.brotli")
+    films = read_table(Path(source) / MOVIELENS.format("items"))
     names = list(films.columns[films.columns.get_loc("unknown") + 1 :])
     genres = [", ".join(n for n in names if row[n]) for row in films[names].to_dict("records")]
     return pd.DataFrame(
@@ -208,7 +225,7 @@ def movielens_films(source: Path) -> pd.DataFrame:
 GENERATED, FACTS = "generated", "facts"
 """Kinds of reasons."""
 LONGEST_ATTRIBUTE = 3
-"""Most words of an attribute; a longer part is a text."""
+"""Most words of an attribute; a longer part is a text. Four characters of a script without spaces count as one."""
 Attributes = Mapping[tuple[str, ...], str]
 """Attributes of an item: the lower-cased words of each, and its spelling."""
 
@@ -221,11 +238,16 @@ def attributes(texts: Sequence[str]) -> list[Attributes]:
     """
     named_parts = []
     for text in texts:
-        parts = [part.strip() for part in re.split(r"[;,|]", text)]
-        named = {tuple(words(part.rpartition(": ")[2])): part for part in parts}
-        named_parts.append({name: part for name, part in named.items() if 0 < len(name) <= LONGEST_ATTRIBUTE})
+        parts = [part.strip() for part in re.split(r"[;,|；，、]", text)]
+        named = {tuple(words(part.replace("：", ": ").rpartition(": ")[2])): part for part in parts}
+        named_parts.append({name: part for name, part in named.items() if 0 < size(name) <= LONGEST_ATTRIBUTE})
     counts = Counter(name for each in named_parts for name in each)
     return [{name: part for name, part in each.items() if counts[name] > 1} for each in named_parts]
+
+
+def size(name: Sequence[str]) -> float:
+    """Return the length of an attribute in words; a character of a script without spaces is a quarter of one."""
+    return sum(0.25 if is_character(word) else 1 for word in name)
 
 
 def plural(word: str) -> str:
@@ -236,7 +258,7 @@ def plural(word: str) -> str:
 def named_in(text: str, known: Set[tuple[str, ...]]) -> set[tuple[str, ...]]:
     """Return those of the `known` attributes that a text names, in singular or plural."""
     have = words(text)
-    runs = {tuple(have[i : i + n]) for n in range(1, LONGEST_ATTRIBUTE + 1) for i in range(len(have) - n + 1)}
+    runs = {tuple(have[i : i + n]) for n in {*map(len, known)} for i in range(len(have) - n + 1)}
     return {name for name in known if name in runs or (*name[:-1], plural(name[-1])) in runs}
 
 
@@ -259,7 +281,7 @@ HALF_LIVES = 8
 """Half-lives of an interaction's weight in recent popularity between the first and the last interaction."""
 
 
-def prepare(source: Path, settings: CatalogueFiles, out: Path) -> dict[str, int]:
+def prepare(source: str | Path, settings: CatalogueFiles, out: Path) -> dict[str, int]:
     """Write items.parquet, histories.parquet and catalogue.json to `out`; return counts, including dropped rows.
 
     Items have item, title, text, `popularity` and `recent`. Histories have user, item indices in order and, if some
@@ -284,7 +306,7 @@ def freshness(times: np.ndarray) -> np.ndarray:
     return 0.5 ** (HALF_LIVES * age / max(age.max(), 1.0))
 
 
-def usable(source: Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+def usable(source: str | Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return (items: item, title, text; histories by user; counts).
 
     A history has `items`, the indices of chosen items, each once, in order of time, and their `times` (seconds). If

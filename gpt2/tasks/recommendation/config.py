@@ -8,17 +8,20 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from gpt2.settings import Settings, operational
+from gpt2.data.config import FileForm
+from gpt2.data.sources import readable
+from gpt2.settings import operational
 from gpt2.store.model_files import read_task
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import OptimizerConfig, TrainConfig
 
 
-class RecommendConfig(Settings):
+class RecommendConfig(FileForm):
     """Settings of the recommendations for many users."""
 
     source: str = Field("sample:movielens", min_length=1)
-    """A file of interactions (.csv, .jsonl, .parquet), or a folder with `interactions.*`, or `sample:movielens`."""
+    """A file of interactions (.csv, .tsv, .jsonl, .parquet), or a folder, a glob or an fsspec URL of such files; or a
+    folder with `interactions.*`, or `sample:movielens`."""
     model: str = Field("models:/gpt2-recommendation@champion", min_length=1)
     """The registered model that ranks: models:/NAME@ALIAS or models:/NAME/VERSION."""
     top_k: int = Field(10, ge=1, le=1000)
@@ -55,10 +58,7 @@ class RecommendConfig(Settings):
         return InteractionsFile.model_validate({**kept, **given})
 
 
-TABLES = (".csv", ".jsonl", ".parquet")
-
-
-class InteractionsFile(Settings):
+class InteractionsFile(FileForm):
     """Columns of a file of interactions: who chose what, and when."""
 
     user_field: str = Field("user", min_length=1)
@@ -83,16 +83,17 @@ class InteractionsFile(Settings):
         return self
 
     def reading(self) -> dict[str, Any]:
-        """Return the settings by which interactions are read, to be stored with the results."""
-        return {name: getattr(self, name) for name in InteractionsFile.model_fields}
+        """Return the settings by which interactions are read, whatever their file's form, to be stored with results."""
+        own = InteractionsFile.model_fields.keys() - FileForm.model_fields.keys()
+        return {name: getattr(self, name) for name in InteractionsFile.model_fields if name in own}
 
 
 class CatalogueFiles(InteractionsFile):
     """Columns of a file of items and a file of interactions, and which users and items are used."""
 
     interactions: str | None = operational(None, min_length=1)
-    """The file of interactions (.csv, .jsonl, .parquet): user, item, time, perhaps a weight. Its content is part of
-    the examples' id."""
+    """The file of interactions, or a folder, a glob or an fsspec URL of such files: user, item, time, perhaps a weight.
+    Their content is part of the examples' id."""
     id_field: str | None = Field(None, min_length=1)
     """The column of an item's id, in the file of items; without it `id`, or else `item`."""
     text_field: str | None = Field("text", min_length=1)
@@ -108,6 +109,16 @@ class CatalogueFiles(InteractionsFile):
     """Largest share of interactions with items missing in the file of items; such interactions are left out."""
     min_items: int = Field(4, ge=4, le=1000)
     """Fewest items of a user; others are left out. The last item is the test, the one before it the validation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_column(cls, values: Any) -> Any:
+        """Let a column that is named as the text, or as the title, be no other by default."""
+        if isinstance(values, dict):
+            fields = {"text_field": "text", "title_field": "title"}
+            taken = [values[name] for name in fields if name in values]
+            return {**{name: None for name, column in fields.items() if column in taken}, **values}
+        return values
 
     @model_validator(mode="after")
     def _items(self):
@@ -126,8 +137,8 @@ class RecommendationSettings(CatalogueFiles, TaskSettings):
     """Recommendation: items with their texts, and the users' choices."""
 
     source: str = Field("sample:movielens", min_length=1)
-    """The file of items (.csv, .jsonl, .parquet): id, text and attributes, with `interactions` beside it; or a folder
-    with `items.*` and `interactions.*`; or `sample:movielens`."""
+    """The file of items, or a folder, a glob or an fsspec URL of such files (.csv, .tsv, .jsonl, .parquet): id, text
+    and attributes, with `interactions` set; or a folder with `items.*` and `interactions.*`; or `sample:movielens`."""
     train: TrainConfig = TrainConfig(
         epochs=4,
         batch_size=32,
@@ -142,7 +153,7 @@ class RecommendationSettings(CatalogueFiles, TaskSettings):
 
     @model_validator(mode="after")
     def _files(self):
-        if self.interactions is None and Path(self.source).suffix in TABLES:
+        if self.interactions is None and readable(self.source):
             raise ValueError(f"source={self.source!r} is a file of items; set interactions to the file of interactions")
         if self.interactions is not None and self.source.startswith("sample:"):
             raise ValueError(

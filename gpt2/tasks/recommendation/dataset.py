@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.heads import pack, pad, pooled
+from gpt2.model.layers import LayerNorm, take
 from gpt2.model.transformer import GPT2, Packed
 from gpt2.tasks.recommendation.catalogue import sentence
 
@@ -115,7 +116,7 @@ class Recommender(nn.Module):
         super().__init__()
         self.model = model
         width_in = model.config.n_embd
-        self.norm = nn.LayerNorm(width_in)
+        self.norm = LayerNorm(width_in)
         self.enter = nn.Linear(width_in, width_in)
         self.taste = nn.Linear(width_in, width)
         self.item = nn.Linear(width_in, width)
@@ -132,7 +133,7 @@ class Recommender(nn.Module):
 
     def tastes(self, items: Tensor, packed: Packed, features: Tensor) -> Tensor:
         """Return (N, width) taste vectors of unit length for (N,) item indices of packed histories."""
-        hidden = self.model.read(self.enter(features)[items], packed=packed)
+        hidden = self.model.read(take(self.enter(features), items), packed=packed)
         return F.normalize(self.taste(hidden), dim=-1)
 
     def embeddings(self, features: Tensor) -> Tensor:

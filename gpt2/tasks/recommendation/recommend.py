@@ -27,7 +27,7 @@ class Writer(Protocol):
         ...
 
 
-def histories(source: Path, config: RecommendConfig, model: Path) -> pd.DataFrame:
+def histories(source: str | Path, config: RecommendConfig, model: Path) -> pd.DataFrame:
     """Return the histories of active users, indexed by user (text, sorted), as lists of item ids.
 
     `chosen` are liked items in order of time, each once; `disliked` are items with less weight than a like. `model` is

@@ -38,7 +38,7 @@ class Recommendation(Task):
     )
     example: ClassVar[Any] = {"history": ["a title of the catalogue"]}
 
-    def prepare(self, settings: RecommendationSettings, source: Path, out: Path) -> dict[str, Any]:
+    def prepare(self, settings: RecommendationSettings, source: str | Path, out: Path) -> dict[str, Any]:
         """Write items.parquet, histories.parquet and catalogue.json; return the counts.
 
         See `gpt2.tasks.recommendation.catalogue.prepare`.

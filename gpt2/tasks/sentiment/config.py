@@ -8,14 +8,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from gpt2.data import samples
-from gpt2.settings import Settings
+from gpt2.data.config import FileForm
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import DistilConfig, OptimizerConfig, TrainConfig
 
 LABEL_FIELDS = ("label", "sentiment")
 
 
-class LabelledFile(Settings):
+class LabelledFile(FileForm):
     """Columns of a file of labelled texts, and how it is split and weighted."""
 
     text_field: str = Field("text", min_length=1)
@@ -72,7 +72,8 @@ class LabelledSettings(LabelledFile, TaskSettings):
     """The settings of a task that learns from a file of labelled texts."""
 
     source: str = Field("sample:posts", min_length=1)
-    """A .csv, .jsonl or .parquet file with a text and a label per row, or `sample:posts`."""
+    """A file of labelled texts, a folder, a glob or an fsspec URL of such files (.csv, .tsv, .jsonl, .parquet), or
+    `sample:posts`."""
 
 
 def fold(label: str) -> str:

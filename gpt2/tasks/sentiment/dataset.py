@@ -87,7 +87,7 @@ UNEVEN = 5.0
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}
 
 
-def divided(source: Path, settings: LabelledFile) -> tuple[dict[str, pd.DataFrame], list[str], dict[str, int]]:
+def divided(source: str | Path, settings: LabelledFile) -> tuple[dict[str, pd.DataFrame], list[str], dict[str, int]]:
     """Return (the table of each split, the labels, the counts).
 
     Columns are text, label (index), row (number in the source, from 1) and, if the source has them, time (UTC) and
@@ -130,7 +130,7 @@ def write(tables: Mapping[str, pd.DataFrame], labels: Sequence[str], counts: Map
     (out / "counts.json").write_text(json.dumps(counts))
 
 
-def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
+def usable(source: str | Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
     """Return (the usable examples, each text once, with label indices; the labels; the counts so far)."""
     table, counts = read_labelled(source, settings)
     if table.empty:
@@ -146,7 +146,7 @@ def usable(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, list[str
     return table, labels, counts | repeated
 
 
-def too_few(source: Path, label: str, count: int, least: int, where: str) -> str:
+def too_few(source: str | Path, label: str, count: int, least: int, where: str) -> str:
     """Return the error message for a label with too few examples."""
     return (
         f"{source}: the label {label!r} has {count} examples {where}, fewer than {least}; add examples of it, merge it "
@@ -154,14 +154,15 @@ def too_few(source: Path, label: str, count: int, least: int, where: str) -> str
     )
 
 
-def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_labelled(source: str | Path, settings: LabelledFile) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return (table of a file, counts of rows and of dropped rows without text, label or time).
 
     Its columns are text, label, row, and those of time, topic and weight that the file has.
     """
     from gpt2.data.tables import cell, missing, name_in, read_table
 
-    table = read_table(source)
+    named = (settings.text_field, settings.title_field, settings.label_field, *settings.optional().values())
+    table = read_table(source, settings.form, {*LABEL_FIELDS, *filter(None, named)})
     label = settings.label_field or next((name for name in LABEL_FIELDS if name in table), LABEL_FIELDS[0])
     columns = {"text": settings.text_field, "label": label}
     if settings.title_field is not None:
@@ -188,10 +189,11 @@ def read_labelled(source: Path, settings: LabelledFile) -> tuple[pd.DataFrame, d
         counts["untimed"] = counts["rows"] - counts["empty"] - len(table)
     if "weight" in table:
         table["weight"] = checked_weights(table, source, columns["weight"])
+    table.attrs = {}  # the places of the files are no part of the examples
     return table, counts
 
 
-def renamed(column: pd.Series, names: Mapping[str, str], source: Path) -> pd.Series:
+def renamed(column: pd.Series, names: Mapping[str, str], source: str | Path) -> pd.Series:
     """Return the column with its labels renamed; raise `ValueError` for a label that the file does not have."""
     present = set(column.dropna())
     if missing := [label for label in names if label not in present]:
@@ -200,7 +202,7 @@ def renamed(column: pd.Series, names: Mapping[str, str], source: Path) -> pd.Ser
     return column.map(lambda label: names.get(label, label))
 
 
-def timed(table: pd.DataFrame, source: Path, column: str) -> pd.DataFrame:
+def timed(table: pd.DataFrame, source: str | Path, column: str) -> pd.DataFrame:
     """Return the rows that have a time (UTC); raise `ValueError` if too many have none."""
     from gpt2.data.tables import MAX_UNTIMED, times
 
@@ -215,23 +217,25 @@ def timed(table: pd.DataFrame, source: Path, column: str) -> pd.DataFrame:
     return table.assign(time=parsed)[~none]
 
 
-def checked_weights(table: pd.DataFrame, source: Path, column: str) -> pd.Series:
+def checked_weights(table: pd.DataFrame, source: str | Path, column: str) -> pd.Series:
     """Return the weights as numbers; raise `ValueError` for the first invalid one."""
     import numpy as np
     import pandas as pd
+
+    from gpt2.data.tables import place
 
     weights = pd.to_numeric(table["weight"], errors="coerce").astype(float)
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         first = table[bad].iloc[0]
         raise ValueError(
-            f"{source} row {first['row']}: {column}={first['weight']!r:.60} is not a weight; give a finite number of 0 "
-            f"or more, or set weight_field: null"
+            f"{place(source, table, first['row'])}: {column}={first['weight']!r:.60} is not a weight; give a finite "
+            f"number of 0 or more, or set weight_field: null"
         )
     return weights
 
 
-def indexed(column: pd.Series, settings: LabelledFile, source: Path) -> tuple[pd.Series, list[str], int]:
+def indexed(column: pd.Series, settings: LabelledFile, source: str | Path) -> tuple[pd.Series, list[str], int]:
     """Return (label indices, the labels in order, the number of rows whose label was respelled).
 
     Labels that differ only in case or spaces are one, spelled as in most rows, or as in `labels`. Raises `ValueError`
@@ -268,7 +272,7 @@ def without_duplicates(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int
 
 
 def weighted(
-    part: pd.DataFrame, labels: Sequence[str], given: np.ndarray | None, settings: LabelledFile, source: Path
+    part: pd.DataFrame, labels: Sequence[str], given: np.ndarray | None, settings: LabelledFile, source: str | Path
 ) -> pd.DataFrame:
     """Return the training split with the column `weight`, of mean 1, unless all weights are equal."""
     import numpy as np

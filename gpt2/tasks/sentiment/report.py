@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt2.data.splits import SPLITS
+from gpt2.data.text import grams, mostly_characters
 from gpt2.evaluation import unit_results
 from gpt2.evaluation.behavioural_tests import (
     DIRECTION,
@@ -19,6 +20,7 @@ from gpt2.evaluation.behavioural_tests import (
     LINK,
     MINIMUM,
     SLACK,
+    UNSPACED_REMARK,
     Answer,
     Failed,
     Test,
@@ -187,16 +189,18 @@ def tfidf_logistic_regression(
 ) -> np.ndarray:
     """Return (n_test, classes) probabilities of logistic regression (C=4) on sublinear TF-IDF of 1- and 2-grams.
 
+    In scripts without spaces they are 1- to 3-grams of characters (`gpt2.data.text.grams`). With all between two
+    spaces as a word, its macro F1 on 12,000 Chinese reviews is 0.64 instead of 0.84: any model looks good beside it.
     The tolerance is 1e-4, scikit-learn's default. With 1e-3 it stops after 5 iterations on long texts, and its accuracy
     on film reviews is 0.872 instead of 0.899. `weights` (n_train,) weigh the examples in its loss, as for the model.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2 if len(train_texts) > 100 else 1, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(analyzer=grams, min_df=2 if len(train_texts) > 100 else 1, sublinear_tf=True)
     try:
         train = vectorizer.fit_transform(train_texts)
-    except ValueError:  # no word occurs twice, as in scripts without spaces: use characters
+    except ValueError:  # no word occurs twice
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
         train = vectorizer.fit_transform(train_texts)
     model = LogisticRegression(C=4, max_iter=1000, tol=1e-4).fit(train, train_labels, weights)
@@ -245,7 +249,8 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
     ]
     results = metrics.classification(truth, probabilities, labels)
     # Empty if the labels are not sentiments.
-    tested = behavioural_tests.tables(suite(predictor.probabilities, predictor.labels))
+    unspaced, cases = mostly_characters(test["text"].tolist()), suite(predictor.probabilities, predictor.labels)
+    tested = behavioural_tests.tables([] if unspaced else cases)
     uncalibrated = metrics.calibration_error(truth, before)
     remark = (
         f"Logits are divided by {predictor.temperature:g}, the temperature that fits the validation split: "
@@ -264,13 +269,15 @@ def evaluate(task: Task, predictor: SentimentPredictor, examples: Path, out: Pat
         noted.append(f"Its linear model of n-grams alone has {task.primary} {alone:.4f} on these texts.{whole}")
     if predictor.masked:
         noted.append("Links and handles do not affect labels: they are read as 'http' and '@user'.")
+    if unspaced and cases:
+        noted.append(UNSPACED_REMARK.format("Behavioural tests"))
     summary = unit_results_of(task, test).summary()
     once = unit_results.classification(truth, {unit_results.MODEL: (before.argmax(1), before.max(1))}, labels, "", {})
     drawn = once.drawn.interval(once.system_metric("calibration_error"), once.method("calibration_error"))
     summary["intervals"][unit_results.MODEL]["calibration_error_before"] = unit_results.bounded(drawn)
     return {
         "task": task.name,
-        "title": task.title if tested else f"Labels of texts: {', '.join(labels)}",
+        "title": task.title if cases else f"Labels of texts: {', '.join(labels)}",
         "primary": {"name": task.primary, "higher_is_better": task.higher_is_better},
         "floor": task.floor,
         "metrics": results | {"calibration_error_before": uncalibrated},

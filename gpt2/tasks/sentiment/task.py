@@ -48,7 +48,7 @@ class Sentiment(Task):
     )
     example = "The crew was lovely and we landed early"
 
-    def prepare(self, settings: SentimentSettings, source: Path, out: Path) -> dict[str, Any]:
+    def prepare(self, settings: SentimentSettings, source: str | Path, out: Path) -> dict[str, Any]:
         """Write train, validation and test.parquet, labels.json and counts.json to `out`; return the counts.
 
         See `gpt2.tasks.sentiment.dataset.divided`. With `ngrams` it also writes `ngrams.safetensors` and adds its

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from gpt2.data.config import FileForm
 from gpt2.settings import operational
 from gpt2.tasks.config import TaskSettings
 from gpt2.training.config import OptimizerConfig, TrainConfig
 
 
-class SupportSettings(TaskSettings):
+class SupportSettings(FileForm, TaskSettings):
     """Customer service: answers to questions, found in a knowledge file. Off unless `enabled` is set."""
 
     enabled: bool = False
     """Run this task in the pipeline."""
     source: str = Field("sample:support", min_length=1)
-    """The knowledge file, .csv, .jsonl or .parquet, with a question and an answer per row; or `sample:support`."""
+    """The knowledge file, with a question and an answer per row, or a folder, a glob or an fsspec URL of such files
+    (.csv, .tsv, .jsonl, .parquet); or `sample:support`."""
     num_workers: int | None = operational(1, ge=1, le=4096)
     """Number of workers of this task's training; one is enough for a knowledge file written by hand."""
     question_field: str = Field("question", min_length=1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gpt2.data.tokenizer import Tokenizer
+    from gpt2.tasks.support.config import SupportSettings
 
 
 def questions_of(pairs: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -27,8 +28,8 @@ def questions_of(pairs: pd.DataFrame, split: str) -> pd.DataFrame:
     return chosen.agg({"question": "first", "answer": list})
 
 
-def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
-    """Return the questions and answers of a table, or of a folder of conversations (chatterbot-corpus).
+def read_source(source: str | Path, settings: SupportSettings) -> pd.DataFrame:
+    """Return the questions and answers of tables, or of a folder of conversations in .yml files (chatterbot-corpus).
 
     Of a conversation they are the first two lines. Raises `ValueError` if there are none.
     """
@@ -37,13 +38,14 @@ def read_source(source: Path, question: str, answer: str) -> pd.DataFrame:
 
     from gpt2.data.tables import cell, missing, read_table
 
-    if source.is_dir():
-        files = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in sorted(source.glob("*.yml"))]
+    if conversations := sorted(Path(source).glob("*.yml")):
+        files = [yaml.safe_load(path.read_text("utf-8"))["conversations"] for path in conversations]
         pairs = [(c[0], c[1]) for file in files for c in file if isinstance(c, list) and len(c) > 1]
         if not pairs:
-            raise ValueError(f"{source} has no conversations in .yml files; give a .csv, .jsonl or .parquet file")
+            raise ValueError(f"{source} has no conversations in its .yml files; give .csv, .jsonl or .parquet files")
         return pd.DataFrame(pairs, columns=["question", "answer"])
-    table = read_table(source)
+    question, answer = settings.question_field, settings.answer_field
+    table = read_table(source, settings.form, {question, answer})
     if fault := missing(table, {"question_field": question, "answer_field": answer}):
         raise ValueError(f"{source} has {fault}")
     return pd.DataFrame({"question": table[question].map(cell), "answer": table[answer].map(cell)})

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.data.text import unfinished, words
+from gpt2.data.text import length, unfinished, words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +143,8 @@ class SupportPredictor:
 
 
 COPIED = 5
-"""Length (words) of a run shared only with another answer that counts as copied from it."""
+"""Length (words) of a run shared only with another answer that counts as copied from it; 3 characters of a script
+without spaces are as long as 2 words."""
 SHORT = 4
 """Fewest words of a reply, unless the answer itself is shorter."""
 
@@ -155,16 +156,16 @@ def withheld(reply: str, ended: bool, question: str, answer: str, answers: Seque
     of its words are in the question or in the answer that it was written from.
     """
     written, own = words(reply), words(answer)
-    if reason := unfinished(written, ended, min(SHORT, len(own))):
+    if reason := unfinished(written, ended, min(SHORT, length(own))):
         return reason
-    ours = {*own, *words(question)}
-    others = runs(written) - runs(own) - runs(words(question))
-    if others and any(others & runs(words(other)) for other in answers if other != answer):
+    ours, most = {*own, *words(question)}, round(COPIED * len(written) / length(written))
+    others = runs(written, most) - runs(own, most) - runs(words(question), most)
+    if others and any(others & runs(words(other), most) for other in answers if other != answer):
         return "it copies another answer"
     return "" if sum(w in ours for w in written) >= len(written) / 2 else "it strays from the answer"
 
 
-def runs(text: Sequence[str]) -> set[tuple[str, ...]]:
-    """Return all runs of `COPIED` words of a text, or the whole text if it is shorter."""
-    size = min(COPIED, len(text))
+def runs(text: Sequence[str], most: int) -> set[tuple[str, ...]]:
+    """Return all runs of `most` words of a text, or the whole text if it is shorter."""
+    size = min(most, len(text))
     return {tuple(text[i : i + size]) for i in range(len(text) - size + 1)} if size else set()

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from gpt2.data.splits import SPLITS
-from gpt2.data.text import words
+from gpt2.data.text import has_characters, mostly_characters, terms, words
 from gpt2.evaluation.behavioural_tests import (
     DIRECTION,
     INVARIANCE,
     MINIMUM,
     SLACK,
+    UNSPACED_REMARK,
     Test,
     Texts,
     changed,
@@ -43,7 +44,7 @@ def suite(predictor: SupportPredictor, pairs: pd.DataFrame) -> list[Test]:
     """Return the behavioural tests of a model's ranking of answers.
 
     `pairs` are the examples (question, answer, group, split). The list is empty if the model does not know all answers,
-    such as a champion of an older knowledge file.
+    such as a champion of an older knowledge file. Courtesies and typos are for English, not for scripts without spaces.
     """
     if not {*pairs["answer"]} <= {*predictor.answers}:
         return []
@@ -69,6 +70,9 @@ def suite(predictor: SupportPredictor, pairs: pd.DataFrame) -> list[Test]:
         "a question mark more or less changes nothing": marked,
         "a typo changes nothing": lambda question: typo(question, drawn),
     }
+    if mostly_characters(pairs["question"].tolist()):
+        with_lookup = []
+        changes = {name: change for name, change in changes.items() if change is marked}
     ranked = [invariant(name, test["question"].tolist(), change) for name, change in changes.items()]
     ranked.append(towards(test["question"].tolist(), predictor.right(test), predictor.answers))
 
@@ -104,8 +108,8 @@ def polite(question: str) -> str:
 
 def marked(question: str) -> str:
     """Return the question with its final question mark removed, or with one added."""
-    bare = question.rstrip("?!. ")
-    return bare if question.rstrip().endswith("?") else f"{bare}?"
+    bare, sign = question.rstrip("?!. ？！。"), "？" if has_characters(question) else "?"
+    return bare if question.rstrip().endswith(("?", "？")) else f"{bare}{sign}"
 
 
 def invariant(name: str, questions: Sequence[str], change: Callable[[str], str]) -> Texts:
@@ -117,11 +121,11 @@ def invariant(name: str, questions: Sequence[str], change: Callable[[str], str])
 def towards(questions: Sequence[str], right: Sequence[Sequence[int]], answers: Sequence[str]) -> Texts:
     """Return the test that a word of the right answer, added to the question, does not make it less likely.
 
-    It is the answer's longest word that is not in the question.
+    It is the answer's longest word that is not in the question, in scripts without spaces two characters.
     """
     old, new, wanted = [], [], []
     for question, items in zip(questions, right, strict=True):
-        others = [word for word in words(answers[items[0]]) if word not in words(question)]
+        others = [term for term in terms(answers[items[0]]) if term not in terms(question)]
         if others:
             old.append(question)
             new.append(f"{question} {max(others, key=len)}")
@@ -139,7 +143,6 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
     import numpy as np
     import pandas as pd
 
-    from gpt2.data.text import words
     from gpt2.evaluation import behavioural_tests, plots, report
     from gpt2.evaluation.significance import wilson
     from gpt2.tasks.support.retriever import best_rank, tf_idf
@@ -190,6 +193,7 @@ def evaluate(task: Task, predictor: SupportPredictor, examples: Path, out: Path)
                 *predictor.weights
             ),
             *REMARKS,
+            *([UNSPACED_REMARK.format("Tests of courtesies and typos")] if mostly_characters(questions) else []),
         ],
         "samples": {"Answers": samples[:8], "Replies": written[:8]},
         "figures": [plots.recall(ranks, "questions of which a right answer", out)],

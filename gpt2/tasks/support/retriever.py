@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.data.text import words
+from gpt2.data.text import terms
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation.metrics import rank_of
 from gpt2.model.heads import pack
@@ -24,7 +24,7 @@ class BM25:
         from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import CountVectorizer
 
-        self.vectorizer = CountVectorizer(tokenizer=words, lowercase=False, token_pattern=None)
+        self.vectorizer = CountVectorizer(analyzer=terms)
         counts = csr_matrix(self.vectorizer.fit_transform(texts), dtype=float)
         length, having = np.asarray(counts.sum(1))[:, 0], np.bincount(counts.indices, minlength=counts.shape[1])
         idf = np.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
@@ -42,7 +42,7 @@ def tf_idf(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
     """Return (queries, texts) cosines of sublinear TF-IDF."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(tokenizer=words, lowercase=False, token_pattern=None, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(analyzer=terms, sublinear_tf=True)
     weights = vectorizer.fit_transform(texts)
     return (vectorizer.transform(queries) @ weights.T).toarray()
 
@@ -103,7 +103,8 @@ class Retriever(nn.Module):
         weights = self.rarity.to(hidden.dtype)[tokens] * inside
         words = ((self.model.wte(tokens) - self.centre) * weights[..., None]).sum(1)
         share, parts = torch.sigmoid(self.words), (words, self.project(mean))
-        lexical, semantic = (F.normalize(part, dim=-1) for part in parts)
+        # In bf16 a scaled cosine would be off by 0.05, and its gradient, a small difference, by a tenth.
+        lexical, semantic = (F.normalize(part.float(), dim=-1) for part in parts)
         return torch.cat([share.sqrt() * lexical, (1 - share).sqrt() * semantic], dim=-1)
 
     def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Support(Task):
     )
     example = "My printer is not printing."
 
-    def prepare(self, settings: Any, source: Path, out: Path) -> dict[str, Any]:
+    def prepare(self, settings: Any, source: str | Path, out: Path) -> dict[str, Any]:
         """Write pairs.parquet (question, answer, group, split) and settings.json to `out`; return counts.
 
         Near-duplicate questions form a group. A group stays in one split, and its answers are right for each of its
@@ -54,7 +54,7 @@ class Support(Task):
         from gpt2.data.near_duplicates import groups
         from gpt2.tasks.support.dataset import read_source
 
-        table = read_source(source, settings.question_field, settings.answer_field)
+        table = read_source(source, settings)
         rows = len(table)
         table = table.dropna().astype(str).apply(lambda column: column.str.strip())
         table = table[(table["question"] != "") & (table["answer"] != "")]

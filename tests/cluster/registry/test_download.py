@@ -98,7 +98,7 @@ DAMAGES = {
     "a hidden file": (lambda f: (f / ".x.json").write_text("{}"), "'.x.json'"),
     "a folder": (lambda f: (f / "more").mkdir(), "'more'"),
     "a folder with a file's name": (lambda f: (f / "more.json").mkdir(), "more.json is a link or a folder"),
-    "no files": (shutil.rmtree, "can't be listed"),
+    "no files": (shutil.rmtree, "files are gone from MLflow"),
 }
 
 

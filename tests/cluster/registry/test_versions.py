@@ -7,17 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gpt2
 from cluster.home import tracking_uri
+from cluster.registry.download import exact
 from cluster.registry.versions import ARTIFACT_TAG, artifact_id, register, signature
 from cluster.tracking.runs import Run, client
 from gpt2.gate.verdict import judge_by_values
 from gpt2.store.artifact import Artifact
 from gpt2.tasks.task import kind
-from tests.cluster.small import model_folder
+from tests.cluster import small
+from tests.cluster.small import model_folder, recommender_folder
 
 
 def report(value, floor=0.5, up=True, metric="macro_f1"):
@@ -56,8 +61,47 @@ def test_signature_of_texts_and_of_records():
     records = signature([{"history": ["a"], "candidates": ["b"]}], pd.DataFrame({"n": [1]}), {"top_k": 3})
     assert [(c.name, c.required) for c in records.inputs.inputs] == [("history", True), ("candidates", False)]
     assert records.params.params[0].name == "top_k"
+    assert [str(c.type) for c in records.inputs.inputs] == ["Array(string)", "Any"]  # some records may lack candidates
     mixed = signature([{"history": ["a"], "item": "b"}], pd.DataFrame({"reason": ["x"]}), {})
     assert [str(c.type) for c in mixed.inputs.inputs] == ["Array(string)", "DataType.string"]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The same recommender through `gpt2.load` and through MLflow; its titles."""
+    folder = tmp_path_factory.mktemp("recommender")
+    titles = recommender_folder(folder)
+    address = exact(small.register("gpt2-mixed", folder, "recommendation", params=kind("recommendation").params))
+    return gpt2.load(address), mlflow.pyfunc.load_model(address), titles
+
+
+FIELD = st.lists(st.integers(0, 7), min_size=1, max_size=3, unique=True)
+RECORD = st.fixed_dictionaries({"history": FIELD}, optional={"candidates": st.none() | FIELD})
+
+
+@given(st.lists(RECORD, min_size=1, max_size=5))
+@settings(deadline=None, max_examples=100)
+def test_records_of_a_batch_may_lack_what_is_optional(both, records):
+    ours, theirs, titles = both
+    named = [{name: numbers and [titles[i] for i in numbers] for name, numbers in r.items()} for r in records]
+    expected = ours.predict(named, top_k=3)
+    assert [len(row) for row in expected["ranking"]] == [len(r.get("candidates") or range(3)) for r in records]
+    for inputs in (named, pd.DataFrame(named)):
+        pd.testing.assert_frame_equal(theirs.predict(inputs, params={"top_k": 3}), expected)
+
+
+def test_a_parameter_that_the_model_lacks_is_refused_by_name(both):
+    for model in both[:2]:
+
+        def predict(model=model, **params):
+            inputs = [{"history": ["Film 1"]}]
+            return model.predict(inputs, params=params) if model is both[1] else model.predict(inputs, **params)
+
+        assert len(predict(top_k=2)["ranking"][0]) == 2 and len(predict()["ranking"][0]) == 7
+        with pytest.raises(ValueError, match=r"recommendation has no parameter 'topk'; it has top_k"):
+            predict(top_k=2, topk=3)
+        with pytest.raises(ValueError, match=r"top_k=None; give a value such as 10"):
+            predict(top_k=None)
 
 
 def test_artifact_of_a_version(tmp_path):

@@ -8,9 +8,10 @@ import psutil
 import pytest
 
 from cluster.home import clean, is_locked, last_state, running, secret_file
+from cluster.orphans import marked, stop
 from cluster.process_env import configure
 from cluster.services import processes
-from cluster.services.processes import Running, Service, ServiceFailed, marked, only_one, stop
+from cluster.services.processes import Running, Service, ServiceFailed, only_one
 
 SERVE = """
 import subprocess, sys, socket, time

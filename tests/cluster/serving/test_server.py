@@ -113,11 +113,30 @@ def test_bad_requests_are_told_and_nothing_stops(serving):
     connection.request("POST", "/predict", iter([b"x" * 3000] * 3), headers, encode_chunked=True)
     assert connection.getresponse().status in (400, 413)
     connection = connect(port)
-    connection.request("POST", "/predict", b'{"inputs": []}', {"Host": "evil.example"})
-    assert connection.getresponse().status == 400
+    status, answer = ask(connection, {"inputs": ["a"]}, Host="evil.example")
+    assert status == 400 and "'evil.example' is not 127.0.0.1; a proxy on this machine sends" in answer["error"]
     with socket.create_connection(("127.0.0.1", port)) as half:
         half.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")  # and leave
     assert ask(connect(port), {"inputs": ["a good flight"]})[0] == 200
+
+
+def test_what_clients_and_proxies_send_is_understood(serving):
+    port = serving(max_inputs=3)
+    wanted = ask(connect(port), {"inputs": ["a good flight"]})[1]["predictions"]
+    for path, headers in (
+        ("/predict/", {}),
+        ("/predict", {"Content_Type": "Application/JSON; Charset=UTF-8"}),
+        ("/predict", {"Host": f"LocalHost:{port}"}),
+    ):
+        assert ask(connect(port), {"inputs": ["a good flight"]}, path, **headers)[1]["predictions"] == wanted
+    status, answer = ask(connect(port), b'{"inputs": ["\\ud83d", "a good flight", "cut \\uDE00"]}')
+    first, good, last = answer["predictions"]
+    assert status == 200 and [good] == wanted
+    assert (
+        first == last == {"error": "the text holds half of a surrogate pair, as a cut \\ud83d; send whole characters"}
+    )
+    assert ask(connect(port), b'{"inputs": ["\\ud83d\\ude00"]}')[0] == 200
+    assert ask(connect(port), b'{"inputs": ["\\ud83d", "a", "b", "c"]}')[0] == 413
 
 
 def test_a_door_to_other_machines_needs_a_token(name, serving, monkeypatch):

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
-from cluster.tracking.runs import PROCESS, Run, client, end_dead, end_open, this_process
+import pytest
+
+from cluster.tracking.runs import PROCESS, Run, client, end_dead, end_open, experiment_id, this_process
 
 THIS = "from cluster.tracking.runs import this_process; print(this_process())"
 
@@ -36,3 +38,14 @@ def test_a_run_ends_as_told_and_what_is_open_below_it_is_killed():
     assert (status(parent), status(child)) == ("FAILED", "KILLED")
     end_open("gpt2.flow_run", "ends", "FINISHED")
     assert status(parent) == "FAILED"
+
+
+def test_a_deleted_experiment_is_told_and_the_command_restores_it():
+    """MLflow keeps a deleted experiment's name, and refuses new runs in it."""
+    client().delete_experiment(experiment_id())
+    experiment_id.cache_clear()
+    with pytest.raises(ValueError, match=r"gpt2-pipeline was deleted, so that no run can begin; restore it: ") as told:
+        Run.open("late", {"gpt2.test": "late"})
+    command = str(told.value).partition("restore it: ")[2].replace(" mlflow ", f" {sys.executable} -m mlflow ")
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert status(Run.open("late", {"gpt2.test": "late"})) == "RUNNING"

@@ -2,25 +2,34 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import gpt2 as gpt2_package
+from cluster.home import tracking_uri
 from cluster.registry import download
-from cluster.registry.versions import by_alias, challenge
+from cluster.registry.versions import by_alias, challenge, unusable_champions
 from cluster.tracking.runs import client
 from flows.cli import app
+from flows.commands import machine
 from flows.config import resolve
 from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan
 from flows.jobs.reproduce import check
 from flows.plan import make_plan
 from flows.stages.provenance import RECORD, keys_of, record, with_base
 from gpt2.store.artifact import Artifact
-from tests.cluster.small import registered
+from gpt2.store.model_files import RefusedModel
+from tests.cluster.small import TEXTS, registered
 from tests.flows.jobs.test_refresh import Text
+from tests.hub import loopback
 
 NAME = "gpt2-commands"
 ROOT = Path(__file__).parents[3]
@@ -158,6 +167,65 @@ def test_a_classifier_is_made_again_with_the_text_of_its_base_or_says_why_not(le
     client().delete_registered_model(made.tags["gpt2.base_version"].partition("/")[0])
     with pytest.raises(ValueError, match=rf"can't be made again without {made.tags['gpt2.base_version']}: "):
         gpt2("reproduce", f"models:/{made.name}/1")
+
+
+def test_a_champion_whose_files_mlflow_removed_is_told_with_the_remedy(tmp_path, capsys, monkeypatch):
+    """As an operator removes them: the LoggedModel is deleted, and `mlflow gc` empties the bin."""
+    name = "gpt2-gone"
+    version = registered(name, tmp_path)
+    client().set_registered_model_alias(name, "champion", version.version)
+    monkeypatch.setenv("COLUMNS", "400")
+    before = unusable_champions()  # of other tests
+    assert not any(name in sentence for sentence in before) and f"{name}/1 is refused" not in told_by("models", capsys)
+    assert machine.champions().state == ("failed" if before else "ok")
+    model = version.source.rpartition("/")[2]
+    client().delete_logged_model(model)
+    addresses = ["--backend-store-uri", tracking_uri(), "--tracking-uri", tracking_uri()]
+    mlflow = [sys.executable, "-m", "mlflow", "gc", *addresses, "--logged-model-ids", model]
+    subprocess.run(mlflow, check=True, capture_output=True)
+    why = f"models:/{name}/1 is refused: its files are gone from MLflow: did `mlflow gc` remove them?; use another"
+    with pytest.raises(RefusedModel, match=rf"{re.escape(why)} .* gpt2 rollback {name}"):
+        gpt2_package.load(f"models:/{name}@champion")
+    assert why in told_by("models", capsys)
+    assert machine.champions().state == "failed" and why in machine.champions().remedy
+    client().delete_registered_model(name)
+
+
+def test_a_pushed_model_is_what_transformers_reads(tmp_path, capsys, monkeypatch):
+    tags, texts = {"gpt2.imported_from": "acme/first@0123"}, {"README.md": "# The card\n"}
+    version = registered("gpt2-pushed", tmp_path, "base", tags=tags, texts=texts)
+    registered("gpt2-unpushed", tmp_path / "labels")
+    with loopback() as (hub, address):
+        for name, value in {"ENDPOINT": address, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path)}.items():
+            monkeypatch.setattr(constants, name, value)
+        gpt2("push", f"models:/gpt2-pushed/{version.version}", "acme/mine")
+        assert capsys.readouterr().out.strip() == f"models:/gpt2-pushed/1 is at {address}/acme/mine"
+        with pytest.raises(ValueError, match="is a model for sentiment, which `transformers` can't read"):
+            gpt2("push", "models:/gpt2-unpushed/1", "acme/labels")
+        hub.gated.add("acme/mine")
+        with pytest.raises(ValueError, match=r"acme/mine: the hub did not take the model: .*; log in with a token"):
+            gpt2("push", "models:/gpt2-pushed/1", "acme/mine")
+    for name, content in (files := hub.repositories["acme/mine"]["main"]).items():
+        (tmp_path / "pushed").mkdir(exist_ok=True)
+        (tmp_path / "pushed" / name).write_bytes(content)
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    card = ModelCard.load(tmp_path / "pushed" / "README.md")
+    assert (card.data.base_model, card.data.library_name, card.text.strip()) == (
+        "acme/first",
+        "transformers",
+        "# The card",
+    )
+    theirs, words = (c.from_pretrained(tmp_path / "pushed") for c in (AutoModelForCausalLM, AutoTokenizer))
+    ours = gpt2_package.load("models:/gpt2-pushed/1").predictor
+    ids = words(TEXTS[0], return_tensors="pt")["input_ids"]
+    assert ids.tolist() == [ours.tokenizer.encode(TEXTS[0])] and words.eos_token_id == ours.tokenizer.end_of_text
+    with torch.inference_mode():
+        assert (theirs.eval()(ids).logits - ours.model.logits(ours.model.hidden(ids))).abs().max() <= 1e-5
+
+
+def told_by(command, capsys):
+    gpt2(command)
+    return capsys.readouterr().out
 
 
 def test_a_version_without_record_says_so(versions):

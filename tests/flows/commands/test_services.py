@@ -373,15 +373,13 @@ def test_no_secret_is_anywhere_but_in_its_file(up):
 
 
 def test_down_leaves_nothing_and_the_models_stay(up):
-    """Last: a killed `up` is cleaned up after too."""
+    """Last: what a killed `up` had started ends with it."""
     (up.folder / "posts.txt").write_text("a good fine film\nbad dull awful\n")
     predict = ("predict", "models:/gpt2-sentiment/1", "--input", "posts.txt", "--output")
     up.gpt2(*predict, "before.jsonl")
     os.kill(up.state["pid"], signal.SIGKILL)
-    up.until(lambda: "was killed" in up.gpt2("status", code=1), "the news", 30)
-    up.gpt2("down")
-    assert not up.processes()
-    assert "Nothing is up" in up.gpt2("status", code=3)
+    up.until(lambda: not up.processes(), "the end of its processes", 30)
+    assert "Nothing is up" in up.gpt2("down") and "Nothing is up" in up.gpt2("status", code=3)
     assert "gpt2-sentiment" in up.gpt2("models")
     up.gpt2(*predict, "after.jsonl")
     assert (up.folder / "before.jsonl").read_text() == (up.folder / "after.jsonl").read_text()

@@ -1,7 +1,6 @@
 """Published weights as a base model: what is refused, what they become, and what learns and goes on from them."""
 
 import hashlib
-import http.server
 import json
 import os
 import pickle
@@ -11,10 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cluster.batch.evaluation import token_files, unsearched
 from cluster.home import store
 from cluster.registry import versions as registry_versions
+from cluster.registry.download import exact
 from cluster.registry.lineage import IMPORTED, lineage, published
 from cluster.tracking.runs import Run
 from flows.config import resolve, validated
@@ -40,11 +39,12 @@ from gpt2.weights import published as weights_published
 from tests.conftest import sentence
 from tests.flows.jobs.test_refresh import Text, decoded, split_of, write
 from tests.flows.test_pipeline import Home
+from tests.hub import TOKEN, loopback
 
-ARCHITECTURE = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2}
+ARCHITECTURE = {"n_embd": 32, "n_layer": 2, "n_head": 2}
 
 
-def publish(folder, seed=0, **save):
+def publish(folder, seed=0, n_positions=128, **save):
     """A GPT-2 of random weights with a tokenizer of its own, in the files that `transformers` writes; its logits."""
     folder.mkdir(parents=True)
     generator = random.Random(0)
@@ -54,7 +54,8 @@ def publish(folder, seed=0, **save):
     words.save_model(str(folder))  # its end-of-text is the first id, GPT-2's own is the last
     size = words.get_vocab_size()
     torch.manual_seed(seed)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=size, bos_token_id=0, eos_token_id=0, **ARCHITECTURE)).eval()
+    shape = {"vocab_size": size, "n_positions": n_positions, **ARCHITECTURE}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape)).eval()
     model.save_pretrained(folder, **save)
     (folder / "modeling_evil.py").write_text("raise SystemExit('it was run')")  # lies beside many published models
     return model
@@ -123,60 +124,17 @@ def test_from_the_hubs_cache_with_its_commit(tmp_path, monkeypatch):
     assert found.plan.base.id == asked(tmp_path / "files").plan.base.id
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub with one model, `acme/tiny`, as the hub's client reads it."""
-
-    folder: Path
-    commit = "0123456789abcdef" * 2 + "01234567"
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        resolved = f"/acme/tiny/resolve/{self.commit}/"
-        if path == "/api/models/acme/tiny/revision/main":
-            body = json.dumps({"id": "acme/tiny", "sha": self.commit, "siblings": []}).encode()
-        elif path == f"/api/models/acme/tiny/tree/{self.commit}":
-            files = [f for f in self.folder.iterdir() if f.is_file()]
-            body = json.dumps(
-                [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f"{f.name:>40}"} for f in files]
-            ).encode()
-        elif path.startswith(resolved) and (file := self.folder / path.removeprefix(resolved)).is_file():
-            body = file.read_bytes()
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """The address of a hub on loopback, and the model that it has."""
-    theirs = publish(tmp_path / "published")
-    handler = type("Handler", (Hub,), {"folder": tmp_path / "published"})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", theirs
-    server.shutdown()
-
-
 FETCH = """
 from cluster.process_env import configure
 configure()
 from flows.jobs.import_plan import ImportConfig, ImportPlan
-import huggingface_hub
-found = ImportPlan.of(ImportConfig(source="acme/tiny"))
-print("FOUND", found.source, found.model.n_parameters)
+import huggingface_hub, sys
+for source in sys.argv[1:]:
+    try:
+        found = ImportPlan.of(ImportConfig(source=source))
+        print("FOUND", found.source, found.model.n_parameters)
+    except ValueError as error:
+        print("REFUSED", error)
 try:
     huggingface_hub.HfApi().model_info("acme/tiny")
 except huggingface_hub.errors.OfflineModeIsEnabled:
@@ -184,23 +142,95 @@ except huggingface_hub.errors.OfflineModeIsEnabled:
 """
 
 
+@pytest.fixture
+def hub(tmp_path):
+    """A hub on loopback with the model `acme/tiny`, and what `gpt2 import` finds there in a process of its own."""
+    theirs = publish(tmp_path / "published")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_OFFLINE"))}
+    with loopback() as (hub, address):
+        hub.publish("acme/tiny", tmp_path / "published")
+        mine = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "GPT2_HOME": str(tmp_path / "home")}
+
+        def fetch(*sources, program=FETCH, **more):
+            command = [sys.executable, "-c", program, *sources]
+            done = subprocess.run(command, env={**kept, **mine, **more}, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        yield hub, fetch, sum(p.numel() for p in theirs.parameters())
+
+
 def test_a_model_of_the_hub_is_fetched_and_nothing_else_is(hub, tmp_path):
     """As `gpt2 import acme/tiny` fetches it: in a process with the environment that we set."""
-    address, theirs = hub
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_OFFLINE"))}
-    mine = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "GPT2_HOME": str(tmp_path / "home")}
-
-    def fetch(**more):
-        return subprocess.run(
-            [sys.executable, "-c", FETCH], env={**kept, **mine, **more}, capture_output=True, text=True, timeout=120
-        )
-
-    refused = fetch(HF_HUB_OFFLINE="1")  # a user's own word holds
-    assert "not in the hub's local cache; is the network reachable, and HF_HUB_OFFLINE unset?" in refused.stderr
-    done = fetch()
-    size = sum(p.numel() for p in theirs.parameters())
-    assert f"FOUND acme/tiny@{Hub.commit} {size}\nOFFLINE" in done.stdout, done.stderr
+    theirs, fetch, size = hub
+    refused = fetch("acme/tiny", HF_HUB_OFFLINE="1")  # a user's own word holds
+    assert "not in the hub's local cache; is the network reachable, and HF_HUB_OFFLINE unset?" in refused
+    line = f"FOUND acme/tiny@{theirs.commit_of('acme/tiny', 'main')} {size}"
+    assert fetch("acme/tiny", "acme/tiny").splitlines() == [line, line, "OFFLINE"]
     assert not list((tmp_path / "hf").rglob("modeling_evil.py"))
+    got = [name for method, name, _ in theirs.requests if method == "GET" and name.endswith("/model.safetensors")]
+    assert len(got) == 1  # what is there is not fetched again
+
+
+RESUME = """
+import sys
+from gpt2.weights.huggingface import folder
+from gpt2.store.artifact import file_sha256
+print(file_sha256(folder(sys.argv[1], online=True) / "model.safetensors"))
+"""
+
+
+def test_after_a_cut_only_the_rest_is_fetched(hub):
+    theirs, fetch, _ = hub
+    large = random.Random(0).randbytes(12_000_000)
+    theirs.commit("acme/large", {"config.json": b"{}", "model.safetensors": large})
+    theirs.cut["model.safetensors"] = 11_000_000
+    assert fetch("acme/large", program=RESUME).strip() == hashlib.sha256(large).hexdigest()
+    first, second = [r for m, name, r in theirs.requests if m == "GET" and name.endswith("/model.safetensors")]
+    assert first is None and 0 < int(second.removeprefix("bytes=").removesuffix("-")) <= 11_000_000
+
+
+def test_a_revision_of_the_hub_and_what_it_keeps_from_strangers(hub, tmp_path):
+    theirs, fetch, size = hub
+    publish(tmp_path / "second", seed=1)
+    second = theirs.publish("acme/tiny", tmp_path / "second", "v2")
+    theirs.publish("acme/gated", tmp_path / "second")
+    theirs.gated.add("acme/gated")
+    told = fetch("acme/tiny@v2", "acme/tiny@v3", "acme/nobody", "acme/gated").splitlines()
+    assert told[0] == f"FOUND acme/tiny@{second} {size}"
+    assert told[1] == "REFUSED acme/tiny: has no revision 'v3'; give a commit, a branch or a tag of it"
+    assert told[2].startswith("REFUSED acme/nobody: the hub shows no such model; check the id")
+    assert told[3].startswith("REFUSED acme/gated: its publisher lets in only whom they granted access; ask for")
+    assert f"FOUND acme/gated@{second} {size}" in fetch("acme/gated", HF_TOKEN=TOKEN)
+
+
+READ = """
+from cluster.process_env import configure
+configure()
+import json, sys
+from gpt2.data import readers
+from gpt2.data.tables import records
+try:
+    fs, files = readers.listed(sys.argv[1])
+    files = [fs.unstrip_protocol(file) for file in files]
+    texts = [row["text"] for file in files for _, row, _ in records(file)]
+    print(json.dumps([texts, [readers.source_id(file) for file in files]]))
+except ValueError as error:
+    print("REFUSED", error)
+"""
+
+
+def test_documents_and_posts_of_the_hub_are_read(hub, tmp_path):
+    """A source at hf://, whose id follows from the hub's version of the file."""
+    theirs, fetch, _ = hub
+    theirs.commit("datasets/acme/posts", {f"parts/{p}.jsonl": b'{"text": "a"}\n' for p in "ab"})
+    texts, ids = json.loads(fetch("hf://datasets/acme/posts/parts", program=READ))
+    theirs.commit("datasets/acme/posts", {f"parts/{p}.jsonl": b'{"text": "%s"}\n' % p.encode() for p in "ab"})
+    new_texts, new_ids = json.loads(fetch("hf://datasets/acme/posts/parts/*.jsonl", program=READ))
+    assert (texts, new_texts) == (["a", "a"], ["a", "b"])
+    assert ids[0] == new_ids[0] and len({*ids, *new_ids}) == 3
+    refused = fetch("hf://datasets/acme/posts/parts", program=READ, HF_HUB_OFFLINE="1")
+    assert refused.startswith("REFUSED hf://datasets/acme/posts/parts: HF_HUB_OFFLINE keeps the hub from being asked")
 
 
 class Evil:
@@ -288,6 +318,15 @@ def test_a_version_that_a_kill_left_without_its_description_is_not_done(tmp_path
     assert found.registered() is None  # neither its alias nor its description is there yet
     registry_versions.describe(NAME, version, "GPT-2. Not judged.")
     assert found.registered()["version"] == int(version.version)
+
+
+def test_a_short_context_registers_with_a_default_that_fits(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(ARCHITECTURE, "n_positions", 32)
+    publish(tmp_path / "model")
+    base = taken(asked(tmp_path / "model")).base
+    version = entered("base", "gpt2-short", base, Run.open("short", {"gpt2.test": "short"}), {}, {})
+    assert len(mlflow.pyfunc.load_model(exact(version)).predict(["This film is"])) == 1
 
 
 def test_the_command_that_is_told_asks_for_the_same_weights():

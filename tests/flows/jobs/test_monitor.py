@@ -1,5 +1,6 @@
 """The monitor and the recommendations as a user runs them, killed on the way and run again."""
 
+import asyncio
 import json
 import random
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
 from safetensors.torch import load_file, save_file
 
@@ -143,6 +145,56 @@ def test_what_is_undecided_is_told_and_another_setting_counts_all_anew(tmp_path,
         told, page = json.loads(built.file("told.json").read_text())["undecided"], built.file("page.html").read_text()
         assert bool(told) == (f"{undecided} of 60 posts shown here (" in page) == (least > 0)
     assert 0 < undecided < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("night", ["2026-03-29", "2026-10-25"])
+def test_on_nights_when_clocks_change_twice_late_or_not_at_all_changes_nothing_but_the_time(
+    tmp_path, monkeypatch, night
+):
+    """Prefect's own times of an hourly schedule in Berlin, some of them twice and some never, beside hours of UTC."""
+    model, negative, positive = divided(tmp_path / "model")
+    config = MonitorConfig(
+        sources=[str(tmp_path / "inbox")], window="hour", min_posts=10, time_field="time", topic_field="topic"
+    )
+    begin = pd.Timestamp(night, tz="UTC")
+    generator, rows = random.Random(night), []
+    for minute in range(-50 * 60, 4 * 60, 4):
+        surge = minute > 60
+        text = generator.choice(negative if generator.random() < (0.9 if surge else 0.1) else positive)
+        rows.append({"text": text, "topic": "air", "time": (begin + pd.Timedelta(minutes=minute)).isoformat()})
+    clock, sent = begin, []
+    for module in (monitor, monitor.monitoring_posts, scored):
+        monkeypatch.setattr(module, "present", lambda: clock)
+    monkeypatch.setattr(monitor, "show", lambda *arguments, **more: None)
+    monkeypatch.setattr(monitor.events, "emit_once", lambda *words, **facts: sent.append(words) or True)
+    for step in ("read_posts", "score_posts", "build_index", "report_events"):  # as Prefect runs them
+        monkeypatch.setattr(monitor, step, getattr(monitor, step).fn)
+
+    def hours(zone: str) -> list[pd.Timestamp]:
+        schedule = CronSchedule(cron="5 * * * *", timezone=zone)
+        times = [pd.Timestamp(t).tz_convert("UTC") for t in asyncio.run(schedule.get_dates(4, start=begin))]
+        return [t for t in times if t < begin + pd.Timedelta(hours=4)]
+
+    def watched(home: str, times: list[pd.Timestamp]) -> tuple[pd.DataFrame, set]:
+        nonlocal clock
+        monkeypatch.setenv("GPT2_HOME", str(tmp_path / home))
+        sent.clear()
+        for clock in [*times, begin + pd.Timedelta(hours=4, minutes=5)]:
+            (tmp_path / "inbox").mkdir(exist_ok=True)
+            arrived = [json.dumps(row) + "\n" for row in rows if pd.Timestamp(row["time"]) <= clock]
+            (tmp_path / "inbox" / "posts.jsonl").write_text("".join(arrived))
+            result = monitor.watch(config.model_copy(update={"model": str(model)}), "")
+        assert len(set(sent)) == len(sent) >= 1  # each alert once
+        return pd.read_parquet(Path(result["index"]) / "index.parquet"), set(sent)
+
+    usual, told = watched("usual", hours("UTC"))
+    berlin = hours("Europe/Berlin")
+    assert len(berlin) == (4 if night.startswith("2026-03") else 3)  # in autumn an hour is left out
+    late = [t + pd.Timedelta(minutes=generator.randrange(50)) for t in berlin for _ in range(generator.randrange(3))]
+    table, also = watched("drawn", sorted(late))
+    pd.testing.assert_frame_equal(table, usual)
+    assert also == told
 
 
 def test_an_emptied_inbox_changes_neither_drift_nor_what_the_page_says(tmp_path, monkeypatch):

@@ -21,8 +21,11 @@ class Told:
     def __init__(self, folder, monkeypatch):
         self.folder, self.ids, self.taken = folder, [], True
         monkeypatch.setenv("GPT2_HOME", str(folder / "home"))
-        monkeypatch.setattr(monitor.events, "emit_for_model", lambda event, name, id, **facts: self.ids.append(id))
-        monkeypatch.setattr(monitor.events, "wait_until_sent", lambda: self.taken)
+        monkeypatch.setattr(monitor.events, "emit_once", self.emit)
+
+    def emit(self, event: str, name: str, identity: str, **facts) -> bool:
+        self.ids.append(identity)
+        return self.taken
 
     def run(self, *drifted: str, model: int = 0, compared: bool = True, config: MonitorConfig = MonitorConfig()) -> int:  # noqa: B008
         """The number of events of one run."""

@@ -63,12 +63,33 @@ def test_each_event_calls_the_webhook_of_its_automation(tmp_path, receiver):
     assert promoted["payload"] == {
         "version": 3,
         "reasons": 'better than "always neutral"',
-        "url": "http://127.0.0.1:5000/#/models/gpt2-sentiment/versions/3",
+        "url": "http://x",
     }
     assert promoted["text"] == "gpt2-sentiment: gpt2.model.promoted"
     assert found["gpt2.training.restarted"]["resource"] == "gpt2.training.base"
     assert found["gpt2.training.restarted"]["payload"] == {"cause": "worker 1: its process died"}
     assert got.empty()
+
+
+@pytest.mark.slow
+def test_what_was_sent_is_not_sent_again_after_prefect_was_restarted(tmp_path, receiver):
+    """Runs are killed before they record what they sent, and the server is killed too."""
+    url, got = receiver
+
+    def python(port: int, *words: str) -> None:
+        environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *words], capture_output=True, check=False, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    for first in (True, False, False):
+        with prefect_server(tmp_path) as port:
+            if first:
+                python(port, "-m", "flows.cli", "automations", url)
+            python(port, "-c", ONCE)
+            for _ in range(4 if first else 1):
+                event = got.get(timeout=60)
+            assert first or event["event"] == "gpt2.gate.refused"  # this one was sent each time
+            assert got.empty()
 
 
 @pytest.mark.slow
@@ -113,23 +134,20 @@ def test_automations_need_a_server_and_an_address():
 
 TELL = """
 import time
-import uuid
 from prefect.events.worker import EventsWorker
 from flows.runs import events
-from flows.stages import results
 from flows.stages.training import announcer
-results.announce("gpt2-sentiment", 3, True, ['better than "always neutral"'])
-events.emit_for_model(events.REFUSED, "gpt2-sentiment", version=4, reasons="worse", url="http://x")
+emit = lambda event, **facts: events.emit_for_model(event, "gpt2-sentiment", **facts)
+emit(events.PROMOTED, version=3, reasons='better than "always neutral"', url="http://x")
+emit(events.REFUSED, version=4, reasons="worse", url="http://x")
 announce = announcer("base")
 announce({"event": "failure", "time": 1.0, "workers": {"0": "of an earlier launch"}})
 announce({"event": "failure", "time": time.time(), "workers": {"1": "its process died"}})
 announce({"event": "failure", "time": time.time(), "workers": {"0": "lost its connection to another worker"}})
 announce({"event": "begin", "time": time.time(), "step": 4})
 events.emit_for_training(events.BUDGET, "base", reason="budget.max_seconds=1 is used up")
-events.emit_for_model(events.SENTIMENT, "gpt2-sentiment", reason="more complaints")
-id = uuid.uuid4()
-for _ in range(2):  # told twice under one id: one event
-    events.emit_for_model(events.DRIFT, "gpt2-sentiment", id, drifted={"tokens": 0.4})
+emit(events.SENTIMENT, reason="more complaints")
+emit(events.DRIFT, drifted={"tokens": 0.4})
 assert events.wait_until_sent()
 EventsWorker.instance().drain()
 """
@@ -159,6 +177,26 @@ for address, kind in (("https://hooks.slack.com/services/T00000000/B00000000/x",
     create(address, (events.DRIFT,))
     [action] = Automation.read(name=f"{events.DRIFT} calls gpt2-webhook").actions
     assert action.type == "send-notification" and action.block_document_id == existing(f"{kind}/gpt2-webhook")
+"""
+
+ONCE = """
+import time
+from prefect.client.orchestration import get_client
+from prefect.events.filters import EventFilter, EventNameFilter
+from prefect.events.worker import EventsWorker
+from flows.runs import events
+for event in (events.PROMOTED, events.SENTIMENT, events.DRIFT):
+    assert events.emit_once(event, "gpt2-mood", f"{event} of March")
+events.emit_for_model(events.REFUSED, "gpt2-mood")
+assert events.wait_until_sent()
+EventsWorker.instance().drain()
+kept = EventFilter(event=EventNameFilter(prefix=["gpt2."]))
+with get_client(sync_client=True) as client:
+    deadline = time.monotonic() + 60
+    # The server writes what came every five seconds.
+    while len({e.event for e in client.read_events(kept, limit=50).events}) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 """
 
 DRIFT = """

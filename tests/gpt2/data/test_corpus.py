@@ -3,6 +3,7 @@
 import json
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from gpt2.data import corpus
 from gpt2.data.config import CorpusConfig
 from gpt2.data.corpus import TooManyBadDocuments, check_bad_share, clean, deduplicate, normalise
-from gpt2.data.readers import Lines, UnreadableFile, documents
+from gpt2.data.forms import Lines
+from gpt2.data.readers import documents
+from gpt2.data.sources import UnreadableFile, expand, left_out
 from gpt2.data.splits import content_digest, is_validation
 
 
@@ -121,7 +124,7 @@ def test_quotes_that_never_close_are_read_in_linear_time(tmp_path, monkeypatch):
 
 
 def test_header_that_is_none_is_refused(tmp_path):
-    for data in (b"\ntext\na\n", b"text\ra\rb\r", b'"text\na\n'):
+    for data in (b"text\ra\rb\r", b'"text\na\n'):
         (tmp_path / "a.csv").write_bytes(data)
         with pytest.raises(UnreadableFile, match=r"a\.csv has no readable header"):
             list(documents(str(tmp_path / "a.csv"), "text", 1000))
@@ -155,20 +158,40 @@ def test_too_many_bad_documents_stop_with_counts():
 
 
 def test_files_that_are_not_read_are_counted(tmp_path):
-    for name in (
-        "a.jsonl",
-        "b.json",
-        "x/c4.00000.json.gz",
-        "x/c4.00001.json.gz",
-        "d.tsv",
-        "README",
-        "_SUCCESS",
-        ".crc",
-    ):
+    lines, indented = '{"text": "x"}\n', '{\n "text": 1\n}'
+    read = {"a.jsonl": lines, "b.json": lines, "x/c4.00000.JSON.gz": lines, "d.tsv": "text\n", "e.ndjson": lines}
+    others = {"config.json": indented, "x.json": "[\n", "x/a.bz2": "x", "x/b.jsonl.bz2": "x", "x/b.csv.bz2": "x"}
+    for name, text in {**read, **others, "README": "x", "_SUCCESS": "", ".crc": "x"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    expected = (
-        "5 files left out: 2 .json.gz, 1 without a suffix, 1 .json, 1 .tsv; .txt, .jsonl, .csv, .parquet are read"
+        (tmp_path / name).write_text(text)
+    assert [Path(file).name for file in expand([str(tmp_path)])] == [Path(name).name for name in sorted(read)]
+    assert (left_out([str(tmp_path)]) or "").startswith(
+        "6 files left out: 2 .json without an object per line, 1 without a suffix, 1 .bz2, 1 .csv.bz2, 1 .jsonl.bz2; "
+        "read are .txt, .jsonl, .csv, .tsv, .parquet (.json and .ndjson as .jsonl; plain, .gz or .zst)"
     )
-    assert corpus.left_out([str(tmp_path)]) == expected
-    assert corpus.left_out([str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")]) is None
+    assert left_out([str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")]) is None
+    with pytest.raises(ValueError, match=r"x\.json is one JSON text over several lines; write an object per line"):
+        list(documents(str(tmp_path / "x.json"), "text", 100))
+
+
+def test_marks_of_other_tools_are_text_and_said_once(tmp_path):
+    poem = "<|startoftext|>A poem\nsecond line<|endoftext|>\n<|startoftext|>Another<|endoftext|><|startoftext|>Third\n"
+    (tmp_path / "a.txt").write_text(poem + "last line\n")
+    counts = clean(str(tmp_path / "a.txt"), CorpusConfig(), tmp_path)
+    assert (counts["documents"], counts["marked"]) == (4, 3)
+    [note] = corpus.notes(["sample:reviews"], [counts, {"documents": 1}])
+    assert note.startswith("3 documents hold <|startoftext|> or <|endoftext|>, which is ordinary text; to split there")
+    marks = json.loads(note.partition("corpus.split_at=")[2])
+    split = CorpusConfig(split_at=marks)
+    counts = clean(str(tmp_path / "a.txt"), split, tmp_path)
+    assert (counts["documents"], counts["marked"], counts["bad"]) == (3, 0, 0)
+    assert pq.read_table(pieces(tmp_path)[0])["text"].to_pylist() == [
+        "A poem\nsecond line",
+        "Another",
+        "Third\nlast line",
+    ]
+    write(tmp_path / "b.jsonl", [poem, "none"])
+    assert [d.text.strip() for d in documents(str(tmp_path / "b.jsonl"), "text", 1000, split.form, marks)] == [
+        "A poem\nsecond line", "Another", "Third", "none",
+    ]  # fmt: skip
+    assert list(corpus.notes([], [counts])) == []

@@ -20,7 +20,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2.data.readers import UnreadableFile, documents, expand, source_id
+from gpt2.data.readers import documents
+from gpt2.data.sources import UnreadableFile, expand, source_id
 
 GOOD = b'{"text": "fine"}\n'
 
@@ -53,7 +54,8 @@ JSONL = [
     (GOOD.replace(b"\n", b"\r\n") * 2, 2, None),
     ('{"text": "one\u2028line"}\n'.encode(), 1, None),
     (b"\xef\xbb\xbf" + GOOD, 1, None),
-    (b'{"text": "\xff\xfe"}\n' + GOOD, 1, "invalid UTF-8"),
+    ('{"text": "é"}\n'.encode() * 3 + b'{"text": "\xff"}\n' + GOOD, 4, "invalid UTF-8"),
+    (b'{"text": "caf\xe9"}\n' + GOOD, 2, None),
     (b'{"text": "\\ud800"}\n' + GOOD, 1, "lone surrogate"),
     (b'{"text": "a\\u0000b"}\n' + GOOD, 1, "NUL byte"),
     (b'{"text": "a\x00b"}\n' + GOOD, 1, "NUL byte"),
@@ -89,9 +91,11 @@ def test_place_is_exact(tmp_path):
         (b'text\r\n"say ""yes"""\r\n', ['say "yes"'], None),
         (b"id,text\n1\n2,b\n", ["b"], "1 fields, the header has 2"),
         (b"id,text\n1,a,c\n2,b\n", ["b"], "3 fields, the header has 2"),
-        (b'text\n"never closed\nb\nc\n', ["b", "c"], "CSV"),
-        (b'text\n"a" b\nc\n', ["c"], "CSV"),
-        (b"text\ncaf\xe9\nb\n", ["b"], "invalid UTF-8"),
+        (b'text\n"never closed\nb\nc\n', ["b", "c"], "a stray quote"),
+        (b'text\n"a" b\nc\n', ["c"], "a stray quote"),
+        (b"text\ncaf\xe9 \x80\nb\n", ["café €", "b"], None),
+        ("text\né\né\né\n".encode() + b"caf\xe9\n", ["é"] * 3, "invalid UTF-8"),
+        (b"\n\ntext\na\n", ["a"], None),
         (b"text\na\x00b\nc\n", ["c"], "NUL byte"),
         ("text\nschön 🎬\n".encode(), ["schön 🎬"], None),
         (b"\xef\xbb\xbftext\na\n", ["a"], None),
@@ -144,10 +148,15 @@ def test_compressed(tmp_path, kind):
         read(tmp_path / f"d.txt{kind}", data)
 
 
-def test_utf_16_is_refused(tmp_path):
-    for encoding in ("utf-16-le", "utf-16-be"):
-        with pytest.raises(UnreadableFile, match="UTF-16; convert it"):
-            read(tmp_path / "a.txt", "\ufefftext\n".encode(encoding))
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_utf_16_is_read_and_damage_in_it_stays_local(tmp_path, encoding):
+    text = "\ufeff{}one\n“two” 🎬\n"
+    assert texts(read(tmp_path / "a.txt", text.format("").encode(encoding))) == ["one", "“two” 🎬"]
+    (lone, *others) = read(tmp_path / "a.txt", text.format("\ud83d").encode(encoding, "surrogatepass"))
+    assert lone.reason == "invalid UTF-8 at byte 0" and texts(others) == ["“two” 🎬"]
+    assert [d.byte_offset for d in others] == [None]
+    with pytest.raises(UnreadableFile, match=r"a\.txt is no utf-.*, or is cut"):
+        read(tmp_path / "a.txt", text.format("").encode(encoding)[:-1])
 
 
 def test_a_huge_line_is_not_held(tmp_path):

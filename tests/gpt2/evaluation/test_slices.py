@@ -32,3 +32,13 @@ def test_cold_items_are_apart():
     assert found["item: never seen in training"].tolist() == [True, False, False]
     assert found["item chosen: up to 10"].tolist() == [False, True, False]
     assert found["history: over 200"].tolist() == [False, False, True]
+
+
+def test_in_scripts_without_spaces_lengths_are_characters():
+    texts = ["很好", "房间不错，服务也好。", "ดีมาก ๆ", "駅から近くて便利でした。", "good 很好很好 hotel"]
+    found = text_slices(texts, np.zeros(5, int), ["any"])
+    assert {name: inside.tolist() for name, inside in found.items() if name != "class: any"} == {
+        "characters: up to 5": [True, False, True, False, False],
+        "characters: 6 to 10": [False, True, False, False, True],
+        "characters: 11 to 20": [False, False, False, True, False],
+    }

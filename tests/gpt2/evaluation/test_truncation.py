@@ -23,7 +23,23 @@ def tokenizer():
 def test_a_text_counts_as_cut_where_what_is_read_of_it_is_not_all(tokenizer, texts, context):
     read = [ids[:-1] for ids in encode(tokenizer, texts, context)]
     cut = sum(len(ids) < len(tokenizer.encode(text)) for ids, text in zip(read, texts, strict=True))
-    assert unit_results.counted(tokenizer, texts, context) == {"texts": len(texts), "cut": cut, "tokens": context}
+    counts = unit_results.counted(tokenizer, texts, context)
+    assert {name: counts[name] for name in ("texts", "cut", "tokens")} == {
+        "texts": len(texts), "cut": cut, "tokens": context
+    }  # fmt: skip
+    assert ("read" in counts) is ("per_character" in counts) and 0 <= counts.get("read", 0) <= 1
+
+
+def test_how_much_was_read_is_told_where_a_character_takes_many_tokens(tokenizer):
+    chinese, english = "房间不错服务也好" * 5, sentence(random.Random(1), 100)
+    assert "read" not in unit_results.counted(tokenizer, [english], 64)
+    found = unit_results.counted(tokenizer, [chinese, "好"], 61)
+    assert found == {"texts": 2, "cut": 1, "tokens": 61, "per_character": 3.0, "read": 0.5}
+    said = unit_results.sentence({"held-out texts": found})
+    assert "and was cut there, since a character takes 3.0 tokens: 50% of it was read" in said
+    assert "start from a model pretrained on text of this language (corpus.sources)" in said
+    [warning] = unit_results.warnings({"task": "sentiment", "cut": {"held-out texts": found}})
+    assert said in warning
 
 
 def counts(texts, cut, tokens=128):

@@ -227,7 +227,7 @@ def changed(table: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame:
     (shoes(), walks(), {"attributes": ["brand"]}, r"things.csv has no column 'brand'.*change attributes"),
     (shoes()[["id"]], walks(), {}, r"things.csv has only ids of items and nothing that describes them"),
     (shoes(0), walks(), {}, r"none of 0 rows has an id and a text"),
-    ("", walks(), {}, r"things.csv can't be read as a table"),
+    ("", walks(), {}, r"things.csv has no column 'id'; it has none"),
     (shoes(), "user,item\n", {}, r"clicks.csv has no column 'time'; it has user, item: set time_field"),
     (shoes(), walks().drop(columns="user"), {}, r"clicks.csv has no column 'user'; it has item, .*set user_field"),
     (shoes(), walks(), {"item_field": "sku"}, r"clicks.csv has no column 'sku'; it has user, .*set item_field"),
@@ -260,7 +260,7 @@ def test_a_few_bad_rows_are_left_out_and_counted(tmp_path):
     ({"source": "items.csv"}, "set interactions to the file of interactions"),
     ({"interactions": "clicks.csv"}, "do not belong to the sample; set source"),
     ({"source": "a.csv", "interactions": "b.csv", "item_field": "user"}, "named twice among user, user, time"),
-    ({"text_field": "title"}, "named twice among title, title"),
+    ({"text_field": "title", "title_field": "title"}, "named twice among title, title"),
     ({"min_weight": 3, "weight_field": None}, "min_weight=3.0 needs the column of the weights"),
     ({"min_items": 3}, "greater than or equal to 4"),
 ])  # fmt: skip

@@ -278,11 +278,11 @@ def test_a_wild_file_is_refused_by_name_or_split_without_leaks(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "No columns"),
+        ("", "x.csv has no column 'text'; it has none: set text_field"),
         ("text,label\n", "none of 0 rows has a text and a label"),
         ("text,label\na,b\n", "only the label"),
-        ("text,label\na,b,c\nd,e,f\n", "more fields than its header; put texts with commas in quotes"),
-        ("text,label\na,b\nd,e,f\n", "Expected 2 fields in line 3, saw 3"),
+        ("text,label\na,b,c\nd,e,f\n", "row 1 has 3 fields, the header has 2; put texts with commas in quotes"),
+        ("text,label\na,b\nd,e,f\n", "row 2 has 3 fields, the header has 2"),
         ("body,label\na,b\n", "no column 'text'; it has body, label: set text_field"),
         ("text,mood\na,b\n", "no column 'label'; it has text, mood: set label_field"),
     ],

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
+from sklearn.svm import LinearSVC
 
 from gpt2.tasks.sentiment import ngrams
 from gpt2.tasks.sentiment.ngrams import BUCKETS, FOLDS, Ngrams, fit
+from gpt2.tasks.sentiment.report import tfidf_logistic_regression
 
 WORDS = {0: ["awful", "rude", "late"], 1: ["a", "seat", "by"], 2: ["lovely", "kind", "quick"]}
 
@@ -111,7 +113,7 @@ def test_it_is_read_again_as_it_was_and_refused_where_it_does_not_fit(tmp_path):
     found, _ = fit(texts, labels, 3)
     found.save(tmp_path)
     again = Ngrams.load(tmp_path, 3)
-    assert again is not None and (again.logits(texts) == found.logits(texts)).all()
+    assert again is not None and again.characters and (again.logits(texts) == found.logits(texts)).all()
     found_again, _ = fit(texts, labels, 3)
     assert (found_again.weights == found.weights).all()
     with pytest.raises(ValueError, match="is it of 2 labels, or from another version"):
@@ -123,3 +125,36 @@ def test_collisions_apart_the_buckets_hold_what_the_texts_have():
     assert found.shape == (1, 2 * BUCKETS)
     words = found[0, :BUCKETS]
     assert words.sum() == 5  # good, good, day, good good, good day
+
+
+def test_an_older_model_reads_scripts_without_spaces_as_it_learned_them(tmp_path):
+    texts, labels = examples(40)
+    found, _ = fit(texts, labels, 3)
+    older = Ngrams(found.idf, found.weights, found.bias, characters=False)
+    older.save(tmp_path)
+    again, chinese = Ngrams.load(tmp_path, 3), ["房间不错，服务也好"]
+    assert again is not None and not again.characters and (again.logits(texts) == found.logits(texts)).all()
+    plain = {"n_features": BUCKETS, "alternate_sign": False, "norm": None}
+    old = HashingVectorizer(ngram_range=(1, 2), **plain).transform(chinese)
+    assert (
+        (ngrams.counts(chinese, False)[:, :BUCKETS] != old).nnz == 0 < (ngrams.counts(chinese)[:, :BUCKETS] != old).nnz
+    )
+
+
+def test_in_scripts_without_spaces_it_and_the_baseline_reach_character_ngrams_in_a_linear_svm():
+    """Two characters, glued into clauses, tell the label; the labels share these characters."""
+    drawn = np.random.default_rng(0)
+    plain = [chr(c) for c in range(ord("一"), ord("一") + 300)]
+    telling = {0: ["很差", "不好", "失望"], 1: ["很好", "不差", "望失"]}
+    labels = drawn.integers(0, 2, 800)
+    texts = []
+    for label in labels:
+        row = drawn.choice(plain, 30).tolist()
+        row.insert(int(drawn.integers(30)), drawn.choice(telling[label if drawn.random() < 0.95 else 1 - label]))
+        texts.append("".join(row) + "。")
+    train, test, known, truth = texts[:600], texts[600:], labels[:600], labels[600:]
+    svm = make_pipeline(TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True), LinearSVC())
+    reached = (svm.fit(train, known).predict(test) == truth).mean()
+    baseline = tfidf_logistic_regression(train, known, test, 2).argmax(1)
+    linear = fit(train, known, 2)[0].logits(test).argmax(1)
+    assert reached > 0.8 and (baseline == truth).mean() > reached - 0.02 and (linear == truth).mean() > reached - 0.02

@@ -18,6 +18,7 @@ from gpt2.evaluation import report
 from gpt2.model.config import ModelConfig
 from gpt2.model.heads import pad
 from gpt2.model.transformer import GPT2
+from gpt2.tasks.support.config import SupportSettings
 from gpt2.tasks.support.dataset import PairDataset, PromptEncoder, read_source
 from gpt2.tasks.support.predictor import withheld
 from gpt2.tasks.support.retriever import BM25, best_rank, fit
@@ -237,10 +238,10 @@ def test_what_fails_a_check_is_not_shown(reply, ended, why):
 
 def test_conversations_and_unusable_files(tmp_path):
     (tmp_path / "a.yml").write_text('conversations:\n- - Who?\n  - "1963"\n  - And?\n- greetings\n- - alone\n')
-    assert read_source(tmp_path, "q", "a").to_numpy().tolist() == [["Who?", "1963"]]
+    assert read_source(tmp_path, SupportSettings()).to_numpy().tolist() == [["Who?", "1963"]]
     knowledge().to_json(tmp_path / "faq.jsonl", orient="records", lines=True)
     with pytest.raises(ValueError, match=r"no column 'reply'.*set answer_field"):
-        read_source(tmp_path / "faq.jsonl", "question", "reply")
+        read_source(tmp_path / "faq.jsonl", SupportSettings(answer_field="reply"))
     knowledge()[:2].to_csv(tmp_path / "short.csv", index=False)
     with pytest.raises(ValueError, match=r"too few questions \(2\)"):
         KIND.prepare(KIND.Settings(), tmp_path / "short.csv", tmp_path)

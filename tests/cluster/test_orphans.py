@@ -1,0 +1,77 @@
+"""What a process starts ends with it, however it ends; what it sets free goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from cluster.orphans import MARK, Guard, marked
+
+PROGRAM = """
+import os, signal, subprocess, sys, time
+from cluster.orphans import ending_with_this_process, unmarked
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(300)"]
+STUBBORN = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"]
+NESTED = [sys.executable, "-c", "from cluster.orphans import *\\nwith ending_with_this_process():\\n"
+          f"  print(subprocess.Popen({SLEEP}).pid, flush=True)\\n  time.sleep(300)"]
+with ending_with_this_process():
+    started = [
+        subprocess.Popen(SLEEP),
+        subprocess.Popen(STUBBORN, start_new_session=True),
+        nested := subprocess.Popen(NESTED, stdout=subprocess.PIPE, text=True),
+    ]
+    inner = nested.stdout.readline().strip()
+    free = subprocess.Popen(SLEEP, env=unmarked(os.environ), start_new_session=True)
+print(*(p.pid for p in started), inner, free.pid, flush=True)
+sys.stdin.readline()
+os._exit(3) if sys.argv[1] == "_exit" else None
+"""
+
+
+@pytest.mark.parametrize("way", ["SIGKILL", "SIGTERM", "_exit", "returns"])
+def test_what_was_started_ends_with_its_process(way):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    *family, free = [psutil.Process(int(number)) for number in process.stdout.readline().split()]
+    try:
+        assert len(family) == 4 and all(p.is_running() for p in family)
+        if way.startswith("SIG"):
+            process.send_signal(getattr(signal, way))
+        process.stdin.close()  # so it goes on to its end
+        process.wait(60)
+        assert not psutil.wait_procs(family, timeout=30)[1]
+        assert free.is_running()
+    finally:
+        for left in (*family, free):
+            if left.is_running():
+                left.kill()
+
+
+def test_a_guard_that_is_no_longer_needed_cleans_up_and_stops_nothing_else():
+    mine, other = Guard(), Guard()
+    sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
+    started = [subprocess.Popen(sleep, env={**os.environ, MARK: guard.id}) for guard in (mine, other)]
+    try:
+        until(lambda: marked(mine.id) and marked(other.id))
+        assert [p.pid for p in marked(mine.id)] == [started[0].pid]
+        mine.process.stdin.close()  # as when it is no longer referred to
+        mine.process.wait(30)
+        assert started[0].poll() is not None and started[1].poll() is None
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def until(done) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
