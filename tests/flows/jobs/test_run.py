@@ -195,13 +195,14 @@ def test_the_forms_of_scheduled_jobs_show_their_schema(entrypoint, settings):
     required = schema["definitions"][settings.__name__].get("required", [])
     order = sorted(fields, key=lambda name: fields[name]["position"])  # PostgreSQL does not keep another one
     assert set(order[: len(required)]) == set(required)
+    last = {"tasks", "gate", "changes", "separator", "encoding"}
     if settings is MonitorConfig:
         assert fields["window"]["enum"] == ["hour", "day"] and fields["min_posts"]["minimum"] == 5
     if settings is ClassifierConfig:
         assert fields["balance"]["enum"] == ["auto", "none", "sqrt", "inverse"]
-        assert required == order[:1] == ["source"] and set(order[-3:]) == {"tasks", "gate", "changes"}
+        assert required == order[:1] == ["source"] and set(order[-5:]) == last
     if settings is RecommenderConfig:
-        assert required == order[:2] == ["source", "interactions"] and set(order[-3:]) == {"tasks", "gate", "changes"}
+        assert required == order[:2] == ["source", "interactions"] and set(order[-5:]) == last
         assert fields["min_weight"]["type"] == "number" and fields["attributes"]["items"] == {"type": "string"}
     if settings is SearchConfig:
         assert fields["task"]["enum"] == list(tasks()) and fields["space"]["type"] == "object"
