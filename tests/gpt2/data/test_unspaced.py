@@ -10,6 +10,8 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from gpt2.data import near_duplicates
 from gpt2.data.text import (
+    AFTER,
+    MARKS,
     UNSPACED,
     grams,
     has_characters,
@@ -62,8 +64,8 @@ def test_words_lose_no_letter_and_characters_are_alone(text):
     assert "".join(re.findall(r"\w", "".join(said))) == "".join(re.findall(r"\w", text.lower()))
     if has_characters(text):
         assert all(is_character(word) or not re.search(f"[{UNSPACED}]", word) for word in said)
-        again = joined(said)
-        assert words(again) == said or not has_characters(again)
+        again, alone = joined(said), any(word[0] in AFTER + MARKS for word in said)  # a vowel without its letter
+        assert alone or words(again) == said or not has_characters(again)
     assert length(said) <= len(said) <= 2 * length(said) + 1
 
 

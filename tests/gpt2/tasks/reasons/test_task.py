@@ -188,7 +188,7 @@ def test_unusable_files_are_refused_with_a_remedy(sources, tmp_path):
         settings(sources, train={"steps": 1, "context": 32})
     with pytest.raises(ValueError, match=r"test_share=0.4 and validation_share=0.3 leave less"):
         KIND.Settings(test_share=0.4, validation_share=0.3)
-    texts, counts = read(file, "text", None, "1")
+    texts, counts = read(file, settings(sources, texts_field="text", label_field=None))
     assert texts["good"].all() and counts["texts"] == 3 * len(PRAISE) ** 2
 
 
