@@ -66,7 +66,7 @@ def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact
     """
     base = (read_manifest(model) or {}).get("inputs", {}).get("base")
     remarks = unsearched(Store(examples.path.parent.parent), base)
-    return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out, remarks)])))
+    return next(iter(spread(_evaluate_task, [(name, model, examples.path, searched.path, out, remarks)], model=model)))
 
 
 def unsearched(root: Store, base: str | None) -> list[str]:

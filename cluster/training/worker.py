@@ -79,8 +79,8 @@ def train(job: TrainingJob, cluster: ClusterConfig) -> None:
     from cluster.checkpoints.checkpointer import Checkpointer
     from cluster.checkpoints.files import Mirror
     from cluster.training.stopping import Watchdog
+    from gpt2.model.hardware import peak_flops
     from gpt2.training.engine import DTYPES
-    from gpt2.training.hardware import peak_flops
     from gpt2.training.loop import fit
     from gpt2.training_job import build
 

@@ -75,10 +75,10 @@ class GeneratorPredictor:
 
     def __init__(self, directory: Path):
         from gpt2 import weights
+        from gpt2.model.hardware import ready
 
-        self.model = weights.load(directory)
+        self.model = ready(weights.load(directory))
         self.tokenizer = Tokenizer.load(directory, self.model.config.vocab_size)
-        self.model.eval()
 
     def predict(self, inputs: Any, params: Mapping[str, Any]) -> pd.DataFrame:
         """Return a row per continuation: the `prompt` and its continuation `text`.

@@ -43,9 +43,9 @@ def evaluate_by_own_tokens(
     import pandas as pd
 
     from gpt2 import weights
+    from gpt2.model.hardware import ready
 
-    model, own, theirs = weights.load(directory), Tokenizer.load(directory), Tokenizer.load(tokenizer)
-    model.eval()
+    model, own, theirs = ready(weights.load(directory)), Tokenizer.load(directory), Tokenizer.load(tokenizer)
     other = own.record != theirs.record
     parts = {name: part for name, part in validation.items() if len(part[0])}
     unigram = unigram_nll(training, theirs.vocab_size)
@@ -117,9 +117,9 @@ def evaluate(
     bits per byte are reported as well.
     """
     from gpt2 import weights
+    from gpt2.model.hardware import ready
 
-    model, tokenizer = weights.load(directory), Tokenizer.load(directory)
-    model.eval()
+    model, tokenizer = ready(weights.load(directory)), Tokenizer.load(directory)
     parts = {name: part for name, part in validation.items() if len(part[0])}
     return reported(model, tokenizer, measured(model, parts, training, tokenizer.end_of_text), out)
 
@@ -209,14 +209,17 @@ def token_losses(model: GPT2, samples: TokenDataset) -> np.ndarray:
     import numpy as np
     import torch
 
-    losses = []
+    from gpt2.model.hardware import at_once, device_of, to_device
+
+    losses, step = [], at_once(model, 16)
     with torch.inference_mode():
-        for start in range(0, len(samples), 16):
-            batch = samples.batch(range(start, min(start + 16, len(samples))), 0)
+        for start in range(0, len(samples), step):
+            batch = samples.batch(range(start, min(start + step, len(samples))), 0)
+            batch = to_device(batch, device_of(model))
             hidden = model.hidden(batch["ids"]).flatten(0, 1)
             for part, goal in zip(hidden.split(ROWS), batch["targets"].flatten().split(ROWS), strict=True):
                 loss = torch.nn.functional.cross_entropy(model.logits(part).float(), goal, reduction="none")
-                losses.append(loss.double().numpy())
+                losses.append(loss.double().cpu().numpy())
     return np.concatenate(losses)
 
 
