@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.connect import spread
 from cluster.registry.lineage import ancestors, canaries_in, published, wanted
+from gpt2.data.batches import TokenDataset
 from gpt2.data.config import CanaryConfig
+from gpt2.data.shards import TokenStream
+from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation import contamination
 from gpt2.store.artifact import Artifact, DamagedArtifact, Store, read_manifest
 from gpt2.store.model_files import MODEL
+from gpt2.tasks.base.report import bounded, bounded_sentence, own_samples, piece_file, piece_losses, pieces
 from gpt2.tasks.task import task
 from gpt2.training.journal import JOURNAL
-from gpt2.training_job import TokenFiles
+from gpt2.training_job import TokenFiles, token_dataset
+
+if TYPE_CHECKING:  # the driver does not load PyTorch
+    from gpt2.model.transformer import GPT2
 
 
 def token_files(tokens: Artifact) -> TokenFiles:
@@ -39,10 +48,14 @@ def evaluate_base(
     searched: Artifact,
     context: int,
     out: Path,
+    most: int,
     beside: Mapping[str, Mapping[str, float]] | None = None,
     reads: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a pretrained model on the validation split; write the report to `out` and return it.
+    """Evaluate a pretrained model on at most `most` tokens of the validation split; write the report to `out` and
+    return it.
+
+    The losses are computed in pieces on all cores and GPUs; those that a killed evaluation left in `out` are kept.
 
     `searched` is the contamination search of that split. `beside` has the metrics of other models by name. If the text
     has canaries, the report shows how well the model knows them.
@@ -53,10 +66,74 @@ def evaluate_base(
     planted = canaries_in(ancestors(root, tokens)[0])
     files, info, read = token_files(tokens), dict(tokens.info), passes(model, tokens)
     tokenizer = tokens.manifest["inputs"]["tokenizer"]
-    own = (wanted(root, "tokenizer", tokenizer, tokens).path, reads) if reads else None
+    end = wanted(root, "tokenizer", tokenizer, tokens).path
+    own = (end, reads) if reads else None
     remarks = unsearched(root, (read_manifest(model) or {}).get("id"))
-    arguments = (model, files, info, searched.path, context, out, dict(beside or {}), planted, read, own, remarks)
-    return next(iter(spread(_evaluate_base, [arguments])))
+    held_out = HeldOut(files, info, context, end, most, own)
+    for _ in spread(_losses, held_out.calls(model, out), model=model):
+        pass
+    arguments = (model, held_out, searched.path, out, dict(beside or {}), planted, read, remarks)
+    return next(iter(spread(_evaluate_base, [arguments], model=model)))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out text that a pretrained model is measured on."""
+
+    files: TokenFiles
+    info: Mapping[str, Any]
+    context: int
+    tokenizer: Path
+    """The directory of the run's tokenizer."""
+    most: int
+    """Most tokens that are read."""
+    own: tuple[Path, int] | None = None
+    """The run's tokenizer and the model's context, where the model reads with a tokenizer of its own."""
+
+    def parts(self, out: Path) -> dict[str, tuple[TokenDataset, float]]:
+        """Return {name: (samples, UTF-8 bytes per token)}; old and new text apart, whose losses show forgetting."""
+        info, halves = self.info, [("", self.files, {name: self.info[name] for name in VALIDATION})]
+        if self.files.replayed:
+            new = {name: info[f"new_{name}"] for name in VALIDATION}
+            old = {name: info[name] - new[name] for name in VALIDATION}
+            halves = list(zip(("old", "new"), self.files.old_and_new(), (old, new), strict=True))
+        whole = [(name, token_dataset(half, "validation", self.context), counts) for name, half, counts in halves]
+        total, end = sum(len(data.stream) for _, data, _ in whole), Tokenizer.load(self.tokenizer).end_of_text
+        parts = {}
+        for name, data, counts in whole:
+            most = self.most if total <= self.most else self.most * len(data.stream) // total
+            parts[name] = (bounded(data, most, end, out / f"_part{name}.bin"), bytes_per_token(counts))
+        return parts
+
+    def calls(self, model: Path, out: Path) -> Iterator[tuple]:
+        """Yield the arguments of `_losses` for each piece of text that is not read yet."""
+        for name, (data, _) in self.parts(out).items():
+            samples = data
+            if self.own and len(data):
+                tokenizer, context = self.own
+                own = Tokenizer.load(model / MODEL), Tokenizer.load(tokenizer)
+                samples = own_samples(*own, context, data, out / f"_read{name}.bin")
+            kept = out / LOSSES / f"losses{name}"
+            for piece in pieces(samples):
+                if not piece_file(kept, piece).exists():
+                    yield model / MODEL, samples.stream.paths, samples.stream.dtype, samples.context, piece, kept
+
+
+LOSSES = "_losses"
+"""Folder of the pieces' losses, within an unfinished report."""
+
+
+def _losses(model: Path, paths: list[Path], dtype: str, context: int, piece: range, kept: Path) -> None:
+    """Compute and keep the losses of a piece, on a worker."""
+    piece_losses(_reader(model), TokenDataset(TokenStream(paths, dtype), context), piece, kept)
+
+
+@lru_cache(maxsize=1)
+def _reader(directory: Path) -> GPT2:
+    from gpt2 import weights
+    from gpt2.model.hardware import ready
+
+    return ready(weights.load(directory))
 
 
 def evaluate_task(name: str, model: Path, examples: Artifact, searched: Artifact, out: Path) -> dict[str, Any]:
@@ -95,34 +172,28 @@ def passes(model: Path, tokens: Artifact) -> float | None:
 
 def _evaluate_base(
     path: Path,
-    files: TokenFiles,
-    info: dict[str, Any],
+    held_out: HeldOut,
     searched: Path,
-    context: int,
     out: Path,
     beside: dict[str, Any],
     planted: CanaryConfig,
     read: float | None,
-    own: tuple[Path, int] | None = None,
     remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     from gpt2.evaluation import report
     from gpt2.tasks.base import exposure
     from gpt2.tasks.base import report as base_report
     from gpt2.training.journal import read_journal
-    from gpt2.training_job import token_dataset
 
-    parts = {"": (token_dataset(files, "validation", context), bytes_per_token(info))}
-    if files.replayed:  # the loss on the old text shows forgetting
-        new = {name: info[f"new_{name}"] for name in VALIDATION}
-        old = {name: info[name] - new[name] for name in VALIDATION}
-        halves = zip(("old", "new"), files.old_and_new(), (old, new), strict=True)
-        parts = {name: (token_dataset(half, "validation", context), bytes_per_token(c)) for name, half, c in halves}
-    training = token_dataset(files, "train", context)
+    parts, own = held_out.parts(out), held_out.own
+    training = token_dataset(held_out.files, "train", held_out.context)
     if own is None:
-        content = base_report.evaluate(path / MODEL, parts, training, out)
+        content = base_report.evaluate(path / MODEL, parts, training, out, out / LOSSES)
     else:
-        content = base_report.evaluate_by_own_tokens(path / MODEL, *own, parts, training, out)
+        content = base_report.evaluate_by_own_tokens(path / MODEL, *own, parts, training, out, out / LOSSES)
+    measured, total = sum(len(data.stream) for data, _ in parts.values()), held_out.info["validation_tokens"]
+    if measured < total:
+        content["remarks"] = [*content.get("remarks", []), bounded_sentence(measured, total)]
     content["baselines"] |= beside
     content = contamination.attached(content, contamination.read(searched))
     content["remarks"] += remarks
