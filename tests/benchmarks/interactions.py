@@ -31,7 +31,8 @@ print(time.process_time() - began)
 def run() -> None:
     trees = {"7960ad8": os.environ.get("OLD"), "now": str(Path(__file__).parents[2])}
     if not trees["7960ad8"]:
-        sys.exit("OLD is not set: git worktree add FOLDER 7960ad8, and OLD=FOLDER")
+        print("OLD is not set: git worktree add FOLDER 7960ad8, and OLD=FOLDER")
+        return
     with tempfile.TemporaryDirectory() as place:
         source = Path(place)
         draw = np.random.default_rng(0)

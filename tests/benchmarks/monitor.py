@@ -18,7 +18,8 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
-SHORT, LONG, NEW, PAIRS, FILE, BATCH = 10_000, 1_000_000, 1_000, 3, 10_000, 2000
+SHORT, LONG = 10_000, int(os.environ.get("LONG", 1_000_000))
+NEW, PAIRS, FILE, BATCH = 1_000, 3, 10_000, 2000
 START = pd.Timestamp("2026-01-01", tz="UTC")
 
 
