@@ -280,4 +280,5 @@ def near(made: Sequence[Artifact], history: History, wanted: pd.DataFrame) -> li
 def latest(made: Sequence[Artifact], history: History, config: MonitorConfig, until: pd.Timestamp) -> list[Artifact]:
     """Return the batches that hold the latest posts before `until`, at least as many as are compared for drift."""
     since = history.tail["time"].min() if len(history.tail) >= config.drift_posts else NEVER
-    return near(made, history, pd.DataFrame({"start": [since], "end": [until]}))
+    found_near = near(made, history, pd.DataFrame({"start": [since], "end": [until]}))
+    return found_near or list(made)  # where none is counted, all are of a time to come

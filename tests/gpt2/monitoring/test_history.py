@@ -75,6 +75,13 @@ class Scored:
         tail = tail.nlargest(config.drift_posts, "time") if mine else tail
         assert sorted(grown.tail["tokens"]) == sorted(tail["tokens"]) and len(grown.ids) == len(rows)
         assert grown.tail["surprise"].sum() == pytest.approx(tail["surprise"].sum())
+        everything, near = (
+            scored.without_future(scored.scored(batches, f"m{version}", ["time", "label"]))
+            .nlargest(config.drift_posts, "time")
+            .reset_index(drop=True)
+            for batches in (made, history.latest(made, grown, config, present() + AHEAD))
+        )
+        pd.testing.assert_frame_equal(near, everything)
         assert grown.cut == rows["cut"].eq(True).sum() and grown.latest == rows["time"].max()
         return len(past.ids)
 
