@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 from cluster.batch import evaluation
+from cluster.connect import disconnect
+from cluster.home import store
 from gpt2 import weights
 from gpt2.data.batches import TokenDataset
 from gpt2.data.config import CanaryConfig
@@ -18,11 +22,12 @@ from gpt2.evaluation import contamination
 from gpt2.evaluation.config import LEAST, MOST, EvaluateConfig
 from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
-from gpt2.store.artifact import Store
+from gpt2.store.artifact import Key, Store
 from gpt2.store.model_files import MODEL
 from gpt2.tasks.base import report as base_report
 from gpt2.training_job import TokenFiles
 from tests.conftest import sentence
+from tests.services import s3_server
 
 CONTEXT = 32
 
@@ -45,6 +50,7 @@ def text(tmp_path):
     contamination.write(contamination.summary([], [], [], "document", 0), tmp_path)
     files, tokens = TokenFiles(train=paths, validation=paths, dtype="uint16"), sum(map(len, rows))
     info = {"validation_tokens": tokens, "validation_bytes": sum(len(d.encode()) for d in documents)}
+    (tmp_path / "info.json").write_text(json.dumps(info | {"train_tokens": tokens}))
 
     def held_out(most, own=None):
         return evaluation.HeldOut(files, info, CONTEXT, str(model), most, own)
@@ -101,6 +107,52 @@ def test_a_bound_draws_whole_documents_evenly_and_says_so(text):
     width = [np.ptp(r["intervals"]["model"]["bits_per_byte"]) for r in (told, whole)]
     assert width[0] > 1.4 * width[1] and len(everything) == 600
     assert json.loads((folder / "bounded" / "report.json").read_text())["counts"]["validation_tokens"] <= read
+
+
+@pytest.mark.slow
+def test_workers_report_the_same_from_a_folder_and_from_a_distant_store(text, monkeypatch):
+    report, rows, folder = text
+    total, reads = sum(map(len, rows)), {"here": None, "own": CONTEXT}
+    wanted = {name: report(total // 2, name, own=own) for name, own in reads.items()}
+    info = json.loads((folder / "info.json").read_text())
+    monkeypatch.setenv("GPT2_HOME", str(folder / "home"))
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        for place in (str(folder / "store"), "s3://bucket/evaluation"):
+            monkeypatch.setenv("GPT2_STORE", place)
+            put = partial(published, store(), folder)
+            shards, tokenizer = put("shards", ["a.bin", "b.bin"]), put("tokenizer", [f"base/{MODEL}"], flat=True)
+            names = [f"{shards.name}/{name}" for name in ("a.bin", "b.bin")]
+            listing = {"train": names, "validation": names, "dtype": "uint16"}
+            (folder / "tokens.json").write_text(json.dumps(listing))
+            tokens = put("tokens", ["tokens.json"], info, tokenizer=tokenizer.id)
+            searched, model = put("searched", [contamination.FILE]), put("base", [f"base/{MODEL}"])
+            try:
+                for name, (told, table, count, _) in wanted.items():
+                    out = folder / f"{name} {store().distant}"
+                    out.mkdir()
+                    facts = (model.path, tokens, searched, CONTEXT, out, total // 2)
+                    same = evaluation.evaluate_base(*facts, reads=reads[name])
+                    same["cost"].pop("latency_ms")
+                    assert (same, True) == (told, pd.read_parquet(out / "predictions.parquet").equals(table))
+                    assert len(list(out.glob("_losses/*/*.npy"))) == (0 if store().distant else count)
+            finally:
+                disconnect()
+
+
+def published(root, folder, kind, names, info=None, flat=False, **inputs):
+    """The artifact of these files and folders; `flat` leaves the folder out."""
+
+    def build(out):
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                shutil.copytree(path, out if flat else out / path.name, dirs_exist_ok=True)
+            else:
+                shutil.copy(path, out)
+        return info
+
+    return root.make(Key(kind, {}, inputs), build)
 
 
 def ends(path):
