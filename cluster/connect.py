@@ -251,15 +251,25 @@ def jobs_at_once(jobs: Sequence[ClusterConfig]) -> int:
     return 1
 
 
-def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float = 1) -> Iterator[Any]:
+GPU_SHARE, LARGE = 0.25, 2**30
+"""Share of a GPU for a model whose files are below `LARGE` (bytes); a larger one gets a whole GPU."""
+
+
+def spread(
+    function: Callable[..., Any], arguments: Iterable[tuple], cpus: float = 1, model: Path | None = None
+) -> Iterator[Any]:
     """Call `function` on each tuple of arguments, on the cluster's workers; yield each result as it arrives.
 
-    At most two calls per core are in flight, so memory does not grow with the number of calls. The first
-    error cancels the other calls and is raised as the function raised it.
+    With the directory of the `model` that the calls use, each gets its share of a GPU where the cluster has one, and
+    `gpt2.model.hardware` finds it there. At most two calls per core are in flight, so memory does not grow with the
+    number of calls. The first error cancels the other calls and is raised as the function raised it.
     """
     connect()
-    remote = ray.remote(num_cpus=cpus, max_retries=2)(function)
-    limit = max(2, int(2 * ray.cluster_resources().get("CPU", 1) / cpus))
+    have, gpus = ray.cluster_resources(), 0.0
+    if model is not None and have.get("GPU", 0):
+        gpus = GPU_SHARE if sum(f.stat().st_size for f in model.rglob("*.safetensors")) < LARGE else 1
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(function)
+    limit = max(2, int(2 * have.get("CPU", 1) / cpus))
     running: list[ray.ObjectRef] = []
     try:
         for call in arguments:
@@ -277,12 +287,14 @@ def spread(function: Callable[..., Any], arguments: Iterable[tuple], cpus: float
             ray.cancel(reference, force=True)
 
 
-def spread_into(out: Path, place: Store, function: Callable[..., Any], arguments: tuple) -> Any:
+def spread_into(
+    out: Path, place: Store, function: Callable[..., Any], arguments: tuple, model: Path | None = None
+) -> Any:
     """Call `function(*arguments, FOLDER)` on a worker and return its result; its files are in the folder `out` then.
 
-    They come through the store if workers do not see `out`.
+    They come through the store if workers do not see `out`. `model` is as in `spread`.
     """
-    result, name = next(iter(spread(_into, [(out, place, function, arguments)])))
+    result, name = next(iter(spread(_into, [(out, place, function, arguments)], model=model)))
     if name is not None:
         shutil.copytree(place.locate(name), out, dirs_exist_ok=True)
         place.forget(name)

@@ -44,7 +44,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_worker_niceness": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task sees no GPU but those that it was given
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives our connection would start another Ray
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }

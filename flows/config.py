@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterConfig
 from gpt2.data.config import LONGEST, CanaryConfig, CorpusConfig, TokenizerConfig
+from gpt2.evaluation.config import EvaluateConfig
 from gpt2.gate.config import GateConfig
 from gpt2.model.config import ModelConfig, ModelShape
 from gpt2.settings import Settings
@@ -52,6 +53,8 @@ class PipelineConfig(Settings):
     """The downstream tasks."""
     canaries: CanaryConfig = CanaryConfig()
     """Made-up secrets in the training text, to measure how much the model memorizes."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How much held-out text the base model is measured on."""
     gate: GateConfig = GateConfig()
     """Conditions under which a model becomes the champion."""
     cluster: ClusterConfig = ClusterConfig()
@@ -111,6 +114,11 @@ class PipelineConfig(Settings):
         pretrain = {"pretrain": (self.pretrain, self.cluster.num_workers)}
         tasks = self.task_settings().items()
         return pretrain | {f"tasks.{n}.train": (s.train, self.task_cluster(n).num_workers) for n, s in tasks}
+
+    def evaluated_tokens(self) -> int:
+        """Return the most held-out tokens that the base model is measured on."""
+        p = self.pretrain
+        return self.evaluate.most(None if p.steps is None else p.steps * p.batch_size * p.context)
 
     def task_cluster(self, name: str) -> ClusterConfig:
         """Return the cluster settings of a training, that of a task or of the base model."""

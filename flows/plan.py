@@ -158,18 +158,24 @@ def make_plan(config: PipelineConfig) -> Plan:
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         stage_code("train"),
     )
-    pretrained = base_keys(base, tokens, config.canaries)
+    pretrained = base_keys(base, tokens, config.canaries, config.evaluated_tokens())
     tasks = {name: task_keys(name, config, base, tokenizer, tokens) for name in config.task_settings()}
     return Plan(sources, documents, corpus, tokenizer, tokens, pretrained, tasks)
 
 
-def base_keys(base: Key, tokens: Key, canaries: CanaryConfig, **others: str) -> ModelKeys:
-    """Return the keys of a pretrained model; its report has what it knows of the `canaries` in the tokens, and `others`
-    as further inputs."""
+MAX_TOKENS = "max_tokens"
+"""Key in the spec of a base model's report: the most held-out tokens that it is measured on."""
+
+
+def base_keys(base: Key, tokens: Key, canaries: CanaryConfig, most: int, **others: str) -> ModelKeys:
+    """Return the keys of a pretrained model; its report is on at most `most` held-out tokens, and has what it knows of
+    the `canaries`, and `others` as further inputs."""
     searched = Key("base-contamination", {}, {"tokens": tokens.id}, stage_code("search for contamination"))
     inputs = {**others, "model": base.id, "tokens": tokens.id, "contamination": searched.id}
     code = stage_code("report", "report base", *(["measure exposure"] if canaries.count else []))
-    return ModelKeys(base, Key("base-report", {}, inputs, code), searched, tokens, registered_name(BASE.name))
+    return ModelKeys(
+        base, Key("base-report", {MAX_TOKENS: most}, inputs, code), searched, tokens, registered_name(BASE.name)
+    )
 
 
 def document_keys(config: PipelineConfig) -> tuple[tuple[str, ...], tuple[Key, ...]]:

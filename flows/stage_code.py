@@ -66,6 +66,13 @@ MONITOR = {
     "gpt2.data.tables": "reads posts, which are part of the key",
 }
 """What keeps the monitor's books: no post is scored again when it changes."""
+COUNTING = {
+    "gpt2.monitoring.alerts": "judges what was counted",
+    "gpt2.evaluation.significance": "judges what was counted",
+    "gpt2.monitoring.posts": "reads posts: those that were scored are counted",
+    "gpt2.data.tables": "reads posts: those that were scored are counted",
+    "gpt2.data.text": "finds topics when posts are scored",
+}
 REPORTED = dict.fromkeys(
     ("gpt2.data.text", "gpt2.evaluation.metrics", "gpt2.evaluation.significance"), "measures a report, and no post"
 )
@@ -103,9 +110,8 @@ STAGES = {
         {"flows.jobs.own_data_plan": "settings and keys", "flows.jobs.refresh_plan": "settings and keys"} | TASKS,
     ),
     "read posts": Stage(("gpt2.monitoring.posts",)),
-    "merge scored posts": Stage(
-        ("gpt2.monitoring.scored",), MONITOR | {"gpt2.monitoring.alerts": "measured what is merged"}
-    ),
+    "merge scored posts": Stage(("gpt2.monitoring.scored",), MONITOR),
+    "count posts": Stage(("gpt2.monitoring.history",), COUNTING),
     "score posts": Stage(("cluster.batch.scoring",), MONITOR | REPORTED),
     "index posts": Stage(
         ("flows.jobs.monitor",),

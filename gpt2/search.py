@@ -101,9 +101,7 @@ def comparable(loss: float) -> float:
     return min(loss, WORST) if math.isfinite(loss) else WORST
 
 
-def run(
-    job: TrainingJob, steps: int, tell: Callable[[int, float], Any], device: str = "cpu", threads: int = 1
-) -> Curve:
+def run(job: TrainingJob, steps: int, tell: Callable[[int, float], Any], threads: int = 1) -> Curve:
     """Train the job's module for `steps` steps; `tell(step, validation loss)` may end it by an exception.
 
     Return the curve. If training gives up, or can't begin with these settings (`ValueError`), the curve ends with a
@@ -127,7 +125,7 @@ def run(
     torch.set_num_threads(threads)
     try:
         parts = build(job)
-        engine = TorchEngine(parts.module.train(), job.train, device)
+        engine = TorchEngine(parts.module.train(), job.train)
         fit(engine, parts.training, parts.validation, job.train, folder, LossReporter(curve, steps, folder, tell))
     except (GaveUp, ValueError) as error:
         curve.ended, curve.reason = True, str(error).splitlines()[0]

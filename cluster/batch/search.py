@@ -92,7 +92,7 @@ def trainable(config: dict[str, Any]) -> None:
         tune.report({STEP: step, LOSS: loss})
 
     job = TrainingJob.model_validate_json(config["jobs"][config["number"]])
-    search.run(job, config["steps"], report, config["device"], config["threads"])
+    search.run(job, config["steps"], report, threads=config["threads"])
 
 
 def run_tuner(
@@ -125,11 +125,10 @@ def run_tuner(
         "number": tune.grid_search(list(range(len(jobs)))),
         "jobs": [job.model_dump_json() for job in jobs],
         "steps": steps,
-        "device": "cuda" if gpu else "cpu",
         "threads": max(1, int(cpus)),
     }
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": cpus, "gpu": int(gpu)}),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": cpus, "GPU": int(gpu)}])),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=LOSS,

@@ -22,9 +22,9 @@ from cluster.engine.fragments import Fragments
 from cluster.engine.muon import Exchange
 from cluster.engine.replicas import Replicas
 from cluster.engine.skip_step import SkipStep
+from gpt2.model.hardware import CPU, to_device
 from gpt2.training.config import TrainConfig
-from gpt2.training.engine import to_device, trained
-from gpt2.training.hardware import decided
+from gpt2.training.engine import decided, trained
 from gpt2.training.optimizer import Muon, optimizer, set_rate
 
 
@@ -48,9 +48,9 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int
     """Return the configuration for `deepspeed.initialize`. Learning rates are set by our loop, step by step."""
     zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": cluster.use_gpu, "contiguous_gradients": True}
     if cluster.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cluster.use_gpu}
+        zero["offload_optimizer"] = {"device": CPU, "pin_memory": cluster.use_gpu}
     if cluster.offload_parameters:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": cluster.use_gpu}
+        zero["offload_param"] = {"device": CPU, "pin_memory": cluster.use_gpu}
     if cluster.zero_stage == 3:
         # Small parameters stay unsharded: gathering them costs more time than the memory is worth.
         zero["stage3_param_persistence_threshold"] = 10_000
@@ -78,7 +78,7 @@ def prepare_environment(use_gpu: bool, compile: bool) -> None:
     if not compile:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # DeepSpeed's Muon, which we don't use, would load the compiler (2 s)
     if not use_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["DS_ACCELERATOR"] = CPU
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     if "mlflow" not in sys.modules:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gpt2.model.hardware import CPU
 from gpt2.training.engine import trained
 
 MASTER = "master"
@@ -108,7 +109,7 @@ class Fragments:
             if piece.count and (self.stage or self.rank == 0):  # without ZeRO all ranks have the same values
                 starts[name] = piece.start
                 for kind, values in self._values(piece.flat).items():
-                    tensors[f"{kind}/{name}"] = piece.part_of(values).detach().to("cpu", copy=True)
+                    tensors[f"{kind}/{name}"] = piece.part_of(values).detach().to(CPU, copy=True)
         state = json.dumps({"step": step, "starts": starts, "scale": self._scale()})
         file = f"state-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
 

@@ -103,12 +103,9 @@ def shared_memory() -> Result:
 
 
 def gpu() -> Result:
-    import torch
+    from gpt2.model.hardware import gpu_names
 
-    if not torch.cuda.is_available():
-        return Result("GPU", "ok", "none: training runs on the CPU")
-    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return Result("GPU", "ok", names)
+    return Result("GPU", "ok", ", ".join(gpu_names()) or "none: training runs on the CPU")
 
 
 def compiler() -> Result:

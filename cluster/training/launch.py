@@ -55,7 +55,7 @@ def train(
     At a SIGTERM the workers save and stop at their next step, then this process ends (`stopping`). Where the budget is
     used up they do the same, and `BudgetExceeded` is raised.
     """
-    from gpt2.training.hardware import decided
+    from gpt2.training.engine import decided
 
     # Decided here, so that all workers use the same precision.
     job = TrainingJob.model_validate({**job.model_dump(), "train": decided(job.train, cluster.use_gpu).model_dump()})

@@ -37,7 +37,11 @@ class Usage(threading.Thread):
         """`use_gpu`: this process uses CUDA's current device."""
         super().__init__(daemon=True, name="usage")
         self.path, self.process = folder / USAGE, psutil.Process()
-        self.gpu = gpu_name() if use_gpu else None
+        self.gpu = None
+        if use_gpu:
+            from gpt2.model.hardware import gpu_id
+
+            self.gpu = gpu_id()
         self.fixed = {
             "who": who,
             "pid": self.process.pid,
@@ -95,13 +99,6 @@ class Usage(threading.Thread):
             return measured
         except Exception:  # not installed, or not supported by the driver: nothing depends on it
             return {}
-
-
-def gpu_name() -> str:
-    """Return NVML's name of CUDA's current device, independent of CUDA_VISIBLE_DEVICES."""
-    import torch
-
-    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
 def machine_joules() -> float | None:

@@ -113,9 +113,9 @@ def train(job: TrainingJob, cluster: ClusterConfig, store: Store, must_stop: Cal
     from cluster.checkpoints.distant import DistantCheckpointer
     from cluster.checkpoints.files import Mirror
     from cluster.training.stopping import Watchdog
+    from gpt2.model.hardware import peak_flops
     from gpt2.store.remote import RemoteStore
     from gpt2.training.engine import DTYPES
-    from gpt2.training.hardware import peak_flops
     from gpt2.training.loop import fit
     from gpt2.training_job import build
 

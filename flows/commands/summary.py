@@ -62,7 +62,7 @@ def memory_bytes(config: PipelineConfig) -> int:
     """
     model, train, cluster = config.model_config_with_vocabulary(), config.pretrain, config.cluster
     n, workers = model.n_parameters, cluster.num_workers
-    from gpt2.training.hardware import decided
+    from gpt2.training.engine import decided
 
     width = BYTES[decided(train, cluster.use_gpu).precision]
     parameters = n * width // (workers if cluster.zero_stage >= 3 else 1)

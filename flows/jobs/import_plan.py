@@ -24,6 +24,7 @@ from flows.stage_code import stage_code
 from flows.stages.provenance import IMPORT
 from gpt2.data.config import CanaryConfig, CorpusConfig, TokenizerConfig
 from gpt2.data.tokenizer import Tokenizer
+from gpt2.evaluation.config import EvaluateConfig
 from gpt2.gate.config import GateConfig
 from gpt2.model.config import ModelConfig
 from gpt2.settings import Settings
@@ -120,7 +121,8 @@ class ImportPlan:
             stage_code("import weights"),
         )
         asked = {"flow": IMPORT, "config": self.config.model_dump(mode="json") | {"source": self.source}}
-        return Plan((), (), corpus, tokenizer, tokens, base_keys(base, tokens, CanaryConfig()), {}, {}, asked)
+        pretrained = base_keys(base, tokens, CanaryConfig(), EvaluateConfig().most(None))
+        return Plan((), (), corpus, tokenizer, tokens, pretrained, {}, {}, asked)
 
     @property
     def identity(self) -> str:

@@ -15,6 +15,7 @@ from cluster.registry.lineage import IMPORTED, Lineage, lineage
 from cluster.tracking.runs import Run, client
 from flows.jobs.import_plan import NAME, ImportConfig, ImportPlan, prepare, settings_like, yardstick
 from flows.jobs.own_data_plan import plan_of
+from flows.plan import MAX_TOKENS
 from flows.runs.ending import HOOKS, carry_out
 from flows.runs.stage import make, parent_of_all, recorded, say
 from flows.stages import gate, provenance, results
@@ -48,7 +49,8 @@ def measure(weights: ImportPlan, base: Artifact, champion: Lineage) -> Artifact:
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         tokens = store().require("tokens", plan.tokens.id)
-        metrics = evaluation.evaluate_base(base.path, tokens, searched, context, out, reads=reads)["metrics"]
+        most = plan.pretrained.report.spec[MAX_TOKENS]
+        metrics = evaluation.evaluate_base(base.path, tokens, searched, context, out, most, reads=reads)["metrics"]
         run.files(out, "report")
         return metrics
 

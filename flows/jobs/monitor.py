@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ from flows.runs.names import called, named, places
 from flows.runs.prefect_artifacts import show, slug
 from flows.runs.stage import say, without_tracebacks
 from flows.stage_code import stage_code
+from gpt2.monitoring import history as monitoring_history
 from gpt2.monitoring import index
 from gpt2.monitoring import posts as monitoring_posts
 from gpt2.monitoring import scored as monitoring_scored
+from gpt2.monitoring.alerts import compare
 from gpt2.monitoring.config import MonitorConfig
+from gpt2.monitoring.history import EMPTY, History
 from gpt2.monitoring.page import Page, drift_sentences, markdown, render, undecided
 from gpt2.monitoring.posts import present
 from gpt2.store.artifact import Artifact, Key, digest, write_atomically
@@ -124,8 +127,6 @@ def once(key: Key, event: str, model: ResolvedModel, facts: Facts | Callable[[],
     return [facts["text"]]
 
 
-COUNTED = ["time", "topics", "label", "confidence", "version", "cut"]
-"""Columns of scored posts that the index is made of."""
 TO_LABEL = 50
 """Number of posts that the monitor asks people to label."""
 EXAMPLES = 3
@@ -133,17 +134,18 @@ EXAMPLES = 3
 
 
 @task(name="read posts")
-def read_posts(config: MonitorConfig) -> tuple[pd.DataFrame, list[str]]:
-    """Return the posts of all files, and remarks on bad rows. Unchanged files are not read again."""
-    return monitoring_posts.read_files(store(), config, say)
+def read_posts(config: MonitorConfig, past: History) -> tuple[pd.DataFrame, list[str], set[str]]:
+    """Return the posts of files that `past` does not count, remarks on bad rows, and the copies that are whole."""
+    return monitoring_posts.read_files(store(), config, say, counted=past.files)
 
 
 @task(name="score posts")
-def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, known: Artifact | None) -> int:
+def score_posts(
+    arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedModel, known: Artifact | None, past: History
+) -> int:
     """Score new posts in batches; return their number."""
-    posts, new = monitoring_scored.to_score(
-        arrived, monitoring_scored.batches(store(), config), model.identity, model.address, config
-    )
+    made = monitoring_scored.batches(store(), config)
+    posts, new = monitoring_history.to_score(arrived, made, past, model.identity, model.address, config)
     if len(posts) > new:
         say(f"{len(posts) - new:,} earlier posts are scored again by {model.address}, for its history")
     if len(posts):
@@ -153,32 +155,48 @@ def score_posts(arrived: pd.DataFrame, config: MonitorConfig, model: ResolvedMod
 
 @task(name="build the index")
 def build_index(
-    config: MonitorConfig, model: ResolvedModel, known: Artifact | None, troubles: list[str], note: str
+    config: MonitorConfig,
+    model: ResolvedModel,
+    known: Artifact | None,
+    troubles: list[str],
+    note: str,
+    past: History = EMPTY,
+    whole: frozenset[str] = frozenset(),
 ) -> Artifact:
-    """Build the index of all scored posts, as Parquet, with alerts, drift and the page."""
+    """Build the index of all scored posts, as Parquet, with alerts, drift and the page.
+
+    The posts that `past` counts are not read again. `whole` are the copies of files whose posts are all scored.
+    """
     made = monitoring_scored.batches(store(), config)
-    until = monitoring_posts.present().floor(index.FREQUENCY[config.window])
-    posts = monitoring_scored.without_future(monitoring_scored.scored(made, model.identity, COUNTED))
-    latest = posts["time"].max() if len(posts) else until
+    until, limit = present().floor(index.FREQUENCY[config.window]), present().floor("h") + monitoring_posts.AHEAD
+    seen = model.identity, model.address
+    counted, complete = monitoring_history.grown(past, made, config, *seen, limit)
+    posts, latest = len(counted.ids), counted.latest if len(counted.ids) else until
+    if complete:
+        history = replace(counted, files=past.files | whole)
+        monitoring_history.save(store(), config, *seen, history)
     # Stop at the window after the latest post, so that the index does not change with time alone.
     until = min(until, latest.floor(index.FREQUENCY[config.window]) + index.STEP[config.window])
 
     def build(out: Path) -> dict[str, Any]:
-        table = index.aggregate(posts, config, until, model.address)
+        table = index.finished(counted.sums, config, until)
         table.to_parquet(out / "index.parquet", index=False)
         alerts = index.alerts(table, config)
         wanted = pd.DataFrame(
             [(a.topic, a.start, a.start + a.windows * index.STEP[config.window]) for a in alerts],
             columns=["topic", "start", "end"],
         )
-        examples = list(monitoring_scored.examples_of(made, model.identity, wanted, EXAMPLES, config.abstain_below))
-        drift = monitoring_scored.latest_drift(made, config, model.identity, known) if known else None
+        near = monitoring_history.near(made, counted, wanted)
+        examples = list(monitoring_scored.examples_of(near, model.identity, wanted, EXAMPLES, config.abstain_below))
+        reference = pd.read_parquet(known.file("reference.parquet")) if known else None
+        drift = None if reference is None else compare(reference, counted.tail)
         usual = monitoring_scored.usual_undecided(config, known) if known else None
-        cut = int(posts["cut"].eq(True).sum())
         page = Page(
-            config, model.address, model.metric, table, alerts, examples, drift, len(posts), troubles, note, usual, cut
-        )
-        to_label(made, model, config).to_csv(out / "label.csv", index=False)
+            config, model.address, model.metric, table, alerts, examples, drift, posts, troubles, note, usual,
+            counted.cut,
+        )  # fmt: skip
+        latest_posts = monitoring_history.latest(made, counted, config, limit)
+        to_label(latest_posts, model, config).to_csv(out / "label.csv", index=False)
         (out / "page.html").write_text(render(page), "utf-8")
         (out / "page.md").write_text(markdown(page, str(page_path(config))), "utf-8")
         summary = {
@@ -193,8 +211,9 @@ def build_index(
             "latest": min(latest, until + index.STEP[config.window]).isoformat(),
         }
         (out / "told.json").write_text(json.dumps(summary, indent=1))
-        left = int((posts["confidence"] < config.abstain_below).sum())
-        return {"posts": len(posts), "undecided": left, "topics": table["topic"].nunique(), "alerts": len(alerts)}
+        all_posts = counted.sums[counted.sums["topic"] == index.ALL]
+        left = int((all_posts["posts"] - all_posts["decided"]).sum())
+        return {"posts": posts, "undecided": left, "topics": table["topic"].nunique(), "alerts": len(alerts)}
 
     spec = {**config.identity(), "until": until.isoformat(), "page_topics": config.page_topics, "note": note}
     inputs = {"batches": monitoring_scored.contents(made), "model": model.identity, "troubles": digest(troubles)}
@@ -252,12 +271,14 @@ def monitor_sentiment(config: MonitorConfig = MonitorConfig(), note: str = "") -
 def watch(config: MonitorConfig, note: str) -> dict[str, Any] | State:
     """Read, score, index and report the posts; return the figures of the run."""
     model = resolve_model(config.model)
-    arrived, troubles = read_posts(config)
-    if arrived.empty and not monitoring_scored.batches(store(), config):
+    made = monitoring_scored.batches(store(), config)
+    past = monitoring_history.load(store(), config, model.identity, model.address, made)
+    arrived, troubles, whole = read_posts(config, past)
+    if arrived.empty and not made:
         return Completed(message=f"no posts in {', '.join(config.sources)}", data={"new_posts": 0, "alerts": []})
     known = scoring.reference(store(), config, model)
-    new = score_posts(arrived, config, model, known)
-    built = build_index(config, model, known, troubles, note)
+    new = score_posts(arrived, config, model, known, past)
+    built = build_index(config, model, known, troubles, note, past, frozenset(whole))
     path = home.keep(f"monitor-{config.name}", built.file("page.html").read_text("utf-8"))
     show(
         create_markdown_artifact,

@@ -247,7 +247,7 @@ def plan_of(settings: PipelineConfig, base: Lineage | None, asked: Mapping[str, 
     corpus = ExistingKey("corpus", known=base.corpora[-1].id)
     tokenizer = ExistingKey("tokenizer", known=base.tokenizer.id)
     tokens, model = ExistingKey("tokens", known=base.tokens[-1].id), ExistingKey("base", known=base.base.id)
-    pretrained = base_keys(model, tokens, settings.canaries)
+    pretrained = base_keys(model, tokens, settings.canaries, settings.evaluated_tokens())
     own = {name: task_keys(name, settings, model, tokenizer, tokens) for name in settings.task_settings()}
     tags = {"gpt2.base_version": f"gpt2-base/{base.version}", **base.tags}
     return Plan((), (), corpus, tokenizer, tokens, pretrained, own, tags, asked or {})

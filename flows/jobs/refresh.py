@@ -17,7 +17,7 @@ from cluster.tracking.runs import Run
 from cluster.training.stopping import politely
 from flows.config import PipelineConfig, resolve
 from flows.jobs.refresh_plan import RefreshPlan
-from flows.plan import Plan, local_source
+from flows.plan import MAX_TOKENS, Plan, local_source
 from flows.runs.stage import make, parent_of_all, say
 from flows.stage_code import stage_code
 from flows.stages import results
@@ -101,8 +101,8 @@ def evaluate_base(new: RefreshPlan, plan: Plan) -> Artifact:
         if champion and champion.tags[versions.ARTIFACT_TAG] != plan.base.id:
             theirs = report_of(champion, "base", plan, new.config)
             beside = {f"champion (version {champion.version})": theirs["metrics"]}
-        context = new.config.pretrain.context
-        metrics = evaluation.evaluate_base(model.path, tokens, searched, context, out, beside)["metrics"]
+        context, most = new.config.pretrain.context, plan.pretrained.report.spec[MAX_TOKENS]
+        metrics = evaluation.evaluate_base(model.path, tokens, searched, context, out, most, beside)["metrics"]
         run.files(out, "report")
         return metrics
 

@@ -144,7 +144,9 @@ class RefreshPlan:
             {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
             stage_code("train"),
         )
-        pretrained = base_keys(base, self.tokens, config.canaries, **{PARENT: before.base.id})
+        pretrained = base_keys(
+            base, self.tokens, config.canaries, config.evaluated_tokens(), **{PARENT: before.base.id}
+        )
         tasks = {name: task_keys(name, config, base, tokenizer, self.tokens) for name in config.task_settings()}
         tags = {
             **before.tags,

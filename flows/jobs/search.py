@@ -25,7 +25,7 @@ from gpt2 import search as gpt2_search
 from gpt2.evaluation import plots
 from gpt2.store.artifact import Artifact
 from gpt2.store.model_files import MODEL
-from gpt2.training.hardware import decided
+from gpt2.training.engine import decided
 from gpt2.training_job import TrainingJob
 
 

@@ -15,7 +15,7 @@ from cluster.batch import evaluation as batch_evaluation
 from cluster.home import store
 from cluster.tracking.runs import Run
 from flows.config import PipelineConfig, resolve
-from flows.plan import Plan, make_plan
+from flows.plan import MAX_TOKENS, Plan, make_plan
 from flows.runs.prefect_artifacts import image, show, slug
 from flows.runs.stage import make, warn
 from gpt2.evaluation import unit_results
@@ -56,7 +56,8 @@ def evaluate_base(config: PipelineConfig, plan: Plan) -> Artifact:
 
     def build(out: Path, run: Run) -> dict[str, Any]:
         model, tokens = store().require("base", plan.base.id), held_out("base", plan)
-        metrics = batch_evaluation.evaluate_base(model.path, tokens, searched, config.pretrain.context, out)["metrics"]
+        context, most = config.pretrain.context, plan.pretrained.report.spec[MAX_TOKENS]
+        metrics = batch_evaluation.evaluate_base(model.path, tokens, searched, context, out, most)["metrics"]
         run.files(out, "report")
         return metrics
 

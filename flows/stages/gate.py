@@ -18,7 +18,7 @@ from cluster.home import store
 from cluster.registry import download, versions
 from cluster.tracking.runs import Run, client, version_url
 from flows.config import PipelineConfig
-from flows.plan import Plan
+from flows.plan import MAX_TOKENS, Plan
 from flows.runs.prefect_artifacts import image, show, slug
 from flows.runs.stage import say
 from flows.stages import provenance
@@ -43,7 +43,8 @@ def report_of(version: Any, name: str, plan: Plan, config: PipelineConfig) -> di
         data, path, searched = held_out(name, plan), download.pull_version(version).parent, search(name, plan)
         if name in plan.tasks:
             return evaluation.evaluate_task(name, path, data, searched, out)["metrics"]
-        return evaluation.evaluate_base(path, data, searched, context, out, reads=own_context)["metrics"]
+        most = own.spec[MAX_TOKENS]
+        return evaluation.evaluate_base(path, data, searched, context, out, most, reads=own_context)["metrics"]
 
     if store().find(key) is None:
         say(f"{version.name}: measuring version {version.version} on the same examples")

@@ -26,6 +26,7 @@ from gpt2.data.splits import content_digest, is_validation
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.model.adapters import adapt, trained_parameters
 from gpt2.model.config import AdaptationConfig, ModelConfig
+from gpt2.model.hardware import CPU
 from gpt2.model.heads import LanguageModel
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.task import Predictor, Task
@@ -143,7 +144,7 @@ class RecordingEngine(TorchEngine):
 
     def __init__(self, module: nn.Module, config: TrainConfig, by_part: bool = False):
         """`by_part` fills `norms`, which needs gradients in the language model itself."""
-        super().__init__(module, config, "cpu")
+        super().__init__(module, config, CPU)
         self.by_part = by_part
         self.losses: list[float] = []
         self.norms: list[dict[str, float]] = []

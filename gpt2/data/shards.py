@@ -68,6 +68,7 @@ class TokenStream:
 
     def __init__(self, paths: Sequence[Path], dtype: str):
         """Raise `ValueError` if a file's size is not a whole number of tokens."""
+        self.paths, self.dtype = paths, dtype
         width = np.dtype(dtype).newbyteorder("<")
         self.parts: list[np.ndarray] = []
         for path in paths:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,22 @@ def name_in(value: Any) -> str | None:
     return EDGES.sub("", text) or None if text else None
 
 
+def mapped(column: pd.Series, function: Callable[[Any], Any]) -> pd.Series:
+    """Return the function of each cell, which is called once for each distinct one: ids repeat."""
+    if column.dtype == object and pd.api.types.infer_dtype(column) != "string":
+        return column.map(function)  # equal values may be of different types, such as 1 and True
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    return pd.Series(values).map(function).take(codes).set_axis(column.index).rename(column.name)
+
+
+def cells(column: pd.Series) -> pd.Series:
+    """Return each value as `cell` does."""
+    if not isinstance(column.dtype, pd.StringDtype):
+        return mapped(column, cell)
+    plain = column.str.fullmatch("[!-~]+").fillna(False).astype(bool)  # such texts stay as they are
+    return column if plain.all() else mapped(column, cell)
+
+
 def times(column: pd.Series, least: float = LEAST_SECONDS) -> pd.Series:
     """Return a column's times in UTC, NaT if a cell is no time: ISO 8601, or seconds or milliseconds since 1970.
 
@@ -285,7 +301,7 @@ def times(column: pd.Series, least: float = LEAST_SECONDS) -> pd.Series:
     number = number.where(number.between(least, 1e14) & ~dates)
     seconds = number.where(number < 1e11, number / 1000)
     since_1970 = pd.to_datetime(seconds * 1e6, unit="us", utc=True).astype(UTC)
-    written = column.where(number.isna()).map(lambda v: None if v is None else str(v).removesuffix(".0"))
+    written = mapped(column.where(number.isna()), lambda v: None if v is None else str(v).removesuffix(".0"))
     parsed = pd.to_datetime(written, utc=True, errors="coerce", format="ISO8601").astype(UTC)
     utc = since_1970.fillna(parsed)
     return utc.where(utc.dt.year.between(1970, 2261))

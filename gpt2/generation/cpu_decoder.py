@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2.model.hardware import on_cpu
 from gpt2.model.transformer import GPT2, KVCache
 
 WORTHWHILE = 8
@@ -29,7 +30,7 @@ def decoder(model: GPT2, rows: int, steps: int) -> Decoder | None:
     """
     weight = model.wte.weight
     plain = not (model.config.beyond_gpt2() or model.adaptations)
-    usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    usable = on_cpu(weight) and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     usable = usable and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # internal to `torch.compile`, may vanish
     pays = steps >= WORTHWHILE and model.config.n_parameters <= LARGEST
     return Decoder(model, rows) if plain and usable and pays else None

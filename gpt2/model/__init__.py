@@ -2,6 +2,7 @@
 
 adapters.py     LoRA and prefix modules
 config.py       `ModelShape`, `ModelConfig`, the published sizes, `AdaptationConfig`
+hardware.py     where a model computes: device, precision, rows at once; peak FLOP/s
 heads.py        the language-model head and the classifier; padding and packing
 layers.py       normalisation and embedding with exact gradients in bf16 on a CPU
 loss.py         the next-token loss, computed on a slice of the logits at a time

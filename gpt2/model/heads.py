@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from gpt2.model.transformer import GPT2, Packed
 
 
-def pad(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Return rows of ids as (B, T) int64, padded on the right, and their lengths (B,)."""
+def pad(rows: list[list[int]], value: int = 0, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return rows of ids as (B, T) int64, padded on the right, and their lengths (B,), both on the device."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.full((len(rows), max(1, int(lengths.max()))), value, dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return ids, lengths
+    return ids.to(device), lengths.to(device)
 
 
 def pack(padded: Tensor, lengths: Tensor) -> tuple[Tensor, Packed]:

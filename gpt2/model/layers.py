@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.model.hardware import on_cpu
+
 
 class ExactLayerNorm(torch.autograd.Function):
     """Layer normalisation of bf16 on a CPU, whose gradients of weight and bias are sums of any number of rows.
@@ -41,7 +43,7 @@ class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` over the last dimension, with exact gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        if on_cpu(x) and x.dtype == torch.bfloat16:
             return ExactLayerNorm.apply(x, self.weight, self.bias, self.eps)
         return super().forward(x)
 
@@ -51,7 +53,7 @@ def take(table: Tensor, ids: Tensor) -> Tensor:
 
     In bf16 on a CPU an embedding's gradient is added up in bf16, `index_select`'s is not (2.13).
     """
-    if table.device.type == "cpu" and table.dtype == torch.bfloat16:
+    if on_cpu(table) and table.dtype == torch.bfloat16:
         return table.index_select(0, ids.flatten()).unflatten(0, ids.shape)
     return F.embedding(ids, table)
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2.model.hardware import CPU, on_cpu
+
 IGNORED = -100
 """Target of a position without a loss."""
 # Bytes of logits that the loss holds at a time: they fit a CPU's cache, or keep a GPU busy.
@@ -24,7 +26,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     try:
         return SlicedCrossEntropy.apply(hidden[kept], weight, targets, torch.is_grad_enabled())
     except (RuntimeError, IndexError):
-        if targets.device.type == "cpu" and (targets.min() < 0 or targets.max() >= len(weight)):
+        if on_cpu(targets) and (targets.min() < 0 or targets.max() >= len(weight)):
             raise ValueError(
                 f"targets from {int(targets.min())} to {int(targets.max())} are not all in the model's range, 0 to "
                 f"{len(weight) - 1}, or {IGNORED} for none; use the model's own tokenizer"
@@ -34,7 +36,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 def loss_rows(vocabulary: int, width: int, dtype: torch.dtype, device: str) -> int:
     """Return the number of tokens whose logits the loss holds at a time."""
-    room = LOSS_SLICE_CPU if device == "cpu" else LOSS_SLICE_GPU
+    room = LOSS_SLICE_CPU if device == CPU else LOSS_SLICE_GPU
     # At least twice the width: otherwise reading and writing dW for each slice takes longer than its products.
     return max(2 * width, room // (vocabulary * dtype.itemsize))
 
@@ -52,7 +54,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         rows = loss_rows(len(weight), weight.shape[1], dtype, device)
-        tile = DW_TILE_CPU if device == "cpu" else len(weight)
+        tile = DW_TILE_CPU if device == CPU else len(weight)
         low_weight = weight.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if need else None

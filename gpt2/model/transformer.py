@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.model.config import AdaptationConfig, ModelConfig
+from gpt2.model.hardware import on_cpu
 from gpt2.model.layers import Embedding, LayerNorm
 from gpt2.model.loss import IGNORED, cross_entropy
 
@@ -137,7 +138,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
     keys, which saves a quarter of the work. More pieces would cost more in small products than they save.
     """
     T, d = q.shape[-2:]
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > SHORT:
+    if not on_cpu(q) or q.dtype != torch.bfloat16 or T > SHORT:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
     q = q * d**-0.5
@@ -182,7 +183,7 @@ class GeluTanh(torch.autograd.Function):
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return GELU in its tanh approximation, in the same shape."""
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+    if on_cpu(x) and x.dtype == torch.bfloat16:
         return GeluTanh.apply(x)
     return F.gelu(x, approximate="tanh")
 

@@ -72,24 +72,45 @@ def aggregate(scored: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp, 
     windows, and those scored by another version of the model, are not judged. The interval covers sampling of the
     posts, not the model's errors.
     """
+    return finished(sums(scored, config, version), config, until)
+
+
+SUMS = ["topic", "window", "posts", "decided", "negative", "confidence", "old"]
+"""Columns of the sums: the number of posts, of the decided and of the negative ones among them, the sum of their
+confidences, and the number scored by another version."""
+
+
+def sums(scored: pd.DataFrame, config: MonitorConfig, version: str) -> pd.DataFrame:
+    """Return the sums over the scored posts, a row per topic and window with the columns `SUMS`; see `aggregate`."""
     if scored.empty:
-        return pd.DataFrame(columns=INDEX_COLUMNS)
+        return pd.DataFrame(columns=SUMS)
     decided = scored["confidence"] >= config.abstain_below
     table = pd.DataFrame(
         {
             "topic": scored["topics"],
             "window": scored["time"].dt.floor(FREQUENCY[config.window]),
+            "posts": 1,
             "decided": decided.astype(int),
             "negative": (decided & (scored["label"] == config.negative)).astype(int),
             "confidence": scored["confidence"],
             "old": (scored["version"] != version).astype(int),
         }
     ).explode("topic")
-    counted = table.groupby(["topic", "window"], sort=True, observed=True).agg(
-        posts=("decided", "size"), decided=("decided", "sum"), negative=("negative", "sum"),
-        confidence=("confidence", "mean"), old=("old", "sum"),
-    )  # fmt: skip
-    rows = counted.reset_index()
+    return table.groupby(["topic", "window"], sort=True, observed=True).sum().reset_index()[SUMS]
+
+
+def added(some: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """Return the sums over the posts of both."""
+    if some.empty or more.empty:
+        return more if some.empty else some
+    return pd.concat([some, more]).groupby(["topic", "window"], sort=True, observed=True).sum().reset_index()[SUMS]
+
+
+def finished(rows: pd.DataFrame, config: MonitorConfig, until: pd.Timestamp) -> pd.DataFrame:
+    """Return the index of `sums`; see `aggregate`."""
+    if rows.empty:
+        return pd.DataFrame(columns=INDEX_COLUMNS)
+    rows = rows.assign(confidence=rows["confidence"] / rows["posts"])
     rows["undecided"] = rows["posts"] - rows["decided"]
     rows["share"] = rows["negative"] / rows["decided"]
     rows["low"], rows["high"] = wilson(rows["negative"].to_numpy(), rows["decided"].to_numpy())

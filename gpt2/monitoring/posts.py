@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,17 @@ def files_of(sources: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def read_files(
-    store: Store, config: MonitorConfig, say: Report, now: pd.Timestamp | None = None
-) -> tuple[pd.DataFrame, list[str]]:
-    """Return (the posts of all files, each once; the faults found). An unchanged file is not read again."""
-    tables, troubles, current = [], [], set()
+    store: Store,
+    config: MonitorConfig,
+    say: Report,
+    now: pd.Timestamp | None = None,
+    counted: Collection[str] = (),
+) -> tuple[pd.DataFrame, list[str], set[str]]:
+    """Return (the posts of all files, each once; the faults found; the ids of the copies without posts for later).
+
+    An unchanged file is not read again: its copy is. A copy in `counted` is left out, as all its posts are counted.
+    """
+    tables, troubles, current, whole = [], [], set(), set()
     now = present() if now is None else now
     files = files_of(config.sources)
     if others := left_out(config.sources):
@@ -63,16 +70,20 @@ def read_files(
             troubles.append(str(error))
             continue
         current.add(artifact.id)
-        posts, early = split_future(pd.read_parquet(artifact.file("posts.parquet")), now, config)
+        early: list[Bad] = []
+        if artifact.id not in counted:
+            posts, early = split_future(pd.read_parquet(artifact.file("posts.parquet")), now, config)
+            tables.append(posts[list(COLUMNS)])
         if early:
             say(f"{path}: {len(early):,} posts are left out: their time is more than a day from now")
-        tables.append(posts[list(COLUMNS)])
+        else:
+            whole.add(artifact.id)
         bad = json.loads(artifact.file("bad.json").read_text())
         troubles += [f"{path} row {number}: {wrong}" for number, wrong in sorted([*map(tuple, bad), *early])]
     forget(store, config, current)
     if not tables:
-        return pd.DataFrame(columns=list(COLUMNS)), troubles
-    return pd.concat(tables).drop_duplicates("post").reset_index(drop=True), troubles
+        return pd.DataFrame(columns=list(COLUMNS)), troubles, whole
+    return pd.concat(tables).drop_duplicates("post").reset_index(drop=True), troubles, whole
 
 
 def copies(config: MonitorConfig) -> str:

@@ -1,4 +1,4 @@
-"""The scored batches of a monitor: current ones, their contents, posts still to score, and merging by month.
+"""The scored batches of a monitor: current ones, their contents, and merging by month.
 
 No list of finished work is kept beside the work: the scored batches are artifacts, and the posts in those that are
 complete are done. A run that is killed leaves complete batches and one that does not count.
@@ -22,11 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt2.monitoring import alerts
-from gpt2.monitoring.alerts import HISTORY
 from gpt2.monitoring.config import MonitorConfig
-from gpt2.monitoring.index import FREQUENCY, STEP
-from gpt2.monitoring.posts import AHEAD, COLUMNS, Report, present
+from gpt2.monitoring.posts import AHEAD, Report, present
 from gpt2.store.artifact import Artifact, DamagedArtifact, Key, Store, digest
 
 SCORED = "scored.parquet"
@@ -85,36 +82,6 @@ def scored(made: Sequence[Artifact], identity: str, columns: Sequence[str]) -> p
     places = np.repeat([order[mine, created, id] for mine, id, created, _ in rows], [posts for *_, posts in rows])
     table = pd.concat(tables).iloc[np.argsort(places, kind="stable")]
     return table.drop_duplicates("post", keep="last").reset_index(drop=True)
-
-
-def to_score(
-    arrived: pd.DataFrame, made: Sequence[Artifact], identity: str, address: str, config: MonitorConfig
-) -> tuple[pd.DataFrame, int]:
-    """Return (posts to score, number of new ones among them) for the model of this `identity` and exact `address`.
-
-    After a promotion they include posts scored by the earlier version, as far back as the rule's history reaches:
-    shares found by different versions can't be compared.
-    """
-    done = scored(made, identity, ["time", "version"])
-    new = arrived[~arrived["post"].isin(done["post"])]
-    others = done[done["version"] != address]
-    if others.empty:
-        return new, len(new)
-    latest = max(done["time"].max(), new["time"].max() if new["time"].notna().any() else done["time"].max())
-    latest = min(latest, present())  # earlier versions also accepted posts of a future time
-    horizon = latest.floor(FREQUENCY[config.window]) - (HISTORY[config.window] + 2) * STEP[config.window]
-    again = set(others["post"][others["time"] >= horizon])
-    if not again:
-        return new, len(new)
-    texts = scored(made, identity, ["time", "topic", "text"])
-    return pd.concat([new, texts[texts["post"].isin(again)][list(COLUMNS)]]), len(new)
-
-
-def latest_drift(made: Sequence[Artifact], config: MonitorConfig, identity: str, known: Artifact) -> list[alerts.Drift]:
-    """Return the drift of the latest posts from the reference `known`, one per measure."""
-    mine = [batch for batch in made if batch.manifest["spec"]["model"] == identity]
-    table = without_future(scored(mine, identity, ["time", *alerts.MEASURES])).nlargest(config.drift_posts, "time")
-    return alerts.compare(pd.read_parquet(known.file("reference.parquet")), table)
 
 
 def without_future(posts: pd.DataFrame) -> pd.DataFrame:
@@ -216,8 +183,9 @@ def merge(store: Store, batches: Sequence[Artifact], say: Report) -> Artifact | 
         schema = pa.unify_schemas([file.schema_arrow.remove_metadata() for file in files], promote_options="default")
         with pq.ParquetWriter(out / SCORED, schema) as writer:
             for file in files:
-                table = file.read().replace_schema_metadata(None)
-                writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group).replace_schema_metadata(None)
+                    writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
         merged = [batch for batch in whole if BATCHES in batch.info]
         replaced = [id for batch in merged for id in (batch.id, *batch.info[REPLACED])]
         return {"posts": sum(posts for *_, posts in rows), BATCHES: rows, REPLACED: replaced}

@@ -5,7 +5,6 @@ cost.py          goodput, CPU and GPU seconds, energy and money of a training
 distillation.py  a student beside its teacher
 engine.py        the `Engine` protocol and the plain PyTorch engine
 guard.py         steps with bad gradients are skipped; the exceptions that end a training
-hardware.py      peak FLOP/s and the fastest precision of this machine
 journal.py       metrics and events as lines of JSON
 loop.py          `fit`, the one training loop; the `Checkpoints` protocol
 optimizer.py     parameter groups, AdamW, Muon, learning-rate schedules

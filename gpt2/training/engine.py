@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from gpt2.model.hardware import fastest_device, on_gpu, quickest, to_device
 from gpt2.training.config import TrainConfig
-from gpt2.training.hardware import decided
 from gpt2.training.optimizer import optimizer, set_rate
 
 HEAP = {
@@ -76,6 +76,14 @@ class Engine(Protocol):
         ...
 
 
+def decided(train: TrainConfig, gpu: bool) -> TrainConfig:
+    """Return the settings with `precision: auto` resolved, for GPUs or for CPUs like this machine's."""
+    if train.precision != "auto":
+        return train
+    precision = "bf16" if gpu or quickest() == torch.bfloat16 else "fp32"
+    return TrainConfig.model_validate({**train.model_dump(), "precision": precision})
+
+
 class TorchEngine:
     """An engine of one process: fp32 master weights, and a copy in the chosen precision for the arithmetic.
 
@@ -87,8 +95,8 @@ class TorchEngine:
     world_size = 1
 
     def __init__(self, module: nn.Module, config: TrainConfig, device: str | None = None):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        config = decided(config, self.device.type == "cuda")
+        self.device = torch.device(device) if device else fastest_device()
+        config = decided(config, on_gpu(self.device))
         if config.precision == "fp16":
             raise ValueError("precision=fp16 needs loss scaling, which the plain engine lacks; use bf16")
         self.module = module.to(self.device)
@@ -160,8 +168,3 @@ class TorchEngine:
 def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield (name, parameter) of the trained parameters; the others come from the pretrained model."""
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-
-
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return the batch's tensors on the device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2.model.hardware import on_cpu, quickest
 from gpt2.model.transformer import MLP, Attention
 from gpt2.training.config import OptimizerConfig
-from gpt2.training.hardware import quickest
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic. It is steepest at zero, so that five iterations suffice; it ends near 1, not exactly at
@@ -34,7 +34,7 @@ def orthogonalise(x: Tensor) -> Tensor:
     as fast. Singular values above 1/200 of a matrix's norm end between 0.68 and 1.16.
     """
     a, b, c = COEFFICIENTS
-    precision = quickest() if x.device.type == "cpu" else torch.bfloat16
+    precision = quickest() if on_cpu(x) else torch.bfloat16
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
     y = (y / y.float().square().sum((-2, -1), keepdim=True).sqrt().clamp_min(EPSILON)).to(precision)

@@ -52,7 +52,7 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype | None = None, tokeniz
     config: dict[str, Any] = {"model_type": LAYOUT, "architecture": model.config.model_dump(mode="json")}
     config |= {} if tokenizer is None else tokenizer.record
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().to(dtype).contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 

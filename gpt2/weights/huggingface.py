@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpt2.data.hub import network
 from gpt2.model.config import ModelConfig
+from gpt2.model.hardware import CPU
 from gpt2.model.transformer import GPT2
 from gpt2.store import model_files
 from gpt2.weights import tensors as weights_tensors
@@ -175,7 +176,7 @@ def save(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32, token
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         value = tensor.T if name.endswith(TRANSPOSED) else tensor
-        tensors[f"transformer.{their_name(name)}"] = value.to("cpu", dtype).contiguous()
+        tensors[f"transformer.{their_name(name)}"] = value.to(CPU, dtype).contiguous()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 

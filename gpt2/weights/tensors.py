@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gpt2.model.hardware import CPU, on_cpu
 from gpt2.store.artifact import IS_POINTER, LFS
 from gpt2.store.model_files import inside, read_json
 
@@ -98,7 +99,7 @@ def read(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} {IS_POINTER}")
     found = unpickled(path) if path.suffix == ".bin" else mapped(path)
     for name, tensor in found.items():
-        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        if tensor.is_nested or tensor.layout != torch.strided or not on_cpu(tensor):
             kind = "nested" if tensor.is_nested else f"{str(tensor.layout).removeprefix('torch.')} {tensor.device.type}"
             raise ValueError(f"{path}: {name!r} is a {kind} tensor; save the model's weights as plain ones of the CPU")
     return found
@@ -115,7 +116,7 @@ def mapped(path: Path) -> dict[str, Tensor]:
 def unpickled(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a pickle, read by PyTorch's restricted unpickler."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location=CPU, weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} holds more than tensors, or is damaged: it was not loaded, as a pickle can run any code; ask for "

@@ -85,8 +85,8 @@ class Ours:
     def score(self) -> None:
         import torch
 
+        from gpt2.model.hardware import quickest
         from gpt2.model.heads import pad
-        from gpt2.training.hardware import quickest
 
         model = copy.deepcopy(self.model).to(quickest()).eval()  # as a pulled model scores
         order = np.argsort(self.data.lengths, kind="stable")

@@ -36,8 +36,8 @@ LONG = Shape("124M, V=50,257", 12, 12, 768, 50257, 8, 1024, 1)
 def run() -> None:
     import torch
 
+    from gpt2.model.hardware import peak_flops
     from gpt2.training.engine import HEAP
-    from gpt2.training.hardware import peak_flops
 
     torch.set_num_threads(2)
     print("| model | B | T | side | tokens/s | ours by | share of the peak |")

@@ -12,7 +12,7 @@ import pytest
 from cluster.batch import scoring
 from flows.stage_code import HARMLESS, STAGES, Stage, stage_code, task_code, task_stages
 from gpt2.data import canaries
-from gpt2.monitoring import posts
+from gpt2.monitoring import history, posts
 from gpt2.pages.html import TEMPLATES
 from gpt2.store.code import depends_on, is_harmless
 from gpt2.tasks.task import tasks
@@ -69,6 +69,7 @@ def test_what_is_named_harmless_is_there_and_met(graph):
         (posts.READING, "read posts"),
         (scoring.SCORING, "score posts"),
         (("gpt2.monitoring.scored",), "merge scored posts"),
+        (history.CODE, "count posts"),
     ],
 )
 def test_lists_of_lower_floors_are_what_the_walk_finds(listed, stage):

@@ -21,6 +21,7 @@ import torch
 
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation.significance import Bootstrap, Metric
+from gpt2.model.hardware import at_once, device_for_use
 from gpt2.model.heads import pack, pad
 from gpt2.model.transformer import GPT2
 
@@ -45,7 +46,7 @@ def measure_by_harness(
     except ImportError:
         return INSTALL
     own, loaded = folder / f"{name}.yaml", {"pretrained": str(model.resolve()), "dtype": "float32"}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(device_for_use())
     try:
         with contextlib.chdir(folder):
             manager = TaskManager(include_path=str(folder.resolve()), include_defaults=not own.exists())
@@ -208,9 +209,10 @@ def score(
     )  # longest first: if the first batch fits in memory, all do
     likelihoods, greedy = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     model.eval()
+    batch_size = at_once(model, batch_size)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        padded, lengths = (t.to(device) for t in pad([whole[i][:-1] for i in batch]))
+        padded, lengths = pad([whole[i][:-1] for i in batch], device=device)
         tokens, packed = pack(padded, lengths)
         counts = torch.tensor([len(rows[i][1]) for i in batch], device=device)
         predicting = packed.positions >= (lengths - counts)[packed.text]  # positions before the continuation's tokens

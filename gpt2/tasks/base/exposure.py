@@ -38,9 +38,9 @@ def measured(directory: Path, config: CanaryConfig, passes: float | None) -> dic
     `passes` is the number of times that training read its text, if known.
     """
     from gpt2 import weights
+    from gpt2.model.hardware import ready
 
-    model, tokenizer = weights.load(directory), Tokenizer.load(directory)
-    model.eval()
+    model, tokenizer = ready(weights.load(directory)), Tokenizer.load(directory)
     planted, controls, texts = everything(config, REFERENCES)
     mine = [*controls, *planted]
     losses = text_losses(model, tokenizer, [*(canary.text for canary in mine), *texts])
@@ -54,6 +54,8 @@ def text_losses(model: GPT2, tokenizer: Tokenizer, texts: Sequence[str]) -> np.n
     """Return (texts,) negative log-likelihoods (nats) of whole texts, each at the beginning of a document."""
     import torch
 
+    from gpt2.model.hardware import at_once, device_of
+
     end, losses = tokenizer.end_of_text, []
     rows = [[end, *ids] for ids in tokenizer.encode_batch(texts)]
     longest = max(map(len, rows)) - 1
@@ -63,16 +65,18 @@ def text_losses(model: GPT2, tokenizer: Tokenizer, texts: Sequence[str]) -> np.n
             f"canaries.count to 0, or train a model with more positions"
         )
     with torch.inference_mode():
-        for start in range(0, len(rows), ROWS):
-            part = rows[start : start + ROWS]
+        step, device = at_once(model, ROWS), device_of(model)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
             ids = torch.full((len(part), longest + 1), end)  # the model is causal: padding changes nothing
             targets = torch.full((len(part), longest), -100)
             for i, row in enumerate(part):
                 ids[i, : len(row)] = torch.tensor(row)
                 targets[i, : len(row) - 1] = ids[i, 1 : len(row)]
+            ids, targets = ids.to(device), targets.to(device)
             logits = model.logits(model.hidden(ids[:, :-1])).float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            losses.append(loss.view(targets.shape).double().sum(1).numpy())
+            losses.append(loss.view(targets.shape).double().sum(1).cpu().numpy())
     return np.concatenate(losses)
 
 

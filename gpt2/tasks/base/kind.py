@@ -73,10 +73,10 @@ class GeneratorPredictor:
 
     def __init__(self, directory: Path):
         from gpt2 import weights
+        from gpt2.model.hardware import ready
 
-        self.model = weights.load(directory)
+        self.model = ready(weights.load(directory))
         self.tokenizer = Tokenizer.load(directory, self.model.config.vocab_size)
-        self.model.eval()
         # In a short context, the example and the default number of tokens have a half of it each.
         half = self.model.config.n_positions // 2
         self.input_example = (self.tokenizer.decode(self.tokenizer.encode("This film is")[:half]),)

@@ -7,6 +7,7 @@ stay the run's, so that both models are measured on the same bytes, in pairs.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from gpt2.data.batches import TokenDataset
 from gpt2.data.shards import TokenStream
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation import metrics
+from gpt2.store.artifact import write_atomically
 from gpt2.tasks.base.kind import BASE, PROMPTS
 
 if TYPE_CHECKING:
@@ -34,24 +36,28 @@ def evaluate_by_own_tokens(
     validation: Mapping[str, tuple[TokenDataset, float]],
     training: TokenDataset,
     out: Path,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Return the report of `evaluate` for a model that reads with its own tokenizer and `context`.
 
     `tokenizer` is the directory of the run's tokenizer, which encoded `validation` and `training`. Units, bytes, loss
-    and perplexity refer to the run's tokens. Raises `ValueError` if the context exceeds the model's positions.
+    and perplexity refer to the run's tokens. `kept` is as in `evaluate`. Raises `ValueError` if the context exceeds the
+    model's positions.
     """
     import pandas as pd
 
     from gpt2 import weights
+    from gpt2.model.hardware import ready
 
-    model, own, theirs = weights.load(directory), Tokenizer.load(directory), Tokenizer.load(tokenizer)
-    model.eval()
+    model, own, theirs = ready(weights.load(directory)), Tokenizer.load(directory), Tokenizer.load(tokenizer)
     other = own.record != theirs.record
     parts = {name: part for name, part in validation.items() if len(part[0])}
     unigram = unigram_nll(training, theirs.vocab_size)
     tables = []
     for name, (data, ratio) in parts.items():
-        losses = losses_of_targets(model, own, theirs, context, data, out / f"_read{name}.bin")
+        samples = own_samples(own, theirs, context, data, out / f"_read{name}.bin")
+        read = token_losses(model, samples, kept and kept / f"losses{name}")
+        losses = losses_of_targets(own, theirs, data, samples, read)
         tables.append(rows_of(name, data, ratio, losses, unigram, theirs.end_of_text))
     content = reported(model, own, pd.concat(tables, ignore_index=True), out)
     return {
@@ -71,15 +77,8 @@ def reading_sentence(context: int, own: Tokenizer | None, theirs: Tokenizer) -> 
     )
 
 
-def losses_of_targets(
-    model: GPT2, own: Tokenizer, theirs: Tokenizer, context: int, data: TokenDataset, scratch: Path
-) -> np.ndarray:
-    """Return the model's (targets,) negative log-likelihoods (nats) of the text of each target of `data`.
-
-    The documents are encoded with the model's tokenizer into the file `scratch`. The loss of each token is spread
-    evenly over its bytes, with one byte for the end of a document. It is then summed over the bytes of each target,
-    which is exact for whole documents. The very first token is never predicted.
-    """
+def own_samples(own: Tokenizer, theirs: Tokenizer, context: int, data: TokenDataset, scratch: Path) -> TokenDataset:
+    """Return the documents of `data` as samples of another tokenizer and context, which are written to `scratch`."""
     ids = data.stream.read(0, len(data.stream))
     documents = np.split(ids, np.flatnonzero(ids == theirs.end_of_text) + 1)[:-1]
     with open(scratch, "wb") as file:
@@ -87,8 +86,19 @@ def losses_of_targets(
             text = theirs.decode(document[:-1].tolist())
             file.write(np.append(own.encode_array(text), np.uint32(own.end_of_text)).astype("<u4").tobytes())
         file.write(np.full(context, own.end_of_text, "<u4").tobytes())  # fills the last sample
-    samples = TokenDataset(TokenStream([scratch], "uint32"), context)
-    losses = token_losses(model, samples)
+    return TokenDataset(TokenStream([scratch], "uint32"), context)
+
+
+def losses_of_targets(
+    own: Tokenizer, theirs: Tokenizer, data: TokenDataset, samples: TokenDataset, losses: np.ndarray
+) -> np.ndarray:
+    """Return the (targets,) negative log-likelihoods (nats) of the text of each target of `data`.
+
+    `losses` are those of the tokens of `samples`, the same text as `own_samples` encoded it. The loss of each token is
+    spread evenly over its bytes, with one byte for the end of a document. It is then summed over the bytes of each
+    target, which is exact for whole documents. The very first token is never predicted.
+    """
+    ids = data.stream.read(0, len(data.stream))
     read = np.cumsum(sizes(own)[samples.stream.read(0, len(losses) + 1)])
     spread = np.interp(np.cumsum(sizes(theirs)[ids]), read, np.append(0.0, np.cumsum(losses)))
     return np.diff(spread)[: len(data) * data.context]
@@ -109,19 +119,23 @@ ROWS = 1024
 
 
 def evaluate(
-    directory: Path, validation: Mapping[str, tuple[TokenDataset, float]], training: TokenDataset, out: Path
+    directory: Path,
+    validation: Mapping[str, tuple[TokenDataset, float]],
+    training: TokenDataset,
+    out: Path,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Return the report of a pretrained model on the validation split, beside a unigram model of the training split.
 
     `validation` holds the split's parts, {name: (samples, UTF-8 bytes per token)}. If there are several, each part's
-    bits per byte are reported as well.
+    bits per byte are reported as well. `kept` is a folder with the losses that were computed before (`piece_losses`).
     """
     from gpt2 import weights
+    from gpt2.model.hardware import ready
 
-    model, tokenizer = weights.load(directory), Tokenizer.load(directory)
-    model.eval()
+    model, tokenizer = ready(weights.load(directory)), Tokenizer.load(directory)
     parts = {name: part for name, part in validation.items() if len(part[0])}
-    return reported(model, tokenizer, measured(model, parts, training, tokenizer.end_of_text), out)
+    return reported(model, tokenizer, measured(model, parts, training, tokenizer.end_of_text, kept), out)
 
 
 def reported(model: GPT2, tokenizer: Tokenizer, predictions: pd.DataFrame, out: Path) -> dict[str, Any]:
@@ -165,7 +179,11 @@ def written(model: GPT2, tokenizer: Tokenizer, prompts: list[list[int]]) -> tupl
 
 
 def measured(
-    model: GPT2, parts: Mapping[str, tuple[TokenDataset, float]], training: TokenDataset, end_of_text: int
+    model: GPT2,
+    parts: Mapping[str, tuple[TokenDataset, float]],
+    training: TokenDataset,
+    end_of_text: int,
+    kept: Path | None = None,
 ) -> pd.DataFrame:
     """Return a row per document of the validation split: `part`, `tokens`, `bytes`, and `nll` (nats) of both models.
 
@@ -176,7 +194,7 @@ def measured(
 
     unigram = unigram_nll(training, model.config.vocab_size)
     tables = [
-        rows_of(name, data, ratio, token_losses(model, data), unigram, end_of_text)
+        rows_of(name, data, ratio, token_losses(model, data, kept and kept / f"losses{name}"), unigram, end_of_text)
         for name, (data, ratio) in parts.items()
     ]
     return pd.concat(tables, ignore_index=True)
@@ -204,20 +222,89 @@ def rows_of(
     return pd.DataFrame({**facts, "nll": rows[:, 1], f"nll of {BASE.floor}": rows[:, 2]})
 
 
-def token_losses(model: GPT2, samples: TokenDataset) -> np.ndarray:
-    """Return (tokens,) negative log-likelihoods (nats) of all samples' targets, in order."""
-    import numpy as np
+def bounded(data: TokenDataset, most: int, end_of_text: int, scratch: Path) -> TokenDataset:
+    """Return samples of at most `most` tokens: whole documents, evenly drawn, which are written to `scratch`.
+
+    All samples are returned if they are no more. If so few tokens are fewer than `FEW` documents, they are the first
+    ones.
+    """
+    if len(data.stream) <= most:
+        return data
+    shards = list(zip(data.stream.ends - [len(part) for part in data.stream.parts], data.stream.parts, strict=True))
+    places = np.concatenate([[0], *(first + np.flatnonzero(part == end_of_text) + 1 for first, part in shards)])
+    share, chosen = most / len(data.stream), np.arange(len(places) - 1)
+    while np.diff(places)[chosen].sum() > most:
+        chosen = np.flatnonzero(np.diff(np.floor(np.arange(len(places)) * share)) > 0)
+        share *= 0.99
+    pairs = zip(places[chosen], places[chosen + 1], strict=True) if len(chosen) >= FEW else [(0, most)]
+    with open(scratch, "wb") as file:
+        for start, end in pairs:
+            file.write(
+                data.stream.read(int(start), int(end - start))
+                .astype(np.dtype(data.stream.dtype).newbyteorder("<"))
+                .tobytes()
+            )
+    return TokenDataset(TokenStream([scratch], data.stream.dtype), data.context)
+
+
+def bounded_sentence(read: int, total: int) -> str:
+    """Return the report's sentence on the held-out tokens that were left out."""
+    return (
+        f"Measured on {read:,} of {total:,} held-out tokens, in whole documents that were evenly drawn "
+        f"(evaluate.max_tokens). The intervals say what that leaves open."
+    )
+
+
+AT_ONCE = 16
+"""Number of samples that the model reads at once on a CPU."""
+PIECE = 8192
+"""Least number of tokens of a piece: the work that a worker does in one call, and that a kill can lose."""
+
+
+def pieces(samples: TokenDataset) -> list[range]:
+    """Return the samples in pieces, each of whole batches: so the losses are the same to the bit for any workers."""
+    size = AT_ONCE * -(-PIECE // (AT_ONCE * samples.context))
+    return [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
+
+
+def piece_file(kept: Path, piece: range) -> Path:
+    """Return the file of a piece's losses in the folder `kept`."""
+    return kept / f"{piece.start:09d}.npy"
+
+
+def token_losses(model: GPT2, samples: TokenDataset, kept: Path | None = None) -> np.ndarray:
+    """Return (tokens,) negative log-likelihoods (nats) of all samples' targets, in order.
+
+    Pieces in the folder `kept` are not computed again.
+    """
+    return np.concatenate([piece_losses(model, samples, piece, kept) for piece in pieces(samples)])
+
+
+def piece_losses(model: GPT2, samples: TokenDataset, piece: range, kept: Path | None = None) -> np.ndarray:
+    """Return (tokens,) negative log-likelihoods (nats) of a piece's targets, and keep them in the folder `kept`."""
     import torch
 
-    losses = []
+    from gpt2.model.hardware import at_once, device_of, to_device
+
+    file = kept and piece_file(kept, piece)
+    if file and file.exists():
+        return np.load(file, allow_pickle=False)
+    losses, step = [], at_once(model, AT_ONCE)
     with torch.inference_mode():
-        for start in range(0, len(samples), 16):
-            batch = samples.batch(range(start, min(start + 16, len(samples))), 0)
+        for start in range(piece.start, piece.stop, step):
+            batch = samples.batch(range(start, min(start + step, piece.stop)), 0)
+            batch = to_device(batch, device_of(model))
             hidden = model.hidden(batch["ids"]).flatten(0, 1)
             for part, goal in zip(hidden.split(ROWS), batch["targets"].flatten().split(ROWS), strict=True):
                 loss = torch.nn.functional.cross_entropy(model.logits(part).float(), goal, reduction="none")
-                losses.append(loss.double().numpy())
-    return np.concatenate(losses)
+                losses.append(loss.double().cpu().numpy())
+    found = np.concatenate(losses)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole = io.BytesIO()
+        np.save(whole, found, allow_pickle=False)
+        write_atomically(file, whole.getvalue())
+    return found
 
 
 def unigram_nll(training: TokenDataset, vocab_size: int) -> np.ndarray:

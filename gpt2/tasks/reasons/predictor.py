@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.generation.generate import generate
+from gpt2.model.hardware import at_once, device_of, ready, to_device
 from gpt2.model.heads import pack
 from gpt2.model.transformer import GPT2
 from gpt2.tasks.reasons.checks import Written, place_of
@@ -43,8 +44,7 @@ class ReasonsPredictor:
 
         self.facts = model_files.read_task(directory)
         self.liked = self.facts["liked"]
-        self.module = Reasoner(weights.load(directory))
-        self.module.eval()
+        self.module = ready(Reasoner(weights.load(directory)), fixed=True)
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         with open(directory / "learned.jsonl", encoding="utf-8") as lines:
             self.known = KnownTexts([json.loads(line)["text"] for line in lines])
@@ -146,8 +146,9 @@ def losses(module: Reasoner, data: PromptedSentences) -> tuple[list[float], list
     """Return (negative log-likelihoods in nats, numbers of tokens) of the sentences."""
     nll: list[float] = []
     with torch.inference_mode():
-        for start in range(0, len(data), BATCH):
-            batch = data.batch(range(start, min(start + BATCH, len(data))), 0)
+        step = at_once(module, BATCH)
+        for start in range(0, len(data), step):
+            batch = to_device(data.batch(range(start, min(start + step, len(data))), 0), device_of(module))
             nll += module.nll(**batch).double().tolist()
     return nll, [len(s) for s in data.sentences]
 
@@ -167,7 +168,7 @@ def write(
     distinct: dict[tuple[int, ...], list[int]] = {tuple(ids): ids for ids in drawn}  # in order
     rows = [[*ids, *([end] if len(ids) < reader.room else [])] for ids in distinct.values()]
     with torch.inference_mode():
-        nll = module.nll(**joined([prompt] * len(rows), rows)).double()
+        nll = module.nll(**to_device(joined([prompt] * len(rows), rows), device_of(module))).double().cpu()
     perplexity = (nll / torch.tensor([len(row) for row in rows])).exp().tolist()
     return [
         Written(reader.tokenizer.decode(ids), len(ids) < reader.room, value)

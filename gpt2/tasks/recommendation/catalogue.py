@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from gpt2.data.sources import address, is_folder, locate, readable
-from gpt2.data.tables import MAX_UNTIMED, cell, listed, missing, name_in, place, read_table, times
+from gpt2.data.tables import MAX_UNTIMED, cell, cells, listed, mapped, missing, name_in, place, read_table, times
 from gpt2.data.text import is_character, words
 from gpt2.tasks.recommendation.config import CatalogueFiles, InteractionsFile
 
@@ -74,7 +74,7 @@ def usable_rows(
     if not rows:
         raise ValueError(f"{where} has no rows; add interactions")
     table = table.reset_index(drop=True)
-    table = table.assign(user=table["user"].map(name_in), item=table["item"].map(name_in))
+    table = table.assign(user=mapped(table["user"], name_in), item=mapped(table["item"], name_in))
     table = table[table["user"].notna() & table["item"].notna()]
     counts = {"without_user_or_item": rows - len(table)}
     if table.empty:
@@ -114,7 +114,7 @@ def usable_rows(
 def plain(column: pd.Series) -> pd.Series:
     """Return a column of numbers or times unchanged, any other as text."""
     is_plain = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
-    return column if is_plain else column.map(cell)
+    return column if is_plain else cells(column)
 
 
 def read_items(where: str | Path, settings: CatalogueFiles) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -352,16 +352,12 @@ def not_liked(
 
     Such items are no candidates for the last choice. `others` are the interactions without a like.
     """
-    known = others[others["item"].isin(places.keys())]
-    times = (known["time"] - start).dt.total_seconds()
-    rows: dict[str, list[tuple[int, float]]] = {}
-    for user, item, time in zip(known["user"], known["item"], times, strict=True):
-        rows.setdefault(user, []).append((places[item], time))
-    disliked = []
-    for user, liked, moments in zip(histories.index, histories["items"], histories["times"], strict=True):
-        seen = {item for item, time in rows.get(str(user), []) if time <= moments[-1]}
-        disliked.append(sorted(seen.difference(liked)))
-    return disliked
+    ends = pd.Series([moments[-1] for moments in histories["times"]], index=[str(user) for user in histories.index])
+    known = others[others["item"].isin(places.keys()) & others["user"].isin(ends.index)]
+    seen = known[(known["time"] - start).dt.total_seconds() <= known["user"].map(ends)]
+    rows = seen["item"].map(places).groupby(seen["user"]).agg(set) if len(seen) else {}
+    users = zip(ends.index, histories["items"], strict=True)
+    return [sorted(rows.get(user, set()).difference(liked)) for user, liked in users]
 
 
 def in_order(choices: pd.DataFrame) -> pd.DataFrame:
@@ -369,11 +365,12 @@ def in_order(choices: pd.DataFrame) -> pd.DataFrame:
 
     Ties in time are ordered by a hash of user and item, so that the order of the file has no influence.
     """
+    tied = choices[choices.duplicated(["user", "time"], keep=False)]
     marks = [
-        blake2b(f"{u} {i}".encode(), digest_size=8).hexdigest()
-        for u, i in zip(choices["user"], choices["item"], strict=True)
+        blake2b(f"{u} {i}".encode(), digest_size=8).hexdigest() for u, i in zip(tied["user"], tied["item"], strict=True)
     ]
-    table = choices.assign(user=numbered(choices["user"]), tie=marks)
+    table = choices.assign(user=numbered(choices["user"]), tie="")
+    table.loc[tied.index, "tie"] = marks
     return table.sort_values(["user", "time", "tie"], kind="stable").drop_duplicates(["user", "item"])
 
 

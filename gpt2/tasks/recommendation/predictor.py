@@ -24,6 +24,7 @@ class RecommendationPredictor:
 
         from gpt2 import weights
         from gpt2.data.tokenizer import Tokenizer
+        from gpt2.model.hardware import ready
         from gpt2.store import model_files
         from gpt2.tasks.recommendation.dataset import Recommender
         from gpt2.tasks.recommendation.hybrid import Hybrid
@@ -44,7 +45,7 @@ class RecommendationPredictor:
         head, own = tensors.read(path), self.module.state_dict()
         tensors.check(path, head, {name: value for name, value in own.items() if not name.startswith("model.")})
         self.module.load_state_dict(head, strict=False)
-        self.module.eval()
+        ready(self.module, fixed=True)
         self.hybrid: Hybrid | None = None
         if "weights" in saved:  # older models rank by text and popularity alone
             self.hybrid = Hybrid.load(directory, saved["weights"], len(items))
@@ -60,13 +61,14 @@ class RecommendationPredictor:
 
     def retold(self, items: pd.DataFrame, change: Callable[[str], str]) -> RecommendationPredictor:
         """Return a copy of this predictor whose item descriptions are rewritten by `change`."""
+        from gpt2.model.hardware import ready
         from gpt2.tasks.recommendation.dataset import Recommender
 
         rewritten = texts(items, self.tokenizer, self.item_tokens, change)
         other = copy(self)
         other.module = Recommender(self.module.model, rewritten, self.module.log_popularity)
         other.module.load_state_dict(self.module.state_dict())
-        other.module.eval()
+        ready(other.module, fixed=True)
         other.read()
         return other
 
@@ -96,17 +98,18 @@ class RecommendationPredictor:
         import numpy as np
         import torch
 
+        from gpt2.model.hardware import device_of
         from gpt2.model.heads import pack, pad
         from gpt2.tasks.recommendation.hybrid import parts
 
-        out = []
+        out, device = [], device_of(self.module)
         with torch.inference_mode():
             for some in parts(len(histories), len(self.titles)):
                 rows = [[int(i) for i in h[-self.context :]] for h in histories[some]]
-                ids, lengths = pad(rows)
+                ids, lengths = pad(rows, device=device)
                 items, packed = pack(ids, lengths.clamp_min(1))
                 last = self.module.tastes(items, packed, self.features)[packed.last] * (lengths > 0)[:, None]
-                out.append(self.module.scores(last, self.embeddings).numpy())
+                out.append(self.module.scores(last, self.embeddings).cpu().numpy())
         return np.concatenate(out)
 
     def top(

@@ -93,7 +93,7 @@ def recommend(
 
     known, disliked = [known_of(each) for each in users["chosen"]], [known_of(each) for each in users["disliked"]]
     with torch.inference_mode():
-        embeddings = predictor.module.embeddings(predictor.module.features()).numpy()
+        embeddings = predictor.module.embeddings(predictor.module.features()).cpu().numpy()
     rows = []
     scores = (row for some in parts(len(known), len(ids)) for row in predictor.scores(known[some]))
     for user, history, low, row in zip(users.index, known, disliked, scores, strict=True):

@@ -73,7 +73,7 @@ class Sample:
     ):
         self.drawn = np.random.default_rng(0)
         self.predictor, self.items, self.titles = predictor, items, items["title"].tolist()
-        self.popularity, self.embeddings = items["popularity"].to_numpy(), predictor.embeddings.numpy()
+        self.popularity, self.embeddings = items["popularity"].to_numpy(), predictor.embeddings.cpu().numpy()
         low = [np.zeros(0, int)] * len(histories) if disliked is None else disliked
         seen = [np.concatenate([h[:-1], other]).astype(int) for h, other in zip(histories, low, strict=True)]
         able = [u for u, each in enumerate(seen) if len(items) - len(each) > 2]  # enough items are left to rank

@@ -25,18 +25,17 @@ class SentimentPredictor:
 
     def __init__(self, directory: Path):
         from gpt2.data.tokenizer import Tokenizer
+        from gpt2.model.hardware import ready
         from gpt2.store.model_files import read_task
-        from gpt2.training.hardware import quickest
 
         facts = read_task(directory)
         self.labels: list[str] = facts["labels"]
         self.temperature = float(facts.get("temperature", 1.0))
         self.masked: bool = facts.get("masked", False)
         """True if the model was trained on `masked` texts; older ones were not."""
-        self.module = load_classifier(directory)
+        self.module = ready(load_classifier(directory), low=True)
         self.tokenizer = Tokenizer.load(directory, self.module.model.config.vocab_size)
         self.ngrams = Ngrams.load(directory, len(self.labels))
-        self.module.to(quickest()).eval()
         self.context: int = facts.get("context", self.module.model.config.n_positions)
         """Longest text in training (tokens); older models do not record it and count as if nothing was cut."""
 
@@ -45,16 +44,18 @@ class SentimentPredictor:
         import numpy as np
         import torch
 
+        from gpt2.model.hardware import at_once, device_of
         from gpt2.model.heads import pad
 
         short = self.read(texts)
         rows = encode(self.tokenizer, short, self.module.model.config.n_positions)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        out = np.zeros((len(rows), len(self.labels)))
+        out, device = np.zeros((len(rows), len(self.labels))), device_of(self.module)
+        batch_size = at_once(self.module, batch_size)
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
-                out[chosen] = self.module.logits(*pad([rows[i] for i in chosen])).float().numpy()
+                out[chosen] = self.module.logits(*pad([rows[i] for i in chosen], device=device)).float().cpu().numpy()
         return out if self.ngrams is None or not len(texts) else out + self.ngrams.logits(short)
 
     def read(self, texts: Sequence[str]) -> Sequence[str]:

@@ -29,6 +29,7 @@ class SupportPredictor:
         from gpt2 import weights
         from gpt2.data.near_duplicates import shingles
         from gpt2.data.tokenizer import Tokenizer
+        from gpt2.model.hardware import ready
         from gpt2.store import model_files
         from gpt2.tasks.support.dataset import PromptEncoder
         from gpt2.tasks.support.retriever import BM25, Retriever, rarity
@@ -46,7 +47,7 @@ class SupportPredictor:
         head, own = tensors.read(path), dict(self.module.named_parameters())
         tensors.check(path, head, {name: value for name, value in own.items() if not name.startswith("model.")})
         self.module.load_state_dict(head, strict=False)
-        self.module.eval()
+        ready(self.module, fixed=True)
         facts = model_files.read_task(directory)
         self.reader, self.search = PromptEncoder(self.tokenizer, facts["context"]), BM25(self.answers)
         self.weights: list[float] = facts.get("weights", [1.0, 0.0])
@@ -57,15 +58,18 @@ class SupportPredictor:
         """Return (N, width) unit vectors of encoded texts."""
         import torch
 
+        from gpt2.model.hardware import at_once, device_of
         from gpt2.model.heads import pad
 
+        step, device = at_once(self.module, 64), device_of(self.module)
         with torch.inference_mode():
-            return torch.cat([self.module.embed(*pad(rows[at : at + 64])) for at in range(0, len(rows), 64)])
+            parts = [pad(rows[at : at + step], device=device) for at in range(0, len(rows), step)]
+            return torch.cat([self.module.embed(*part) for part in parts])
 
     def parts(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return (questions, answers) cosines of embeddings, and BM25 scores."""
         cosines = self.embed(self.reader.questions(questions)) @ self.embeddings.T
-        return cosines.double().numpy(), self.search.scores(questions)
+        return cosines.double().cpu().numpy(), self.search.scores(questions)
 
     def scores(self, questions: Sequence[str]) -> np.ndarray:
         """Return (questions, answers) probabilities that an answer is the right one."""

@@ -11,6 +11,7 @@ from cluster.registry.resolve import resolve_model
 from gpt2.monitoring import posts as monitoring_posts
 from gpt2.monitoring import scored
 from gpt2.monitoring.config import MonitorConfig
+from gpt2.monitoring.history import EMPTY, to_score
 from gpt2.monitoring.index import ALL, aggregate
 from gpt2.store.artifact import Key, Store
 from tests.cluster.small import model_folder
@@ -35,8 +36,8 @@ class Monitor:
     def run(self, model: int = 0) -> tuple[int, int]:
         """(posts scored, of them new)."""
         which = resolve_model(str(self.models[model]))
-        arrived, _ = monitoring_posts.read_files(self.store, self.config, print)
-        posts, new = scored.to_score(arrived, self.made(), which.identity, which.address, self.config)
+        arrived, *_ = monitoring_posts.read_files(self.store, self.config, print)
+        posts, new = to_score(arrived, self.made(), EMPTY, which.identity, which.address, self.config)
         scoring.score(self.store, posts, self.config, which, None, print)
         return len(posts), new
 
@@ -166,11 +167,11 @@ def test_a_post_of_a_time_to_come_is_a_bad_row_until_then(monitor):
     times = ["2026-03-10T11:00Z", "2026-03-11T11:00Z", "2026-03-11T13:00Z", "2261-01-01T00:00Z"]
     rows = [{"text": f"post {n}", "time": time} for n, time in enumerate(times)]
     (monitor.inbox / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    posts, troubles = monitoring_posts.read_files(monitor.store, monitor.config, print, now)
+    posts, troubles, _ = monitoring_posts.read_files(monitor.store, monitor.config, print, now)
     assert posts["text"].tolist() == ["post 0", "post 1"]  # clocks and zones may differ by a day
     assert len(troubles) == 2 and "a.jsonl row 3: 'time' is 2026-03-11T13:00:00+00:00, more than a day" in troubles[0]
     assert "row 4: 'time' is 2261-01-01T00:00:00+00:00, more than a day from now: mend the time" in troubles[1]
-    later, troubles = monitoring_posts.read_files(monitor.store, monitor.config, print, now + DAY)
+    later, troubles, _ = monitoring_posts.read_files(monitor.store, monitor.config, print, now + DAY)
     assert later["text"].tolist() == ["post 0", "post 1", "post 2"] and len(troubles) == 1
     assert later["post"][:2].tolist() == posts["post"].tolist()
 
@@ -196,7 +197,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(monitor):
     monitor.arrive("a.jsonl", range(3))
     (monitor.inbox / "b.parquet").write_bytes(b"PAR1")
     (monitor.inbox / "c.jsonl").write_text('{"text": "x"}\n')
-    posts, troubles = monitoring_posts.read_files(monitor.store, monitor.config, print)
+    posts, troubles, _ = monitoring_posts.read_files(monitor.store, monitor.config, print)
     assert len(posts) == 3
     assert len(troubles) == 2 and "b.parquet can't be read" in troubles[0] and "no column 'time'" in troubles[1]
     absent = MonitorConfig(sources=[str(monitor.inbox / "nowhere")])

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cluster.batch import tokenization
-from cluster.batch.evaluation import _evaluate_base, passes, token_files
+from cluster.batch.evaluation import HeldOut, _evaluate_base, passes, token_files
 from cluster.home import store
 from cluster.registry.lineage import Lineage, lineage
 from flows.config import InvalidConfig, merged, resolve, validate
@@ -281,8 +281,9 @@ def test_canaries_are_planted_once_and_a_refresh_measures_those_of_its_parent(te
     assert second.tokens[-1].info["planted_documents"] == 12
     tokens = second.tokens[-1]
     contamination.write(contamination.summary([], [], [], "document", 0), tmp_path)
-    rest = ({}, config.canaries, passes(second.base.path, tokens))
-    told = _evaluate_base(second.base.path, token_files(tokens), dict(tokens.info), tmp_path, 64, tmp_path, *rest)
+    held_out = HeldOut(token_files(tokens), dict(tokens.info), 64, second.tokenizer.name, 10**9)
+    rest = ({}, config.canaries, passes(second.base.path, tokens), [], tmp_path)
+    told = _evaluate_base(store(), second.base.name, held_out, str(tmp_path), *rest)
     assert [(g["repeats"], g["canaries"]) for g in told["canaries"]["groups"]] == [(0, 2), (1, 2), (5, 2)]
     assert told["canaries"]["passes"] is None and told["metrics"]["canary_exposure"] < 20
     assert "bits_per_byte_new" in told["metrics"]
