@@ -28,6 +28,8 @@ def own_addresses():
     yield
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         os.environ.pop(name, None)
+    if s3 := sys.modules.get("s3fs"):  # its file systems keep the address that they were made with
+        s3.S3FileSystem.clear_instance_cache()
     if tracking := sys.modules.get("cluster.tracking.runs"):
         tracking.client.cache_clear()
         tracking.experiment_id.cache_clear()

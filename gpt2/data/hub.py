@@ -39,5 +39,5 @@ def reach(address: str) -> str:
         if os.environ.get("HF_HUB_OFFLINE") == OFFLINE_BY_DEFAULT:
             constants.HF_HUB_OFFLINE = False
         if constants.HF_HUB_OFFLINE:
-            raise ValueError(f"{address}: HF_HUB_OFFLINE keeps the hub from being asked; unset it")
+            raise ValueError("HF_HUB_OFFLINE keeps the hub from being asked; unset it")
     return address

@@ -208,13 +208,12 @@ READ = """
 from cluster.process_env import configure
 configure()
 import json, sys
-from gpt2.data import readers
+from gpt2.data.sources import expand, source_id
 from gpt2.data.tables import records
 try:
-    fs, files = readers.listed(sys.argv[1])
-    files = [fs.unstrip_protocol(file) for file in files]
+    files = expand(sys.argv[1:2])
     texts = [row["text"] for file in files for _, row, _ in records(file)]
-    print(json.dumps([texts, [readers.source_id(file) for file in files]]))
+    print(json.dumps([texts, [source_id(file) for file in files]]))
 except ValueError as error:
     print("REFUSED", error)
 """
