@@ -56,7 +56,8 @@ def recorded(folder):
 
 
 def check(answers, then):
-    pd.testing.assert_frame_equal(answers, pd.DataFrame(then["answers"]), check_dtype=False, rtol=1e-4)
+    # Recorded where the CPU multiplies bf16.
+    pd.testing.assert_frame_equal(answers, pd.DataFrame(then["answers"]), check_dtype=False, rtol=2e-3)
 
 
 @pytest.mark.parametrize("task", TASKS)
