@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cluster.process_env import configure
+from tests.services import s3_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +40,24 @@ def own_addresses():
 def same_numbers():
     """What a test draws from PyTorch's global generator does not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 server on loopback with one bucket, and the environment with which a client reaches it."""
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """A process group of this process alone."""
+    meeting = tmp_path_factory.mktemp("group") / "meeting"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 WORDS = [

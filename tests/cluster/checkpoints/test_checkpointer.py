@@ -27,12 +27,7 @@ RANKS = 4
 HEADER = {"job": {"data": "a", "train": {"steps": 10, "seed": 0, "optimizer": {"learning_rate": 1e-3}}}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory):
-    meeting = tmp_path_factory.mktemp("group") / "meeting"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("group")
 
 
 class Shares:

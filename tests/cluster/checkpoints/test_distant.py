@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from cluster.checkpoints.distant import DistantCheckpointer
 from cluster.checkpoints.files import Mirror, verify
@@ -14,23 +13,8 @@ from gpt2.training.guard import GaveUp
 from gpt2.training.journal import EVENTS, JOURNAL, Events, Journal, read_journal
 from gpt2.training.loop import QUARANTINE
 from tests.cluster.checkpoints.test_checkpointer import HEADER, RANKS, Shares
-from tests.services import s3_server
 
-
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory):
-    meeting = tmp_path_factory.mktemp("group") / "meeting"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        yield environment
+pytestmark = pytest.mark.usefixtures("group")
 
 
 @pytest.fixture

@@ -1,14 +1,9 @@
 """Copies of checkpoints on a real S3 server process: whole or absent there too, and enough to go on from."""
 
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import fsspec
 import pytest
-import torch
 
 from cluster.checkpoints.checkpointer import Checkpointer
 from cluster.checkpoints.files import Mirror
@@ -18,41 +13,13 @@ from gpt2.training.journal import EVENTS, Events, read_journal
 from tests.cluster.checkpoints.test_checkpointer import HEADER, Shares
 
 ONE = {"job": HEADER["job"]}
+pytestmark = pytest.mark.usefixtures("group")
 
 
 @pytest.fixture(scope="module")
-def bucket():
+def bucket(s3):
     """The address of a bucket on an S3 server on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    s3 = fsspec.filesystem("s3", skip_instance_cache=True)
-    for _ in range(200):
-        try:
-            s3.mkdir("bucket")
-            break
-        except Exception:
-            time.sleep(0.1)
-    yield "s3://bucket"
-    server.kill()
-    server.wait()
-    patch.undo()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory):
-    meeting = tmp_path_factory.mktemp("group") / "meeting"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
+    return "s3://bucket"
 
 
 class One(Shares):

@@ -22,15 +22,21 @@ def texts(generator, count, least, most):
     return [" ".join(generator.choice(VOCABULARY, n, p=odds / odds.sum())) for n in lengths]
 
 
-def edited(text, generator):
-    """One word in twenty is lost or changes places with the next; case, links, names and punctuation are others."""
-    row = text.split()
+def shuffled(row, generator):
+    """The words; one in twenty is lost or changes places with the next."""
+    row = list(row)
     for _ in range(max(1, round(len(row) / 20))):
         i = int(generator.integers(len(row) - 1))
         if generator.random() < 0.5:
             del row[i]
         else:
             row[i], row[i + 1] = row[i + 1], row[i]
+    return row
+
+
+def edited(text, generator):
+    """One word in twenty is lost or changes places with the next; case, links, names and punctuation are others."""
+    row = shuffled(text.split(), generator)
     told = [w.upper() if generator.random() < 0.2 else w + generator.choice(["", "", ",", "!!", " &amp;"]) for w in row]
     return f"RT @{VOCABULARY[generator.integers(99)]}: {' '.join(told)} http://t.co/{generator.integers(1e9)} 2015"
 
@@ -87,13 +93,7 @@ def told(row, generator):
 
 
 def edited_unspaced(row, generator):
-    row = list(row)
-    for _ in range(max(1, round(len(row) / 20))):
-        i = int(generator.integers(len(row) - 1))
-        if generator.random() < 0.5:
-            del row[i]
-        else:
-            row[i], row[i + 1] = row[i + 1], row[i]
+    row = shuffled(row, generator)
     return f"RT @name: 「{told(row, generator)}」 http://t.co/{generator.integers(1e9)} 2015"
 
 

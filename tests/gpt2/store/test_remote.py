@@ -16,17 +16,9 @@ from gpt2.store import lease
 from gpt2.store.artifact import MANIFEST, DamagedArtifact, Key
 from gpt2.store.lease import Lease
 from gpt2.store.remote import Distant, Remote, StoreUnreachable, open_store
-from tests.services import free_port, s3_server
+from tests.services import free_port
 
 KEY = Key("thing", {"a": 1}, {"x": "y"}, ("gpt2.settings",))
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        yield environment
 
 
 @pytest.fixture
