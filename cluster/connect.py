@@ -62,7 +62,7 @@ class SearchAsWeDo(JobConfig):
     may hold a `cluster.py`."""
 
     def __init__(self) -> None:
-        super().__init__(_py_driver_sys_path=[] if sys.flags.safe_path else [os.path.abspath(sys.path[0])])
+        super().__init__(_py_driver_sys_path=[os.path.abspath(path) for path in sys.path])
 
     def _runtime_env_has_working_dir(self) -> bool:
         return True  # so Ray adds nothing itself
@@ -86,6 +86,8 @@ class Keeper(threading.Thread):
         self.ready.set_result(None)
         self.leave.wait()
         ray.shutdown()
+        if self.guard is not None:
+            self.guard.end()
 
 
 _keeper: Keeper | None = None
@@ -160,6 +162,7 @@ def start_local(**options: Any) -> Guard:
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     with ending_with_this_process() as guard:
         start_ray(STARTS, **options)
+    guard.cover(ray.get_runtime_context().get_session_name())
     return guard
 
 

@@ -1,7 +1,7 @@
 """No orphans: what a process starts ends with it, however it ends, SIGKILL included.
 
 Such processes have a mark in their environment, and hand it on to all that they start. So all of them can be found,
-also when their parent was killed, and no others. `python -m cluster.orphans ID PARENT` stops them.
+also when their parent was killed, and no others. `python -m cluster.orphans ID SESSION` stops them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Guard:
         self.id = uuid.uuid4().hex
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        stop = [sys.executable, "-P", "-m", "cluster.orphans", self.id, str(os.getpid())]
+        stop = [sys.executable, "-P", "-m", "cluster.orphans", self.id]
         self.process = subprocess.Popen(
-            ["sh", "-c", 'read _; exec "$@"', "gpt2", *stop],
-            stdin=subprocess.PIPE,  # never written to: its end is ours
+            ["sh", "-c", 'read session; exec "$@" "$session"', "gpt2", *stop],
+            stdin=subprocess.PIPE,  # no line is ever written to it: its end is ours
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -44,6 +44,17 @@ class Guard:
             env={**unmarked(os.environ), "GPT2_HOME": str(home()), "PYTHONPATH": path},
             start_new_session=True,
         )
+
+    def cover(self, session: str) -> None:
+        """Stop the agents of this Ray session too."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(session.encode())
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        """Stop now what was guarded, without waiting for it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
     def keep(self) -> None:
         """Keep the guard until this process has ended all that it ends itself."""
@@ -113,28 +124,27 @@ def forget(id: str) -> None:
         (services() / "state.json").unlink(missing_ok=True)
 
 
-def agents(driver: int) -> list[psutil.Process]:
-    """Return the agents of the Ray that a process started. They wrote their title over the mark, but keep open a log in
-    the folder of the session, whose name ends with the driver's process id."""
+def agents(session: str) -> list[psutil.Process]:
+    """Return the agents of a Ray session. They wrote their title over the mark, but keep open a log in its folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, IndexError):
             titled = process.cmdline()[0].startswith("ray::")
-            if titled and any(f"_{driver}/logs/" in file.path for file in process.open_files()):
+            if titled and any(f"/{session}/logs/" in file.path for file in process.open_files()):
                 found.append(process)
     return found
 
 
-def stop_orphans(id: str, parent: int) -> None:
+def stop_orphans(id: str, session: str) -> None:
     """Stop all that has the mark of a process that is gone; the work of a `gpt2 up` first, so that it can save."""
     state = last_state()
     if state is not None and state["id"] == id and state["works"]:
         ask_to_stop(marked(id, state["works"]), 12)
     for _ in range(3):  # a process may have been on its way
-        ask_to_stop(marked(id) + agents(parent), 5)
+        ask_to_stop(marked(id) + (agents(session) if session else []), 5)
         time.sleep(1)
     forget(id)
 
 
 if __name__ == "__main__":
-    stop_orphans(sys.argv[1], int(sys.argv[2]))
+    stop_orphans(sys.argv[1], sys.argv[2])

@@ -8,8 +8,10 @@ import time
 
 import psutil
 import pytest
+import ray
 
-from cluster.orphans import MARK, Guard, marked
+import cluster.connect
+from cluster.orphans import MARK, Guard, agents, marked, unmarked
 
 PROGRAM = """
 import os, signal, subprocess, sys, time
@@ -61,13 +63,29 @@ def test_a_guard_that_is_no_longer_needed_cleans_up_and_stops_nothing_else():
     try:
         until(lambda: marked(mine.id) and marked(other.id))
         assert [p.pid for p in marked(mine.id)] == [started[0].pid]
-        mine.process.stdin.close()  # as when it is no longer referred to
+        mine.end()
         mine.process.wait(30)
         assert started[0].poll() is not None and started[1].poll() is None
     finally:
         for process in started:
             process.kill()
             process.wait()
+
+
+def test_the_guard_of_a_ray_that_ended_leaves_the_next_one_alone():
+    cluster.connect.connect()
+    first = cluster.connect._keeper.guard.process
+    try:
+        cluster.connect.disconnect()
+        cluster.connect.connect()
+        session = ray.get_runtime_context().get_session_name()
+        until(lambda: agents(session))
+        before = {p.pid for p in agents(session)}
+        first.wait(60)
+        assert before <= {p.pid for p in agents(session)}
+        assert list(cluster.connect.spread(unmarked, [({MARK: "1", "A": "2"},)])) == [{"A": "2"}]
+    finally:
+        cluster.connect.disconnect()
 
 
 def until(done) -> None:
