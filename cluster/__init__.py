@@ -7,7 +7,7 @@ connect.py      a Ray: attach or start; spread calls over it
 engine/         DeepSpeed
 home.py         GPT2_HOME: its folders, its state and secrets, its latest pages
 orphans.py      what a process starts ends with it, SIGKILL included
-process_env.py  the environment of every process, set before Prefect, Ray or MLflow is imported
+process_env.py  the environment of every process, set before Prefect, Ray or MLflow is imported; versions, hardware
 registry/       MLflow model versions
 services/       the services of `gpt2 up`, and `gpt2 doctor`
 serving.py      `gpt2 serve`: endpoints, batching, following the champion

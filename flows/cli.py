@@ -10,10 +10,10 @@ from cyclopts import App
 
 from cluster.orphans import ending_with_this_process
 from cluster.process_env import configure
-from flows.commands import benchmark, models, own_data, scheduled, search
+from flows.commands import models, own_data, scheduled
 from flows.commands.console import err
 from flows.commands.machine import automations, clean, doctor, export_checkpoint, list_checkpoints, verify_checkpoints
-from flows.commands.run import run
+from flows.commands.run import run, search
 from flows.commands.use import generate, label, predict
 
 app = App(
@@ -42,7 +42,7 @@ for command in (
 ):
     app.command(command)
 LEARNERS = (own_data.train_classifier, own_data.train_recommender)
-for job in (scheduled.monitor, scheduled.recommend, *LEARNERS, search.search, benchmark.benchmark):
+for job in (scheduled.monitor, scheduled.recommend, *LEARNERS, search, models.benchmark):
     app.command(job)
 app.command(own_data.import_weights, name="import")
 

@@ -12,8 +12,7 @@ from prefect.artifacts import create_table_artifact
 from cluster.connect import disconnect
 from flows.config import PipelineConfig, resolve
 from flows.plan import expected, make_plan
-from flows.runs.names import add, called, named, places
-from flows.runs.prefect_artifacts import show
+from flows.runs.prefect_artifacts import add_to_name, called, named, places, show
 from flows.runs.stage import parent_of_all, say
 from flows.stages.evaluation import evaluate
 from flows.stages.registration import register
@@ -56,7 +55,7 @@ def pipeline(config: PipelineConfig = resolve("laptop")) -> dict[str, Any]:
             for line in told(name, make_plan(config), results[name]):
                 say(f"{len(seconds)} of {len(STORY)}, {name} ({seconds[name]:,.0f} s): {line}")
             if name == "tokenize":
-                add(documents(make_plan(config)))
+                add_to_name(documents(make_plan(config)))
         publish(make_plan(config), results["register"])
         run.metrics({f"{name}_seconds": value for name, value in seconds.items()})
     return {"registered": results["register"], "mlflow_run": run.id}

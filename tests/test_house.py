@@ -15,7 +15,7 @@ FLOORS = ("gpt2", "cluster", "flows")
 MODULES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 ROOMS = sorted(path.parent for path in MODULES if path.name == "__init__.py")
 LARGEST = 450  # lines of a file
-MODULES_AT_MOST = 226  # the house of 211, and what came since: see the rooms' docstrings
+MODULES_AT_MOST = 211  # as before the move: what comes later finds room in what is there
 NAMES = {"gpt2": 20, "cluster": 16, "flows": 16}
 
 

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from cluster.config import ClusterConfig
 from cluster.engine.fragments import Fragments
+from cluster.engine.guard import Replicas, SkipStep
 from cluster.engine.muon import Exchange
-from cluster.engine.replicas import Replicas
-from cluster.engine.skip_step import SkipStep
 from gpt2.model.hardware import CPU, to_device
 from gpt2.training.config import TrainConfig
 from gpt2.training.engine import decided, trained

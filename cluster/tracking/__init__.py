@@ -1,6 +1,5 @@
 """MLflow runs.
 
-environment.py  the versions and the hardware that a run ran on
 retry.py        an MLflow client that waits for its server
 runs.py         MLflow runs: a parent per pipeline, a child per stage; metrics sent from a thread
 """

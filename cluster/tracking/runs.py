@@ -25,7 +25,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 
 from cluster.home import home, tracking_uri
-from cluster.tracking.environment import environment
+from cluster.process_env import environment
 from cluster.tracking.retry import FAILURES, RetryingClient, unanswered
 
 RECORDS = 100

@@ -17,9 +17,7 @@ from cluster.connect import check_resources, connect
 from cluster.engine.deepspeed_engine import accumulation_steps
 from cluster.home import ray_folder, store
 from cluster.training import worker
-from cluster.training.failures import cause
-from cluster.training.follow import JournalFollower, describe_event, event_key, record_key
-from cluster.training.relay import receiving
+from cluster.training.follow import JournalFollower, cause, describe_event, event_key, receiving, record_key
 from cluster.training.stopping import stopping, within
 from cluster.training.usage import USAGE, Usage
 from cluster.training.worker import STOP, TRAINED
@@ -138,7 +136,7 @@ def _run(job: TrainingJob, cluster: ClusterConfig, mailbox: Any = None) -> None:
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
-    from cluster.training.failures import TellFailures
+    from cluster.training.follow import TellFailures
     from cluster.training.network import NetworkConfig
     from gpt2.training.engine import HEAP
 

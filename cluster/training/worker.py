@@ -15,9 +15,7 @@ from typing import Any
 import ray.train
 
 from cluster.config import ClusterConfig
-from cluster.training import relay
-from cluster.training.failures import forwarded_warnings
-from cluster.training.relay import STOP
+from cluster.training.follow import STOP, forwarded_warnings, sending
 from cluster.training.usage import Usage
 from gpt2.store.artifact import Store, read_manifest
 from gpt2.store.model_files import MODEL
@@ -45,7 +43,7 @@ def work(config: dict[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if ray.get(config["mailbox"].put.remote([])).get("gave_up"):
         return
-    with relay.sending(config["mailbox"], output) if first else contextlib.nullcontext():
+    with sending(config["mailbox"], output) if first else contextlib.nullcontext():
         at_work(fetched(job, store), cluster, store)
     if first and not (output / STOP).exists():
         shutil.rmtree(output, ignore_errors=True)

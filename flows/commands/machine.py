@@ -96,7 +96,7 @@ def automations(where: str):
         where: a webhook of Slack or Teams, any other address, which gets JSON, or a notification block of Prefect as
             TYPE/NAME, such as sendgrid-email/ops.
     """
-    from flows.server.deployments import create
+    from flows.server import create
 
     for automation in create(where):
         out.print(automation.name, highlight=False)

@@ -34,7 +34,7 @@ from cluster.services.doctor import answers
 from cluster.services.processes import Running, Service, ServiceFailed, http_answers, port_answers
 from cluster.services.servers import LOOPBACK, mlflow, ray
 from flows.commands.console import out
-from flows.server.services import server, worker
+from flows.server import server, worker
 
 START_SECONDS = 240
 
@@ -190,7 +190,7 @@ def importing(at_once: int | None) -> Any:
     loaded: list[Any] = []
 
     def load() -> None:
-        from flows.server.deployments import register
+        from flows.server import register
 
         loaded.append(register)
 

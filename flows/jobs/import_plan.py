@@ -24,12 +24,12 @@ from flows.stage_code import stage_code
 from flows.stages.provenance import IMPORT
 from gpt2.data.config import CanaryConfig, CorpusConfig, TokenizerConfig
 from gpt2.data.tokenizer import Tokenizer
-from gpt2.evaluation.config import EvaluateConfig
 from gpt2.gate.config import GateConfig
 from gpt2.model.config import ModelConfig
 from gpt2.settings import Settings
 from gpt2.store.artifact import Key
 from gpt2.store.model_files import BASE_NAME
+from gpt2.tasks.config import EvaluateConfig
 from gpt2.tasks.task import registered_name, tasks
 
 NAME = registered_name(BASE_NAME)

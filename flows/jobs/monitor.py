@@ -25,9 +25,8 @@ from cluster.home import store
 from cluster.registry.resolve import ResolvedModel, resolve_model
 from flows.jobs.retrain import RetrainPlan
 from flows.runs import events
-from flows.runs.locks import claim
-from flows.runs.names import called, named, places
-from flows.runs.prefect_artifacts import show, slug
+from flows.runs.ending import claim
+from flows.runs.prefect_artifacts import called, named, places, show, slug
 from flows.runs.stage import say, without_tracebacks
 from flows.stage_code import stage_code
 from gpt2.monitoring import history as monitoring_history

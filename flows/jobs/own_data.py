@@ -13,9 +13,8 @@ from flows.config import PipelineConfig
 from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan, RecommenderConfig
 from flows.pipeline import pipeline
 from flows.plan import Plan
-from flows.runs.ending import HOOKS, carry_out
-from flows.runs.locks import turn
-from flows.runs.names import called, named, place
+from flows.runs.ending import HOOKS, carry_out, turn
+from flows.runs.prefect_artifacts import called, named, place
 from flows.runs.stage import parent_of_all, say
 from flows.stages import results
 from flows.stages.evaluation import evaluate_task

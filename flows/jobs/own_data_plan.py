@@ -13,8 +13,7 @@ from pydantic import Field, field_validator
 
 from cluster.home import store
 from cluster.registry.lineage import Lineage, registered_lineage
-from flows.config import InvalidConfig, PipelineConfig, merged, parse_change, resolve, validate
-from flows.form import Gate, Preset
+from flows.config import Gate, InvalidConfig, PipelineConfig, Preset, merged, parse_change, resolve, validate
 from flows.jobs.refresh_plan import like
 from flows.plan import (
     ExistingKey,

@@ -16,8 +16,7 @@ from cluster.home import store
 from cluster.registry import resolve
 from cluster.registry.resolve import ResolvedModel
 from flows.plan import local_source
-from flows.runs.names import called, named, place
-from flows.runs.prefect_artifacts import show, slug
+from flows.runs.prefect_artifacts import called, named, place, show, slug
 from flows.runs.stage import say, without_tracebacks
 from flows.stage_code import stage_code
 from gpt2.data.sources import left_out, source_id

@@ -17,10 +17,9 @@ from typing import Any
 
 from cluster.home import samples
 from cluster.orphans import ending_with_this_process
-from cluster.process_env import configure
+from cluster.process_env import configure, numerical_environment
 from cluster.registry import download
 from cluster.registry.lineage import PARENT
-from cluster.tracking.environment import numerical_environment
 from flows.config import PipelineConfig, merged, validate
 from flows.plan import make_plan
 from flows.stages.provenance import IMPORT, NEEDED, RECORD, keys_of, with_base

@@ -26,8 +26,7 @@ from flows.jobs.own_data_plan import (
 from flows.jobs.refresh_plan import RefreshPlan, like
 from flows.jobs.run import run_stage
 from flows.plan import Plan, make_plan, registered_before, run_identity, task_identity
-from flows.runs.ending import HOOKS, carry_out
-from flows.runs.locks import turn
+from flows.runs.ending import HOOKS, carry_out, turn
 from flows.runs.stage import say
 from flows.stages.provenance import IMPORT, NEEDED, RECORD, with_base
 

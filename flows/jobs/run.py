@@ -11,15 +11,13 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.config import PipelineConfig, resolve
-from flows.form import FILES, GATE, MAIN, Files, Gate, Main, Preset, changes_of
+from flows.config import FILES, GATE, MAIN, Files, Gate, Main, PipelineConfig, Preset, changes_of, resolve
 from flows.jobs.refresh import refresh
 from flows.jobs.refresh_plan import RefreshPlan
 from flows.pipeline import STORY, pipeline
 from flows.plan import Plan, make_plan, registered_before, run_identity
-from flows.runs.ending import HOOKS, carry_out
-from flows.runs.locks import turn
-from flows.runs.names import called, named, places
+from flows.runs.ending import HOOKS, carry_out, turn
+from flows.runs.prefect_artifacts import called, named, places
 from gpt2.settings import Settings
 
 TRAINS = ("pipeline", "pretrain", "finetune", "refresh")

@@ -16,8 +16,7 @@ from cluster.home import store
 from cluster.tracking.runs import Run
 from cluster.training.stopping import politely
 from flows.jobs.search_plan import COMMANDS, REDUCTION, SearchConfig, SearchPlan, as_settings, best_of, rows, table
-from flows.runs.ending import HOOKS, carry_out
-from flows.runs.locks import turn
+from flows.runs.ending import HOOKS, carry_out, turn
 from flows.runs.prefect_artifacts import image, show, slug
 from flows.runs.stage import make, parent_of_all, say, speaker
 from flows.stages.training import prepare_examples

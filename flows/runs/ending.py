@@ -1,4 +1,9 @@
-"""`carry_out`: a job in a flow run is refused, found done, or done once; its MLflow runs end with it."""
+"""`carry_out`: a job in a flow run is refused, found done, or done once; its MLflow runs end with it.
+
+A claim is a lock in the store, shared by the command line, the Prefect UI and schedules: equal runs execute once, and
+one training runs at a time. It is freed when the process that holds it ends, in whatever way: by the system, or within
+a minute where the store is on no disk.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +21,12 @@ from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Completed, Failed, State
 
+from cluster.home import store
 from cluster.tracking import runs
-from flows.runs.locks import claim
 from flows.runs.stage import say, without_tracebacks
 
 LEAVING_SECONDS = 25
@@ -83,7 +89,7 @@ def carry_out(prepare: Callable[[], P], work: Callable[[P], Any], already: Calla
     """Carry out a job, but not twice at the same time; return the result of `work`, or the flow run's final state.
 
     A `ValueError` of `prepare` refuses the job. If the plan has nothing to do, `already` returns the data of the state;
-    without `already` the work is done in any case. Work that trains takes its `flows.runs.locks.turn`.
+    without `already` the work is done in any case. Work that trains takes its `turn`.
     """
     without_tracebacks()
     try:
@@ -137,3 +143,38 @@ def duplicate(holder: dict[str, Any]) -> State:
     message = f"{holder['run']} is doing the same, so this run ends. {holder['url']}".strip()
     say(message)
     return Completed(name="Duplicate", message=message)
+
+
+TRAINING = "training"
+
+
+def holder_facts() -> dict[str, Any]:
+    """Return the facts on this run that the holder of a claim writes, for runs that wait."""
+    return {
+        "run": flow_run.name or f"process {os.getpid()}",
+        "url": flow_run.ui_url or "",
+        "id": str(flow_run.id or ""),
+    }
+
+
+@contextlib.contextmanager
+def claim(name: str) -> Iterator[dict[str, Any] | None]:
+    """Try to lock `name` during the block; yield None if it worked, else the facts on its holder."""
+    with store().hold(f"run-{name}", holder_facts(), wait=False) as holder:
+        # A holder that has not written its facts yet is "another run".
+        yield None if holder is None else {"run": "another run", "url": "", "id": "", **holder}
+
+
+@contextlib.contextmanager
+def turn(name: str = TRAINING) -> Iterator[None]:
+    """Lock `name` during the block, waiting for its holder; log which run holds it."""
+    announced = None
+    while True:
+        with claim(name) as holder:
+            if holder is None:
+                yield
+                return
+        if holder != announced:
+            say(f"waiting for {holder['run']}: one training at a time {holder['url']}".rstrip())
+            announced = holder
+        time.sleep(1)

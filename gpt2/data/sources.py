@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from gpt2.data import hub, samples
+from gpt2.data import samples
 from gpt2.store.artifact import digest, file_sha256
 
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -66,7 +66,7 @@ def locate(source: str) -> tuple[Any, str]:
             raise ValueError(f"{source}: chained addresses are not read; unpack the file, and give its own address")
         return fsspec.filesystem("file"), str(Path(source).absolute())
     try:
-        return fsspec.core.url_to_fs(hub.reach(source))
+        return fsspec.core.url_to_fs(samples.reach(source))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from None
 

@@ -2,7 +2,6 @@
 
 behavioural_tests.py  CheckList tests: the test cases and their table
 confidence.py         temperature scaling; accuracy against coverage when the model abstains
-config.py             `EvaluateConfig`: how much text a base model is measured on
 contamination.py      held-out texts that the training text contains
 metrics.py            classification, ranking and language-model metrics on arrays
 model_card.py         the model card

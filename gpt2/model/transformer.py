@@ -17,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2.model.config import AdaptationConfig, ModelConfig
 from gpt2.model.hardware import on_cpu
-from gpt2.model.layers import Embedding, LayerNorm
-from gpt2.model.loss import IGNORED, cross_entropy
+from gpt2.model.layers import IGNORED, Embedding, LayerNorm, cross_entropy
 
 ROTARY_BASE = 10_000.0
 SHORT = 512  # tokens up to which plain matrix products are the faster attention on a CPU

@@ -4,10 +4,14 @@
     PREFIX/KIND/ID/SHA256          an artifact's files, named by their content, so that two makers never mix
     PREFIX/KIND/ID/manifest.json   written last, and by one maker only: from then on the artifact exists
     PREFIX/checkpoints/KIND-ID/    of the training that makes that artifact (`cluster.checkpoints.distant`)
-    PREFIX/leases/NAME/NUMBER      who works on what (`gpt2.store.lease`)
+    PREFIX/leases/NAME/NUMBER      who works on what (`Lease`)
 
 A store of objects has no rename and no locks. All that is asked of it is to create an object only if it is absent
 (If-None-Match of S3), which is also the fence: of two makers of an artifact the first counts.
+
+A lease takes the place of a lock: an object that its holder renews, and that others watch. Each holder creates the
+object of the next number, which only one of them can. Who sees it unchanged for `EXPIRY` seconds, by their own clock,
+takes the holder for lost: clocks of machines need not agree.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.store.artifact import HANDED, MANIFEST, Artifact, DamagedArtifact, Key, Store, digest, file_sha256
-from gpt2.store.lease import Lease
 
 PATIENCE = 120.0
 """Seconds for which an absent store is asked again."""
@@ -303,3 +306,65 @@ def open_store(address: str | None, home: Path, reopen: Callable[[], Store]) -> 
     if "://" not in address or address.startswith("file://"):
         return Store(address.removeprefix("file://"))
     return RemoteStore(Remote(address), home / "cache", reopen)
+
+
+RENEWAL = 10.0
+"""Seconds between two renewals."""
+EXPIRY = 40.0
+"""Seconds without a renewal after which a lease is free."""
+
+
+class Lease:
+    """One attempt to hold a name. Of the processes of a machine only one may try at a time."""
+
+    def __init__(self, objects: Remote, name: str, machine: str, facts: Mapping[str, Any]):
+        """`facts` on the holder are told to those who wait."""
+        self.objects, self.folder, self.machine, self.facts = objects, f"leases/{name}", machine, facts
+        self.number = 0
+        self.watched: tuple[int, bytes | None] = (0, None)
+        self.since = 0.0
+        self.ended = threading.Event()
+        self.renewing = threading.Thread(target=self._renew, daemon=True, name=f"lease-{name}")
+
+    def take(self) -> Mapping[str, Any] | None:
+        """Take the lease if it is free; return None then, else the facts on its holder."""
+        numbers = [int(name) for name in self.objects.names(self.folder)]
+        last = max(numbers, default=0)
+        if last and (holder := self._holder(last)) is not None:
+            return holder
+        if not self.objects.create(self._object(last + 1), self._state()):
+            return {}  # another was faster; the next look tells who
+        self.number = last + 1
+        for old in (n for n in numbers if n < last):
+            self.objects.remove(self._object(old))
+        self.renewing.start()
+        return None
+
+    def release(self) -> None:
+        """Free the lease, if it was taken."""
+        if self.number:
+            self.ended.set()
+            self.renewing.join()
+            with contextlib.suppress(Exception):  # the store is away: the lease expires
+                self.objects.write(self._object(self.number), self._state(released=True))
+
+    def _holder(self, number: int) -> Mapping[str, Any] | None:
+        """Return the facts on the holder of that number; None if it is gone."""
+        content = self.objects.read(self._object(number))
+        if (number, content) != self.watched:
+            self.watched, self.since = (number, content), time.monotonic()
+        state = json.loads(content or "{}")
+        gone = state.get("released") or state.get("machine") == self.machine
+        return None if gone or time.monotonic() - self.since > EXPIRY else state.get("facts", {})
+
+    def _object(self, number: int) -> str:
+        return f"{self.folder}/{number:08d}"
+
+    def _state(self, released: bool = False) -> bytes:
+        state = {"machine": self.machine, "facts": self.facts, "released": released, "renewal": uuid.uuid4().hex}
+        return json.dumps(state).encode()
+
+    def _renew(self) -> None:
+        while not self.ended.wait(RENEWAL):
+            with contextlib.suppress(Exception):  # the store is away: tried again
+                self.objects.write(self._object(self.number), self._state())

@@ -3,7 +3,7 @@
 A task is a module or a folder here with a `TASK`; `gpt2/README.md` shows one in a file.
 
 base/            the pretrained model
-config.py        `TaskSettings`: the settings that every task has
+config.py        `TaskSettings`, which every task has; `EvaluateConfig`
 reasons/         a sentence that recommends an item, shown only if it passes checks
 recommendation/  the next item of a user, by the items' texts
 sentiment/       labels of short texts

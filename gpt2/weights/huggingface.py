@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpt2.data.hub import network
+from gpt2.data.samples import network
 from gpt2.model.config import ModelConfig
 from gpt2.model.hardware import CPU
 from gpt2.model.transformer import GPT2

@@ -74,7 +74,7 @@ def run():
     from cluster.services import databases
     from cluster.services.processes import Running
     from cluster.services.servers import mlflow
-    from flows.server.services import server
+    from flows.server import server
     from tests.services import free_port
 
     profile = "postgres" if databases.ADDRESS in os.environ else "sqlite"

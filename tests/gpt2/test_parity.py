@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from gpt2.model.config import SIZES, ModelConfig
-from gpt2.model.loss import cross_entropy
+from gpt2.model.layers import cross_entropy
 from gpt2.model.transformer import GPT2, Packed
 from gpt2.weights import huggingface
 from gpt2.weights.huggingface import TRANSPOSED, their_name

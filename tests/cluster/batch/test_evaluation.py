@@ -19,12 +19,12 @@ from gpt2.data.config import CanaryConfig
 from gpt2.data.shards import TokenStream
 from gpt2.data.tokenizer import Tokenizer
 from gpt2.evaluation import contamination
-from gpt2.evaluation.config import LEAST, MOST, EvaluateConfig
 from gpt2.model.config import ModelConfig
 from gpt2.model.transformer import GPT2
 from gpt2.store.artifact import Key, Store
 from gpt2.store.model_files import MODEL
 from gpt2.tasks.base import report as base_report
+from gpt2.tasks.config import LEAST, MOST, EvaluateConfig
 from gpt2.training_job import TokenFiles
 from tests.conftest import sentence
 from tests.services import s3_server

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from cluster.engine.replicas import sum_bits
+from cluster.engine.guard import sum_bits
 from tests.cluster.engines import backward, engine_of, steps
 from tests.cluster.ranks import run_ranks
 

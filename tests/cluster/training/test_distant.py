@@ -74,7 +74,7 @@ def test_a_training_goes_on_wherever_it_is_taken_up(s3, inputs, reference, tmp_p
 
     driver = tmp_path / "out"
     (named,) = [e["model"] for e in events if e["event"] == TRAINED]
-    shutil.copy(output / EVENTS, driver / EVENTS)  # as `cluster.training.relay` does
+    shutil.copy(output / EVENTS, driver / EVENTS)  # as `cluster.training.follow` does
     bring(driver)
     assert huggingface.load(driver / "model").config == MODEL
     assert place.get(*named.split("/")[:2]) is None

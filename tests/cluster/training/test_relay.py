@@ -6,8 +6,8 @@ import pytest
 import ray
 
 from cluster.connect import connect, disconnect
-from cluster.training import relay
-from cluster.training.relay import STOP, receiving, sending
+from cluster.training import follow
+from cluster.training.follow import STOP, receiving, sending
 from cluster.training.usage import USAGE
 from cluster.training.worker import gave_up
 from gpt2.training.journal import EVENTS, JOURNAL, Events, Journal, append, read_journal
@@ -95,5 +95,5 @@ def test_the_wish_to_stop_and_the_reason_to_give_up_arrive(places):
 def test_a_journal_of_no_lines_takes_nothing_away(tmp_path):
     path = tmp_path / JOURNAL
     path.write_text(json.dumps({"step": 1}) + "\n")
-    relay.take_journal(path, True, b"")
+    follow.take_journal(path, True, b"")
     assert read_journal(path) == [{"step": 1}]

@@ -8,8 +8,7 @@ import pytest
 from cluster.config import ClusterConfig
 from cluster.connect import disconnect
 from cluster.training import stopping, usage
-from cluster.training.failures import PER_MINUTE, forwarded_warnings
-from cluster.training.follow import describe_event
+from cluster.training.follow import PER_MINUTE, describe_event, forwarded_warnings
 from cluster.training.launch import train
 from cluster.training.stopping import BudgetExceeded
 from cluster.training.usage import USAGE, Usage, machine_joules, metrics

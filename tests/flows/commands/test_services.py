@@ -135,7 +135,7 @@ def test_a_schedule_fires_once_a_tick_also_when_deployed_again(up):
     """Every 30 seconds; registered again with another description between two ticks (Prefect #18894)."""
     again = (
         "from cluster.process_env import configure; configure()\n"
-        "from flows.server import deployments as d\n"
+        "import flows.server as d\n"
         "from prefect.client.orchestration import get_client\n"
         "import sys\n"
         "entry = next(e for e in d.read() if e['name'] == 'tokenize') | {'description': sys.argv[1]}\n"

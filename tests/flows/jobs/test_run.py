@@ -11,17 +11,15 @@ import pytest
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from flows.config import InvalidConfig, preset_names, resolve
-from flows.form import FILES, GATE, MAIN, Files, Gate, Main
+from flows import server as deployments
+from flows.config import FILES, GATE, MAIN, Files, Gate, InvalidConfig, Main, preset_names, resolve
 from flows.jobs.import_plan import ImportConfig
 from flows.jobs.own_data_plan import ClassifierConfig, OwnDataPlan, RecommenderConfig
 from flows.jobs.run import run, settings_of
 from flows.jobs.search_plan import SearchConfig
 from flows.plan import make_plan, run_identity
-from flows.runs.ending import carry_out
+from flows.runs.ending import carry_out, claim
 from flows.runs.events import EVENTS
-from flows.runs.locks import claim
-from flows.server import deployments
 from gpt2.gate.config import GateConfig
 from gpt2.monitoring.config import MonitorConfig
 from gpt2.tasks.recommendation.config import RecommendConfig
@@ -96,7 +94,7 @@ def test_equal_runs_are_known_by_what_they_make(small_changes):
 
 def test_a_claim_is_held_between_processes_and_freed_by_a_kill():
     program = (
-        "import time\nfrom cluster.process_env import configure\nconfigure()\nfrom flows.runs.locks import claim\n"
+        "import time\nfrom cluster.process_env import configure\nconfigure()\nfrom flows.runs.ending import claim\n"
         "with claim('toy') as holder:\n    print(holder, flush=True)\n    time.sleep(300)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.runs import events
-from flows.server.deployments import create
+from flows.server import create
 from tests.services import prefect_server
 
 ROOT = Path(__file__).parents[3]
@@ -157,7 +157,7 @@ import sys
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from flows.runs import events
-from flows.server.deployments import create, existing
+from flows.server import create, existing
 from prefect.automations import Automation
 said = {"subject": "{{subject}}", "body": "{{body}}"}
 CustomWebhookNotificationBlock(name="ops", url=sys.argv[1], json_data=said).save("ops")
@@ -203,7 +203,7 @@ DRIFT = """
 import time
 from prefect.client.orchestration import get_client
 from flows.runs import events
-from flows.server import deployments
+from flows import server as deployments
 names = deployments.register()
 assert {"monitor-sentiment/monitor-sentiment", "recommend/recommend"} <= set(names), names
 NAME = "gpt2: drift asks for a training"

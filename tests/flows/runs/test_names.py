@@ -2,9 +2,9 @@
 
 import pytest
 
-from flows.form import Files, Gate, Main
+from flows.config import Files, Gate, Main
 from flows.jobs.run import run_name
-from flows.runs.names import called, place, places
+from flows.runs.prefect_artifacts import called, place, places
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import matplotlib.image
 import pytest
 
-from cluster.tracking.environment import environment
+from cluster.process_env import environment
 from flows.runs.prefect_artifacts import curve, slug
 from flows.stages.results import cost_tags, costs, page
 from gpt2.store.artifact import Artifact

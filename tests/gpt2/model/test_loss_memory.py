@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gpt2.model import loss
+from gpt2.model import layers as loss
 from gpt2.model.config import ModelConfig
-from gpt2.model.loss import loss_rows
+from gpt2.model.layers import loss_rows
 from gpt2.model.transformer import GPT2
 
 V = 60_000

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2.model import loss as model_loss
+from gpt2.model import layers as model_loss
 from gpt2.model.config import ModelConfig
-from gpt2.model.loss import cross_entropy
+from gpt2.model.layers import cross_entropy
 from gpt2.model.transformer import GPT2, KVCache, Packed, causal_attention, gelu_tanh, rotate, rotations
 from gpt2.weights.huggingface import TRANSPOSED, their_name
 

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gpt2.store import lease
+from gpt2.store import remote as lease
 from gpt2.store.artifact import MANIFEST, DamagedArtifact, Key
-from gpt2.store.lease import Lease
-from gpt2.store.remote import Distant, Remote, StoreUnreachable, open_store
+from gpt2.store.remote import Distant, Lease, Remote, StoreUnreachable, open_store
 from tests.services import free_port
 
 KEY = Key("thing", {"a": 1}, {"x": "y"}, ("gpt2.settings",))
