@@ -50,11 +50,6 @@ class ModelKeys:
     teacher: str | None = None
     """The id of the artifact that teaches."""
 
-    @property
-    def examples(self) -> Key:
-        """A task's `data`."""
-        return self.data
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -99,7 +94,7 @@ class Plan:
         yield "tokenize", "tokens", self.tokens
         yield "pretrain", "base model", self.base
         for name, keys in self.tasks.items():
-            yield "finetune", f"{name} examples", keys.examples
+            yield "finetune", f"{name} examples", keys.data
             yield "finetune", f"{name} model", keys.model
         for name, keys in self.models.items():
             yield "evaluate", f"{name} contamination", keys.contamination
@@ -288,4 +283,4 @@ def run_identity(stage: str, plan: Plan) -> str:
 def task_identity(name: str, plan: Plan) -> str:
     """Return an id that is the same for runs in which a task learns the same examples for the same registered model."""
     keys = plan.tasks[name]
-    return f"{name}-{digest([keys.registered, keys.examples.id])[:16]}"
+    return f"{name}-{digest([keys.registered, keys.data.id])[:16]}"

@@ -184,7 +184,7 @@ class OwnDataPlan:
 
     def complete(self) -> OwnDataPlan | None:
         """Return the plan with the examples in the store; None if they are not made yet."""
-        examples = store().find(self.keys.examples)
+        examples = store().find(self.keys.data)
         return self.with_examples(examples) if examples else None
 
     def registered(self) -> list[dict[str, Any]] | None:

@@ -265,7 +265,7 @@ class SearchPlan:
             "reduction": REDUCTION,
             "preset": {"name": config.preset, **Trial({}, resolve(config.preset), config.task).identity()},
         }
-        inputs = {"base": plan.base.id, "examples": keys.examples.id, "tokenizer": plan.tokenizer.id}
+        inputs = {"base": plan.base.id, "examples": keys.data.id, "tokenizer": plan.tokenizer.id}
         code = task_code(config.task, "model", "train", "search settings")
         return cls(config, drawn, plan, Key("search", spec, inputs, code))
 

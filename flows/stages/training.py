@@ -53,7 +53,7 @@ def prepare_examples(name: str, config: PipelineConfig, plan: Plan) -> Artifact:
         source = places.pop("source")
         return task_of(name).prepare(settings.model_copy(update=places), source, out)
 
-    return make(f"{name}-examples", keys.examples, settings.model_dump(mode="json"), prepare)
+    return make(f"{name}-examples", keys.data, settings.model_dump(mode="json"), prepare)
 
 
 @task(name="fine-tune", task_run_name="fine-tune {name}")
@@ -95,7 +95,7 @@ def finetune(config: PipelineConfig = resolve("laptop")) -> list[str]:
 def finetune_all(config: PipelineConfig, plan: Plan) -> list[str]:
     """Fine-tune all tasks, as many at a time as the cluster holds; return the ids of the models."""
     names = list(plan.tasks)
-    if all(store().find(k.model) and store().find(k.examples) for k in plan.tasks.values()):
+    if all(store().find(k.model) and store().find(k.data) for k in plan.tasks.values()):
         width = len(names)
     else:
         connect()

@@ -22,7 +22,7 @@ def test_the_key_has_the_teacher(small_changes):
     other = plan(small_changes, STUDENT, "tasks.sentiment.distil.teacher=bbbb")
     hotter = plan(small_changes, STUDENT, "tasks.sentiment.distil.teacher=aaaa", "tasks.sentiment.distil.temperature=4")
     assert len({k.model.id for k in (plain, first, other, hotter)}) == 4
-    assert {k.examples.id for k in (plain, first, other, hotter)} == {plain.examples.id}
+    assert {k.data.id for k in (plain, first, other, hotter)} == {plain.data.id}
     assert (plain.teacher, first.teacher) == (None, "aaaa")
 
 

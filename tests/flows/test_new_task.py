@@ -82,7 +82,7 @@ schema = parameter_schema(run).model_dump()["definitions"]
 print(json.dumps({
     "settings": {name: settings.model_dump(mode="json") for name, settings in config.task_settings().items()},
     "form": [n for part in ("Files", "Main") for n in schema[part]["properties"]],
-    "plan": {name: [keys.examples.code, keys.model.id, keys.registered] for name, keys in plan.tasks.items()},
+    "plan": {name: [keys.data.code, keys.model.id, keys.registered] for name, keys in plan.tasks.items()},
 }))
 """
 
@@ -118,7 +118,7 @@ tokenizer = Tokenizer.train(["we are late"] * 20, 262)
 base = ModelConfig(n_layer=1, n_head=2, n_embd=16, n_positions=64, vocab_size=262)
 for name, keys in make_plan(config).tasks.items():
     kind, settings = task(name), config.task_settings()[name]
-    examples = store().make(keys.examples, lambda out: kind.prepare(settings, Path(settings.source), out))
+    examples = store().make(keys.data, lambda out: kind.prepare(settings, Path(settings.source), out))
     def build(out):
         (out / "model").mkdir()
         module = kind.module(GPT2(base), examples.path, tokenizer)

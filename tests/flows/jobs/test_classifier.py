@@ -86,8 +86,8 @@ def test_a_pretrained_model_learns_as_it_would_in_the_pipeline(tmp_path, small_c
     values = text.config.model_dump()
     values["tasks"]["sentiment"] = settings.tasks.sentiment.model_dump()
     theirs = make_plan(PipelineConfig.model_validate(values)).tasks["sentiment"]
-    assert (theirs.examples.id, theirs.model.id) == (
-        plan.tasks["sentiment"].examples.id,
+    assert (theirs.data.id, theirs.model.id) == (
+        plan.tasks["sentiment"].data.id,
         plan.tasks["sentiment"].model.id,
     )
 

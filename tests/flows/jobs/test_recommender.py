@@ -51,7 +51,7 @@ def test_the_files_are_all_that_changes_in_a_preset(files):
 
 def test_examples_are_known_by_what_the_files_hold(files, tmp_path):
     def examples(config):
-        return make_plan(OwnDataPlan(config, None).settings).tasks["recommendation"].examples
+        return make_plan(OwnDataPlan(config, None).settings).tasks["recommendation"].data
 
     before = examples(config_of(files))
     assert set(before.inputs) == {"source", "interactions"}
@@ -62,14 +62,14 @@ def test_examples_are_known_by_what_the_files_hold(files, tmp_path):
     assert examples(config_of(moved)).id != before.id
     with pytest.raises(InvalidConfig, match=r"tasks.recommendation.interactions: .*sales.jsonl can't be read"):
         examples(config_of([moved[0], files[1]]))
-    sample = make_plan(resolve("smoke")).tasks["recommendation"].examples
+    sample = make_plan(resolve("smoke")).tasks["recommendation"].data
     assert sample.inputs == {"source": identity("movielens")}  # as before there was a second file
 
 
 def test_training_is_as_long_as_the_histories_say(files, tmp_path):
     config = config_of(files, preset="smoke", passes=4)
     own = OwnDataPlan(config, None)
-    settings, key = own.settings.tasks.recommendation, own.keys.examples
+    settings, key = own.settings.tasks.recommendation, own.keys.data
     made = Store(tmp_path / "store").make(key, lambda out: task("recommendation").prepare(settings, files[0], out))
     train = own.with_examples(made).settings.tasks.recommendation.train
     assert made.info["users"] == 10 and train.batch_size == 8 and train.steps == 4 * 10 // 8
