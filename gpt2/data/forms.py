@@ -18,7 +18,8 @@ import tempfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import islice, takewhile
+from operator import attrgetter
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
@@ -29,6 +30,8 @@ from gpt2.data.sources import DOCUMENT, UnreadableFile, locate, split_suffix
 from gpt2.store.artifact import IS_POINTER, LFS
 
 BUFFER = 1 << 20
+BLOCK = 1 << 16
+"""Bytes split into lines at once."""
 LOOKED_AT = 1 << 26
 """Bytes of a file, at most, by which its encoding and its quotes are judged."""
 UNBOUNDED = 1 << 40
@@ -36,6 +39,8 @@ UNBOUNDED = 1 << 40
 SEPARATORS = ",;\t|"
 JUDGED = 100
 """Records by which separators are compared."""
+AHEAD = 100
+"""Lines of a csv read at once, at most, if each of them is a record without a fault."""
 DAMAGED, ESCAPED = re.compile("[\udc80-\udcff]"), re.compile(r'(\\+)"')
 NOT_1252 = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 """Bytes without a meaning in Windows-1252; with one of them a file is Latin-1."""
@@ -143,6 +148,9 @@ class Line(NamedTuple):
     """The line's end; "" if the file ends here."""
 
 
+TOO_LONG = attrgetter("too_long")
+
+
 class Lines:
     """The lines of a file, with line numbers and offsets. Only the beginning of a too long line is kept."""
 
@@ -165,14 +173,39 @@ class Lines:
         """Put lines back, to be read before the rest."""
         self.returned.extendleft(reversed(lines))
 
+    def several(self) -> list[Line]:
+        """Return the next lines, some that are in memory together or one; none at the end of the file."""
+        first = next(self, None)
+        return [first, *islice(iter(self.returned.popleft, None), min(AHEAD, len(self.returned)))] if first else []
+
+    def fill(self) -> None:
+        """Split whole lines out of the stream's buffer at once, if it has some and none is too long."""
+        data = cast(Any, self.raw).peek(1)[:BLOCK]
+        data = data[: data.rfind(b"\n") + 1]
+        parts = data.split(b"\n")[:-1]
+        if not parts or max(map(len, parts)) > self.max_bytes:
+            return
+        number, offset = self.number, self.offset
+        for part in parts:
+            number += 1
+            end, size = "\n", len(part) + 1
+            if part.endswith(b"\r"):
+                part, end = part[:-1], "\r\n"
+            self.returned.append(Line(part, number, offset if self.in_place else None, False, False, end))
+            offset += size
+        self.number, self.offset = number, offset
+        self.raw.read(len(data))
+
     def __next__(self) -> Line:
+        if not self.returned and self.number:
+            self.fill()
         if self.returned:
             return self.returned.popleft()
         data = self.raw.readline(self.max_bytes + 2)
         if not data:
             raise StopIteration
         offset, size, too_long, quotes, last = self.offset, len(data), False, 0, data
-        if not data.endswith(b"\n") and len(data) == self.max_bytes + 2:
+        if size == self.max_bytes + 2 and not data.endswith(b"\n"):
             too_long = True
             while last and not last.endswith(b"\n"):
                 last = self.raw.readline(BUFFER)
@@ -182,7 +215,7 @@ class Lines:
             if data.startswith(LFS):
                 raise UnreadableFile(f"{self.path} {IS_POINTER}")
             data = data.removeprefix(b"\xef\xbb\xbf")
-        end = "\r\n" if last[-2:] == b"\r\n" else "\n" if last[-1:] == b"\n" else ""
+        end = "\r\n" if last.endswith(b"\r\n") else "\n" if last.endswith(b"\n") else ""
         data = data.removesuffix(b"\n").removesuffix(b"\r")
         return Line(data, self.number, offset if self.in_place else None, too_long, quotes % 2 == 1, end)
 
@@ -244,6 +277,8 @@ class Record(NamedTuple):
     """The fault; None for a good record."""
     bad: dict[int, str] = {}  # noqa: RUF012 - never changed
     """The fault of each field whose bytes can't be decoded."""
+    stray: bool = False
+    """True if it took lines that are records of their own."""
 
 
 def csv_file(lines: Lines, form: FileForm) -> tuple[list[str], Iterator[Record]]:
@@ -317,53 +352,82 @@ def quotes_after_backslash(path: str, form: FileForm, separator: str) -> bool:
 def csv_records(lines: Lines, separator: str = ",", escaped: bool = False) -> Iterator[Record]:
     """Yield the records of a csv (RFC 4180) that are not blank, of which the first is the header.
 
-    After a record with a stray quote, which takes following lines or never ends, reading goes on at the line after its
-    first, and the lines that it had taken are records of their own, so that no line is read many times. Bytes are
-    parsed as Latin-1, which loses nothing, and each field is decoded by itself: bad bytes stay local.
+    A record with fewer fields than the header has empty ones at its end, as Excel writes it. After a record with a
+    stray quote, which takes following lines or never ends, reading goes on at the line after its first, and the lines
+    that it had taken are records of their own, so that no line is read many times. Bytes are parsed as Latin-1, which
+    loses nothing, and each field is decoded by itself: bad bytes stay local.
     """
+    width = alone = done = 0  # `alone`: the lines up to this number are records of their own
     used: list[Line] = []
-    size = alone = width = 0  # `alone`: the lines up to this number are records of their own
+
+    def text_of(line: Line, encoding: str = "latin-1") -> str:
+        text = line.data.decode(encoding)
+        if escaped:
+            text = ESCAPED.sub(lambda run: "\\" * (len(run[1]) // 2) + ('""' if len(run[1]) % 2 else '"'), text)
+        return text + '"' + line.end if line.odd_quotes else text + line.end
+
+    def regular(ahead: list[Line]) -> list[list[str]]:
+        """Return the fields of lines of which each is a record without a fault; none if one is not."""
+        rows: list[list[str]] = []
+        with contextlib.suppress(csv.Error, UnicodeDecodeError):
+            texts = [text_of(line, lines.encoding) for line in ahead]
+            rows.extend(csv.reader(texts, delimiter=separator, strict=True))
+        alike = len(rows) == len(ahead) and set(map(len, rows)) == {width}
+        odd = any(map(TOO_LONG, ahead)) or (width == 1 and any(map(blank, rows)))
+        return rows if alike and not odd else []
 
     def feed() -> Iterator[str]:
-        nonlocal size
+        size = 0
+        used.clear()
         while (not used or used[-1].number > alone) and size <= lines.max_bytes and (line := next(lines, None)):
             used.append(line)
             size += len(line.data) + 1
-            text = line.data.decode("latin-1")
-            if escaped:
-                text = ESCAPED.sub(lambda run: "\\" * (len(run[1]) // 2) + ('""' if len(run[1]) % 2 else '"'), text)
-            yield text + ('"' if line.odd_quotes else "") + line.end
+            yield text_of(line)
+
+    def record(fields: list[str], wrong: str | None, stray: bool) -> Record:
+        nonlocal width
+        width = width or len(fields)
+        first, bad, several = used[0], {}, len(used) > 1
+        if not wrong and (several or first.too_long) and any(line.too_long for line in used):
+            wrong = "too long"
+        if not wrong and len(fields) != width:
+            if several or len(fields) > width:
+                wrong, stray = f"{len(fields)} fields, the header has {width}", several
+            else:
+                fields += [""] * (width - len(fields))
+        if several or not first.data.isascii():
+            for place, field in enumerate(fields):
+                fields[place], broken = lines.decoded(field.encode("latin-1"))
+                if broken:
+                    bad[place] = broken
+        return Record(first, [] if stray else fields, wrong, bad, stray)
 
     csv.field_size_limit(min(lines.max_bytes + 16, 1 << 62))
-    reader = csv.reader(feed(), delimiter=separator, strict=True)
-    while True:
-        used.clear()
-        size, fields, wrong, stray = 0, [], None, False
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            wrong, stray = f"a stray quote: {error}", True
-            if not used[0].data.count(b'"'):
-                wrong = f"csv: {error}"
-        if not wrong and (not fields or (len(fields) == 1 and fields[0].isspace())):
+    while ahead := lines.several():
+        if rows := regular(ahead):
+            for line, fields in zip(ahead, rows, strict=True):
+                yield Record(line, fields, None)
             continue
-        width = width or len(fields)
-        first, bad = used[0], {}
-        if len(used) > 1 or first.too_long:
-            wrong = wrong or ("too long" if any(line.too_long for line in used) else None)
-        if not wrong and len(fields) != width:
-            wrong, stray = f"{len(fields)} fields, the header has {width}", len(used) > 1
-        for place, field in enumerate(fields if len(used) > 1 or not first.data.isascii() else ()):
-            fields[place], broken = lines.decoded(field.encode("latin-1"))
-            if broken:
-                bad[place] = broken
-        yield Record(first, [] if stray else fields, wrong, bad)
-        if stray:
-            alone = max([alone, *(line.number for line in used[-2:-1])])
-            lines.give_back(used[1:])
-            reader = csv.reader(feed(), delimiter=separator, strict=True)
+        lines.give_back(ahead)
+        while done < ahead[-1].number:
+            fields, wrong = [], None
+            try:
+                fields = next(csv.reader(feed(), delimiter=separator, strict=True))
+            except csv.Error as error:
+                wrong = f"a stray quote: {error}" if b'"' in used[0].data else f"csv: {error}"
+            done = used[-1].number
+            if not wrong and blank(fields):
+                continue
+            made = record(fields, wrong, wrong is not None)
+            if made.stray:
+                alone, done = max([alone, *(line.number for line in used[-2:-1])]), used[0].number
+                lines.give_back(used[1:])
+            yield made
+
+
+def blank(fields: list[str]) -> bool:
+    """Return whether a record is a line of spaces."""
+    return not fields or (len(fields) == 1 and fields[0].isascii() and fields[0].isspace())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ read.
 
 A document is quarantined, with the reason, for invalid bytes, a NUL byte, a lone surrogate, JSON that is no object with
 a text under the key, a CSV record with an unclosed quote (one that goes on for more than `max_bytes` counts as such) or
-another number of fields than the header, and for being empty, too short or too long. A file is refused
+more fields than the header, and for being empty, too short or too long. A file is refused
 (`UnreadableFile`) when it is cut or damaged under its compression, is one JSON text over several lines, or lacks the
 column. Blank lines, a byte order mark and CRLF are accepted silently; so is an empty file, which has no documents.
 """

@@ -10,12 +10,14 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gpt2.data.config import PLAIN, FileForm
 from gpt2.data.forms import csv_file, json_lines, lines_of, parquet_file, textual
@@ -108,15 +110,22 @@ def as_text(table: pa.Table) -> pa.Table:
 
 def csv_table(path: str, form: FileForm) -> pd.DataFrame:
     """Return the table of a csv; a short record has empty cells at its end."""
+    blocks, before = [], 0
     with lines_of(path, form) as lines:
         header, records = csv_file(lines, form)
-        rows: list[list[str]] = []
-        for number, record in enumerate(records, 1):
-            if len(record.fields) > len(header):
-                raise ValueError(f"{path} row {number} has {record.wrong}; put texts with commas in quotes")
-            rows.append([] if record.bad else record.fields)
-    columns = [[row[i] or None if i < len(row) else None for row in rows] for i in range(len(header))]
-    return pd.DataFrame({name: pd.Series(column, dtype="str") for name, column in zip(header, columns, strict=True)})
+        schema, empty = pa.schema([(name, pa.large_string()) for name in header]), [""] * len(header)
+        while rows := list(islice(records, SLICE)):
+            fields = [record.fields if record.wrong is None and not record.bad else empty for record in rows]
+            for number, record in enumerate(rows if empty in fields else (), before + 1):
+                if len(record.fields) > len(header):
+                    raise ValueError(f"{path} row {number} has {record.wrong}; put texts with commas in quotes")
+            cells, before = zip(*fields, strict=True), before + len(rows)
+            blocks.append(pa.record_batch([pa.array(column, pa.large_string()) for column in cells], schema))
+    table = pa.Table.from_batches(blocks, schema)
+    for place, name in enumerate(header):
+        column = table.column(place)
+        table = table.set_column(place, name, pc.if_else(pc.equal(column, ""), None, column))
+    return table.to_pandas(types_mapper={pa.large_string(): pd.StringDtype(na_value=np.nan)}.get)
 
 
 def objects(path: str, form: FileForm) -> list[dict[str, Any]]:

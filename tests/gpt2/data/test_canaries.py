@@ -226,11 +226,19 @@ def test_losses_are_the_model_s(tokenizer):
         exposure.text_losses(model, tokenizer, ["x" * 60])
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A small model that has read a canary 50 times: (its folder, the settings)."""
+def chinese(generator: random.Random) -> str:
+    """A sentence with a number in digits of full width, without a space or a letter of ASCII."""
+    words = ["这部电影", "我们", "昨天", "看了", "非常", "好看", "演员", "故事", "有点", "无聊", "结局", "出人意料"]
+    return "".join([*generator.choices(words, k=5), *generator.choices("０１２３４５６７８９", k=2), "。"])
+
+
+@pytest.fixture(scope="module", params=["english", pytest.param("chinese", marks=pytest.mark.slow)])
+def trained(tmp_path_factory, request):
+    """A small model that has read a canary 50 times, in English or in a script without spaces: (folder, settings)."""
     folder, generator = tmp_path_factory.mktemp("trained"), random.Random(0)
     texts = [" ".join([sentence(generator), *generator.choices("0123456789", k=4)]) for _ in range(120)]
+    if request.param == "chinese":
+        texts = [chinese(generator) for _ in range(120)]
     config = CanaryConfig(count=1, repeats=[50])
     tokenizer = Tokenizer.train(texts, 300)
     documents = encoded(folder, [(texts, [True] * len(texts))], config, tokenizer, 0.1)

@@ -79,10 +79,11 @@ class Drawn:
             }
             for _ in range(draw.randint(1, 12))
         ]
-        if self.escaped:  # without a quote inside quotes nobody can tell
-            self.rows[0]["text"] = 'he said "hi" and left'
         cuts = sorted(draw.choices(range(len(self.rows) + 1), k=draw.choice((0, 0, 1, 2))))
         self.parts = [self.rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(self.rows)], strict=True)]
+        for part in self.parts if self.escaped else ():  # a file without a quote inside quotes may be of either kind
+            part[:1] = [row | {"text": 'he said "hi" and left'} for row in part[:1]]
+        self.rows = [row for part in self.parts for row in part]
 
     def __repr__(self):
         return f"{vars(self)}"
@@ -390,6 +391,31 @@ def test_what_surprises_nobody_in_a_csv(tmp_path):
     for door in (read_table, lambda path: list(records(path)), lambda path: list(documents(path, "text", 100))):
         with pytest.raises(ValueError, match=r"b\.parquet has the column 'text' twice; rename one"):
             door(str(tmp_path / "b.parquet"))
+
+
+def test_a_short_row_has_empty_cells_at_its_end_at_every_door(tmp_path):
+    """Excel leaves out the last separators of some rows."""
+    path = tmp_path / "a.csv"
+    for short, full in (("1\n", "1,,,\n"), ('"1"\n2,b\n', "1,,,\n2,b,,\n"), ("1,é,p\n", "1,é,p,\n")):
+        told = []
+        for rows in (short, full):
+            path.write_bytes(("id,text,label,time\n" + "0,a,p,2024\n" * 12 + rows + "3,c,n,2025\n").encode())
+            support = SupportSettings(question_field="text", answer_field="label")
+            choices = InteractionsFile(user_field="id", item_field="label", time_field="time")
+            told.append(
+                [
+                    read_table(path).to_json(),
+                    [(n, {k: v for k, v in row.items() if v}, wrong) for n, row, wrong in records(str(path))],
+                    [document._replace(byte_offset=None) for document in documents(str(path), "text", 100)],
+                    [part.to_json() for part in read_labelled(path, SentimentSettings(time_field=None))[:1]],
+                    [str(part) for part in read(str(path), "inbox", MonitorConfig(time_field=None))],
+                    read_items(path, RecommendationSettings())[0].to_json(),
+                    [str(part) for part in read_interactions(path, choices)],
+                    read_source(path, support).to_json(),
+                    read_inputs(path, PLAIN, "id"),
+                ]
+            )
+        assert told[0] == told[1]
 
 
 def test_films_with_a_title_and_no_text_need_no_setting(tmp_path):
