@@ -140,6 +140,7 @@ def shop(tmp_path_factory, small_changes):
         gpt2(folder, ["train-classifier", "posts.jsonl", "--name", "mood", "--set", "label_field=feeling", *learn])
         gpt2(folder, ["train-recommender", "products.csv", "sales.csv", *learn])
         support = ["tasks.support.enabled=true", "tasks.support.source=faq.csv", "tasks.support.train.steps=3"]
+        support.append("tasks.support.train.epochs=100")  # there are few questions
         reasons = ["tasks.reasons.enabled=true", "tasks.reasons.train.steps=3"]
         gpt2(folder, ["run", *sets, *(w for change in support + reasons for w in ("--set", change))])
         for name in ("base", "sentiment", "recommendation", "mood", "products", "support", "reasons"):
