@@ -2,7 +2,7 @@
 
 batch/          work on Ray's workers that is not training
 checkpoints/    checkpoints on disk, and their copies
-config.py       `ClusterConfig`: workers, devices, ZeRO
+config.py       `ClusterConfig`: workers, devices, ZeRO, keys of DeepSpeed's own
 connect.py      a Ray: attach or start; spread calls over it
 engine/         DeepSpeed
 home.py         GPT2_HOME: its folders, its state and secrets, its latest pages
