@@ -37,15 +37,18 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory):
-    """Two versions: a champion by force, and one that the gate refused."""
-    made = []
-    for seed in (0, 1):
-        tags = {"gpt2.metric": "macro_f1", "gpt2.value": f"0.7{seed}", "gpt2.floor": "0.3", "gpt2.data": "0123456789ab"}
-        texts = {"README.md": f"# Card {seed}\n"}
-        made.append(registered(NAME, tmp_path_factory.mktemp("model"), seed=seed, tags=tags, texts=texts))
-    client().set_model_version_tag(NAME, "1", "gpt2.refused", "worse than the champion: 0.70 against 0.71")
-    challenge(NAME, made[0])
-    return made
+    """Two versions in a registry of their own: a champion by force, and one that the gate refused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPT2_HOME", str(tmp_path_factory.mktemp("home")))
+        made = []
+        for seed in (0, 1):
+            tags = {"gpt2.metric": "macro_f1", "gpt2.value": f"0.7{seed}", "gpt2.floor": "0.3"}
+            tags["gpt2.data"] = "0123456789ab"
+            texts = {"README.md": f"# Card {seed}\n"}
+            made.append(registered(NAME, tmp_path_factory.mktemp("model"), seed=seed, tags=tags, texts=texts))
+        client().set_model_version_tag(NAME, "1", "gpt2.refused", "worse than the champion: 0.70 against 0.71")
+        challenge(NAME, made[0])
+        yield made
 
 
 def gpt2(*words):

@@ -171,8 +171,11 @@ def test_short_texts_are_found_as_a_whole_only():
     assert hits[0].found == "@you thank YOU http://t.co/1" and FEW > 13
 
 
+LETTERS = st.characters(max_codepoint=0x8FF)  # beyond, vowels are marks: tests/gpt2/data/test_unspaced.py
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.text(st.sampled_from("abrtRTé _1@#&;:/.'\n\u0130") | st.characters(), max_size=40), st.booleans())
+@given(st.text(st.sampled_from("abrtRTé _1@#&;:/.'\n\u0130") | LETTERS, max_size=40), st.booleans())
 def test_words_are_what_is_left_without_noise(text, link):
     text = f"{text}http://t.co/x rt" if link else text
     assert words(text) == NOISE.sub(" ", text.lower()).split()
