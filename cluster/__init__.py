@@ -10,7 +10,7 @@ orphans.py      what a process starts ends with it, SIGKILL included
 process_env.py  the environment of every process, set before Prefect, Ray or MLflow is imported; versions, hardware
 registry/       MLflow model versions
 services/       the services of `gpt2 up`, and `gpt2 doctor`
-serving.py      `gpt2 serve`: endpoints, batching, following the champion
+serving.py      `gpt2 serve`: the endpoints
 tracking/       MLflow runs
 training/       one training on Ray Train
 """
