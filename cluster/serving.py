@@ -1,8 +1,7 @@
 """Serve a registered model over HTTP from one process, which switches to a new champion without dropping a request.
 
-* `Batcher`: requests that wait while the model computes are computed together next, so batches grow with the load.
-* `ChampionFollower`: when the alias moves, the next model is loaded aside, tried, and put in place.
-* `Service`: the endpoints.
+`cluster.registry.followed` has the model, its batches and the log of its answers. A language model also has OpenAI's
+endpoint of completions, with streaming, so that clients of that form work.
 
 Starlette and uvicorn come with Prefect's and MLflow's servers. Ray Serve wants a cluster and a proxy for one process's
 work, and answers from several copies of a model that a laptop has room for once. `mlflow models serve` can't change the
@@ -14,168 +13,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import importlib.metadata
+import inspect
 import ipaddress
 import json
 import logging
 import os
 import socket
-import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.registry.download import exact, find
-from gpt2.loading import LoadedModel, load
-from gpt2.tasks.task import kind
-
-Answer = tuple[LoadedModel, list[dict[str, Any]]]
-
-
-class Busy(Exception):
-    """Raised where the queue has no room for a request's inputs."""
-
-
-@dataclass
-class Waiting:
-    """A request in the queue: its inputs, its parameters and the future of its answer."""
-
-    inputs: Sequence[Any]
-    params: Mapping[str, Any]
-    answer: asyncio.Future[Answer]
-
-
-class Batcher:
-    """Batches waiting requests with the same parameters, and computes one batch at a time in its own thread.
-
-    The texts of a language model depend on their row in the batch (row i draws from `seed + i`). So its requests are
-    computed one by one, and the same request always has the same answer.
-    """
-
-    def __init__(self, current: Callable[[], LoadedModel], batch: int = 64, waiting: int = 4096):
-        """`current` returns the model to use; `batch` is the most inputs of a batch of requests, `waiting` of the
-        queue."""
-        self.current, self.batch, self.most = current, batch, waiting
-        self.queue: deque[Waiting] = deque()
-        self.waiting, self.batches = 0, 0
-        self.arrived = asyncio.Event()
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-
-    async def predict(self, inputs: Sequence[Any], params: Mapping[str, Any]) -> Answer:
-        """Return (the model that answered, one row per input). Raises `Busy`, or the model's own error."""
-        if self.waiting + len(inputs) > self.most:
-            raise Busy
-        request = Waiting(inputs, params, asyncio.get_running_loop().create_future())
-        self.queue.append(request)
-        self.waiting += len(inputs)
-        self.arrived.set()
-        return await request.answer
-
-    async def run(self) -> None:
-        """Compute requests as they arrive, until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self.arrived.wait()
-            while chosen := self.choose():
-                model = self.current()
-                self.batches += 1
-                outcomes = await loop.run_in_executor(self.thread, compute, model, chosen)
-                for request, outcome in zip(chosen, outcomes, strict=True):
-                    if request.answer.cancelled():  # the client has disconnected
-                        continue
-                    if isinstance(outcome, Exception):
-                        request.answer.set_exception(outcome)
-                    else:
-                        request.answer.set_result((model, outcome))
-            self.arrived.clear()
-
-    def choose(self) -> list[Waiting]:
-        """Take the first waiting request, and those after it that may share its batch, from the queue."""
-        chosen: list[Waiting] = []
-        while self.queue:
-            request = self.queue[0]
-            fits = not chosen or sum(len(r.inputs) for r in (*chosen, request)) <= self.batch
-            independent = kind(self.current().task).independent_rows
-            if chosen and not (fits and independent and same(request.params, chosen[0].params)):
-                break
-            chosen.append(self.queue.popleft())
-        self.waiting -= sum(len(r.inputs) for r in chosen)
-        return chosen
-
-
-def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two sets of parameters are equal, including the types of the values."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
-def compute(model: LoadedModel, requests: Sequence[Waiting]) -> list[list[dict[str, Any]] | Exception]:
-    """Return each request's rows, or its error. A request that fails does not affect the others in its batch."""
-    try:
-        inputs = [one for request in requests for one in request.inputs]
-        rows = model.predict(inputs, **requests[0].params).to_dict("records")
-    except Exception as error:
-        if len(requests) == 1:
-            return [error]
-        return [outcome for request in requests for outcome in compute(model, [request])]
-    outcomes: list[list[dict[str, Any]] | Exception] = []
-    for request in requests:
-        count = len(request.inputs)
-        outcomes.append(rows[:count])
-        rows = rows[count:]
-    return outcomes
-
-
-class ChampionFollower(threading.Thread):
-    """Thread that keeps `current`, a loaded model, at the version that an alias points at.
-
-    A new model replaces `current` in one assignment, after it has answered once. If a version is refused or the
-    registry does not answer, `current` stays, the reason is printed once, and `trouble` holds it.
-    """
-
-    def __init__(self, address: str, poll: float, say: Callable[[str], None]):
-        """Load the model at `address`; raises `ValueError` if that fails. `poll`: seconds between two checks of the
-        alias."""
-        super().__init__(daemon=True, name="model-follower")
-        self.address, self.poll, self.say = address, poll, say
-        self.leave, self.trouble = threading.Event(), ""
-        self.current = ready(exact(find(address)))
-
-    def run(self) -> None:
-        while not self.leave.wait(self.poll):
-            self.follow_alias()
-
-    def follow_alias(self) -> None:
-        """Load the version that the alias points at, if it is another one."""
-        try:
-            newest = exact(find(self.address))
-            if newest != self.current.address:
-                before, self.current = self.current.address, ready(newest)
-                self.say(f"{newest} answers now, instead of {before}")
-            self.trouble = ""
-        except Exception as error:  # whatever the error, the current model goes on answering
-            if str(error) != self.trouble:
-                self.say(f"{self.current.address} goes on answering: {error}")
-            self.trouble = str(error)
-
-
-def ready(address: str) -> LoadedModel:
-    """Return the model at an address, verified and warm: it has answered once."""
-    model = load(address)
-    model.predict(list(model.predictor.input_example))
-    return model
-
+from cluster.registry.followed import (
+    TEXTS,
+    AnswerLog,
+    Batcher,
+    Busy,
+    ChampionFollower,
+    Completion,
+    Writing,
+    identity,
+)
+from gpt2.tasks.base.kind import BASE
 
 TOKEN = "GPT2_SERVE_TOKEN"
 """Environment variable with the token that requests send as `Authorization: Bearer TOKEN`; needed beyond loopback."""
@@ -226,27 +100,93 @@ class Refused(Exception):
         self.status, self.reason = status, reason
 
 
-def identity(model: LoadedModel) -> dict[str, Any]:
-    """Return the model's name and version."""
-    name, _, version = model.address.removeprefix("models:/").partition("/")
-    return {"model": name, "version": int(version)}
+METRICS = "gpt2_serve_"
+
+
+class Measured:
+    """ASGI middleware that counts and times requests, in Prometheus' terms."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self.app, self.registry, self.paths = app, service.registry, {route.path for route in service.routes()}
+        self.requests = Counter(f"{METRICS}requests", "Requests.", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram(
+            f"{METRICS}request_seconds", "Time to the end of an answer.", ["path"], registry=self.registry
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        status, started = 499, time.perf_counter()  # as nginx counts clients that have left
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            self.requests.labels(path, status).inc()
+            self.seconds.labels(path).observe(time.perf_counter() - started)
+
+
+class State(Collector):
+    """The service's own figures, read when they are asked for."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def collect(self) -> Iterator[Metric]:
+        batcher, follower = self.service.batcher, self.service.follower
+        yield CounterMetricFamily(f"{METRICS}batches", "Batches computed.", batcher.batches)
+        yield GaugeMetricFamily(f"{METRICS}waiting_inputs", "Inputs in the queue.", batcher.waiting)
+        yield GaugeMetricFamily(f"{METRICS}texts", "Texts being written.", batcher.writing)
+        yield GaugeMetricFamily(f"{METRICS}trouble", "1 if a newer version is refused.", bool(follower.trouble))
+        lost = batcher.log.lost if batcher.log else 0
+        yield CounterMetricFamily(f"{METRICS}unlogged", "Answers that the log could not take.", lost)
+        version = GaugeMetricFamily(f"{METRICS}model_version", "Version of the model.", labels=["model"])
+        now = identity(follower.current)
+        version.add_metric([now["model"]], now["version"])
+        yield version
 
 
 class Service:
     """The HTTP endpoints of a followed model."""
 
-    def __init__(self, follower: ChampionFollower, max_inputs: int, max_bytes: int, token: str = ""):
+    def __init__(
+        self,
+        follower: ChampionFollower,
+        max_inputs: int,
+        max_bytes: int,
+        token: str = "",
+        log: AnswerLog | None = None,
+    ):
         self.follower, self.max_inputs, self.max_bytes, self.token = follower, max_inputs, max_bytes, token
-        self.batcher = Batcher(lambda: follower.current)
+        self.batcher = Batcher(lambda: follower.current, log=log)
+        self.registry = CollectorRegistry()
+        self.registry.register(State(self))
+
+    def routes(self) -> list[Route]:
+        """Return the routes; a path may end with a slash."""
+        posts, gets = {"/predict": self.predict}, {"/health": self.health, "/metrics": self.metrics}
+        if self.follower.current.task == BASE.name:
+            posts["/v1/completions"], gets["/v1/models"] = self.complete, self.models
+        gets |= {"/openapi.json": self.openapi, "/docs": self.docs}
+        both = ((posts, "POST"), (gets, "GET"))
+        return [
+            Route(path, endpoint, methods=[method])
+            for endpoints, method in both
+            for given, endpoint in endpoints.items()
+            for path in (given, f"{given}/")
+        ]
 
     def application(self, hosts: list[str]) -> Starlette:
         """Return the application. It refuses requests whose Host header is not in `hosts` (DNS rebinding)."""
         return Starlette(
-            routes=[
-                *(Route(path, self.health) for path in ("/health", "/health/")),
-                *(Route(path, self.predict, methods=["POST"]) for path in ("/predict", "/predict/")),
-            ],
-            middleware=[Middleware(KnownHost, hosts=hosts)],
+            routes=self.routes(),
+            middleware=[Middleware(Measured, service=self), Middleware(KnownHost, hosts=hosts)],
             exception_handlers={Refused: refusal},
             lifespan=self.lifespan,
         )
@@ -264,15 +204,70 @@ class Service:
         facts = {"status": "ok", **identity(self.follower.current), "waiting": self.batcher.waiting}
         return JSONResponse(facts | {"trouble": self.follower.trouble or None})
 
-    async def predict(self, request: Request) -> Response:
-        """Answer `{"inputs": [...], "params": {...}}` with the model's name, its version and one prediction per
-        input."""
+    def admit(self, request: Request) -> None:
+        """Raise `Refused` if a request has not the service's token, or sends what is not JSON."""
         if self.token:
             given = request.headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
                 raise Refused(401, "give the service's token: Authorization: Bearer TOKEN")
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.method == "POST" and kind != "application/json":
             raise Refused(415, "send JSON, with Content-Type: application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer with Prometheus' text."""
+        self.admit(request)
+        return Response(generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def openapi(self, request: Request) -> Response:
+        """Answer with the description of the endpoints, in OpenAPI's form."""
+        return JSONResponse(described(self.routes()))
+
+    async def docs(self, request: Request) -> Response:
+        """Answer with a page of the endpoints, whose script the browser fetches from the web."""
+        from fastapi.openapi.docs import get_swagger_ui_html
+
+        return get_swagger_ui_html(openapi_url="openapi.json", title="gpt2 serve")
+
+    async def models(self, request: Request) -> Response:
+        """Answer with the model's name, as clients of OpenAI's form ask for it."""
+        self.admit(request)
+        name = identity(self.follower.current)["model"]
+        return JSONResponse(
+            {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "gpt2"}]}
+        )
+
+    async def complete(self, request: Request) -> Response:
+        """Continue one or more prompts, whole or as server-sent events, as OpenAI's endpoint of completions does."""
+        self.admit(request)
+        content = await self.read(request)
+        try:
+            asked = Completion.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise Refused(400, f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}") from None
+        model = self.follower.current
+        if asked.model != (name := identity(model)["model"]):
+            raise Refused(404, f"model {asked.model!r:.100} is not served here; ask for {name!r}")
+        if (rows := asked.n * len(asked.prompts)) > TEXTS:
+            raise Refused(400, f"{rows} texts (prompts times n); ask for at most {TEXTS} at a time")
+        writing = Writing(model, asked, self.batcher)
+        try:
+            await writing.begin()
+            if not asked.stream:
+                return JSONResponse(await writing.whole())
+        except Busy:
+            raise Refused(503, "too many texts are being written; try again in a second") from None
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
+        return StreamingResponse(
+            writing.events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+
+    async def predict(self, request: Request) -> Response:
+        """Answer `{"inputs": [...], "params": {...}}` with the model's name, its version and one prediction per
+        input."""
+        self.admit(request)
         body, bad = self.parse(await self.read(request))
         try:
             model, rows = await self.batcher.predict(body.inputs, body.params)
@@ -326,6 +321,32 @@ class Service:
         return body, bad
 
 
+def described(routes: Sequence[Route]) -> dict[str, Any]:
+    """Return the OpenAPI description of the routes."""
+    bodies: dict[str, type[BaseModel]] = {"/predict": Body, "/v1/completions": Completion}
+    paths: dict[str, Any] = {}
+    for route in routes:
+        if route.path.endswith("/"):
+            continue
+        method = next(iter((route.methods or set()) - {"HEAD"})).lower()
+        paths[route.path] = {
+            method: {"summary": inspect.getdoc(route.endpoint), "responses": {"200": {"description": "The answer."}}}
+        }
+        if body := bodies.get(route.path):
+            schema = {"schema": body.model_json_schema()}
+            paths[route.path][method] |= {
+                "requestBody": {"required": True, "content": {"application/json": schema}},
+                "security": [{}, {"token": []}],
+            }
+    schemes = {"token": {"type": "http", "scheme": "bearer", "description": f"If {TOKEN} is set."}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "gpt2 serve", "version": importlib.metadata.version("gpt2-pipeline")},
+        "paths": paths,
+        "components": {"securitySchemes": schemes},
+    }
+
+
 BROKEN = "the text holds half of a surrogate pair, as a cut \\ud83d; send whole characters"
 
 
@@ -357,7 +378,12 @@ async def refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     headers = {"Retry-After": "1"} if error.status == 503 else {}
     headers |= {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-    return JSONResponse({"error": error.reason}, error.status, headers)
+    if request.url.path.startswith("/v1/"):  # OpenAI's form
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        answer: Any = {"message": error.reason, "type": kind, "param": None, "code": None}
+    else:
+        answer = error.reason
+    return JSONResponse({"error": answer}, error.status, headers)
 
 
 def loopback(host: str) -> bool:
@@ -375,6 +401,7 @@ def server(
     poll: float = 10.0,
     max_inputs: int = 256,
     max_bytes: int = 1 << 20,
+    log: Path | None = None,
 ) -> tuple[uvicorn.Server, socket.socket]:
     """Return a server with the model loaded, and its socket: `server.run(sockets=[socket])` answers requests.
 
@@ -393,7 +420,8 @@ def server(
     except (OSError, OverflowError) as error:
         raise ValueError(f"can't listen at {host}:{port} ({error}); give another --port") from None
     try:
-        service = Service(ChampionFollower(address, poll, say), max_inputs, max_bytes, token)
+        answers = AnswerLog(log, say) if log else None
+        service = Service(ChampionFollower(address, poll, say), max_inputs, max_bytes, token, answers)
     except BaseException:
         listener.close()
         raise
@@ -406,10 +434,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def serve(address: str, host: str, port: int, poll: float, max_inputs: int, max_bytes: int) -> None:
+def serve(address: str, host: str, port: int, poll: float, max_inputs: int, max_bytes: int, log: Path | None) -> None:
     """Serve a model until interrupted; requests under way are finished first."""
-    running, listener = server(address, host, port, poll, max_inputs, max_bytes)
+    running, listener = server(address, host, port, poll, max_inputs, max_bytes, log)
     where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    say(f"{address} at {where}: POST /predict, GET /health; Ctrl-C stops")
+    say(f"{address} at {where}: POST /predict, GET /health, /metrics, /docs; Ctrl-C stops")
     with contextlib.suppress(KeyboardInterrupt):
         running.run(sockets=[listener])

@@ -149,7 +149,7 @@ def make_plan(config: PipelineConfig) -> Plan:
     model = config.model_config_with_vocabulary()
     base = Key(
         "base",
-        {"model": model.identity(), "train": config.pretrain.identity()},
+        {"model": model.identity(), "train": config.pretrain.identity(), **config.cluster.changing()},
         {"tokens": tokens.id, "tokenizer": tokenizer.id},
         stage_code("train"),
     )
@@ -200,6 +200,7 @@ def task_keys(name: str, config: PipelineConfig, base: Key, tokenizer: Key, toke
     registered = registered_name(settings.register_as or name)
     examples = Key(f"{name}-examples", without(settings, *NOT_OF_EXAMPLES), read, task_code(name, "examples"))
     spec = {"train": settings.train.identity(), "adaptation": settings.adaptation.identity()}
+    spec |= config.cluster.changing()
     inputs = {"base": base.id, "examples": examples.id, "tokenizer": tokenizer.id}
     stages, teacher = ["train"], None
     if distil := getattr(settings, "distil", None):

@@ -47,8 +47,7 @@ from pydantic import SecretStr, TypeAdapter
 
 from cluster.home import prefect_login
 from cluster.services.databases import Profile, prefect_url
-from cluster.services.processes import Service, http_answers
-from cluster.services.servers import LOOPBACK
+from cluster.services.processes import LOOPBACK, Service, http_answers
 from flows.runs.events import EVENTS
 from flows.runs.services import SILENCE
 from gpt2.store.artifact import digest

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, flat, nested
 from cluster.engine.fragments import Fragments
 from cluster.engine.guard import Replicas, SkipStep
 from cluster.engine.muon import Exchange
@@ -44,7 +44,10 @@ def adds_up_bf16(train: TrainConfig, world_size: int) -> bool:
 
 
 def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int) -> dict[str, Any]:
-    """Return the configuration for `deepspeed.initialize`. Learning rates are set by our loop, step by step."""
+    """Return the configuration for `deepspeed.initialize`, the user's own keys included.
+
+    Learning rates are set by our loop, step by step.
+    """
     zero: dict[str, Any] = {"stage": cluster.zero_stage, "overlap_comm": cluster.use_gpu, "contiguous_gradients": True}
     if cluster.offload_optimizer:
         zero["offload_optimizer"] = {"device": CPU, "pin_memory": cluster.use_gpu}
@@ -54,7 +57,7 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int
         # Small parameters stay unsharded: gathering them costs more time than the memory is worth.
         zero["stage3_param_persistence_threshold"] = 10_000
     adds_up = adds_up_bf16(train, world_size)
-    return {
+    ours = {
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(train, world_size),
@@ -69,6 +72,7 @@ def deepspeed_config(train: TrainConfig, cluster: ClusterConfig, world_size: int
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    return nested({**dict(flat(ours)), **dict(flat(cluster.deepspeed))})
 
 
 def prepare_environment(use_gpu: bool, compile: bool) -> None:

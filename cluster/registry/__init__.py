@@ -1,6 +1,7 @@
 """MLflow model versions.
 
 download.py      verified download of a version
+followed.py      a model that is served: follows its alias, answers in batches, keeps a log
 lineage.py       from a base model back to its text
 local.py         a registry in a local file, read without importing MLflow
 promotion.py     champion, challenger and rollback, without locks

@@ -3,6 +3,5 @@
 databases.py  SQLite or PostgreSQL
 deploy/       image, Compose and Kubernetes files: what a team deploys
 doctor.py     whether this machine is fit, with remedies
-processes.py  services as processes: start, watch, stop
-servers.py    MLflow's server and a Ray head as services
+processes.py  services as processes: start, watch, stop; MLflow's server and a Ray head
 """

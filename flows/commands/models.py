@@ -215,10 +215,12 @@ def serve(
     poll: float = 10.0,
     max_inputs: int = 256,
     max_bytes: int = 1 << 20,
+    log: Path | None = None,
 ):
     """Serve a registered model over HTTP; a new champion takes over without a dropped request.
 
-    GET /health; POST /predict with {"inputs": [...], "params": {...}} answers {"model", "version", "predictions"}.
+    GET /health, /metrics, /docs; POST /predict with {"inputs": [...], "params": {...}} answers {"model", "version",
+    "predictions"}. A language model also has POST /v1/completions, as OpenAI's API has it.
 
     Example: gpt2 serve models:/gpt2-sentiment@champion --port 8000
 
@@ -229,10 +231,11 @@ def serve(
         poll: seconds between two checks of the alias.
         max_inputs: inputs in one request; more are refused.
         max_bytes: size of a request's body in bytes; more is refused.
+        log: a folder for the texts and their answers, which gpt2 monitor reads as posts.
     """
     from cluster.serving import serve as run
 
-    run(model_uri, host, port, poll, max_inputs, max_bytes)
+    run(model_uri, host, port, poll, max_inputs, max_bytes, log)
 
 
 def benchmark(

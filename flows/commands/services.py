@@ -31,8 +31,16 @@ from cluster.orphans import stop, unmarked
 from cluster.services import databases, processes
 from cluster.services.databases import Profile
 from cluster.services.doctor import answers
-from cluster.services.processes import Running, Service, ServiceFailed, http_answers, port_answers
-from cluster.services.servers import LOOPBACK, mlflow, ray
+from cluster.services.processes import (
+    LOOPBACK,
+    Running,
+    Service,
+    ServiceFailed,
+    http_answers,
+    mlflow,
+    port_answers,
+    ray,
+)
 from flows.commands.console import out
 from flows.server import server, worker
 

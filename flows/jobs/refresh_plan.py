@@ -140,6 +140,7 @@ class RefreshPlan:
                 "model": before.model.identity(),
                 "train": self.training(tokens).identity(),
                 "refresh": {"epochs": config.refresh.epochs},
+                **config.cluster.changing(),
             },
             {PARENT: before.base.id, "tokens": tokens.id, "tokenizer": tokenizer.id},
             stage_code("train"),

@@ -185,18 +185,24 @@ def pieces(
     stop: Sequence[str],
     samples: int,
     truncate: bool,
+    texts: list[Pieces] | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yield (row, new text) of all rows as it is written; the text is never empty."""
+    """Yield (row, new text) of all rows as it is written; the text is never empty.
+
+    `texts`, an empty list, gets the rows' `Pieces`, which count their tokens.
+    """
     tokenizer.check(model.config.vocab_size)
     if "" in stop:
         raise ValueError("a stop string is empty; leave it out")
     ids = [tokenizer.encode(prompt) or [tokenizer.end_of_text] for prompt in prompts]
     rows = [row for row in fitting(model, ids, max_tokens, truncate) for _ in range(samples)]
-    running, texts = [True] * len(rows), [Pieces(tokenizer, stop) for _ in rows]
+    texts = [] if texts is None else texts
+    running = [True] * len(rows)
+    texts += [Pieces(tokenizer, stop) for _ in rows]
     for tokens in steps(model, rows, max_tokens, settings or Sampling(), running):
         for i, token in enumerate(tokens):
             if running[i] and token == tokenizer.end_of_text:
-                running[i] = False
+                running[i], texts[i].ended = False, True
             elif running[i]:
                 if piece := texts[i].add(token):
                     yield i, piece
@@ -214,10 +220,14 @@ class Pieces:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
         """Text that may be the beginning of a stop string."""
-        self.stopped = False
+        self.stopped, self.ended = False, False
+        """Whether a stop string is complete, and whether end-of-text came."""
+        self.count = 0
+        """Number of tokens."""
 
     def add(self, token: int) -> str:
         """Return the text that is certain after one more token."""
+        self.count += 1
         return self._certain(self.decoder.decode(self.bytes[token]), last=False)
 
     def end(self) -> str:

@@ -72,8 +72,7 @@ class Writer(threading.Thread):
 def run():
     from cluster.home import MLFLOW_PASSWORD, USER, prefect_login, secret_file
     from cluster.services import databases
-    from cluster.services.processes import Running
-    from cluster.services.servers import mlflow
+    from cluster.services.processes import Running, mlflow
     from flows.server import server
     from tests.services import free_port
 

@@ -44,6 +44,10 @@ CASES = [
     ("cluster.num_workers=0", ["cluster.num_workers = 0"]),
     ("cluster.zero_stage=4", ["cluster.zero_stage = 4"]),
     ("cluster.offload_parameters=true", ["offload_parameters", "set zero_stage to 3"]),
+    ("cluster.deepspeed.zero_optimization.stage=3", ["deepspeed.zero_optimization.stage=3", "set cluster.zero_stage"]),
+    ("cluster.deepspeed.optimiser={type: Lion}", ["deepspeed.optimiser.type", "is no key that is passed on"]),
+    ("cluster.deepspeed=5", ["cluster.deepspeed = 5", "dictionary"]),
+    ("cluster.deepspeed.zero_optimization.reduce_bucket_size=5e7", None),
     ("gate.must_beat=[item-KNN]", ["'item-KNN': is not a baseline of any model", "did you mean 'item-kNN'"]),
     ("cluster.use_gpu=perhaps", ["cluster.use_gpu = 'perhaps'"]),
     ("cluster.max_failures=-1", ["max_failures"]),
@@ -125,6 +129,17 @@ def test_without_canaries_every_key_is_as_before():
     assert {"gpt2.data.canaries", "gpt2.tasks.base.exposure"} <= set(planted["base report"].code)
     assert keys("canaries.count=1", "canaries.seed=7")["tokens"].id != planted["tokens"].id
     assert keys("canaries.count=1", "canaries.repeats=[100, 10, 1]")["tokens"].id == planted["tokens"].id
+
+
+def test_deepspeeds_keys_count_in_an_id_where_they_change_the_model():
+    def trained(*changes):
+        plan = make_plan(resolve("smoke", None, changes))
+        return [plan.base.id, *(keys.model.id for keys in plan.tasks.values())]
+
+    plain = trained()
+    assert trained("cluster.deepspeed.zero_optimization.reduce_bucket_size=5e7") == plain
+    rounded = trained("cluster.deepspeed.communication_data_type=bf16")
+    assert not set(rounded) & set(plain)
 
 
 def test_uint16_must_hold_the_vocabulary():

@@ -98,5 +98,5 @@ def test_the_password_is_nowhere(up):
         assert PASSWORD.encode() not in file.read_bytes(), file
     for process in up.processes():
         assert PASSWORD not in " ".join(process.cmdline())
-    for process in up.processes("prefect worker", "cluster.services.servers", "ray::"):
+    for process in up.processes("prefect worker", "cluster.services.processes", "ray::"):
         assert PASSWORD not in str(process.environ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2.evaluation.unit_results import UnitResults
+    from gpt2.generation.generate import Pieces
 
 PROMPTS = ("This film", "The acting", "I would recommend", "In the beginning")
 DEFAULTS: dict[str, Any] = {
@@ -107,6 +108,18 @@ class GeneratorPredictor:
         from gpt2.generation.generate import stream
 
         return stream(self.model, self.tokenizer, prompt, **self._arguments(params))
+
+    def pieces(
+        self, prompts: Sequence[str], params: Mapping[str, Any], stop: Sequence[str], texts: list[Pieces]
+    ) -> Iterator[tuple[int, str]]:
+        """Yield (row, new text) of all continuations as they are written, each up to one of the texts `stop`.
+
+        Each prompt has `samples` rows, one after the other; `texts`, an empty list, gets their state.
+        """
+        from gpt2.generation.generate import pieces
+
+        given = {**self._arguments(params), "stop": stop, "samples": int({**self.params, **params}["samples"])}
+        return pieces(self.model, self.tokenizer, prompts, texts=texts, **given)
 
     def _arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `gpt2.generation.generate` for parameters of `predict`."""

@@ -15,13 +15,20 @@ import sys
 import threading
 import time
 
+import httpx
 import pytest
+from fastapi.openapi.models import OpenAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.registry.download import FOLDER, MANIFEST_TAG
+from cluster.registry.followed import AnswerLog, Batcher, Busy
 from cluster.registry.promotion import promote, rollback
-from cluster.serving import TOKEN, Batcher, Busy, server
+from cluster.serving import TOKEN, server
 from cluster.tracking.runs import client
 from gpt2.loading import load
+from gpt2.monitoring.config import MonitorConfig
+from gpt2.monitoring.posts import read_files
+from gpt2.store.artifact import Store
 from tests.cluster.small import TEXTS, model_folder, registered
 
 POLL = 0.05
@@ -41,8 +48,8 @@ def serving(name):
     """Starts servers in threads: `serving(**options)` gives a port."""
     running = []
 
-    def start(**options):
-        made, listener = server(f"models:/{name}@champion", port=0, **{"poll": POLL, **options})
+    def start(address=f"models:/{name}@champion", **options):
+        made, listener = server(address, port=0, **{"poll": POLL, **options})
         thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]})
         thread.start()
         running.append((made, thread))
@@ -220,6 +227,159 @@ def test_a_damaged_champion_does_not_take_over(name, serving, tmp_path):
         assert ask(connect(port), {"inputs": list(TEXTS)})[1]["version"] == 1
     finally:
         client().set_registered_model_alias(name, "champion", "1")
+
+
+def test_figures_are_told_in_prometheus_form(serving):
+    port = serving()
+    ask(connect(port), {"inputs": list(TEXTS)})
+    ask(connect(port), {"inputs": []})
+    connection = connect(port)
+    connection.request("GET", "/metrics")
+    response = connection.getresponse()
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    found = {
+        (sample.name.removeprefix("gpt2_serve_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.read().decode())
+        for sample in family.samples
+    }
+    assert found["requests_total", "/predict", "200"] == found["requests_total", "/predict", "422"] == 1
+    assert found["batches_total",] == found["model_version", "gpt2-served"] == 1
+    assert found["request_seconds_count", "/predict"] == 2 and found["waiting_inputs",] == 0
+
+
+def test_the_description_is_openapis_and_names_every_path(serving):
+    port = serving()
+    status, told = ask(connect(port), b"", "/openapi.json")
+    assert status == 200 and OpenAPI.model_validate(told).openapi == "3.1.0"
+    assert set(told["paths"]) == {"/predict", "/health", "/metrics", "/openapi.json", "/docs"}
+    body = told["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["inputs"]
+    assert httpx.get(f"http://127.0.0.1:{port}/docs").status_code == 200
+
+
+def test_a_monitor_reads_the_log_of_answers_as_posts(serving, tmp_path):
+    port = serving(log=tmp_path / "log")
+    rows = [ask(connect(port), {"inputs": [text]})[1]["predictions"][0] for text in (*TEXTS, TEXTS[0])]
+    ask(connect(port), {"inputs": [" "]})
+    [file] = (tmp_path / "log").iterdir()
+    assert file.stat().st_mode & 0o77 == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["answer"] for line in lines] == rows
+    assert all((line["model"], line["version"]) == ("gpt2-served", 1) for line in lines)
+    config = MonitorConfig(sources=[str(tmp_path / "log")], time_field="time", id_field="id")
+    posts, troubles, _ = read_files(Store(tmp_path / "store"), config, print)
+    assert sorted(posts["text"]) == sorted([*TEXTS, TEXTS[0]]) and not troubles
+
+
+def test_a_log_that_cant_be_written_stops_no_answer(name, tmp_path):
+    said, model = [], load(f"models:/{name}/1")
+    log = AnswerLog(tmp_path, said.append)
+    log.add(model, ["a"], [{"label": "x"}])
+    os.close(log.file)
+    log.file = os.open("/dev/full", os.O_WRONLY)
+    for _ in range(2):
+        log.add(model, ["b"], [{"label": "x"}])
+        log.file, log.day = os.open("/dev/full", os.O_WRONLY), log.day or time.strftime("%Y-%m-%d", time.gmtime())
+    assert len(said) == 1 and "No space left" in said[0] and log.lost == 2
+    [file] = tmp_path.glob("*.jsonl")
+    file.write_text(file.read_text() + '{"cut')
+    log.close()
+    log.add(model, ["c"], [{"label": "x"}])
+    first, cut, last = file.read_text().splitlines()
+    assert json.loads(first)["text"] == "a" and cut == '{"cut' and json.loads(last)["text"] == "c"
+    with pytest.raises(ValueError, match="give another folder"):
+        AnswerLog(file, print)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """A language model in the registry; its address."""
+    registered("gpt2-writer", tmp_path_factory.mktemp("writer"), "base")
+    return "models:/gpt2-writer/1"
+
+
+def events(response):
+    """The JSON of server-sent events; the last one must be [DONE]."""
+    *chunks, done = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert done == "[DONE]"
+    return [json.loads(chunk) for chunk in chunks]
+
+
+def test_completions_have_openais_form_whole_and_in_pieces(writer, serving, tmp_path):
+    port = serving(writer, log=tmp_path)
+    asked = {"model": "gpt2-writer", "prompt": ["My bag", "The crew"], "n": 2, "max_tokens": 12, "seed": 5}
+    wanted = load(writer).predict(asked["prompt"], samples=2, max_tokens=12, seed=5, temperature=1.0, top_k=0)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=60) as client:
+        assert [one["id"] for one in client.get("/models").json()["data"]] == ["gpt2-writer"]
+        whole = client.post("/completions", json=asked).json()
+        assert whole["object"] == "text_completion" and whole["model"] == "gpt2-writer"
+        assert [choice["text"] for choice in whole["choices"]] == list(wanted["text"])
+        assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
+        assert whole["usage"]["completion_tokens"] <= 48
+        reasons = {choice["finish_reason"] for choice in whole["choices"]}
+        assert reasons <= {"length", "stop"} and (whole["usage"]["completion_tokens"] == 48) == (reasons == {"length"})
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        with client.stream("POST", "/completions", json={**asked, **stream}) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            *chunks, last = events(response)
+        assert last["usage"] == whole["usage"] and len(chunks) > 8
+        texts = [""] * 4
+        for chunk in chunks:
+            [choice] = chunk["choices"]
+            texts[choice["index"]] += choice["text"]
+        assert texts == list(wanted["text"])
+        ends = [c["choices"][0]["finish_reason"] for c in chunks if c["choices"][0]["finish_reason"]]
+        assert ends == [choice["finish_reason"] for choice in whole["choices"]]
+        stop = whole["choices"][0]["text"][3:5]
+        cut = client.post("/completions", json={**asked, "stop": ["never so", stop]}).json()["choices"][0]
+        assert cut["text"] == texts[0][: texts[0].index(stop)] and cut["finish_reason"] == "stop"
+        assert client.post("/completions", json={"model": "gpt2-writer"}).status_code == 200
+    several = ask(connect(port), {"inputs": ["My"], "params": {"samples": 3, "max_tokens": 4}})[1]["predictions"]
+    assert [row["prompt"] for row in several] == ["My"] * 3
+    [file] = tmp_path.iterdir()
+    logged = [json.loads(line) for line in file.read_text().splitlines()][:8]
+    assert [(line["text"], line["answer"]["text"]) for line in logged[:4]] == [
+        (prompt, text) for prompt, text in zip(wanted["prompt"], wanted["text"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({"model": "gpt-5"}, 404, "'gpt-5' is not served here; ask for 'gpt2-writer'"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"prompt": "a " * 300}, 400, "shorten the prompt"),
+        ({"prompt": "a " * 300, "stream": True}, 400, "shorten the prompt"),
+        ({"n": 65}, 400, "at most 64"),
+        ({"logprobs": 3}, 400, "logprobs"),
+        ({"stop": [""]}, 400, "stop string is empty"),
+        ({"temperature": -1}, 400, "temperature"),
+    ],
+)
+def test_what_a_completion_cant_have_is_refused_in_openais_form(writer, completing, change, status, reason):
+    asked = {"model": "gpt2-writer", "prompt": "My bag", "max_tokens": 4}
+    response = httpx.post(f"{completing}/v1/completions", json={**asked, **change}, timeout=60)
+    assert response.status_code == status and reason in response.json()["error"]["message"]
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.fixture
+def completing(writer, serving):
+    return f"http://127.0.0.1:{serving(writer)}"
+
+
+def test_others_are_answered_while_a_text_is_written_and_one_who_leaves_frees_his_place(writer, completing):
+    long = {"model": "gpt2-writer", "prompt": ["a"] * 8, "n": 8, "max_tokens": 50, "stream": True}
+    with httpx.stream("POST", f"{completing}/v1/completions", json=long, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        busy = httpx.post(f"{completing}/v1/completions", json={"model": "gpt2-writer"}, timeout=60)
+        assert busy.status_code in (200, 503)  # 503 unless all was written meanwhile
+    deadline = time.monotonic() + 30
+    while "gpt2_serve_texts 0.0" not in httpx.get(f"{completing}/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert httpx.post(f"{completing}/v1/completions", json={"model": "gpt2-writer"}, timeout=60).status_code == 200
 
 
 class Slow:
