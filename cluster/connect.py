@@ -87,7 +87,7 @@ class Keeper(threading.Thread):
         self.leave.wait()
         ray.shutdown()
         if self.guard is not None:
-            self.guard.end()
+            self.guard.release()
 
 
 _keeper: Keeper | None = None

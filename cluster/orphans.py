@@ -1,6 +1,6 @@
 """No orphans: what a process starts ends with it, however it ends, SIGKILL included.
 
-Such processes have a mark in their environment, and hand it on to all that they start. So all of them can be found,
+Such processes have marks in their environment, and hand them on to all that they start. So all of them can be found,
 also when their parent was killed, and no others. `python -m cluster.orphans ID SESSION` stops them.
 """
 
@@ -23,7 +23,7 @@ import psutil
 from cluster.home import home, last_state, services
 
 MARK = "GPT2_STARTED_BY"
-"""The environment variable that holds the mark."""
+"""The environment variable that holds the marks, with commas between them."""
 
 
 class Guard:
@@ -35,8 +35,8 @@ class Guard:
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         stop = [sys.executable, "-P", "-m", "cluster.orphans", self.id]
         self.process = subprocess.Popen(
-            ["sh", "-c", 'read session; exec "$@" "$session"', "gpt2", *stop],
-            stdin=subprocess.PIPE,  # no line is ever written to it: its end is ours
+            ["sh", "-c", 'read session || exec "$@" "$session"', "gpt2", *stop],
+            stdin=subprocess.PIPE,  # its end is ours; a whole line releases the guard
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -51,9 +51,10 @@ class Guard:
         self.process.stdin.write(session.encode())
         self.process.stdin.flush()
 
-    def end(self) -> None:
-        """Stop now what was guarded, without waiting for it."""
+    def release(self) -> None:
+        """Stop nothing any more. What another thread started meanwhile may have the mark, too."""
         assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
         self.process.stdin.close()
 
     def keep(self) -> None:
@@ -70,7 +71,7 @@ def unmarked(environment: Mapping[str, str]) -> dict[str, str]:
 def ending_with_this_process() -> Iterator[Guard]:
     """Guard all that is started in the block; yield the guard, which the caller must keep."""
     guard, before = Guard(), os.environ.get(MARK)
-    os.environ[MARK] = guard.id
+    os.environ[MARK] = ",".join(filter(None, (before, guard.id)))
     try:
         yield guard
     finally:
@@ -79,12 +80,17 @@ def ending_with_this_process() -> Iterator[Guard]:
             os.environ[MARK] = before
 
 
+def marks(process: psutil.Process) -> list[str]:
+    """Return the marks of a process. Raises `psutil.Error` if it is gone."""
+    return process.environ().get(MARK, "").split(",")
+
+
 def marked(id: str, words: Iterable[str] = ()) -> list[psutil.Process]:
     """Return the processes with the mark; with words, only those that have one of them in the command line."""
     words, matching = tuple(words), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) != id or process.status() == psutil.STATUS_ZOMBIE:
+            if id not in marks(process) or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             if not words or any(word in " ".join(process.cmdline()) for word in words):
                 matching.append(process)
@@ -111,7 +117,7 @@ def stop(state: Mapping[str, Any]) -> int:
     for service in reversed(state.get("services", [])):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(service["pid"])
-            if process.environ().get(MARK) == state["id"]:
+            if state["id"] in marks(process):
                 count += ask_to_stop([process], 15)
     count += ask_to_stop(marked(state["id"]), 5)
     forget(state["id"])

@@ -64,8 +64,11 @@ checkpoints.command(verify_checkpoints, name="verify")
 checkpoints.command(export_checkpoint, name="export")
 
 
+FLOORS = ("gpt2", "cluster", "flows")
+
+
 def main() -> None:
-    """Run the command. A `ValueError` ends it with exit code 2 and one line, without a traceback."""
+    """Run the command. A `ValueError` ends it with exit code 2 and one line, any other error of ours with 1 and one."""
     configure()
     os.environ["PYTHONSAFEPATH"] = "1"  # what we start finds our modules, not those of the folder that one stands in
     # Exit through Python's clean-up, so that a training can save first (`cluster.training.stopping`).
@@ -75,9 +78,19 @@ def main() -> None:
             guard.keep()
             app()
     except ValueError as error:
-        err.print("[red]refused:[/]", end=" ")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        tell("refused", error)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] not in FLOORS:
+            raise
+        tell("failed", error)
+        sys.exit(1)
+
+
+def tell(what: str, error: Exception) -> None:
+    """Print an error that has its cause and remedy in its message."""
+    err.print(f"[red]{what}:[/]", end=" ")
+    err.print(str(error), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ The surge rule. A window with k negative of n posts is compared with the topic's
 them, without the one just before, so that the beginning of a surge does not excuse its going on. They give a share, its
 uncertainty, and its variation from window to window beyond chance (the intraclass correlation of a beta-binomial, by
 moments, one standard error to the careful side). Under the beta-binomial that follows, the probability of k or more is
-the window's p-value. The same is computed for the window together with the one before it. The window surges if the
-smaller of both is below `false_alarms / (2 x windows in a year)` and the share is at least `min_ratio` times the
-history's. A window with fewer than `min_posts` posts is not judged, nor one with fewer than `min_history` earlier
-windows that have posts. Windows that surge in a row are one alert.
+the window's p-value. The same is computed for the window together with the one before it.
 
 The window surges if the smaller p-value is below `false_alarms / (2 x windows in a year)`. Its share must also be at
 least `min_ratio` times that of the history. A window is not judged if it has fewer than `min_posts` posts, or fewer

@@ -56,16 +56,18 @@ def test_what_was_started_ends_with_its_process(way):
                 left.kill()
 
 
-def test_a_guard_that_is_no_longer_needed_cleans_up_and_stops_nothing_else():
-    mine, other = Guard(), Guard()
+def test_a_released_guard_stops_nothing_and_one_that_is_gone_stops_its_own_alone():
+    mine, other, released = Guard(), Guard(), Guard()
+    released.release()
     sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
-    started = [subprocess.Popen(sleep, env={**os.environ, MARK: guard.id}) for guard in (mine, other)]
+    started = [subprocess.Popen(sleep, env={**os.environ, MARK: guard.id}) for guard in (mine, other, released)]
     try:
         until(lambda: marked(mine.id) and marked(other.id))
         assert [p.pid for p in marked(mine.id)] == [started[0].pid]
-        mine.end()
+        assert released.process.wait(30) == 0
+        mine.process.stdin.close()  # as when it is no longer referred to
         mine.process.wait(30)
-        assert started[0].poll() is not None and started[1].poll() is None
+        assert [process.poll() is None for process in started] == [False, True, True]
     finally:
         for process in started:
             process.kill()

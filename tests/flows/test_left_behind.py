@@ -15,7 +15,7 @@ from tests.cluster.small import model_folder
 from tests.flows.running import Up, free_ports
 from tests.flows.test_pipeline import Home
 
-KILLS, GONE, LONGEST = 30, 30, 40
+KILLS, GONE, LONGEST = 3, 30, 40  # with KILLS=30 in the environment a drill of hours
 DRILL = "DRILL"  # in the environment of a command, and so of all that it starts
 
 ENDLESS = ("--set", "pretrain.steps=100000", "--set", "pretrain.epochs=10000")

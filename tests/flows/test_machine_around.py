@@ -67,3 +67,22 @@ def test_a_run_in_a_folder_with_our_names(tmp_path, small_changes):
     folder, items = shadow(tmp_path / "mine"), [w for change in small_changes for w in ("--set", change)]
     call(*GPT2, "run", "pretrain", "--preset", "smoke", *items, folder=folder, code=0)
     assert list(folder.glob("home/store/base/*/manifest.json"))
+
+
+FAILING = """
+from cluster.training.launch import TrainingFailed
+from flows.cli import app, main
+@app.command
+def fail(ours: bool):
+    raise TrainingFailed("training 'base' failed: [its reason]") if ours else RuntimeError("a fault")
+main()
+"""
+
+
+def test_an_error_of_ours_is_one_line_and_a_fault_shows_where_it_is():
+    failed, fault = (
+        subprocess.run([sys.executable, "-c", FAILING, "fail", given], capture_output=True, text=True, check=False)
+        for given in ("True", "False")
+    )
+    assert (failed.returncode, failed.stderr) == (1, "failed: training 'base' failed: [its reason]\n")
+    assert fault.returncode == 1 and "Traceback" in fault.stderr and "a fault" in fault.stderr

@@ -1,7 +1,5 @@
 """Training on a real Ray with a real DeepSpeed engine: equal to plain PyTorch, and going on after a kill."""
 
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -124,10 +122,10 @@ def test_killed_worker_resumes_bitwise(inputs, tmp_path):
         while not killed:
             steps = [r["step"] for r in read_journal(tmp_path / "broken" / "journal.jsonl")]
             if steps and max(steps) >= 5:
-                for process in psutil.process_iter(["name", "cmdline"]):
-                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                for process in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
                         environment.update(process.environ())
-                        os.kill(process.pid, signal.SIGKILL)
+                        process.kill()
                         killed.append(process.pid)
                         return
             time.sleep(0.02)
