@@ -37,6 +37,7 @@ for command in (
     models.card,
     models.verdict,
     models.push,
+    models.copy,
     models.reproduce,
     models.serve,
 ):

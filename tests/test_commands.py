@@ -25,7 +25,7 @@ JOBS = {"run", "train-classifier", "train-recommender", "search"}  # have --dry-
 PAGES = {"monitor", "recommend"}
 ALONE = {"models", "doctor", "checkpoints", "status", "down"}  # the others need more words
 STAY = {"up", "down", "status", "automations", "serve"}
-READERS = {"models", "card", "predict", "generate", "benchmark", "checkpoints", "promote", "rollback", "doctor"}
+READERS = {"models", "card", "predict", "generate", "benchmark", "checkpoints", "promote", "rollback", "copy", "doctor"}
 
 
 def write_files(folder: Path) -> None:
@@ -105,7 +105,7 @@ def gpt2(folder: Path, words: list[str]) -> str:
 
 def put(words: list[str], folder: Path) -> list[str]:
     """The words, with the places that only the documents have put into the folder."""
-    places = {"/data/": f"{folder}/", "s3://bucket/": f"{folder}/"}
+    places = {"/data/": f"{folder}/", "s3://bucket/": f"{folder}/", "https://mlflow.example.org": f"{folder}/elsewhere"}
     for place, here in places.items():
         words = [word.replace(place, here) for word in words]
     return words

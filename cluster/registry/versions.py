@@ -24,11 +24,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
-from cluster.registry.download import ABSENT, find, inspect, scratch_folder, take
+from cluster.registry.download import ABSENT, expected_files, find, inspect, scratch_folder, source, take
 from cluster.registry.local import ADDRESS, MANIFEST_TAG, Version, verdict_of
 from cluster.tracking.runs import Run, client, experiment_id
 from gpt2.store.artifact import Artifact
-from gpt2.store.model_files import RefusedModel, manifest
+from gpt2.store.model_files import Manifest, RefusedModel, manifest
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ARTIFACT_TAG = "gpt2.artifact"
@@ -52,6 +52,17 @@ def by_artifact(name: str, artifact_id: str) -> ModelVersion | None:
     matching = client().search_model_versions(f"name = '{name}' and tags.`{ARTIFACT_TAG}` = '{artifact_id}'")
     matching = [v for v in matching if MANIFEST_TAG in v.tags]
     return max(matching, key=lambda v: int(v.version)) if matching else None
+
+
+def by_files(name: str, files: Manifest) -> ModelVersion | None:
+    """Return the latest version with exactly these files, which are read and verified; None if there is none."""
+    known = client().search_model_versions(f"name = '{name}'")
+    for version in sorted(known, key=lambda v: -int(v.version)):
+        with contextlib.suppress(RefusedModel), scratch_folder() as scratch:
+            if expected_files(version) == files:
+                take(source(version), files, scratch / "read back")
+                return version
+    return None
 
 
 def judged(version: ModelVersion) -> bool:
@@ -99,6 +110,20 @@ def register(
     """
     if existing := by_artifact(name, model.id):
         return existing
+    return add(name, model, run, tags, input_example, params, output_example, texts)
+
+
+def add(
+    name: str,
+    model: Artifact,
+    run: Run,
+    tags: Mapping[str, str],
+    input_example: Any,
+    params: Mapping[str, Any],
+    output_example: Any,
+    texts: Mapping[str, str] | None = None,
+) -> ModelVersion:
+    """Register the artifact as a new version of `name`; return the version."""
     import gpt2
 
     requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in REQUIREMENTS]

@@ -82,6 +82,11 @@ def call_with_retries(call: Callable[..., Any], *arguments: Any, **named: Any) -
             return result
 
 
+def forget() -> None:
+    """Treat the server as one that has never answered: another address is asked from now on."""
+    _answered.clear()
+
+
 def unanswered(error: BaseException) -> bool:
     """Return whether an error means that no server answered, or that it is unavailable for now (502, 503, 504)."""
     status = getattr(getattr(error, "response", None), "status_code", None)

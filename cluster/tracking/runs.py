@@ -13,7 +13,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +25,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from cluster.home import home, tracking_uri
+from cluster.home import tracking_uri
 from cluster.process_env import environment
-from cluster.tracking.retry import FAILURES, RetryingClient, unanswered
+from cluster.tracking.retry import FAILURES, RetryingClient, forget, unanswered
 
 RECORDS = 100
 """Most records sent in one request."""
@@ -94,12 +95,50 @@ BATCH = 100  # parameters and tags in one request, MLflow's limit
 METRICS = 1000  # metrics in one, also MLflow's
 
 
+SQLITE = "sqlite:///"
+ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+
+
+def database(uri: str) -> Path:
+    """Return the path of the file behind a `sqlite:///` address."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve()
+
+
+@contextmanager
+def connected_to(uri: str) -> Iterator[None]:
+    """Let all of this process use the MLflow at `uri` for runs and versions, until the block ends.
+
+    Raises `ValueError` if no MLflow answers there.
+    """
+    before = {name: os.environ.pop(name, None) for name in ADDRESSES}
+    os.environ[ADDRESSES[0]] = uri
+    try:
+        _forget_client()
+        try:
+            client().search_experiments(max_results=1)
+        except MlflowException as error:
+            raise ValueError(f"{uri}: is no MLflow that can be used: {error.message:.300}") from None
+        yield
+    finally:
+        for name in ADDRESSES:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+        _forget_client()
+        client()  # MLflow itself has its addresses back
+
+
+def _forget_client() -> None:
+    client.cache_clear()
+    experiment_id.cache_clear()
+    forget()
+
+
 @cache
 def client() -> MlflowClient:
     """Return a client of the tracking server and registry, which retries while the server does not answer."""
     uri = tracking_uri()
-    if uri.startswith("sqlite:"):
-        (home() / "mlflow").mkdir(exist_ok=True)
+    if uri.startswith(SQLITE):
+        database(uri).parent.mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     if not uri.startswith("http"):
@@ -110,7 +149,8 @@ def client() -> MlflowClient:
 
 @cache
 def experiment_id() -> str:
-    """Return the id of our experiment, made on first use. Its artifacts lie in the home, unless a server keeps them.
+    """Return the id of our experiment, made on first use. Its artifacts lie beside the database, unless a server keeps
+    them.
 
     Raises `ValueError` if it was deleted in MLflow, which keeps its name.
     """
@@ -122,8 +162,8 @@ def experiment_id() -> str:
                 f"MLFLOW_TRACKING_URI={tracking_uri()} mlflow experiments restore -x {experiment.experiment_id}"
             )
         return experiment.experiment_id
-    local = tracking_uri().startswith("sqlite:")
-    location = (home() / "mlflow" / "artifacts").as_uri() if local else None
+    local = tracking_uri().startswith(SQLITE)
+    location = (database(tracking_uri()).parent / "artifacts").as_uri() if local else None
     try:
         return client().create_experiment(EXPERIMENT, artifact_location=location)
     except MlflowException:  # another process was faster

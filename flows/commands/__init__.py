@@ -2,7 +2,7 @@
 
 console.py    consoles, shared options, reaching Prefect
 machine.py    `gpt2 checkpoints`, `automations`, `doctor`, `clean`
-models.py     `gpt2 models`, `promote`, `rollback`, `card`, `verdict`, `reproduce`, `serve`, `benchmark`
+models.py     `gpt2 models`, `promote`, `rollback`, `card`, `verdict`, `copy`, `reproduce`, `serve`, `benchmark`
 own_data.py   `gpt2 import`, `train-classifier`, `train-recommender`
 run.py        `gpt2 run`, `gpt2 run refresh`, `gpt2 search`
 scheduled.py  `gpt2 monitor`, `recommend`

@@ -1,4 +1,4 @@
-"""Commands on registered models: list, promote, roll back, describe, reproduce, serve, benchmark."""
+"""Commands on registered models: list, promote, roll back, describe, push, copy, reproduce, serve, benchmark."""
 
 from __future__ import annotations
 
@@ -187,6 +187,26 @@ def push(model_uri: str, repository: str, *, private: Annotated[bool, Parameter(
     text = card.read_text("utf-8") if card.exists() else f"# {version.name} {version.version}\n"
     url = huggingface.upload(folder, repository, text, private, **about)
     out.print(f"{download.exact(version)} is at {url}", highlight=False)
+
+
+def copy(model_uri: str, *, to: str):
+    """Copy a registered model to another registry, with its verdict, card, lineage and evidence.
+
+    What arrives is read back and verified before the version is made. Then the alias of the address moves there. Files
+    that are there already make no second version.
+
+    Example: gpt2 copy models:/gpt2-sentiment@champion --to https://mlflow.example.org
+
+    Args:
+        model_uri: models:/NAME@ALIAS, or models:/NAME/VERSION, which moves no alias.
+        to: an MLflow server, sqlite:///FILE, or the folder of another home (GPT2_HOME).
+    """
+    from cluster.registry import download, promotion
+
+    version, new = promotion.copy(model_uri, to)
+    aliases = "".join(f", @{alias}" for alias in sorted(version.aliases))
+    done = "is" if new else "was there already, as"
+    out.print(f"{model_uri} {done} {download.exact(version)} of {promotion.public(to)}{aliases}", soft_wrap=True)
 
 
 def reproduce(model_uri: str, *, folder: Path | None = None):
