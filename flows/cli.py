@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 
 from cyclopts import App
 
@@ -71,8 +72,7 @@ def main() -> None:
     """Run the command. A `ValueError` ends it with exit code 2 and one line, any other error of ours with 1 and one."""
     configure()
     os.environ["PYTHONSAFEPATH"] = "1"  # what we start finds our modules, not those of the folder that one stands in
-    # Exit through Python's clean-up, so that a training can save first (`cluster.training.stopping`).
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, leave)  # a training has a handler of its own (`cluster.training.stopping`)
     try:
         with ending_with_this_process() as guard:
             guard.keep()
@@ -85,6 +85,18 @@ def main() -> None:
             raise
         tell("failed", error)
         sys.exit(1)
+
+
+LEAVING_SECONDS = 25
+"""Most seconds from a SIGTERM to the end of the process: Prefect would ask a server that is gone for minutes."""
+
+
+def leave(number: int, frame: object) -> None:
+    """Exit through Python's clean-up, and be killed if that takes too long."""
+    killing = threading.Timer(LEAVING_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
+    killing.daemon = True
+    killing.start()
+    sys.exit(128 + number)
 
 
 def tell(what: str, error: Exception) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 
 from prefect.client.orchestration import get_client
 from prefect.events.clients import PrefectEventsClient
@@ -50,10 +51,14 @@ def keep_events() -> None:
 def start(config: PipelineConfig) -> None:
     """Start Prefect's temporary server (unless one is named), Ray, MLflow's tables and the download of samples.
 
-    Raises `ValueError` for a named server that does not answer. Waits for Prefect only. Imports are done one after the
+    Raises `ValueError` for a named server that does not answer, and where the first sample can't be had, before it
+    starts anything. Waits for Prefect only. Imports are done one after the
     other, because concurrent imports may see partially initialised modules.
     """
     require_servers()
+    wanted = wanted_samples(config)
+    if wanted:
+        fetch(wanted[0], samples())
     from prefect.client.orchestration import get_client
 
     def reach_prefect() -> None:
@@ -63,7 +68,7 @@ def start(config: PipelineConfig) -> None:
     prefect = threading.Thread(target=reach_prefect)
     prefect.start()
 
-    threading.Thread(target=fetch_samples, args=(config,), daemon=True).start()
+    threading.Thread(target=fetch_others, args=(wanted[1:],), daemon=True).start()
 
     from cluster.connect import connect_early
 
@@ -76,10 +81,14 @@ def start(config: PipelineConfig) -> None:
     prefect.join()
 
 
-def fetch_samples(config: PipelineConfig) -> None:
-    """Fetch the samples that a run will need. Errors are raised later, where a sample is used."""
+def wanted_samples(config: PipelineConfig) -> list[str]:
+    """Return the names of the samples that a run will need."""
     sources = [*config.corpus.sources, *(t.source for t in config.task_settings().values())]
-    for source in sources:
-        if source.startswith(PREFIX):
-            with contextlib.suppress(SampleUnavailable, ValueError):
-                fetch(source.removeprefix(PREFIX), samples())
+    return [source.removeprefix(PREFIX) for source in sources if source.startswith(PREFIX)]
+
+
+def fetch_others(names: Sequence[str]) -> None:
+    """Fetch samples. Errors are raised later, where a sample is used."""
+    for name in names:
+        with contextlib.suppress(SampleUnavailable, ValueError):
+            fetch(name, samples())

