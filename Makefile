@@ -30,7 +30,7 @@ demo-monitor: $(STAMP)  ## After `make run`: the sample posts replayed, with a p
 up: $(STAMP)  ## Start Prefect with its UI, MLflow and Ray on this machine, until Ctrl-C.
 	@$(GPT2) up
 
-test: $(STAMP)  ## Run the tests (at most 15 minutes on 2 cores).
+test: $(STAMP)  ## Run the tests (15 to 30 minutes on 2 cores).
 	@$(BIN)/python -m pytest -m "not slow and not chaos"
 
 test-slow: $(STAMP)  ## Run the tests that take minutes each.
